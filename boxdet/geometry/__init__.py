@@ -1,0 +1,1 @@
+"""Boxes, masks and keypoints as numbers: torch, torchvision.ops and numpy, nothing of ours."""

@@ -1,0 +1,144 @@
+"""Keypoints: heatmaps, flips, similarity.
+
+The half-pixel rule, stated here and nowhere else: joints are continuous coordinates, in which pixel i of an image or
+of a heatmap covers [i, i + 1) and has its centre at i + 0.5. A joint at x lies in the heatmap cell
+floor((x - x0) * W / w) of a box [x0, x0 + w); a cell c stands for the place x0 + (c + 0.5) * w / W (Heckbert 1990;
+Detectron). Annotation files such as COCO's count pixels, so ``pixels_to_joints`` adds 0.5 on reading and
+``joints_to_pixels`` takes it off on writing.
+
+Letters: R rois, N results, G ground-truth objects, J joints, H, W height and width of heatmaps.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+HALF_PIXEL = 0.5
+
+
+def pixels_to_joints(keypoints: torch.Tensor) -> torch.Tensor:
+    """Pixel indices (..., 2 or 3) as x, y and what else, to continuous coordinates of the pixels' centres."""
+    return torch.cat([keypoints[..., :2] + HALF_PIXEL, keypoints[..., 2:]], dim=-1)
+
+
+def joints_to_pixels(keypoints: torch.Tensor) -> torch.Tensor:
+    """The reverse of ``pixels_to_joints``."""
+    return torch.cat([keypoints[..., :2] - HALF_PIXEL, keypoints[..., 2:]], dim=-1)
+
+
+def encode_heatmaps(keypoints: torch.Tensor, boxes: torch.Tensor,
+                    heatmap_hw: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heatmap cell of each joint, for a cross entropy over the cells.
+
+    Args:
+        keypoints: (R, J, 3) x, y, visibility (0 for not labelled).
+        boxes: (R, 4). heatmap_hw: H and W, or both in one number.
+
+    Returns:
+        cells: (R, J) int64 in [0, H * W), row by row; 0 where not valid.
+        valid: (R, J) bool: labelled, and inside the box; a joint on its right or lower edge counts as inside.
+    """
+    height, width = (heatmap_hw, heatmap_hw) if isinstance(heatmap_hw, int) else heatmap_hw
+    x, x_inside = _cell(keypoints[..., 0], boxes[:, 0:1], boxes[:, 2:3], width)
+    y, y_inside = _cell(keypoints[..., 1], boxes[:, 1:2], boxes[:, 3:4], height)
+    valid = x_inside & y_inside & (keypoints[..., 2] > 0)
+    return torch.where(valid, y * width + x, 0), valid
+
+
+def _cell(place: torch.Tensor, start: torch.Tensor, end: torch.Tensor,
+          count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells (R, J) of places (R, J) on axes of ``count`` cells from start to end (R, 1), and whether they exist."""
+    cell = ((place - start) * (count / (end - start))).floor()
+    cell = torch.where(place == end, count - 1, cell)
+    inside = (cell >= 0) & (cell < count)                                                # False for NaN too
+    return torch.where(inside, cell, 0).long(), inside
+
+
+def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The place of each joint: the highest point of its heatmap enlarged (bicubic) to the box's size in pixels.
+
+    Equal to Detectron and torchvision, which enlarge the rois one by one; here those of equal size go together, and
+    the sizes reach the host in one copy.
+
+    Args:
+        heatmaps: (R, J, H, W) logits. boxes: (R, 4).
+
+    Returns:
+        joints: (R, J, 2) x and y. scores: (R, J) the logit there.
+    """
+    num_rois, num_joints = heatmaps.shape[:2]
+    heatmaps, boxes = heatmaps.detach().float(), boxes.detach().float()
+    size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)  # (R, 2) width, height
+    pixels = size.ceil()
+    joints = boxes.new_zeros(num_rois, num_joints, 2)
+    scores = boxes.new_zeros(num_rois, num_joints)
+    members = defaultdict(list)
+    for i, (width, height) in enumerate(pixels.long().tolist()):
+        members[height, width].append(i)
+    for (height, width), index in members.items():
+        enlarged = F.interpolate(heatmaps[index], size=(height, width), mode='bicubic', align_corners=False)
+        scores[index], place = enlarged.flatten(2).max(dim=-1)                           # (r, J)
+        row = torch.div(place, width, rounding_mode='floor')
+        cell = torch.stack([place - row * width, row], dim=-1)                           # (r, J, 2)
+        joints[index] = (cell + HALF_PIXEL) * (size[index] / pixels[index])[:, None] + boxes[index, None, :2]
+    return joints, scores
+
+
+def flip_keypoints(keypoints: torch.Tensor, width: float, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Mirror joints (..., J, 2 or 3) with their image of ``width`` pixels; left and right ones change places."""
+    swapped = keypoints[..., flip_order(keypoints.shape[-2], flip_pairs), :]
+    return torch.cat([width - swapped[..., :1], swapped[..., 1:]], dim=-1)
+
+
+def flip_heatmaps(heatmaps: torch.Tensor, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Mirror heatmaps (..., J, H, W) as ``flip_keypoints`` mirrors joints."""
+    return heatmaps[..., flip_order(heatmaps.shape[-3], flip_pairs), :, :].flip(-1)
+
+
+def flip_order(num_joints: int, flip_pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Which joint stands in each of the J places after a flip.
+
+    Raises:
+        ValueError: a pair names a joint that does not exist, or one that another pair has.
+
+    >>> flip_order(5, [(1, 2), (3, 4)])
+    [0, 2, 1, 4, 3]
+    """
+    named = [joint for pair in flip_pairs for joint in pair]
+    if len(set(named)) != len(named) or not all(0 <= joint < num_joints for joint in named):
+        raise ValueError(f'flip pairs {list(flip_pairs)} do not pair {num_joints} joints')
+    order = list(range(num_joints))
+    for left, right in flip_pairs:
+        order[left], order[right] = right, left
+    return order
+
+
+def object_keypoint_similarity(keypoints: torch.Tensor, gt_keypoints: torch.Tensor, gt_areas: torch.Tensor,
+                               sigmas: Sequence[float] | torch.Tensor,
+                               gt_boxes: torch.Tensor | None = None) -> torch.Tensor:
+    """OKS (N, G) of COCO's keypoint evaluation, in [0, 1].
+
+    Args:
+        keypoints: (N, J, 2 or 3). gt_keypoints: (G, J, 3) x, y, visibility.
+        gt_areas: (G,) areas of the objects. sigmas: (J,) spread of each joint.
+        gt_boxes: (G, 4); an object without labelled joints is compared by how far the joints lie outside of its box
+            doubled about its centre. Without boxes such an object has a similarity of 0.
+    """
+    spread = (2 * torch.as_tensor(sigmas, dtype=gt_keypoints.dtype, device=gt_keypoints.device)) ** 2  # (J,)
+    labelled = gt_keypoints[..., 2] > 0                                                  # (G, J)
+    place = keypoints[:, None, :, :2]                                                    # (N, 1, J, 2)
+    offset = place - gt_keypoints[None, ..., :2]                                         # (N, G, J, 2)
+    counted = labelled
+    if gt_boxes is not None:
+        nameless = ~labelled.any(dim=1)                                                  # (G,)
+        size = gt_boxes[:, 2:] - gt_boxes[:, :2]
+        low, high = (gt_boxes[:, :2] - size)[:, None], (gt_boxes[:, :2] + 2 * size)[:, None]  # (G, 1, 2)
+        outside = (low - place).clamp(min=0) + (place - high).clamp(min=0)
+        offset = torch.where(nameless[:, None, None], outside, offset)
+        counted = labelled | nameless[:, None]
+    tiny = torch.finfo(torch.float64).eps  # as pycocotools guards
+    error = offset.square().sum(-1) / spread / (gt_areas[:, None] + tiny) / 2            # (N, G, J)
+    return ((-error).exp() * counted).sum(-1) / counted.sum(-1).clamp(min=1)

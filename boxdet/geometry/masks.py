@@ -1,0 +1,291 @@
+"""Numbers behind masks: polygons to bitmaps, nearest-neighbour maps, RoIAlign by axis, pasting, run-length codes.
+
+COCO's conventions throughout: a run-length code (RLE) counts pixels column by column, zeros first; a polygon is a flat
+array x0, y0, x1, y1, ... in pixels, pixel (row, column) having its centre at (column + 0.5, row + 0.5).
+
+Letters: N masks, R rois, H, W image height and width, h, w height and width of a mask or of a window of it, S sampling
+points of a bin. A *window* is (y0, x0, bitmap (h, w) uint8): the part of an otherwise empty (H, W) mask that can be
+non-zero, so that work and memory go with the object's size and not with the image's.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+Window = tuple[int, int, np.ndarray]
+
+# pycocotools rounds polygon corners to a fifth of a pixel before it draws them.
+_POLYGON_STEPS = 5
+# Columns of a pasted mask are evaluated in blocks of about this many pixels: a mask that fills a 12-megapixel
+# picture takes a few megabytes.
+_PASTE_BLOCK = 1 << 18
+
+
+# ---------------------------------------------------------------------------------------------- polygons
+
+
+def polygon_area(polygon: np.ndarray) -> float:
+    """Area in square pixels enclosed by ``polygon`` (2 * P,), by the shoelace formula."""
+    x, y = polygon[0::2], polygon[1::2]
+    return float(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def rasterize_polygons(polygons: Sequence[np.ndarray], image_hw: tuple[int, int]) -> Window:
+    """The union of ``polygons`` as the window of an (H, W) bitmap, pixel for pixel what pycocotools draws on all of it.
+
+    Polygons of fewer than three points enclose nothing and are left out.
+    """
+    height, width = image_hw
+    corners = [_quantize(p) for p in polygons if len(p) >= 6]
+    if not corners or height <= 0 or width <= 0:
+        return 0, 0, np.zeros((0, 0), dtype=np.uint8)
+    every = corners[0] if len(corners) == 1 else np.concatenate(corners)
+    (left, top), (right, bottom) = every.min(axis=0).tolist(), every.max(axis=0).tolist()
+    # Whole pixels only, so that the shifted polygon has the same raster; what lies left of or above the image stays
+    # negative, as pycocotools must cut it there.
+    x0, y0 = _clamp(left // _POLYGON_STEPS, 0, width - 1), _clamp(top // _POLYGON_STEPS, 0, height - 1)
+    w = _clamp(right // _POLYGON_STEPS + 1, x0 + 1, width) - x0
+    h = _clamp(bottom // _POLYGON_STEPS + 1, y0 + 1, height) - y0
+    shift = np.array([x0, y0]) * _POLYGON_STEPS
+    # pycocotools' own rounding brings these back to the same integers; negative ones it cuts towards zero.
+    shifted = [((c - shift - (c < 0)) / _POLYGON_STEPS).ravel() for c in corners]
+    codes = coco_mask.frPyObjects(shifted, h, w)
+    code = codes[0] if len(codes) == 1 else coco_mask.merge(codes)
+    return y0, x0, coco_mask.decode(code)
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))
+
+
+def _quantize(polygon: np.ndarray) -> np.ndarray:
+    """Corners (P, 2) in fifths of a pixel, rounded as pycocotools' C code does: add a half and cut towards zero."""
+    return np.trunc(np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * _POLYGON_STEPS + 0.5).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------- resampling
+
+
+def rescaled_hw(hw: tuple[int, int], scale: float | tuple[int, int]) -> tuple[int, int]:
+    """The size that mmcv's ``rescale_size`` gives an image of size ``hw``.
+
+    Args:
+        hw: height, width.
+        scale: a factor, or two lengths in any order: the largest size whose longer side is at most the longer and
+            whose shorter side is at most the shorter of them.
+
+    Raises:
+        ValueError: a factor that is not positive.
+    """
+    height, width = hw
+    if isinstance(scale, (int, float)):
+        if scale <= 0:
+            raise ValueError(f'an image cannot be scaled by {scale}')
+        factor = scale
+    else:
+        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return int(height * float(factor) + 0.5), int(width * float(factor) + 0.5)
+
+
+def nearest_index(source: int, target: int) -> np.ndarray:
+    """(target,) int32: the source position that OpenCV's nearest-neighbour resize takes for each target position."""
+    step = 1.0 / (target / source)
+    return np.minimum(np.floor(np.arange(target) * step).astype(np.int32), source - 1)
+
+
+def roi_align_axis(starts: np.ndarray, ends: np.ndarray, bins: int, length: int, index: np.ndarray | None = None,
+                   first: np.ndarray | None = None, size: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """RoIAlign (He et al. 2017, section 3; aligned, adaptive sampling) of one axis, as a matrix for each roi.
+
+    RoIAlign of a single channel is separable: ``A_y @ mask @ A_x.T`` with one such matrix an axis.
+
+    Args:
+        starts, ends: (R,) float32 edges of the rois on this axis, in pixels.
+        bins: output positions.
+        length: pixels of the axis.
+        index: (length,) source position of each pixel, -1 for padding; the identity when None. The matrices then act
+            on the source, so that an enlarged mask is never built.
+        first, size: (R,) the columns of matrix r stand for the source positions first[r] ... first[r] + size[r] - 1;
+            all of the axis by default. Everything outside is taken for zero.
+
+    Returns:
+        flat, offsets: matrix r is ``flat[offsets[r]:offsets[r + 1]].reshape(bins, size[r])``, float32.
+    """
+    count = len(starts)
+    first = np.zeros(count, dtype=np.int64) if first is None else first
+    size = np.full(count, length, dtype=np.int64) if size is None else size
+    offsets = np.concatenate([[0], np.cumsum(size * bins)])
+    flat = np.zeros(offsets[-1] + 1, dtype=np.float32)  # the last place takes whatever falls outside the columns
+    roi, row, at, weight = _axis_points(starts.astype(np.float32), ends.astype(np.float32), bins, length)
+    low = at.astype(np.int32)
+    fraction = at - low.astype(np.float32)
+    start, width, origin = offsets[:-1][roi] + row * size[roi], size[roi], first[roi]
+    for position, share in ((low, weight - weight * fraction), (np.minimum(low + 1, length - 1), weight * fraction)):
+        column = (position if index is None else index[position]) - origin
+        np.add.at(flat, np.where((column >= 0) & (column < width), start + column, offsets[-1]), share)
+    return flat[:-1], offsets
+
+
+def _axis_points(starts: np.ndarray, ends: np.ndarray, bins: int,
+                 length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The sampling points of all rois on an axis, one after the other: (P,) roi, bin, position and weight.
+
+    Torchvision's arithmetic, in float32, step by step.
+    """
+    begin = starts - np.float32(0.5)
+    extent = (ends - np.float32(0.5)) - begin
+    points = np.maximum(np.ceil(extent / np.float32(bins)), 0).astype(np.int32)          # (R,) of each bin
+    every = points * bins
+    roi = np.repeat(np.arange(len(starts), dtype=np.int32), every)
+    of_bin, of_roi = points[roi], np.cumsum(every) - every
+    row, place = np.divmod(np.arange(len(roi), dtype=np.int32) - of_roi[roi].astype(np.int32), of_bin)
+    bin_size = (extent / np.float32(bins))[roi]
+    divisor = of_bin.astype(np.float32)
+    at = (begin[roi] + row.astype(np.float32) * bin_size
+          + (place.astype(np.float32) + np.float32(0.5)) * bin_size / divisor)
+    weight = ((at >= -1) & (at <= length)) / divisor
+    return roi, row, np.clip(at, 0, length - 1), weight
+
+
+# ---------------------------------------------------------------------------------------------- run-length codes
+
+
+def encode_runs(changes: np.ndarray, image_hw: tuple[int, int]) -> dict:
+    """COCO RLE of an (H, W) mask from the column-major positions at which it changes.
+
+    Args:
+        changes: (2 * runs,) ascending: start of a run of ones, the position after its end, start of the next, ...
+            A run that begins where the last one ended is joined to it.
+    """
+    height, width = image_hw
+    if len(changes):
+        touching = np.flatnonzero(changes[1:] == changes[:-1])
+        if len(touching):
+            changes = np.delete(changes, np.concatenate([touching, touching + 1]))
+    counts = np.diff(np.concatenate([[0], changes, [height * width]]))
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    return compress_rle(dict(size=[int(height), int(width)], counts=counts))
+
+
+def compress_rle(rle: dict) -> dict:
+    """COCO RLE with compressed ``counts`` (bytes) from one with a list of counts, or with text or bytes already.
+
+    Raises:
+        ValueError: the counts do not add up to the size, or are no RLE.
+    """
+    height, width = (int(v) for v in rle['size'])
+    counts = rle['counts']
+    if isinstance(counts, str):
+        return dict(size=[height, width], counts=counts.encode('ascii'))
+    if isinstance(counts, bytes):
+        return dict(size=[height, width], counts=counts)
+    counts = np.asarray(counts, dtype=np.int64)
+    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(f'RLE counts add up to {counts.sum()}, not to {height} x {width}')
+    return coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+
+
+def window_changes(columns: np.ndarray, y0: int, x0: int, height: int) -> np.ndarray:
+    """Positions at which a mask of ``height`` rows changes, from its window.
+
+    Args:
+        columns: (w, h) bool or 0/1, the window transposed: one row of it for each column of the image.
+        y0, x0: where the window lies.
+    """
+    w, h = columns.shape
+    fenced = np.zeros((w, h + 1), dtype=bool)  # the fence ends every run at the foot of its column
+    fenced[:, :h] = columns
+    flat = fenced.ravel()
+    at = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat.size and flat[0]:
+        at = np.concatenate([[0], at])
+    column, row = np.divmod(at, h + 1)
+    # A run that reaches the foot and one that starts at the next head: the fence sits between them, so the change
+    # of the first is at row h of its column.
+    return (x0 + column).astype(np.int64) * height + y0 + row
+
+
+def encode_window(window: Window, image_hw: tuple[int, int]) -> dict:
+    """COCO RLE of the (H, W) mask that is zero outside ``window``."""
+    y0, x0, bitmap = window
+    return encode_runs(window_changes(bitmap.T, y0, x0, image_hw[0]), image_hw)
+
+
+# ---------------------------------------------------------------------------------------------- pasting
+
+
+def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndarray, image_hw: tuple[int, int],
+                 threshold: float = 0.5) -> list[dict]:
+    """Put mask-head outputs into the image and encode them, without ever holding a bitmap of the image's size.
+
+    Equal to ``grid_sample`` (bilinear, align_corners=False, zeros outside) of each mask over the whole image, its value
+    taken at pixel centres, ``>= threshold``, then pycocotools' encode. A box without area gives an empty mask.
+
+    Args:
+        probs: (N, h, w) probabilities in the boxes (after the sigmoid).
+        boxes: (N, 4) xyxy in image pixels; may reach over the image's edge.
+        image_hw: H, W.
+        threshold: above 0.
+
+    Returns:
+        N COCO RLE dicts ``{'size': [H, W], 'counts': bytes}``.
+    """
+    if threshold <= 0:
+        raise ValueError(f'threshold must be above 0, got {threshold}: pixels outside the boxes have value 0')
+    probs, boxes = (np.asarray(v.detach().float().cpu() if isinstance(v, torch.Tensor) else v, dtype=np.float32)
+                    for v in (probs, boxes))
+    height, width = (int(v) for v in image_hw)
+    padded = np.pad(probs, ((0, 0), (1, 1), (1, 1)))  # the zeros outside take part in the interpolation
+    return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold)), (height, width))
+            for mask, box in zip(padded, boxes)]
+
+
+def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.float32) -> np.ndarray:
+    """Changes of one pasted mask; ``mask`` (h + 2, w + 2) has its border of zeros."""
+    x0, col_low, col_fraction = _source_positions(box[0], box[2], mask.shape[1] - 2, image_hw[1])
+    y0, row_low, row_fraction = _source_positions(box[1], box[3], mask.shape[0] - 2, image_hw[0])
+    if not len(col_low) or not len(row_low):
+        return np.zeros(0, dtype=np.int64)
+    along_y = np.zeros((mask.shape[0], len(row_low)), dtype=np.float32)                  # (h + 2, window height)
+    each = np.arange(len(row_low))
+    along_y[row_low, each] = 1 - row_fraction
+    along_y[row_low + 1, each] += row_fraction
+    block = max(_PASTE_BLOCK // len(row_low), 1)
+    turned = np.ascontiguousarray(mask.T)                                                # (w + 2, h + 2)
+    changes = []
+    for start in range(0, len(col_low), block):
+        low, fraction = col_low[start:start + block], col_fraction[start:start + block, None]
+        columns = turned[low] * (1 - fraction) + turned[low + 1] * fraction              # (block, h + 2)
+        changes.append(window_changes(columns @ along_y >= threshold, y0, x0 + start, image_hw[0]))
+    return np.concatenate(changes)
+
+
+def _source_positions(start: np.float32, end: np.float32, cells: int,
+                      length: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Where the pixels of an axis that a box reaches fall on its mask.
+
+    Returns:
+        first pixel, and for it and those after it: (n,) the position in the bordered mask below each, (n,) the
+        fraction towards the next one. The arithmetic is grid_sample's, in float32, step by step.
+    """
+    extent = end - start
+    nothing = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    if not (np.isfinite(start) and np.isfinite(end)) or extent <= 0:
+        return nothing
+    # A mask reaches half a cell beyond its box before it has fallen to zero.
+    reach = float(extent) / cells / 2 + 1
+    first = int(np.clip(np.floor(start - reach), 0, length))
+    last = int(np.clip(np.ceil(end + reach), first, length))
+    centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+    grid = (centres - start) / extent * np.float32(2) - np.float32(1)
+    at = ((grid + np.float32(1)) * np.float32(cells) - np.float32(1)) / np.float32(2)
+    inside = np.flatnonzero((at > -1) & (at < cells))
+    if not len(inside):
+        return nothing
+    at = at[inside[0]:inside[-1] + 1]
+    low = np.floor(at)
+    return first + int(inside[0]), low.astype(np.int64) + 1, at - low

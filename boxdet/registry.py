@@ -1,0 +1,159 @@
+"""The registries: from the ``type`` of a config to a class.
+
+Each registry lists the modules that hold its classes and imports them on the first lookup, so that importing boxdet,
+or asking a command line for ``--help``, does not execute the whole package. A user's own class joins with
+``@HEADS.register_module()``; mmdetection 2.x's several names for one registry are kept as aliases.
+"""
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.registry import Registry as _MMEngineRegistry
+
+from boxdet.errors import ConfigError, nearest
+
+
+class Registry(_MMEngineRegistry):
+    """mmengine's Registry with near names in its errors, keyword checks, and configs that stay as they are.
+
+    Args:
+        name: what the registry holds, in a word; used in errors.
+        modules: imported on the first lookup, so that their classes register themselves.
+    """
+
+    def __init__(self, name: str, modules: tuple[str, ...] = ()):
+        super().__init__(name, scope='boxdet')
+        self._modules = modules
+        self._pending = bool(modules)
+
+    def _import_modules(self) -> None:
+        # The flag falls first: a module that registers while it is imported must not start over.
+        if self._pending:
+            self._pending = False
+            for module in self._modules:
+                importlib.import_module(module)
+
+    def names(self) -> list[str]:
+        """All registered type names, sorted."""
+        self._import_modules()
+        return sorted(self.module_dict)
+
+    def get(self, key: str | type) -> type:
+        """Return the class registered as ``key``; a class is returned as it is.
+
+        Raises:
+            ConfigError: nothing is registered under that name.
+        """
+        if isinstance(key, type):
+            return key
+        self._import_modules()
+        # People write 'mmdet.ResNet' to choose a package's registry; there is one here.
+        short = key.rpartition('.')[2] if isinstance(key, str) else key
+        found = self.module_dict.get(short)
+        if found is None:
+            raise ConfigError(f"unknown {self.name} type '{key}'{nearest(key, self.module_dict)}")
+        return found
+
+    def __contains__(self, key: str) -> bool:
+        self._import_modules()
+        return key in self.module_dict
+
+    def build(self, cfg: Any, **defaults: Any) -> Any:
+        """Build the object that ``cfg`` describes; ``defaults`` fill keywords that it leaves out.
+
+        An object that is already built is returned as it is, so that constructors take either. ``cfg`` is not
+        changed.
+
+        Raises:
+            ConfigError: ``cfg`` has no ``type``, an unknown one, or a keyword that the constructor does not take.
+        """
+        if not isinstance(cfg, Mapping):
+            return cfg
+        if 'type' not in cfg:
+            raise ConfigError(f"a {self.name} config needs a 'type': {dict(cfg)}")
+        kwargs = {**defaults, **cfg}
+        cls = self.get(kwargs.pop('type'))
+        check_keywords(cls, kwargs)
+        try:
+            return cls(**kwargs)
+        except TypeError as error:
+            missing = _missing_keywords(cls, kwargs)
+            if missing:
+                raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}") from error
+            raise
+
+
+def accepted_keywords(cls: Any) -> tuple[set[str], bool]:
+    """Return the keywords that ``cls(...)`` takes, and whether it takes any others too.
+
+    ``**kwargs`` is followed to the next class in line that spells its keywords out: a ``Shared2FCBBoxHead(**kwargs)``
+    takes what ``ConvFCBBoxHead`` and ``BBoxHead`` take.
+    """
+    names: set[str] = set()
+    owners = inspect.getmro(cls) if inspect.isclass(cls) else (cls,)
+    for owner in owners:
+        function = owner.__dict__.get('__init__') if inspect.isclass(owner) else owner
+        if function is None or owner is object:
+            continue
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return names, True
+        names.update(p.name for p in parameters
+                     if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != 'self')
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names, False
+        if owner.__module__.startswith('torch.'):
+            break
+    return names, True
+
+
+def check_keywords(cls: Any, keywords: Mapping[str, Any], where: str = '') -> None:
+    """Raise ConfigError when ``cls`` does not take one of ``keywords``; ``where`` is the config path for the message."""
+    names, open_ended = accepted_keywords(cls)
+    if open_ended:
+        return
+    for key in keywords:
+        if key not in names:
+            path = f'{where}.{key}' if where else key
+            raise ConfigError(f"{path}: {cls.__name__} takes no '{key}'{nearest(key, names)}")
+
+
+def _missing_keywords(cls: Any, keywords: Mapping[str, Any]) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [f"'{p.name}'" for p in parameters
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in keywords]
+
+
+MODELS = Registry('model', (
+    'boxdet.models.backbones.resnet', 'boxdet.models.backbones.resnext', 'boxdet.models.backbones.vgg',
+    'boxdet.models.necks.fpn',
+    'boxdet.models.rpn_head', 'boxdet.models.roi_extractor', 'boxdet.models.bbox_head', 'boxdet.models.mask_head',
+    'boxdet.models.shared_head', 'boxdet.models.standard_roi_head', 'boxdet.models.cascade_roi_head',
+    'boxdet.models.losses', 'boxdet.models.detectors'))
+DETECTORS = BACKBONES = NECKS = HEADS = ROI_EXTRACTORS = SHARED_HEADS = LOSSES = MODELS
+
+LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor'))
+
+MATCHING = Registry('matching', (
+    'boxdet.matching.anchors', 'boxdet.matching.box_coder', 'boxdet.matching.iou', 'boxdet.matching.assigner',
+    'boxdet.matching.sampler'))
+ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPLERS = IOU_CALCULATORS = MATCHING
+
+DATASETS = Registry('dataset', ('boxdet.datasets.coco', 'boxdet.datasets.custom', 'boxdet.datasets.wrappers'))
+PIPELINES = Registry('pipeline', (
+    'boxdet.datasets.pipelines.loading', 'boxdet.datasets.pipelines.geometric', 'boxdet.datasets.pipelines.color',
+    'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.test_time'))
+
+HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers'))
+RUNNERS = Registry('runner', ('boxdet.engine.runner',))
+OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
+
+__all__ = ['ANCHOR_GENERATORS', 'BACKBONES', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'DATASETS', 'DETECTORS',
+           'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS', 'OPTIMIZERS',
+           'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry', 'SHARED_HEADS',
+           'accepted_keywords', 'check_keywords']

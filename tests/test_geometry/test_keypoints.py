@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection import roi_heads
+
+from boxdet.geometry import keypoints as K
+
+
+def rois(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    corner, size = torch.rand(n, 2, generator=g) * 50, torch.rand(n, 2, generator=g) * 70 + 0.2
+    return torch.cat([corner, corner + size], 1)
+
+
+def test_decode_equals_torchvision():
+    boxes = torch.cat([rois(9), torch.tensor([[0., 0, 30, 40], [5, 5, 35, 45]])])        # two of one size
+    maps = torch.randn(11, 5, 14, 14, generator=torch.Generator().manual_seed(1))
+    joints, scores = K.decode_heatmaps(maps, boxes)
+    peer, peer_scores = roi_heads.keypointrcnn_inference(maps, [boxes])
+    assert torch.equal(joints, peer[0][..., :2])
+    assert torch.equal(scores, peer_scores[0])
+
+
+def test_encode_equals_torchvision():
+    boxes, g = rois(30), torch.Generator().manual_seed(2)
+    joints = torch.cat([torch.rand(30, 7, 2, generator=g) * 120, torch.randint(3, (30, 7, 1), generator=g).float()], 2)
+    joints[0, 0, :2] = boxes[0, 2:]  # on the far corner: inside
+    joints[0, 0, 2] = 2
+    cells, valid = K.encode_heatmaps(joints, boxes, 56)
+    peer_cells, peer_valid = roi_heads.keypoints_to_heatmap(joints, boxes, 56)
+    assert torch.equal(cells, peer_cells) and torch.equal(valid, peer_valid.bool())
+    assert valid[0, 0] and 0 < valid.sum() < valid.numel()
+
+
+def test_encode_by_hand():
+    box = torch.tensor([[10., 20, 18, 36]])
+    joint = torch.tensor([[[13.9, 27.9, 2.], [14.0, 28.0, 1], [9.9, 28, 2], [14, 28, 0]]])
+    cells, valid = K.encode_heatmaps(joint, box, (8, 4))  # cells of 2 x 2 pixels
+    assert cells.tolist() == [[3 * 4 + 1, 4 * 4 + 2, 0, 0]]
+    assert valid.tolist() == [[True, True, False, False]]
+
+
+def test_a_degenerate_box_has_no_valid_joint():
+    joint = torch.tensor([[[5., 6, 2]]])
+    assert not K.encode_heatmaps(joint, torch.tensor([[3., 3, 3, 9]]), 4)[1].any()
+
+
+def test_encode_then_decode_returns_to_the_cell():
+    box = torch.tensor([[10., 20, 66, 76]])                                              # one pixel a cell
+    joint = torch.tensor([[[30.2, 40.8, 2.], [11.0, 75.9, 2]]])
+    cells, _ = K.encode_heatmaps(joint, box, 56)
+    maps = torch.zeros(1, 2, 56 * 56).scatter_(2, cells[..., None], 10.0).view(1, 2, 56, 56)
+    assert torch.allclose(K.decode_heatmaps(maps, box)[0], joint[..., :2].floor() + 0.5)
+
+
+def test_empty():
+    joints, scores = K.decode_heatmaps(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4))
+    assert joints.shape == (0, 17, 2) and scores.shape == (0, 17)
+    cells, valid = K.encode_heatmaps(torch.zeros(0, 17, 3), torch.zeros(0, 4), 56)
+    assert cells.shape == valid.shape == (0, 17)
+    oks = K.object_keypoint_similarity(torch.zeros(0, 3, 2), torch.zeros(2, 3, 3), torch.ones(2), [.1] * 3)
+    assert oks.shape == (0, 2)
+    assert K.flip_keypoints(torch.zeros(0, 3, 3), 10, [(1, 2)]).shape == (0, 3, 3)
+
+
+def test_flip():
+    joints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
+    flipped = K.flip_keypoints(joints, 10, [(1, 2)])
+    assert flipped.tolist() == [[[9, 5, 2], [7, 7, 0], [8, 6, 1]]]
+    assert torch.equal(K.flip_keypoints(flipped, 10, [(1, 2)]), joints)
+    maps = torch.randn(2, 3, 4, 5)
+    assert torch.equal(K.flip_heatmaps(maps, [(1, 2)])[0, 1], maps[0, 2].flip(-1))
+    # A joint and its heatmap flip to the same place.
+    box = torch.tensor([[0., 0, 5, 4]])
+    heat = torch.zeros(1, 3, 4, 5)
+    heat[0, 0, 1, 1] = heat[0, 1, 2, 3] = heat[0, 2, 3, 0] = 1
+    place = K.decode_heatmaps(heat, box)[0]
+    assert torch.allclose(K.decode_heatmaps(K.flip_heatmaps(heat, [(1, 2)]), box)[0],
+                          K.flip_keypoints(place, 5, [(1, 2)]))
+    with pytest.raises(ValueError, match='pair'):
+        K.flip_order(3, [(1, 3)])
+    with pytest.raises(ValueError, match='pair'):
+        K.flip_order(3, [(0, 1), (1, 2)])
+
+
+def test_half_pixel_rule():
+    pixels = torch.tensor([[3., 4, 2]])
+    assert K.pixels_to_joints(pixels).tolist() == [[3.5, 4.5, 2]]
+    assert torch.equal(K.joints_to_pixels(K.pixels_to_joints(pixels)), pixels)
+
+
+def test_oks_equals_pycocotools():
+    mask = pytest.importorskip('pycocotools.cocoeval')
+    rng = np.random.default_rng(0)
+    joints, sigmas = 17, mask.Params(iouType='keypoints').kpt_oks_sigmas
+    gt = rng.uniform(0, 100, (3, joints, 3))
+    gt[..., 2] = rng.integers(0, 3, (3, joints))
+    gt[2, :, 2] = 0                                                                      # compared by its box
+    boxes = np.array([[0., 0, 90, 80], [10, 10, 30, 40], [20, 30, 20, 10]])
+    found = rng.uniform(-20, 120, (4, joints, 3))
+    found[0, :, :2] = gt[0, :, :2] + rng.normal(0, 2, (joints, 2))
+    evaluator = mask.COCOeval(iouType='keypoints')
+    evaluator._gts[1, 1] = [dict(keypoints=g.ravel(), bbox=b, area=float(i + 1) * 500)
+                            for i, (g, b) in enumerate(zip(gt, boxes))]
+    evaluator._dts[1, 1] = [dict(keypoints=d.ravel(), score=-i) for i, d in enumerate(found)]
+    expected = evaluator.computeOks(1, 1)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    arrays = found, gt, np.array([500., 1000, 1500]), sigmas, corners
+    ours = K.object_keypoint_similarity(*map(torch.from_numpy, arrays))
+    assert np.allclose(ours.numpy(), expected, atol=1e-9) and ours[0, 0] > 0.5
