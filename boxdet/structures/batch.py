@@ -1,0 +1,152 @@
+"""What the loader hands to a detector, and what the sampler hands to the RoI heads.
+
+Letters: B images, N boxes of an image, M ignored boxes, P positive and Q negative samples of an image, J joints.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields as dataclass_fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxdet.structures.instances import Instances
+
+
+@dataclass(frozen=True)
+class ImageMeta:
+    """Where an image came from and what was done to it; 2.x's ``img_metas`` dict under names.
+
+    Shapes are (height, width, channels) as in 2.x. ``scale_factor`` (4,) float32 is what x, y, x, y of the original
+    were multiplied by. ``extra`` holds what a user's pipeline collected beyond these.
+    """
+    filename: str | None = None
+    ori_filename: str | None = None
+    ori_shape: tuple[int, ...] | None = None
+    img_shape: tuple[int, ...] | None = None
+    pad_shape: tuple[int, ...] | None = None
+    scale_factor: np.ndarray = field(default_factory=lambda: np.ones(4, dtype=np.float32))
+    flip: bool = False
+    flip_direction: str | None = None
+    img_norm_cfg: Mapping[str, Any] | None = None
+    image_id: int | str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, meta: Mapping[str, Any]) -> ImageMeta:
+        """Read 2.x's ``img_metas`` dict; keys that are no field go to ``extra``."""
+        known = {f.name for f in dataclass_fields(cls)} - {'extra'}
+        values = {k: v for k, v in meta.items() if k in known}
+        if 'scale_factor' in values:
+            values['scale_factor'] = np.broadcast_to(np.asarray(values['scale_factor'], dtype=np.float32), (4,))
+        return cls(**values, extra={k: v for k, v in meta.items() if k not in known})
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(height, width) of the image as it was loaded."""
+        return int(self.ori_shape[0]), int(self.ori_shape[1])
+
+
+@dataclass
+class Batch:
+    """Images of one padded size with what is known of them.
+
+    Args:
+        images: (B, 3, H, W) float32 as the network sees them, or uint8 with the channels in the network's order: then
+            ``to`` normalises them by their ``img_norm_cfg`` on the device, a quarter of the bytes having travelled.
+        metas: B.
+        gt: B Instances(bboxes (N, 4), labels (N,)[, masks, keypoints]) in network-input pixels, or None in testing.
+        ignored: B tensors (M, 4): crowd regions and boxes to be ignored; None when ``gt`` is.
+        proposals: B Instances(bboxes, scores) computed beforehand, for Fast R-CNN.
+    """
+    images: torch.Tensor
+    metas: list[ImageMeta]
+    gt: list[Instances] | None = None
+    ignored: list[torch.Tensor] | None = None
+    proposals: list[Instances] | None = None
+
+    def __len__(self) -> int:
+        return len(self.metas)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """Move to ``device`` and make the images what the network sees: normalised float32, padding zero."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        if images.dtype == torch.uint8:
+            images = normalize_images(images, self.metas)
+        return replace(
+            self, images=images,
+            gt=None if self.gt is None else [g.to(device, non_blocking) for g in self.gt],
+            ignored=None if self.ignored is None else [b.to(device, non_blocking=non_blocking) for b in self.ignored],
+            proposals=None if self.proposals is None else [p.to(device, non_blocking) for p in self.proposals])
+
+    def pin_memory(self) -> Batch:
+        """Page-lock the images, so that their copy to a GPU runs beside the computation."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def normalize_images(images: torch.Tensor, metas: Sequence[ImageMeta]) -> torch.Tensor:
+    """Normalise uint8 images (B, 3, H, W) each by its ``img_norm_cfg`` (mean, std); padding becomes 0.
+
+    The channels are in the network's order already (``datasets.collate`` turns BGR into RGB where ``to_rgb`` says so).
+    The same numbers as the pipeline's ``Normalize`` followed by ``Pad``. The result lies in memory channels last.
+    """
+    pixels = images.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)  # (B, H, W, 3)
+    first = metas[0].img_norm_cfg
+    if all(m.img_norm_cfg is first or _same_norm(m.img_norm_cfg, first) for m in metas):
+        normalize_pixels_(pixels, first['mean'], first['std'])
+    else:
+        for picture, meta in zip(pixels, metas):
+            normalize_pixels_(picture, meta.img_norm_cfg['mean'], meta.img_norm_cfg['std'])
+    for picture, meta in zip(pixels, metas):
+        height, width = meta.img_shape[:2]
+        picture[height:] = 0
+        picture[:height, width:] = 0
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _same_norm(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return np.array_equal(one['mean'], other['mean']) and np.array_equal(one['std'], other['std'])
+
+
+def normalize_pixels_(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+    """``(pixels - mean) * (1 / std)`` in place, each step rounded to float32.
+
+    Args:
+        pixels: (..., H, W, C) float32, each row of which is one stretch of memory.
+        mean, std: (C,) numbers.
+    """
+    *_, width, channels = pixels.shape
+    # Whole rows at once: a broadcast over three channels alone is several times slower.
+    rows = pixels.view(*pixels.shape[:-2], width * channels)
+    scale = (1.0 / np.asarray(std, dtype=np.float64)).astype(np.float32)
+    mean, scale = (torch.from_numpy(np.tile(np.asarray(v, dtype=np.float32), width)).to(pixels.device, non_blocking=True)
+                   for v in (mean, scale))
+    rows.sub_(mean).mul_(scale)
+    return pixels
+
+
+@dataclass
+class SampledRois:
+    """The candidates of one image that take part in the loss.
+
+    Args:
+        pos_boxes: (P, 4) positive candidates. neg_boxes: (Q, 4) negative ones.
+        pos_inds, neg_inds: (P,), (Q,) their places among the candidates given to the sampler.
+        pos_gt_index: (P,) the ground truth that each positive is matched to; pos_gt_boxes (P, 4) and pos_gt_labels
+            (P,) are its box and label.
+        pos_is_gt: (P,) bool, whether the positive is a ground-truth box added as a proposal.
+    """
+    pos_boxes: torch.Tensor
+    neg_boxes: torch.Tensor
+    pos_inds: torch.Tensor
+    neg_inds: torch.Tensor
+    pos_gt_index: torch.Tensor
+    pos_gt_boxes: torch.Tensor
+    pos_gt_labels: torch.Tensor
+    pos_is_gt: torch.Tensor
+
+    @property
+    def boxes(self) -> torch.Tensor:
+        """(P + Q, 4): the positives, then the negatives."""
+        return torch.cat([self.pos_boxes, self.neg_boxes])

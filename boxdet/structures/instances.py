@@ -1,0 +1,201 @@
+"""Instances: what is known of the objects of one image, one row an object.
+
+Fields in use: ``bboxes`` (N, 4) xyxy in pixels, ``scores`` (N,), ``labels`` (N,) from 0, ``masks`` (a container of
+``structures.masks``), ``keypoints`` (N, J, 3) as x, y, score or visibility. Any further field travels by its name.
+
+Letters: N objects of the image, K classes, J joints.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxdet.structures.masks import RleMasks
+
+
+class Instances:
+    """Fields of equal length; one index filters all of them.
+
+    Args:
+        image_size: (height, width) of the image that the coordinates refer to, where it is known.
+        num_classes: K, where it is known; ``per_class`` needs it.
+        **fields: tensors, arrays, lists or mask containers, all of length N.
+
+    Raises:
+        ValueError: fields of different lengths.
+
+    >>> found = Instances(bboxes=torch.zeros(3, 4), scores=torch.tensor([.9, .2, .8]))
+    >>> len(found[found.scores > 0.5])
+    2
+    """
+
+    def __init__(self, image_size: tuple[int, int] | None = None, num_classes: int | None = None, **fields: Any):
+        lengths = {name: len(value) for name, value in fields.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f'fields of different lengths: {lengths}')
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self._fields = fields
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields by name (a copy of the mapping, not of the data)."""
+        return dict(self._fields)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is no ordinary attribute; '_fields' itself is absent while unpickling.
+        if name != '_fields' and name in self.__dict__.get('_fields', ()):
+            return self._fields[name]
+        known = ', '.join(self.__dict__.get('_fields', ())) or 'no fields'
+        raise AttributeError(f"Instances has no field '{name}' (it holds {known})")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def __len__(self) -> int:
+        return len(next(iter(self._fields.values()))) if self._fields else 0
+
+    def __iter__(self) -> Iterator[Instances]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Instances:
+        """Select rows by an int (kept as one row), a slice, or a boolean or integer tensor, array or list."""
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f'index {index} of {len(self)} instances')
+            index = slice(index, index + 1 or None)
+        return self._with({name: _select(value, index) for name, value in self._fields.items()})
+
+    def replace(self, **fields: Any) -> Instances:
+        """A new object with ``fields`` added or put in the place of those of the same name."""
+        return self._with({**self._fields, **fields})
+
+    def without(self, *names: str) -> Instances:
+        """A new object that lacks the fields ``names``."""
+        return self._with({k: v for k, v in self._fields.items() if k not in names})
+
+    def _with(self, fields: dict[str, Any]) -> Instances:
+        return Instances(self.image_size, self.num_classes, **fields)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
+        """Move the tensors; masks stay on the CPU, where they are cropped and encoded."""
+        return self._with({name: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+                           for name, value in self._fields.items()})
+
+    def numpy(self) -> dict[str, Any]:
+        """The fields as numpy arrays by name; mask containers and lists as they are."""
+        return {name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+                for name, value in self._fields.items()}
+
+    @staticmethod
+    def cat(parts: Sequence[Instances]) -> Instances:
+        """Join parts that hold the same fields, in order.
+
+        Raises:
+            ValueError: no parts, or parts with different fields.
+        """
+        if not parts:
+            raise ValueError('nothing to join')
+        first = parts[0]
+        if any(set(p._fields) != set(first._fields) for p in parts):
+            raise ValueError(f'parts hold different fields: {[sorted(p._fields) for p in parts]}')
+        return first._with({name: _join([p._fields[name] for p in parts]) for name in first._fields})
+
+    def per_class(self, num_classes: int | None = None) -> Any:
+        """mmdetection 2.x's result of one image.
+
+        Returns:
+            a list of K float32 arrays (n, 5) as x1, y1, x2, y2, score; with masks a tuple of that and a list of K
+            lists of RLE dicts.
+
+        Raises:
+            ValueError: K is neither given nor known.
+        """
+        num_classes = self.num_classes if num_classes is None else num_classes
+        if num_classes is None:
+            raise ValueError('per_class() needs num_classes')
+        arrays = self.numpy()
+        rows = np.concatenate([arrays['bboxes'], arrays['scores'][:, None]], axis=1).astype(np.float32)
+        members = [np.flatnonzero(arrays['labels'] == k) for k in range(num_classes)]
+        boxes = [rows[index] for index in members]
+        if 'masks' not in self:
+            return boxes
+        masks = list(self.masks)
+        return boxes, [[masks[i] for i in index] for index in members]
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict]:
+        """COCO result dicts: ``bbox`` as x, y, width, height; ``segmentation`` as RLE with text counts.
+
+        Args:
+            image_id: the image's id in the annotation file.
+            category_ids: the category id of each label.
+        """
+        arrays = self.numpy()
+        boxes = arrays['bboxes'].astype(np.float64)
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+        rows = [dict(image_id=image_id, bbox=box, score=score, category_id=category_ids[label])
+                for box, score, label in zip(xywh, arrays['scores'].tolist(), arrays['labels'].tolist())]
+        for row, mask in zip(rows, self._fields.get('masks', ())):
+            counts = mask['counts']
+            row['segmentation'] = dict(size=list(mask['size']),
+                                       counts=counts.decode('ascii') if isinstance(counts, bytes) else counts)
+        for row, joints in zip(rows, arrays.get('keypoints', ())):
+            row['keypoints'] = np.asarray(joints, dtype=np.float64).ravel().tolist()
+        return rows
+
+    def masks_bitmaps(self) -> np.ndarray:
+        """The masks as (N, H, W) uint8 bitmaps; one byte a pixel, so decode what you need only."""
+        return self.masks.to_bitmaps()
+
+    def __repr__(self) -> str:
+        parts = ', '.join(f'{name}={tuple(value.shape)}' if hasattr(value, 'shape') else f'{name}=<{len(value)}>'
+                          for name, value in self._fields.items())
+        return f'Instances({len(self)}: {parts})'
+
+
+def _select(value: Any, index: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if isinstance(index, np.ndarray):
+            index = torch.from_numpy(index)
+        elif isinstance(index, list):
+            index = torch.tensor(index, dtype=None if index else torch.long)
+        return value[index.to(value.device) if isinstance(index, torch.Tensor) else index]
+    if isinstance(index, slice):
+        return value[index]
+    if isinstance(index, torch.Tensor):
+        index = index.cpu().numpy()
+    index = np.asarray(index, dtype=None if len(index) else np.int64)
+    if isinstance(value, list):
+        positions = np.flatnonzero(index) if index.dtype == bool else index
+        return [value[i] for i in positions]
+    return value[index]
+
+
+def _join(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values)
+    if isinstance(first, np.ndarray):
+        return np.concatenate(values)
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    return type(first).cat(values)
+
+
+def empty_result(image_size: tuple[int, int] | None = None, num_classes: int | None = None, masks: bool = False,
+                 joints: int = 0) -> Instances:
+    """A result without objects: the same type and fields as one with objects.
+
+    Args:
+        masks: also an empty ``masks`` field. joints: J of an empty ``keypoints`` field, 0 for none.
+    """
+    fields: dict[str, Any] = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
+                                  labels=torch.zeros(0, dtype=torch.int64))
+    if masks:
+        fields['masks'] = RleMasks([], *(image_size or (0, 0)))
+    if joints:
+        fields['keypoints'] = torch.zeros(0, joints, 3)
+    return Instances(image_size, num_classes, **fields)

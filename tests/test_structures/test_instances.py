@@ -1,0 +1,123 @@
+"""Instances: one index filters all fields, whatever they are."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_masks
+
+from boxdet.structures.instances import Instances, empty_result
+from boxdet.structures.masks import RleMasks
+
+
+def masks_of(count: int) -> RleMasks:
+    rles = []
+    for k in range(count):
+        bitmap = np.zeros((6, 8), np.uint8, order='F')
+        bitmap[k, :k + 1] = 1
+        rles.append(coco_masks.encode(bitmap))
+    return RleMasks(rles, 6, 8)
+
+
+@pytest.fixture
+def three() -> Instances:
+    return Instances((6, 8), 3, bboxes=torch.arange(12.).reshape(3, 4), scores=torch.tensor([.9, .2, .8]),
+                     labels=torch.tensor([2, 0, 2]), names=['a', 'b', 'c'], areas=np.array([1, 2, 3]),
+                     masks=masks_of(3))
+
+
+@pytest.mark.parametrize('index, expected', [(torch.tensor([True, False, True]), [0, 2]),
+                                             (np.array([True, False, True]), [0, 2]),
+                                             ([True, False, True], [0, 2]), (torch.tensor([2, 0]), [2, 0]),
+                                             (np.array([2, 0]), [2, 0]), ([2, 0], [2, 0]),
+                                             (slice(1, None), [1, 2]), (slice(None, None, 2), [0, 2]),
+                                             (1, [1]), (-1, [2]), (np.int64(0), [0]),
+                                             (torch.zeros(3, dtype=torch.bool), []), ([], []),
+                                             (torch.tensor([], dtype=torch.long), []), (slice(0, 0), [])])
+def test_one_index_filters_every_field(three, index, expected):
+    chosen = three[index]
+    assert len(chosen) == len(expected)
+    assert chosen.names == ['abc'[k] for k in expected]
+    assert chosen.areas.tolist() == [k + 1 for k in expected]
+    assert chosen.bboxes.tolist() == three.bboxes[expected].tolist() if expected else len(chosen.bboxes) == 0
+    assert [int(coco_masks.area(m)) for m in chosen.masks] == [k + 1 for k in expected]
+    assert (chosen.image_size, chosen.num_classes) == ((6, 8), 3)
+
+
+def test_iteration_gives_single_rows(three):
+    assert [one.names for one in three] == [['a'], ['b'], ['c']]
+    with pytest.raises(IndexError):
+        three[3]
+
+
+def test_fields_of_different_lengths():
+    with pytest.raises(ValueError, match="{'a': 1, 'b': 2}"):
+        Instances(a=[1], b=[1, 2])
+
+
+def test_unknown_field_names_the_known(three):
+    with pytest.raises(AttributeError, match="no field 'boxes'.*bboxes, scores"):
+        three.boxes
+    assert 'boxes' not in three and 'bboxes' in three
+
+
+def test_replace_and_without_leave_the_original(three):
+    assert three.replace(scores=torch.zeros(3)).scores.sum() == 0 and three.scores[0] == pytest.approx(.9)
+    assert 'masks' not in three.without('masks') and 'masks' in three
+
+
+def test_cat_in_order(three):
+    joined = Instances.cat([three, three[1]])
+    assert joined.names == ['a', 'b', 'c', 'b'] and len(joined.masks) == len(joined) == 4
+    with pytest.raises(ValueError, match='different fields'):
+        Instances.cat([three, three.without('masks')])
+    with pytest.raises(ValueError, match='nothing'):
+        Instances.cat([])
+
+
+def test_per_class_is_2x_form(three):
+    boxes, masks = three.per_class()
+    assert [b.shape for b in boxes] == [(1, 5), (0, 5), (2, 5)] and [len(m) for m in masks] == [1, 0, 2]
+    assert all(b.dtype == np.float32 for b in boxes)
+    assert boxes[2][1].tolist() == pytest.approx([8, 9, 10, 11, .8])
+    assert [b.shape for b in three.without('masks').per_class(4)] == [(1, 5), (0, 5), (2, 5), (0, 5)]
+    empty_boxes, empty_masks = empty_result((6, 8), 3, masks=True).per_class()
+    assert [b.shape for b in empty_boxes] == [(0, 5)] * 3 and empty_masks == [[], [], []]
+    with pytest.raises(ValueError, match='num_classes'):
+        Instances(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0)).per_class()
+
+
+def test_to_coco_rows(three):
+    rows = three.to_coco(42, [10, 20, 30])
+    assert rows[2] == dict(image_id=42, bbox=[8, 9, 2, 2], score=pytest.approx(.8), category_id=30,
+                           segmentation=dict(size=[6, 8], counts=three.masks[2]['counts'].decode()))
+    joints = torch.tensor([[[1., 2, 3]]]).repeat(3, 1, 1)
+    assert three.without('masks').replace(keypoints=joints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [1, 2, 3]
+    assert empty_result((6, 8), 3, masks=True).to_coco(1, [1, 2, 3]) == []
+
+
+def test_numbers_of_to_coco_are_exact():
+    box = torch.tensor([[0.1, 0.2, 100.3, 200.7]])
+    x0, y0, x1, y1 = box[0].tolist()  # float32 values, subtracted as float64, as 2.x writes them
+    row = Instances(bboxes=box, scores=torch.tensor([.3]), labels=torch.tensor([0])).to_coco(1, [5])[0]
+    assert row['bbox'] == [x0, y0, x1 - x0, y1 - y0] and row['score'] == float(torch.tensor(.3))
+
+
+def test_bitmaps_and_pickling(three):
+    assert three.masks_bitmaps().shape == (3, 6, 8) and three.masks_bitmaps().sum() == 6
+    copy = pickle.loads(pickle.dumps(three))
+    assert copy.names == three.names and torch.equal(copy.bboxes, three.bboxes)
+    assert [m['counts'] for m in copy.masks] == [m['counts'] for m in three.masks]
+
+
+def test_to_and_numpy(three):
+    assert three.to('cpu').bboxes.device.type == 'cpu'
+    arrays = three.numpy()
+    assert isinstance(arrays['bboxes'], np.ndarray) and arrays['masks'] is three.masks
+
+
+def test_empty_result_has_every_field():
+    empty = empty_result((6, 8), 3, masks=True, joints=5)
+    assert len(empty) == 0 and empty.keypoints.shape == (0, 5, 3) and len(empty.masks) == 0
+    assert len(empty[empty.scores > 0.5]) == 0 and len(Instances.cat([empty, empty])) == 0

@@ -1,0 +1,176 @@
+"""structures.masks against OpenCV, torchvision's roi_align and pycocotools on whole bitmaps."""
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torchvision.ops import roi_align
+
+from boxdet.errors import DataError
+from boxdet.structures.masks import BitmapMasks, PolygonMasks, RleMasks
+
+
+def random_polygons(rng, count, height, width):
+    objects = []
+    for _ in range(count):
+        centre, spread = rng.uniform(0, [width, height]), rng.uniform(4, 30)
+        objects.append([(centre + rng.normal(0, spread, (6, 2))).round(2).ravel() for _ in range(rng.integers(1, 3))])
+    return objects
+
+
+def bitmaps_of(objects, height, width):
+    return np.stack([coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([list(p) for p in o], height, width)))
+                     for o in objects])
+
+
+def random_boxes(rng, count, height, width):
+    corner = rng.uniform(-3, [width - 4, height - 4], (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(0, 90, (count, 2))], axis=1).astype(np.float32)
+
+
+def train_targets(bitmaps, boxes, index, size):
+    """mmdetection's mask targets: clip, RoIAlign of the whole bitmaps, threshold."""
+    height, width = bitmaps.shape[1:]
+    boxes = torch.from_numpy(boxes).clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
+    rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], dim=1)
+    return roi_align(torch.from_numpy(bitmaps).float()[index][:, None], rois, size, 1.0, 0, True)[:, 0]
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_pending_geometry_equals_geometry_of_bitmaps(seed):
+    rng = np.random.default_rng(seed)
+    objects = random_polygons(rng, 5, 60, 90)
+    expected = bitmaps_of(objects, 60, 90)
+    masks = BitmapMasks.from_coco(objects, 60, 90).resize((97, 131))
+    expected = np.stack([cv2.resize(m, (131, 97), interpolation=cv2.INTER_NEAREST) for m in expected])
+    masks, expected = masks.flip('horizontal'), expected[:, :, ::-1]
+    masks, expected = masks.crop([10, 5, 121, 90]), expected[:, 5:90, 10:121]
+    masks, expected = masks.pad((100, 128)), np.pad(expected, ((0, 0), (0, 15), (0, 17)))
+    masks = masks.resize((50, 70)).flip('diagonal').flip('vertical')
+    expected = np.stack([cv2.resize(m, (70, 50), interpolation=cv2.INTER_NEAREST) for m in expected])[:, :, ::-1]
+    assert np.array_equal(masks.to_bitmaps(), expected)
+    assert np.array_equal(masks.masks, expected) and np.array_equal(np.stack(list(masks)), expected)
+    assert masks.areas().tolist() == expected.sum((1, 2)).tolist()
+    assert list(masks.to_rle()) == coco_mask.encode(np.asfortranarray(expected.transpose(1, 2, 0)))
+    copy = pickle.loads(pickle.dumps(masks))
+    assert np.array_equal(copy.to_bitmaps(), expected)
+    assert np.array_equal(masks[[3, 1]].to_bitmaps(), expected[[3, 1]])
+    assert np.array_equal(masks[torch.tensor([True, False, True, False, False])].to_bitmaps(), expected[[0, 2]])
+
+
+def test_expand_translate_and_cat():
+    bitmap = np.arange(12, dtype=np.uint8).reshape(1, 3, 4) % 2
+    masks = BitmapMasks(bitmap, 3, 4)
+    assert np.array_equal(masks.expand(6, 9, 2, 1).to_bitmaps(), np.pad(bitmap, ((0, 0), (2, 1), (1, 4))))
+    assert np.array_equal(masks.translate((3, 4), -1).to_bitmaps()[0, :, :3], bitmap[0, :, 1:])
+    assert np.array_equal(masks.translate((3, 4), 2, 'vertical').to_bitmaps()[0, 2:], bitmap[0, :1])
+    both = BitmapMasks.cat([masks, masks.flip('vertical')])
+    assert np.array_equal(both.to_bitmaps(), np.concatenate([bitmap, bitmap[:, ::-1]]))
+    assert np.array_equal(both.flip('horizontal').to_bitmaps()[1], bitmap[0, ::-1, ::-1])
+    with pytest.raises(ValueError):
+        BitmapMasks.cat([masks, masks.resize((5, 5))])
+    with pytest.raises(ValueError):
+        BitmapMasks(bitmap, 4, 4)
+    with pytest.raises(ValueError, match='sideways'):
+        masks.flip('sideways')
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_crop_and_resize_is_roi_align_of_the_resized_bitmap(seed):
+    rng = np.random.default_rng(seed)
+    objects = random_polygons(rng, 4, 60, 90)
+    masks = BitmapMasks.from_coco(objects, 60, 90).resize((130, 195)).flip('horizontal').pad((160, 224))
+    boxes, index = random_boxes(rng, 30, 160, 224), rng.integers(0, 4, 30)
+    expected = train_targets(masks.to_bitmaps(), boxes, index, (28, 28))
+    found = masks.crop_and_resize(torch.from_numpy(boxes), (28, 28), torch.from_numpy(index))
+    assert found.dtype == torch.float32 and found.shape == (30, 28, 28)
+    differs = found != (expected >= 0.5).float()
+    assert (expected[differs] - 0.5).abs().max().item() < 1e-5 if differs.any() else True
+    assert differs.float().mean() < 1e-3
+
+
+def test_crop_and_resize_of_coco_and_of_no_rois(shared_data):
+    data = json.loads((shared_data / 'coco_mini/annotations/instances_val2017.json').read_text())
+    image = next(i for i in data['images'] if any(a['iscrowd'] and a['image_id'] == i['id'] for a in data['annotations']))
+    annotations = [a for a in data['annotations'] if a['image_id'] == image['id']]
+    masks = BitmapMasks.from_coco([a['segmentation'] for a in annotations], image['height'], image['width'])
+    assert any(isinstance(a['segmentation'], dict) for a in annotations)
+    out_hw = image['height'] * 2 - 7, image['width'] * 2 - 3
+    masks = masks.resize(out_hw)
+    boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes *= 2
+    index = np.arange(len(annotations))
+    expected = train_targets(masks.to_bitmaps(), boxes, index, (28, 28))
+    found = masks.crop_and_resize(boxes, (28, 28), index)
+    differs = found != (expected >= 0.5).float()
+    assert (expected[differs] - 0.5).abs().max().item() < 1e-5 if differs.any() else True
+    assert masks.crop_and_resize(np.zeros((0, 4)), (28, 28), np.zeros(0)).shape == (0, 28, 28)
+    boxes = masks.bboxes()
+    assert np.array_equal(boxes, masks.to_rle().bboxes())
+
+
+def test_polygon_masks():
+    rng = np.random.default_rng(1)
+    objects = random_polygons(rng, 3, 60, 90)
+    masks = PolygonMasks(objects, 60, 90)
+    assert np.array_equal(masks.to_bitmaps(), bitmaps_of(objects, 60, 90))
+    assert np.array_equal(masks.to_rle().to_bitmaps(), masks.to_bitmaps())
+    resized = masks.resize((120, 270))
+    assert np.allclose(resized.masks[0][0][0::2], objects[0][0][0::2] * 3) and resized.width == 270
+    flipped = masks.flip('diagonal')
+    assert np.allclose(flipped.masks[1][0][0::2], 90 - objects[1][0][0::2])
+    assert np.allclose(flipped.masks[1][0][1::2], 60 - objects[1][0][1::2])
+    cropped = masks.crop([10, 20, 50, 55])
+    assert (cropped.height, cropped.width) == (35, 40)
+    moved = [[p - np.tile([10, 20], len(p) // 2) for p in polygons] for polygons in objects]
+    assert np.array_equal(cropped.to_bitmaps(), bitmaps_of(moved, 35, 40))
+    assert masks.pad((70, 100)).to_bitmaps()[:, :60, :90].sum() >= masks.to_bitmaps().sum()
+    assert np.allclose(PolygonMasks([[np.array([0, 0, 4, 0, 4, 3.])]], 9, 9).areas(), [6])
+    assert len(PolygonMasks.cat([masks, masks[[0]]])) == 4
+    assert len(pickle.loads(pickle.dumps(masks))) == 3
+
+
+def test_polygon_targets_are_drawn_in_the_roi():
+    objects = [[np.array([10., 10, 40, 10, 40, 30, 10, 30])]]
+    masks = PolygonMasks(objects, 60, 90)
+    boxes, index = np.array([[10, 10, 40, 30], [25, 10, 55, 30], [5, 5, 5.2, 5.2]], dtype=np.float32), np.zeros(3)
+    found = masks.crop_and_resize(boxes, (28, 28), index)
+    assert found[0].mean() == 1
+    assert found[1, :, :14].mean() == 1 and found[1, :, 14:].sum() == 0
+    assert found[2].sum() == 0
+    for box, target in zip(boxes[:2].astype(np.float64), found):
+        scale = 28 / (box[2:] - box[:2])
+        moved = ((objects[0][0].reshape(-1, 2) - box[:2]) * scale).ravel()
+        assert np.array_equal(target, coco_mask.decode(coco_mask.frPyObjects([list(moved)], 28, 28))[:, :, 0])
+
+
+def test_rle_masks_are_a_sequence():
+    bitmaps = (np.random.default_rng(0).uniform(size=(3, 7, 9)) > 0.5).astype(np.uint8)
+    masks = BitmapMasks(bitmaps, 7, 9).to_rle()
+    assert isinstance(masks[0], dict) and masks[-1] == list(masks)[2]
+    assert np.array_equal(masks[np.array([True, False, True])].to_bitmaps(), bitmaps[[0, 2]])
+    assert np.array_equal(masks[1:].to_bitmaps(), bitmaps[1:])
+    assert np.array_equal(masks.flip('vertical').to_bitmaps(), bitmaps[:, ::-1])
+    assert np.array_equal(masks.crop([1, 2, 6, 7]).to_bitmaps(), bitmaps[:, 2:7, 1:6])
+    assert np.array_equal(masks.pad((8, 10)).to_bitmaps(), np.pad(bitmaps, ((0, 0), (0, 1), (0, 1))))
+    assert masks.areas().tolist() == bitmaps.sum((1, 2)).tolist()
+    assert RleMasks.cat([masks, masks[:0]]).bboxes().shape == (3, 4)
+    empty = masks[np.zeros(0, dtype=np.int64)]
+    assert empty.to_bitmaps().shape == (0, 7, 9) and empty.bboxes().shape == (0, 4) and len(empty.areas()) == 0
+
+
+def test_wrong_rle_is_named():
+    with pytest.raises(DataError, match='annotation 5.*size'):
+        BitmapMasks.from_coco([dict(size=[3, 3], counts=[9])], 4, 4, ['a.json: annotation 5'])
+    masks = BitmapMasks.from_coco([dict(size=[4, 4], counts=[9])], 4, 4, ['a.json: annotation 5'])
+    with pytest.raises(DataError, match='annotation 5.*add up'):
+        masks.to_bitmaps()
+
+
+def test_source_is_drawn_once_and_only_where_asked():
+    masks = BitmapMasks.from_coco([[np.array([1., 1, 5, 1, 5, 5])], 'never drawn'], 9, 9)
+    assert masks.resize((18, 18))[0].areas()[0] == 4 * masks[0].areas()[0]
