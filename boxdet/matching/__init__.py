@@ -1,0 +1,1 @@
+"""Which box belongs to which object: anchors, box coding, assignment, sampling."""

@@ -1,0 +1,97 @@
+"""Boxes as what a head predicts: shifts and log scales relative to a proposal (Girshick et al. 2014, appendix C).
+
+Letters: N boxes, K classes.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from boxdet.errors import ConfigError
+from boxdet.registry import BBOX_CODERS
+
+
+@BBOX_CODERS.register_module()
+class DeltaXYWHBBoxCoder:
+    """(dx, dy, dw, dh): the centre's shift in widths and heights of the box, the logarithm of the size's growth.
+
+    Args:
+        target_means, target_stds: four each; deltas are normalised by them.
+        clip_border: decoded boxes are clipped to the image, where its shape is given.
+        add_ctr_clamp: limit the centre's shift to ``ctr_clamp`` pixels, and the growth only from above (YOLOF).
+
+    Raises:
+        ConfigError: means or deviations that are not four, or a deviation of zero.
+    """
+
+    def __init__(self, target_means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+                 target_stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0), clip_border: bool = True,
+                 add_ctr_clamp: bool = False, ctr_clamp: float = 32):
+        self.means, self.stds = tuple(map(float, target_means)), tuple(map(float, target_stds))
+        if len(self.means) != 4 or len(self.stds) != 4:
+            raise ConfigError('DeltaXYWHBBoxCoder: target_means and target_stds are four numbers each')
+        if not all(self.stds):
+            raise ConfigError('DeltaXYWHBBoxCoder: a target_std of 0')
+        self.clip_border = clip_border
+        self.add_ctr_clamp = add_ctr_clamp
+        self.ctr_clamp = ctr_clamp
+        self._is_plain = self.means == (0.0,) * 4 and self.stds == (1.0,) * 4
+        self._constants: dict[torch.device, torch.Tensor] = {}
+
+    def encode(self, bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
+        """Deltas (N, 4) that move each of ``bboxes`` (N, 4) onto the same row of ``gt_bboxes`` (N, 4)."""
+        bboxes, gt_bboxes = bboxes.float(), gt_bboxes.float()
+        center, size = (bboxes[:, :2] + bboxes[:, 2:]) * 0.5, bboxes[:, 2:] - bboxes[:, :2]
+        gt_center, gt_size = (gt_bboxes[:, :2] + gt_bboxes[:, 2:]) * 0.5, gt_bboxes[:, 2:] - gt_bboxes[:, :2]
+        deltas = torch.cat([(gt_center - center) / size, (gt_size / size).log()], dim=1)
+        if self._is_plain:
+            return deltas
+        means, stds = self._normalisation(deltas.device)
+        return (deltas - means) / stds
+
+    def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor, max_shape: Sequence[int] | None = None,
+               wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
+        """Move boxes by their deltas.
+
+        Args:
+            bboxes: (N, 4). pred_bboxes: (N, 4) or (N, 4K).
+            max_shape: (height, width, ...) of the image, for clipping.
+            wh_ratio_clip: sizes grow at most by its inverse and shrink at most to it.
+
+        Returns:
+            boxes of the shape of ``pred_bboxes``.
+        """
+        deltas = pred_bboxes.float().reshape(len(pred_bboxes), pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
+        if not self._is_plain:
+            means, stds = self._normalisation(deltas.device)
+            deltas = deltas * stds + means
+        bboxes = bboxes.float()[:, None]  # (N, 1, 4)
+        size = bboxes[..., 2:] - bboxes[..., :2]
+        shift, growth = size * deltas[..., :2], deltas[..., 2:]
+        limit = abs(math.log(wh_ratio_clip))
+        if self.add_ctr_clamp:
+            shift = shift.clamp(-self.ctr_clamp, self.ctr_clamp)
+            growth = growth.clamp(max=limit)
+        else:
+            growth = growth.clamp(-limit, limit)
+        center = (bboxes[..., :2] + bboxes[..., 2:]) * 0.5 + shift
+        half = size * growth.exp() * 0.5
+        first, second = center - half, center + half  # (N, K, 2) each
+        if not (self.clip_border and max_shape is not None):
+            return torch.cat([first, second], dim=-1).reshape(pred_bboxes.shape)
+        height, width = (int(side) for side in max_shape[:2])
+        corners = [first[..., 0].clamp(0, width), first[..., 1].clamp(0, height),
+                   second[..., 0].clamp(0, width), second[..., 1].clamp(0, height)]
+        return torch.stack(corners, dim=-1).reshape(pred_bboxes.shape)
+
+    def _normalisation(self, device: torch.device) -> torch.Tensor:
+        """Means and deviations (2, 4) on the device, sent there once."""
+        if device not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[device] = torch.tensor([self.means, self.stds], device=device)
+        return self._constants[device]
+
+    def __repr__(self) -> str:
+        return f'DeltaXYWHBBoxCoder(target_means={self.means}, target_stds={self.stds}, clip_border={self.clip_border})'
