@@ -1,0 +1,1 @@
+"""Instances drawn on images, and figures of a training; reads structures only."""

@@ -1,0 +1,201 @@
+"""What the drawing must keep: pixels where nothing is, colours where masks and boxes are, labels inside the
+image.
+"""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_masks
+
+from boxdet.errors import DataError, UserError
+from boxdet.structures.instances import Instances, empty_result
+from boxdet.structures.masks import RleMasks
+from boxdet.visualization.draw import _place, draw_instances, read_image, show, write_image
+from boxdet.visualization.palette import class_color
+
+
+def scene(boxes, labels, scores=None, size=(240, 320), masks=False) -> Instances:
+    fields = dict(bboxes=torch.tensor(boxes, dtype=torch.float32), labels=torch.tensor(labels))
+    if scores is not None:
+        fields['scores'] = torch.tensor(scores)
+    if masks:
+        rles = []
+        for x0, y0, x1, y1 in boxes:
+            bitmap = np.zeros(size, np.uint8, order='F')
+            bitmap[y0:y1, x0:x1] = 1
+            bitmap[y0 + 20:y1 - 20, x0 + 20:x1 - 20] = 0  # a hole
+            rles.append(coco_masks.encode(bitmap))
+        fields['masks'] = RleMasks(rles, *size)
+    return Instances(size, **fields)
+
+
+def picture(height=240, width=320, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_image_is_not_changed_and_the_rest_stays():
+    image = picture()
+    before = image.copy()
+    drawn = draw_instances(image, scene([[50, 100, 150, 200]], [0], [0.9], masks=True))
+    assert np.array_equal(image, before)
+    assert np.array_equal(drawn[:80], image[:80]) and np.array_equal(drawn[:, 200:], image[:, 200:])
+    assert not np.array_equal(drawn, image)
+
+
+def test_boxes_and_masks_have_the_colour_of_the_class_and_holes_stay():
+    image = np.full((240, 320, 3), 100, np.uint8)
+    drawn = draw_instances(image, scene([[50, 60, 150, 200]], [4], [0.9], masks=True))
+    red, green, blue = class_color(4)
+    assert drawn[130, 50].tolist() == [blue, green, red]  # the box's line
+    mixed = 0.42 * np.array([blue, green, red]) + 0.58 * 100
+    assert np.abs(drawn[190, 100] - mixed).max() <= 1
+    assert drawn[130, 100].tolist() == [100, 100, 100]
+    plain = draw_instances(image, scene([[50, 60, 150, 200]], [4], [0.9], masks=True), show_mask=False)
+    assert plain[190, 100].tolist() == [100, 100, 100]
+
+
+def test_a_small_mask_lies_on_a_large_one():
+    image = np.zeros((240, 320, 3), np.uint8)
+    instances = scene([[140, 110, 175, 145], [100, 60, 260, 200]], [1, 2], [0.9, 0.9])
+    bitmaps = np.zeros((2, 240, 320), np.uint8)
+    bitmaps[0, 110:145, 140:175], bitmaps[1, 60:200, 100:260] = 1, 1
+    drawn = draw_instances(image, instances.replace(masks=bitmaps))
+    red, green, blue = class_color(1)
+    assert np.abs(drawn[130, 157] - 0.42 * np.array([blue, green, red])).max() <= 1
+
+
+def test_scores_at_or_below_the_threshold_are_left_out():
+    image = picture()
+    instances = scene([[50, 100, 150, 200]], [0], [0.5])
+    assert np.array_equal(draw_instances(image, instances, score_thr=0.5), image)
+    assert not np.array_equal(draw_instances(image, instances, score_thr=0.49), image)
+
+
+def test_ground_truth_without_scores_is_drawn():
+    image = picture()
+    assert not np.array_equal(draw_instances(image, scene([[50, 100, 150, 200]], [0]), ['cat']), image)
+
+
+def test_chosen_colours():
+    image = np.zeros((240, 320, 3), np.uint8)
+    instances = scene([[50, 60, 150, 200]], [0], [0.9], masks=True)
+    drawn = draw_instances(image, instances, bbox_color='green', mask_color=(255, 0, 0), text_color='blue')
+    assert drawn[130, 50].tolist() == [0, 255, 0]
+    assert drawn[190, 100, 2] == round(0.42 * 255) and drawn[190, 100, 0] == 0
+    assert (drawn.reshape(-1, 3) == [255, 0, 0]).all(axis=1).any()  # pure blue: the text
+    assert draw_instances(image, instances, palette=[(9, 8, 7)], show_mask=False)[130, 50].tolist() == [
+        7, 8, 9]
+
+
+def test_line_width_follows_the_image():
+    def drawn_width(height, width):
+        image = np.zeros((height, width, 3), np.uint8)
+        box = [width // 4, height // 4, 3 * width // 4, 3 * height // 4]
+        drawn = draw_instances(image, scene([box], [0], [0.9], (height, width)))
+        return int(drawn[height // 2, :width // 2].any(axis=1).sum())
+
+    assert drawn_width(150, 200) == 1 < drawn_width(1080, 1920) < drawn_width(3000, 4000)
+    image = np.zeros((240, 320, 3), np.uint8)
+    thick = draw_instances(image, scene([[50, 60, 150, 200]], [0], [0.9]), thickness=7)
+    assert 7 <= thick[130, :100].any(axis=1).sum() <= 9
+
+
+@pytest.mark.parametrize('box', [(0, 0, 319, 239), (300, 0, 319, 10), (0, 230, 5, 239), (310, 230, 319, 239),
+                                 (-40, -40, 20, 20), (300, 200, 400, 300)])
+def test_labels_stay_inside_the_image(box):
+    x0, y0, x1, y1 = _place(box, 90, 16, np.zeros((0, 4)), (240, 320), 2)
+    assert 0 <= x0 and 0 <= y0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
+    draw_instances(picture(), scene([box], [0], [0.9]), ['a long class name'])
+
+
+def test_labels_avoid_each_other():
+    """Four boxes in a heap: their plates find places with hardly any overlap."""
+    placed = np.zeros((0, 4))
+    for k in range(4):
+        spot = _place((100 + k, 80 + k, 220 + k, 180 + k), 80, 16, placed, (240, 320), 2)
+        shared = (np.minimum(spot[2:], placed[:, 2:]) -
+                  np.maximum(spot[:2], placed[:, :2])).clip(min=0).prod(axis=1)
+        assert shared.sum() < 0.05 * 80 * 16
+        placed = np.concatenate([placed, spot[None]])
+
+
+def test_grey_images_empty_results_and_unknown_classes():
+    grey = picture()[:, :, 0]
+    assert draw_instances(grey, empty_result((240, 320), 3, masks=True)).shape == (240, 320, 3)
+    draw_instances(grey, scene([[50, 60, 150, 200]], [7], [0.9]), ['only one'])
+
+
+@pytest.mark.parametrize('image', [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), [[1]]])
+def test_what_is_no_image(image):
+    with pytest.raises(DataError, match='an image to draw on'):
+        draw_instances(image, empty_result())
+
+
+def test_masks_of_another_size():
+    with pytest.raises(DataError, match='beyond the 160x120 image'):
+        draw_instances(picture(120, 160), scene([[50, 60, 300, 200]], [0], [0.9], masks=True))
+
+
+def test_pictures_are_written_and_read(tmp_path):
+    image = picture(40, 50)
+    path = tmp_path / 'new folder/größe.png'
+    write_image(image, path)
+    assert np.array_equal(read_image(path), image)
+    assert read_image(str(path)).shape == (40, 50, 3)
+
+
+def test_unreadable_and_unwritable_pictures_are_named(tmp_path):
+    with pytest.raises(DataError, match='nothing.jpg: No such file'):
+        read_image(tmp_path / 'nothing.jpg')
+    (tmp_path / 'text.jpg').write_text('no picture')
+    with pytest.raises(DataError, match='text.jpg: not an image'):
+        read_image(tmp_path / 'text.jpg')
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    with pytest.raises(DataError, match='empty.jpg: the file is empty'):
+        read_image(tmp_path / 'empty.jpg')
+    with pytest.raises(DataError, match=r"x\.foo: OpenCV writes no '\.foo'"):
+        write_image(picture(4, 4), tmp_path / 'x.foo')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(DataError, match='cannot write'):
+        write_image(picture(4, 4), tmp_path / 'file/x.png')
+
+
+def test_no_display_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr('sys.platform', 'linux')
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    with pytest.raises(UserError, match='DISPLAY is not set.*out_file'):
+        show(picture())
+    monkeypatch.setenv('DISPLAY', ':4711')
+    with pytest.raises(UserError, match="display ':4711' does not answer"):
+        show(picture())
+
+
+def test_an_opencv_without_windows_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr('boxdet.visualization.draw._display_problem', lambda: '')
+
+    def unbuilt(*_):
+        raise cv2.error('The function is not implemented')
+
+    monkeypatch.setattr(cv2, 'imshow', unbuilt)
+    with pytest.raises(UserError, match='opencv-python-headless'):
+        show(picture())
+
+
+def test_a_hundred_masks_on_1080p_take_no_full_decodings():
+    """About 25 ms where it was measured; decoding every mask in full takes 600."""
+    size, rng = (1080, 1920), np.random.default_rng(0)
+    corners = rng.integers(0, (1700, 860), (100, 2))
+    boxes = [[x, y, x + 160, y + 160] for x, y in corners.tolist()]
+    instances = scene(boxes, rng.integers(0, 80, 100).tolist(), [0.9] * 100, size, masks=True)
+    image = picture(*size)
+    draw_instances(image, instances)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        draw_instances(image, instances)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
