@@ -1,0 +1,232 @@
+"""CocoDataset: objects from a COCO annotation file.
+
+The file is read once, checked as a whole in numpy, and kept as flat arrays (boxes, labels, flags of every annotation,
+sorted by image) and ``Records`` (image entries, masks), which workers share without copying.
+
+Letters: A annotations of the file, N objects of an image, M crowd regions of an image.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES
+from boxdet.datasets.custom import CustomDataset
+from boxdet.datasets.files import read_json
+from boxdet.datasets.records import Records
+from boxdet.errors import DataError, nearest
+from boxdet.registry import DATASETS
+
+
+@DATASETS.register_module()
+class CocoDataset(CustomDataset):
+    """Boxes, crowd regions, polygon and RLE masks of a COCO annotation file; arguments as CustomDataset.
+
+    Label k stands for ``CLASSES[k]``, whatever the order of the file's categories. As in 2.x, objects narrower or lower
+    than one pixel, without area, outside the image or marked ``ignore`` are left out (counted in ``filter_report``),
+    and crowd regions become boxes to be ignored. A file without annotations can be opened in ``test_mode``.
+
+    Raises:
+        DataError: what cannot be right, naming file and id: JSON syntax, no 'images', duplicate ids, an annotation of
+            an unknown category or without a box, a box that is not finite, classes that the file does not know.
+    """
+    CLASSES = COCO_CLASSES
+
+    def load_annotations(self, ann_file: str) -> Records:
+        """Read and check ``ann_file``; returns the image entries, each with 'filename'."""
+        data = read_json(ann_file)
+        if not isinstance(data, dict) or not isinstance(data.get('images'), list):
+            raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file")
+        if 'annotations' not in data and not self.test_mode:
+            raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only")
+        self._coco = None
+        self._rows = np.arange(len(data['images']))  # place in the file of each image that is kept
+        self.img_ids = [self._image_id(image, i) for i, image in enumerate(data['images'])]
+        _check_unique(self.img_ids, f'{ann_file}: image id')
+        self._sizes = np.array([(i.get('width') or np.inf, i.get('height') or np.inf) for i in data['images']],
+                               dtype=np.float64).reshape(-1, 2)
+        self._set_categories(data.get('categories'))
+        self._set_annotations(data.get('annotations') or [])
+        return Records({**image, 'filename': image['file_name']} for image in data['images'])
+
+    def _image_id(self, image: Any, place: int) -> Any:
+        if not isinstance(image, dict) or 'id' not in image or 'file_name' not in image:
+            raise DataError(f"{self.ann_file}: images[{place}] needs an 'id' and a 'file_name'")
+        if not self.test_mode and not (image.get('width') and image.get('height')):
+            raise DataError(f"{self.ann_file}: image {image['id']} has no 'width' and 'height'")
+        return image['id']
+
+    # -- categories
+
+    def _set_categories(self, categories: list[dict] | None) -> None:
+        """``cat_ids``: the category id of each label; ``cat2label``: the way back."""
+        if not categories:
+            if not self.test_mode:
+                raise DataError(f"{self.ann_file}: no 'categories'")
+            self._file_categories = {}
+            known = self.CLASSES == COCO_CLASSES
+            self.cat_ids = list(COCO_CATEGORY_IDS if known else range(1, len(self.CLASSES) + 1))
+        else:
+            self._file_categories = {c['id']: c['name'] for c in categories}
+            _check_unique([c['id'] for c in categories], f'{self.ann_file}: category id')
+            ids = {name: i for i, name in reversed(self._file_categories.items())}
+            absent = [name for name in self.CLASSES if name not in ids]
+            if absent and (self.classes_given or len(absent) == len(self.CLASSES)):
+                raise DataError(self._absent_classes(absent, list(self._file_categories.values())))
+            self.filter_report['missing_classes'] = absent
+            # Unused numbers for names that the file lacks keep label and CLASSES in step.
+            unused = iter(range(max(self._file_categories) + 1, max(self._file_categories) + 1 + len(absent)))
+            self.cat_ids = [ids[name] if name in ids else next(unused) for name in self.CLASSES]
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+
+    def _absent_classes(self, absent: list[str], known: list[str]) -> str:
+        listed = ', '.join(known[:20]) + (', ...' if len(known) > 20 else '')
+        if not self.classes_given:
+            return (f'{self.ann_file} has none of the {len(self.CLASSES)} classes of {type(self).__name__}; its '
+                    f'categories are {listed}: give them as classes=(...)')
+        return (f"class '{absent[0]}' is not among the categories of {self.ann_file} ({listed})"
+                f'{nearest(absent[0], known)}')
+
+    # -- annotations
+
+    def _set_annotations(self, annotations: list[dict]) -> None:
+        """Check all of them at once, then keep those that can be trained on as arrays sorted by image."""
+        place = {image_id: row for row, image_id in enumerate(self.img_ids)}
+        try:
+            self._ann_ids = np.array([a['id'] for a in annotations])
+            rows = np.array([place.get(a['image_id'], -1) for a in annotations], dtype=np.int64)
+            categories = [a['category_id'] for a in annotations]
+        except (KeyError, TypeError):
+            self._raise_incomplete(annotations)
+        _check_unique(self._ann_ids.tolist(), f'{self.ann_file}: annotation id')
+        self._check_categories(annotations, categories)
+        boxes = self._boxes_of(annotations)
+        areas = np.array([a.get('area', 1) for a in annotations], dtype=np.float64)
+        crowd = np.array([bool(a.get('iscrowd')) for a in annotations], dtype=bool)
+        ignored = np.array([bool(a.get('ignore')) for a in annotations], dtype=bool)
+        labels = np.array([self.cat2label.get(c, -1) for c in categories], dtype=np.int64)
+        degenerate = self._degenerate(boxes, areas, rows)
+
+        order = np.argsort(rows, kind='stable')
+        self.filter_report['without_image'] = int((rows < 0).sum())
+        order = order[self.filter_report['without_image']:]
+        self._starts = np.searchsorted(rows[order], np.arange(len(self.img_ids) + 1))
+        self._ann_ids, self._crowd, self._labels = self._ann_ids[order], crowd[order], labels[order]
+        self._categories = np.array(categories)[order]
+        self._boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)[order].astype(np.float32)
+        self._usable = (~degenerate & ~ignored)[order] & (self._labels >= 0)
+        self.filter_report['degenerate_boxes'] = self._ann_ids[degenerate[order]].tolist()
+        masks = [annotations[i].get('segmentation') if use else None
+                 for i, use in zip(order, self._usable & ~self._crowd)]
+        self._masks = Records(masks[start:end] for start, end in zip(self._starts, self._starts[1:]))
+
+    def _raise_incomplete(self, annotations: list[dict]) -> None:
+        for i, annotation in enumerate(annotations):
+            absent = [key for key in ('id', 'image_id', 'category_id')
+                      if not isinstance(annotation, dict) or key not in annotation]
+            if absent:
+                name = f"annotation {annotation['id']}" if 'id' in annotation else f'annotations[{i}]'
+                raise DataError(f"{self.ann_file}: {name} has no '{absent[0]}'")
+
+    def _check_categories(self, annotations: list[dict], categories: list[Any]) -> None:
+        known = self._file_categories
+        if annotations and not known:
+            raise DataError(f"{self.ann_file}: annotations, but no 'categories'")
+        for annotation, category in zip(annotations, categories):
+            if category not in known:
+                listed = ', '.join(map(str, sorted(known)[:20]))
+                raise DataError(f"{self.ann_file}: annotation {annotation['id']} is of category {category}, which is "
+                                f"not among the file's categories ({listed})")
+
+    def _boxes_of(self, annotations: list[dict]) -> np.ndarray:
+        """(A, 4) float64 x, y, width, height, all finite."""
+        if not annotations:
+            return np.zeros((0, 4))
+        try:
+            boxes = np.array([a['bbox'] for a in annotations], dtype=np.float64)
+            if boxes.shape != (len(annotations), 4):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            for a in annotations:
+                if not _is_box(a.get('bbox')):
+                    raise DataError(f"{self.ann_file}: annotation {a['id']} has no 'bbox' of four numbers "
+                                    f"(x, y, width, height): {a.get('bbox')}") from None
+            raise
+        wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
+        if len(wrong):
+            raise DataError(f'{self.ann_file}: annotation {self._ann_ids[wrong[0]]} has a box that is not finite: '
+                            f'{boxes[wrong[0]].tolist()}' + (f' (and {len(wrong) - 1} more)' if wrong[1:].size else ''))
+        return boxes
+
+    def _degenerate(self, boxes: np.ndarray, areas: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(A,) bool by 2.x's rule: less than a pixel wide or high, no area, or outside its image."""
+        sizes = self._sizes[rows]
+        inside = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)
+        return (boxes[:, 2:] < 1).any(axis=1) | ~(areas > 0) | (inside <= 0).any(axis=1)
+
+    def _span(self, index: int) -> slice:
+        """Where the annotations of image ``index`` lie."""
+        row = self._rows[index]
+        return slice(self._starts[row], self._starts[row + 1])
+
+    def get_ann_info(self, index: int) -> dict:
+        """Annotations of an image.
+
+        Returns:
+            'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, 'masks' N COCO segmentations,
+            'seg_map' the name of the class map, 'names' N texts that tell errors the annotation.
+        """
+        span = self._span(index)
+        objects = np.flatnonzero(self._usable[span] & ~self._crowd[span])
+        masks = self._masks[self._rows[index]]
+        return dict(bboxes=self._boxes[span][objects], labels=self._labels[span][objects],
+                    bboxes_ignore=self._boxes[span][self._usable[span] & self._crowd[span]],
+                    masks=[masks[i] for i in objects],
+                    seg_map=self.img_info(index)['filename'].rpartition('.')[0] + self.seg_suffix,
+                    names=[f'{self.ann_file}: annotation {i}' for i in self._ann_ids[span][objects]])
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """Category ids of all annotations of an image."""
+        return self._categories[self._span(index)].tolist()
+
+    def _filter_imgs(self, min_size: int = 32) -> list[int]:
+        """Numbers of the images to train on: large enough and, by ``filter_empty_gt``, with a wanted object."""
+        counts = np.diff(self._starts)
+        wanted = np.concatenate([[0], np.cumsum(self._labels >= 0)])
+        wanted = wanted[self._starts[1:]] - wanted[self._starts[:-1]]
+        empty, other = counts == 0, (counts > 0) & (wanted == 0)
+        small = self._sizes.min(axis=1) < min_size
+        left_out = small | ((empty | other) if self.filter_empty_gt else False)
+        self.filter_report.update(too_small=int(small.sum()), empty=int(empty.sum()),
+                                  without_wanted_class=int(other.sum()))
+        self._rows = np.flatnonzero(~left_out)
+        self.img_ids = [self.img_ids[i] for i in self._rows]
+        return self._rows.tolist()
+
+    @property
+    def coco(self) -> Any:
+        """The file as pycocotools' COCO, which evaluation asks for; read at the first use."""
+        if self._coco is None:
+            from pycocotools.coco import COCO  # brings matplotlib along
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco = COCO(self.ann_file)
+        return self._coco
+
+    def __getstate__(self) -> dict:
+        # Workers that are spawned get no copy of what only evaluation reads.
+        return {**self.__dict__, '_coco': None}
+
+
+def _check_unique(ids: Sequence[Any], what: str) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[Any] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))
+        raise DataError(f'{what} {twice} is used more than once')
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)

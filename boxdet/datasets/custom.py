@@ -1,0 +1,240 @@
+"""CustomDataset: what every data set offers, read from mmdetection 2.x's middle format.
+
+The middle format is a list, one entry an image::
+
+    {'filename': 'a.jpg', 'width': 1280, 'height': 720,
+     'ann': {'bboxes': (N, 4) xyxy, 'labels': (N,) from 0, 'bboxes_ignore': (M, 4)}}
+
+in a ``.json`` file, or a ``.pkl`` file that holds nothing but data. A subclass overrides ``load_annotations`` and
+``get_ann_info``. Letters: N objects of an image, M ignored boxes, P proposals.
+"""
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from boxdet.datasets.files import check_file_client, read_data, read_names
+from boxdet.datasets.pipelines.compose import Compose
+from boxdet.datasets.records import Records
+from boxdet.errors import ConfigError, DataError
+from boxdet.registry import DATASETS
+from boxdet.visualization.palette import class_colors
+
+_MOST_REDRAWS = 1000
+
+
+@DATASETS.register_module()
+class CustomDataset:
+    """Images with boxes.
+
+    Args:
+        ann_file: the annotations.
+        pipeline: transform configs.
+        classes: names to use, as a list or tuple or the path of a file with one name a line; ``CLASSES`` when None.
+        data_root: what relative paths of the other arguments are relative to.
+        img_prefix, seg_prefix: folders of the images and class maps.
+        seg_suffix: ending of class map files.
+        proposal_file: a list of (P, 5) proposals, one an image, as .pkl or .json.
+        test_mode: load no annotations, leave no image out.
+        filter_empty_gt: leave out images without objects in training.
+        file_client_args: ``dict(backend='disk')``.
+        min_size: leave out images with a side shorter than this in training.
+
+    Attributes:
+        flag: (len,) uint8, 1 for images wider than high; batches are made of one kind.
+        filter_report: number of images by what became of them, and what else was left out.
+
+    Raises:
+        DataError: annotations that cannot be used; the message names the file and the entry.
+    """
+    CLASSES: tuple[str, ...] | None = None
+    PALETTE: Any = None
+
+    def __init__(self, ann_file: str, pipeline: Sequence[Any], classes: str | Sequence[str] | None = None,
+                 data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,
+                 seg_suffix: str = '.png', proposal_file: str | None = None, test_mode: bool = False,
+                 filter_empty_gt: bool = True, file_client_args: dict | None = None, min_size: int = 32):
+        self.data_root = data_root
+        self.ann_file, self.img_prefix, self.seg_prefix, self.proposal_file = (
+            self._under_root(path) for path in (ann_file, img_prefix, seg_prefix, proposal_file))
+        self.seg_suffix = seg_suffix
+        self.test_mode = test_mode
+        self.filter_empty_gt = filter_empty_gt
+        self.min_size = min_size
+        self.backend = check_file_client(file_client_args)
+        self.classes_given = classes is not None
+        self.CLASSES = self.get_classes(classes)
+        self.filter_report: dict[str, Any] = {}
+
+        self.data_infos = self.load_annotations(self.ann_file)
+        self.proposals = self.load_proposals(self.proposal_file) if self.proposal_file else None
+        self._leave_out_images()
+        if not isinstance(self.data_infos, Records):
+            self.data_infos = Records(self.data_infos)
+        self._set_group_flag()
+        self.pipeline = Compose(pipeline)
+
+    def _under_root(self, path: str | None) -> str | None:
+        if self.data_root is None or path is None or os.path.isabs(path) or '://' in path:
+            return path
+        return os.path.join(self.data_root, path)
+
+    @classmethod
+    def get_classes(cls, classes: str | Sequence[str] | None = None) -> tuple[str, ...] | None:
+        """Names from a list, a tuple or a file; the class's own ``CLASSES`` when None.
+
+        Raises:
+            ConfigError: a string that is no file, or something else.
+        """
+        if classes is None:
+            return cls.CLASSES
+        if isinstance(classes, str):
+            if not os.path.isfile(classes):
+                raise ConfigError(f"classes='{classes}' is taken for the path of a file with one class name a line, "
+                                  f"and there is no such file; for a single class write classes=('{classes}',)")
+            return read_names(classes)
+        if not isinstance(classes, Sequence) or not all(isinstance(name, str) for name in classes):
+            raise ConfigError(f'classes is a list of names or the path of a file, not {classes!r}')
+        if len(set(classes)) < len(classes):
+            twice = sorted({name for name in classes if list(classes).count(name) > 1})
+            raise ConfigError(f"classes names {', '.join(map(repr, twice))} more than once")
+        return tuple(classes)
+
+    # -- what a subclass overrides
+
+    def load_annotations(self, ann_file: str) -> Sequence[dict]:
+        """One dict an image, with 'filename', 'width' and 'height' at least."""
+        infos = read_data(ann_file)
+        if not isinstance(infos, list) or not all(isinstance(info, dict) and 'filename' in info for info in infos):
+            raise DataError(f"{ann_file}: expected a list of dicts with 'filename', 'width', 'height' and 'ann'")
+        return infos
+
+    def get_ann_info(self, index: int) -> dict:
+        """Annotations of an image: 'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, ..."""
+        annotations = dict(self.data_infos[index]['ann'])
+        for key, dtype, width in (('bboxes', np.float32, 4), ('labels', np.int64, 0), ('bboxes_ignore', np.float32, 4)):
+            if key != 'bboxes_ignore' or key in annotations:
+                array = np.asarray(annotations[key], dtype=dtype)
+                annotations[key] = array.reshape(-1, width) if width else array.reshape(-1)
+        name, boxes, labels = self.img_info(index)['filename'], annotations['bboxes'], annotations['labels']
+        if len(boxes) != len(labels):
+            raise DataError(f'{self.ann_file}: {name} has {len(boxes)} boxes and {len(labels)} labels')
+        if not np.isfinite(boxes).all():
+            raise DataError(f'{self.ann_file}: {name} has a box that is not finite')
+        return annotations
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """Labels of an image's objects."""
+        return self.get_ann_info(index)['labels'].tolist()
+
+    def _filter_imgs(self, min_size: int = 32) -> list[int]:
+        """Numbers of the images to train on; counts the others in ``filter_report``."""
+        keep, empty, small = [], 0, 0
+        for i, info in enumerate(self.data_infos):
+            if min(info['width'], info['height']) < min_size:
+                small += 1
+            elif self.filter_empty_gt and 'ann' in info and len(info['ann'].get('bboxes', ())) == 0:
+                empty += 1
+            else:
+                keep.append(i)
+        self.filter_report.update(empty=empty, too_small=small)
+        return keep
+
+    # -- opening
+
+    def load_proposals(self, proposal_file: str) -> Sequence[np.ndarray]:
+        """Proposals of every image, in the order of ``load_annotations``."""
+        proposals = read_data(proposal_file)
+        if not isinstance(proposals, (list, tuple)) or len(proposals) != len(self.data_infos):
+            count = len(proposals) if isinstance(proposals, (list, tuple)) else 'no list'
+            raise DataError(f'{proposal_file}: proposals of {count} images, {self.ann_file} has {len(self.data_infos)}')
+        return Records([np.asarray(p, dtype=np.float32) for p in proposals])
+
+    def _leave_out_images(self) -> None:
+        total = len(self.data_infos)
+        if not self.test_mode:
+            keep = self._filter_imgs(self.min_size)
+            self.data_infos = [self.data_infos[i] for i in keep]
+            if self.proposals is not None:
+                self.proposals = Records([self.proposals[i] for i in keep])
+        self.filter_report = {'images': total, 'kept': len(self.data_infos), **self.filter_report}
+
+    def _set_group_flag(self) -> None:
+        if self.test_mode:
+            self.flag = np.zeros(len(self), dtype=np.uint8)
+            return
+        self.flag = np.array([info['width'] > info['height'] for info in self.data_infos], dtype=np.uint8)
+
+    # -- what others use
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """CLASSES and PALETTE."""
+        return dict(CLASSES=self.CLASSES, PALETTE=self.get_palette())
+
+    def get_palette(self) -> list[tuple[int, int, int]]:
+        """One RGB colour a class."""
+        return class_colors(self.PALETTE, len(self.CLASSES or ()))
+
+    def img_info(self, index: int) -> dict:
+        """'filename', 'width', 'height', ... of an image."""
+        return self.data_infos[index]
+
+    def __len__(self) -> int:
+        return len(self.data_infos)
+
+    def __getitem__(self, index: int) -> dict:
+        """The sample after the pipeline, its picture normalised."""
+        return self.sample(index)
+
+    def sample(self, index: int, compact: bool = False) -> dict:
+        """The sample after the pipeline; another image's when the pipeline drops it in training.
+
+        Args:
+            compact: for ``datasets.collate``: the picture may stay uint8 (see ``pipelines.compose``).
+
+        Raises:
+            DataError: the pipeline drops whatever it is given.
+        """
+        prepare = self.prepare_test_img if self.test_mode else self.prepare_train_img
+        # A subclass written for 2.x overrides these without 'compact'.
+        ours = CustomDataset.prepare_test_img, CustomDataset.prepare_train_img
+        options = dict(compact=True) if compact and prepare.__func__ in ours else {}
+        if self.test_mode:
+            return prepare(index, **options)
+        for _ in range(_MOST_REDRAWS):
+            sample = prepare(index, **options)
+            if sample is not None:
+                return sample
+            index = self._rand_another(index)
+        raise DataError(f'{self.ann_file}: the pipeline dropped {_MOST_REDRAWS} images one after the other')
+
+    def _rand_another(self, index: int) -> int:
+        """Another image of the same group."""
+        return int(np.random.choice(np.flatnonzero(self.flag == self.flag[index])))
+
+    def prepare_train_img(self, index: int, compact: bool = False) -> dict | None:
+        """The sample with annotations, or None when the pipeline drops it."""
+        results = dict(img_info=self.img_info(index), ann_info=self.get_ann_info(index))
+        return self._run_pipeline(results, index, compact)
+
+    def prepare_test_img(self, index: int, compact: bool = False) -> dict:
+        """The sample without annotations."""
+        return self._run_pipeline(dict(img_info=self.img_info(index)), index, compact)
+
+    def _run_pipeline(self, results: dict, index: int, compact: bool) -> dict | None:
+        if self.proposals is not None:
+            results['proposals'] = self.proposals[index]
+        self.pre_pipeline(results)
+        return self.pipeline(results, compact=compact)
+
+    def pre_pipeline(self, results: dict) -> None:
+        """Add what transforms need beside the annotations."""
+        results.update(img_prefix=self.img_prefix, seg_prefix=self.seg_prefix, proposal_file=self.proposal_file,
+                       bbox_fields=[], mask_fields=[], seg_fields=[])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images of '{self.ann_file}', {len(self.CLASSES or ())} classes)"

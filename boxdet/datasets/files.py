@@ -1,0 +1,174 @@
+"""Reading what a data set consists of: image bytes, JSON, lists of names, and pickles that may hold data only."""
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from boxdet.errors import ConfigError, DataError, nearest
+
+IMAGE_BACKENDS = ('disk', 'http')
+_COLOR_FLAGS = {
+    'color': cv2.IMREAD_COLOR,  # turned upright by the EXIF orientation, as mmcv's 'color'
+    'grayscale': cv2.IMREAD_GRAYSCALE,
+    'unchanged': cv2.IMREAD_UNCHANGED,
+    'color_ignore_orientation': cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_COLOR,
+    'grayscale_ignore_orientation': cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_GRAYSCALE,
+}
+
+
+def check_file_client(file_client_args: Mapping[str, Any] | None) -> str:
+    """The backend that 2.x's ``file_client_args`` names.
+
+    Raises:
+        ConfigError: a backend other than 'disk' and 'http', or options beside it.
+    """
+    args = dict(file_client_args or {})
+    backend = args.pop('backend', 'disk')
+    if backend not in IMAGE_BACKENDS:
+        raise ConfigError(f"file_client_args.backend '{backend}' is none of {', '.join(IMAGE_BACKENDS)}"
+                          f'{nearest(backend, IMAGE_BACKENDS)}')
+    if args:
+        raise ConfigError(f"file_client_args: backend '{backend}' takes no {', '.join(map(repr, args))}")
+    return backend
+
+
+def check_color_type(color_type: str) -> None:
+    """Raise ConfigError when ``color_type`` is none of mmcv's flags."""
+    if color_type not in _COLOR_FLAGS:
+        raise ConfigError(f"color_type '{color_type}' is none of {', '.join(_COLOR_FLAGS)}"
+                          f'{nearest(color_type, _COLOR_FLAGS)}')
+
+
+def read_bytes(path: str, backend: str = 'disk') -> np.ndarray:
+    """The bytes of a file (n,) uint8.
+
+    Raises:
+        DataError: the file is missing, empty or unreadable.
+    """
+    try:
+        if backend == 'http':
+            with urllib.request.urlopen(path, timeout=60) as response:
+                data = np.frombuffer(response.read(), dtype=np.uint8)
+        else:
+            data = np.fromfile(path, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file{_near_file(path)}") from error
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise DataError(f'{path}: cannot be read ({error})') from error
+    if not data.size:
+        raise DataError(f'{path}: empty file')
+    return data
+
+
+def _near_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or '.'):
+        return f" (nor the folder '{folder}')"
+    return nearest(name, (entry.name for entry in os.scandir(folder or '.')))
+
+
+def decode_image(data: np.ndarray, path: str, color_type: str = 'color', channel_order: str = 'bgr') -> np.ndarray:
+    """Decode image bytes (n,) uint8 to (H, W, 3) uint8, or as ``color_type`` says.
+
+    Raises:
+        DataError: not an image, or one that breaks off; the message names ``path``.
+    """
+    if _breaks_off(data):
+        raise DataError(f'{path}: the image file is truncated ({data.size} bytes)')
+    try:
+        image = cv2.imdecode(data, _COLOR_FLAGS[color_type])
+    except cv2.error as error:
+        raise DataError(f'{path}: cannot be decoded ({error.err})') from error
+    if image is None:
+        raise DataError(f'{path}: not an image that OpenCV can decode')
+    if channel_order == 'rgb' and image.ndim == 3:
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+    return image
+
+
+def _breaks_off(data: np.ndarray) -> bool:
+    """Whether a JPEG or PNG ends early: OpenCV decodes such files without an error, the rest being grey."""
+    head = data[:8].tobytes()
+    if head[:2] == b'\xff\xd8':
+        # The usual file ends in the end marker; others carry something behind it. A thumbnail's end marker, which
+        # lies in the header, must not count.
+        if data[-2:].tobytes() == b'\xff\xd9':
+            return False
+        content = data.tobytes()
+        return content.find(b'\xff\xd9', _jpeg_scan_start(content)) < 0
+    if head == b'\x89PNG\r\n\x1a\n':
+        return data[-64:].tobytes().find(b'IEND') < 0 and data.tobytes().rfind(b'IEND') < 0
+    return False
+
+
+def _jpeg_scan_start(content: bytes) -> int:
+    """Where the compressed data of a JPEG begins: behind its header segments."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(content[at + 2:at + 4], 'big')
+        if marker == 0xDA:
+            break
+    return at
+
+
+def read_json(path: str) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        DataError: missing, or not JSON; the message holds line and column.
+    """
+    content = read_bytes(path).tobytes()
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f'{path}: not valid JSON ({error})') from error
+
+
+def read_names(path: str) -> tuple[str, ...]:
+    """Class names, one a line; empty lines are left out."""
+    lines = read_bytes(path).tobytes().decode('utf-8').splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Admits numbers, text, containers and numeric numpy arrays; nothing that could run code."""
+
+    _ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype')} | {
+        (module, name) for module in ('numpy.core.multiarray', 'numpy._core.multiarray', 'numpy.core.numeric',
+                                      'numpy._core.numeric') for name in ('_reconstruct', 'scalar', '_frombuffer')}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', and data files may hold data only")
+        return super().find_class(module, name)
+
+
+def read_data(path: str) -> Any:
+    """Read a ``.json`` file, or a ``.pkl`` file of numbers, text, containers and numpy arrays.
+
+    Raises:
+        DataError: missing, broken, of another kind, or a pickle that holds anything else.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == '.json':
+        return read_json(path)
+    if suffix not in ('.pkl', '.pickle'):
+        raise DataError(f"{path}: expected a .json or .pkl file")
+    content = read_bytes(path).tobytes()
+    try:
+        return _DataUnpickler(io.BytesIO(content), encoding='latin1').load()
+    except Exception as error:  # a broken pickle raises anything
+        raise DataError(f'{path}: cannot be read as data ({error})') from error

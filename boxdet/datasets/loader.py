@@ -1,0 +1,173 @@
+"""The loader: worker processes that turn samples into batches, reproducibly and without running over the machine."""
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from boxdet.datasets.collate import collate
+from boxdet.datasets.samplers import (DistributedSampler, EpochSampler, GroupSampler, InfiniteGroupSampler, SampleKey,
+                                      distributed_place)
+from boxdet.errors import DataError, UserError
+from boxdet.structures.batch import Batch
+
+
+class _Failed:
+    """A user's error on its way out of a worker: torch would wrap it in a traceback."""
+
+    def __init__(self, error: UserError):
+        self.error = error
+
+
+class _SeededSamples(Dataset):
+    """Samples by SampleKey. The random state of each follows from its key, so that neither the number of workers nor
+    what was drawn before matters."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        self.takes_compact = _takes_compact(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> dict | _Failed:
+        # Without workers this is the training process, whose own random numbers must not depend on the data.
+        with contextlib.nullcontext() if get_worker_info() else _kept_random_state():
+            seed = int(np.random.SeedSequence([key.seed, key.epoch, key.index]).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            try:
+                return self.dataset.sample(key.index, compact=True) if self.takes_compact else self.dataset[key.index]
+            except UserError as error:
+                return _Failed(error)
+
+
+@contextlib.contextmanager
+def _kept_random_state() -> Iterator[None]:
+    python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(of_torch)
+
+
+def _takes_compact(dataset: Any) -> bool:
+    """Whether no subclass overrides ``__getitem__`` without ``sample``: it wants its own to be called."""
+    for cls in type(dataset).__mro__:
+        if 'sample' in cls.__dict__:
+            return True
+        if '__getitem__' in cls.__dict__:
+            return False
+    return False
+
+
+def _collate_or_fail(samples: Sequence[Any]) -> Any:
+    failed = next((s for s in samples if isinstance(s, _Failed)), None)
+    return failed or collate(samples)
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader of Batches that tells its sampler how far it has come, and says clearly what went wrong.
+
+    ``len`` is the number of batches of an epoch.
+    """
+
+    def __iter__(self) -> Iterator[Batch | list[Batch]]:
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                if 'exited unexpectedly' in str(error) or 'is killed by signal' in str(error):
+                    raise DataError(_dead_worker(str(error), self.num_workers)) from error
+                raise
+            if isinstance(batch, _Failed):
+                raise batch.error
+            self._note(len(batch[0] if isinstance(batch, list) else batch))
+            yield batch
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.finish()
+
+    def _note(self, count: int) -> None:
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.advance(count)
+
+
+def _dead_worker(message: str, workers: int) -> str:
+    free = os.statvfs('/dev/shm') if os.path.isdir('/dev/shm') else None
+    memory = f'; /dev/shm has {free.f_bavail * free.f_frsize >> 20} MiB left' if free else ''
+    return (f'a data-loading process died ({message.splitlines()[0]}); the usual cause is too little memory or shared '
+            f'memory{memory}. Fewer than workers_per_gpu={workers} need less; workers_per_gpu=0 shows other causes')
+
+
+def _start_worker(worker_id: int) -> None:
+    # One thread each: the workers are as many as the cores that are to be busy.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = False,
+                     shuffle: bool = True, seed: int | None = None, runner_type: str = 'EpochBasedRunner',
+                     persistent_workers: bool = False, rank: int | None = None, world_size: int | None = None,
+                     **kwargs: Any) -> BatchLoader:
+    """Make the loader of a data set.
+
+    Args:
+        samples_per_gpu: images a batch.
+        workers_per_gpu: worker processes; 0 loads in this process.
+        num_gpus: multiplies both when not ``dist``, as in 2.x.
+        dist: this process is one of several; ``rank`` and ``world_size`` are asked of torch.distributed when left out.
+        shuffle: random batches of one aspect group, anew every epoch; else every image once, in order.
+        seed: of the order and of random transforms.
+        runner_type: 'IterBasedRunner' gives batches without an end.
+        persistent_workers: keep workers from epoch to epoch.
+        **kwargs: for torch's DataLoader: prefetch_factor, pin_memory (True when there is a GPU), drop_last, ...
+
+    Returns:
+        a loader of Batches (lists of Batches with MultiScaleFlipAug). Its ``sampler`` has ``set_epoch``, ``state_dict``
+        and ``load_state_dict``.
+    """
+    if rank is None or world_size is None:
+        rank, world_size = distributed_place() if dist else (0, 1)
+    factor = 1 if dist else num_gpus
+    batch_size, workers = samples_per_gpu * factor, workers_per_gpu * factor
+    if seed is None:  # every rank must come to the same
+        seed = 0 if world_size > 1 else torch.initial_seed() % 2 ** 31
+    sampler = _build_sampler(dataset, batch_size, rank, world_size, shuffle, seed, runner_type)
+    options = dict(pin_memory=torch.cuda.is_available(), collate_fn=_collate_or_fail,
+                   # Its own generator: torch would draw a number from the global one for each epoch.
+                   generator=torch.Generator().manual_seed(seed), worker_init_fn=_start_worker)
+    if workers:
+        options.update(persistent_workers=persistent_workers, prefetch_factor=2)
+    if 'worker_init_fn' in kwargs:
+        kwargs = {**kwargs, 'worker_init_fn': partial(_start_worker_and, kwargs['worker_init_fn'])}
+    return BatchLoader(_SeededSamples(dataset), batch_size=batch_size, sampler=sampler, num_workers=workers,
+                       **{**options, **kwargs})
+
+
+def _start_worker_and(then: Any, worker_id: int) -> None:
+    _start_worker(worker_id)
+    then(worker_id)
+
+
+def _build_sampler(dataset: Any, batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int,
+                   runner_type: str) -> EpochSampler:
+    if not shuffle:
+        return DistributedSampler(dataset, world_size, rank, shuffle=False, seed=seed)
+    if not hasattr(dataset, 'flag'):
+        return DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
+    kind = InfiniteGroupSampler if runner_type == 'IterBasedRunner' else GroupSampler
+    return kind(dataset, batch_size, world_size, rank, seed)

@@ -1,0 +1,91 @@
+"""Compose: the transforms of a pipeline one after the other, and what of them can wait for the device.
+
+Normalising a picture makes four bytes of each of its bytes. When all that follows ``Normalize`` only moves pixels
+(``Pad``, ``RandomFlip``, formatting, ``Collect``), it waits, and the picture stays uint8 (H, W, 3) to the end. The
+loader takes this *compact* sample; ``structures.batch`` normalises and pads on the device. Whoever calls the pipeline
+or indexes the data set gets the finished picture, normalised and padded in one pass. The numbers are the same.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from boxdet.datasets.pipelines.color import normalize
+from boxdet.datasets.pipelines.formatting import image_to_tensor
+from boxdet.registry import PIPELINES
+
+
+class Compose:
+    """A pipeline.
+
+    Args:
+        transforms: configs for the registry, or callables that take and return a sample.
+    """
+
+    def __init__(self, transforms: Sequence[Any]):
+        self.transforms: list[Callable] = [PIPELINES.build(t) for t in transforms]
+        for transform in self.transforms:
+            if not callable(transform):
+                raise TypeError(f'a transform is a config with a type, or callable: {transform!r}')
+        self._defer_from = _deferrable_from(self.transforms)
+
+    def __call__(self, results: dict, compact: bool = False) -> dict | None:
+        """Run the pipeline; None as soon as a transform returns None.
+
+        Args:
+            compact: leave the picture uint8 (H, W, 3) BGR where that can be, for ``datasets.collate``.
+        """
+        for position, transform in enumerate(self.transforms):
+            if position == self._defer_from and _is_plain_picture(results):
+                results = self._run_deferred(results)
+                return results if compact or results is None else finish_picture(results)
+            if compact and getattr(transform, 'takes_compact', False):
+                results = transform(results, compact=True)
+            else:
+                results = transform(results)
+            if results is None:
+                return None
+        return results
+
+    def _run_deferred(self, results: dict) -> dict | None:
+        results['pad_shape'] = results['img'].shape
+        for transform in self.transforms[self._defer_from:]:
+            results = getattr(transform, 'defer', transform)(results)
+            if results is None:
+                return None
+        return results
+
+    def __repr__(self) -> str:
+        return f"Compose({', '.join(type(t).__name__ for t in self.transforms)})"
+
+
+def finish_picture(results: dict) -> dict:
+    """Normalise and pad the picture of a compact sample: a float32 tensor (3, H, W)."""
+    meta = results['img_metas']
+    norm = meta['img_norm_cfg']
+    picture = normalize(results['img'], norm['mean'], norm['std'], norm['to_rgb'], meta['pad_shape'][:2])
+    return {**results, 'img': image_to_tensor(picture)}
+
+
+def _deferrable_from(transforms: Sequence[Callable]) -> int | None:
+    """Where ``Normalize`` stands when it and all after it may be deferred, else None.
+
+    A transform allows it by ``can_defer`` (an attribute of its own class: a user's subclass may do anything), and
+    ``defer``, when it has one, is called in its place.
+    """
+    at = next((i for i, t in enumerate(transforms) if type(t).__name__ == 'Normalize'), None)
+    if at is None:
+        return None
+    if not all('can_defer' in type(t).__dict__ and t.can_defer for t in transforms[at:]):
+        return None
+    # Collect is what tells the loader how to normalise: without it the picture must be finished here.
+    return at if type(transforms[-1]).__name__ == 'Collect' else None
+
+
+def _is_plain_picture(results: dict) -> bool:
+    """Only a uint8 colour picture without padding normalises to the same numbers later."""
+    image = results.get('img')
+    return (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            and results.get('img_fields', ['img']) == ['img'] and image.shape == results.get('img_shape'))

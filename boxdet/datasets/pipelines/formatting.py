@@ -1,0 +1,206 @@
+"""The end of a pipeline: tensors, and what of the sample is handed on.
+
+A transform with ``can_defer`` may run after a ``Normalize`` that waits for the device (see ``pipelines.compose``).
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxdet.errors import ConfigError, nearest
+from boxdet.registry import PIPELINES
+
+META_KEYS = ('filename', 'ori_filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip',
+             'flip_direction', 'img_norm_cfg')
+_TENSOR_KEYS = ('proposals', 'gt_bboxes', 'gt_bboxes_ignore', 'gt_labels', 'gt_keypoints')
+
+
+def to_tensor(data: Any) -> torch.Tensor:
+    """A tensor from an array, a sequence or a number; arrays share their memory with it.
+
+    Raises:
+        TypeError: text, or another type.
+    """
+    if isinstance(data, torch.Tensor):
+        return data
+    if isinstance(data, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(data))
+    if isinstance(data, (int, float)) or isinstance(data, Sequence) and not isinstance(data, str):
+        return torch.tensor(data)
+    raise TypeError(f'cannot make a tensor of {type(data).__name__}')
+
+
+def image_to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, C) or (H, W) to (C, H, W), in the same memory (channels last)."""
+    image = image[..., None] if image.ndim == 2 else image
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def _add_default_meta(results: dict) -> None:
+    """What a pipeline without Resize, Pad or Normalize leaves unsaid."""
+    image = results['img']
+    channels = 1 if image.ndim < 3 else image.shape[2]
+    results.setdefault('pad_shape', image.shape)
+    results.setdefault('scale_factor', 1.0)
+    results.setdefault('img_norm_cfg', dict(mean=np.zeros(channels, dtype=np.float32),
+                                            std=np.ones(channels, dtype=np.float32), to_rgb=False))
+
+
+def _format_annotations(results: dict) -> None:
+    for key in _TENSOR_KEYS:
+        if key in results:
+            results[key] = to_tensor(results[key])
+    if 'gt_semantic_seg' in results:
+        results['gt_semantic_seg'] = to_tensor(results['gt_semantic_seg'][None, ...])
+
+
+@PIPELINES.register_module()
+class DefaultFormatBundle:
+    """Images to (C, H, W) tensors, boxes and labels to tensors; masks stay as they are.
+
+    Args:
+        img_to_float: uint8 images become float32.
+        pad_val: what 2.x fills a batch up with; pictures and masks know 0 only.
+
+    Raises:
+        ConfigError: another ``pad_val`` for them.
+    """
+    can_defer = True
+
+    def __init__(self, img_to_float: bool = True, pad_val: dict | None = None):
+        if any((pad_val or {}).get(key, 0) != 0 for key in ('img', 'masks')):
+            raise ConfigError(f'DefaultFormatBundle.pad_val: batches are filled up with 0, not with {pad_val}')
+        self.img_to_float = img_to_float
+
+    def __call__(self, results: dict) -> dict:
+        if 'img' in results:
+            image = results['img']
+            if self.img_to_float and image.dtype == np.uint8:
+                image = image.astype(np.float32)
+            _add_default_meta(results)
+            results['img'] = image_to_tensor(image)
+        _format_annotations(results)
+        return results
+
+    def defer(self, results: dict) -> dict:
+        """As a call, but the picture stays (H, W, 3) uint8."""
+        _add_default_meta(results)
+        _format_annotations(results)
+        return results
+
+
+_WARNED: set[str] = set()
+
+
+@PIPELINES.register_module()
+class ImageToTensor:
+    """Deprecated, use DefaultFormatBundle: images under ``keys`` from (H, W, C) to (C, H, W) tensors."""
+    can_defer = True
+
+    def __init__(self, keys: Sequence[str]):
+        if 'ImageToTensor' not in _WARNED:
+            _WARNED.add('ImageToTensor')
+            warnings.warn('ImageToTensor is deprecated: write DefaultFormatBundle in the test pipeline instead',
+                          stacklevel=2)
+        self.keys = list(keys)
+
+    def __call__(self, results: dict) -> dict:
+        for key in self.keys:
+            results[key] = image_to_tensor(results[key])
+        return results
+
+    def defer(self, results: dict) -> dict:
+        """As a call, but the picture stays (H, W, 3) uint8."""
+        return results
+
+
+def replace_ImageToTensor(pipeline: Sequence[dict]) -> list[dict]:  # noqa: N802, 2.x's name
+    """A copy of a test pipeline's configs with DefaultFormatBundle in the place of ImageToTensor, for batches."""
+    replaced = []
+    for transform in pipeline:
+        transform = dict(transform)
+        if transform['type'] == 'MultiScaleFlipAug':
+            transform['transforms'] = replace_ImageToTensor(transform['transforms'])
+        elif transform['type'] == 'ImageToTensor':
+            transform = dict(type='DefaultFormatBundle')
+        replaced.append(transform)
+    return replaced
+
+
+@PIPELINES.register_module()
+class ToTensor:
+    """Values under ``keys`` to tensors as they are."""
+
+    def __init__(self, keys: Sequence[str]):
+        self.keys = list(keys)
+
+    def __call__(self, results: dict) -> dict:
+        for key in self.keys:
+            results[key] = to_tensor(results[key])
+        return results
+
+
+@PIPELINES.register_module()
+class Transpose:
+    """Arrays under ``keys`` with their axes in the given ``order``."""
+
+    def __init__(self, keys: Sequence[str], order: Sequence[int]):
+        self.keys = list(keys)
+        self.order = tuple(order)
+
+    def __call__(self, results: dict) -> dict:
+        for key in self.keys:
+            results[key] = results[key].transpose(self.order)
+        return results
+
+
+@PIPELINES.register_module()
+class WrapFieldsToLists:
+    """Every value into a list of one: a test pipeline without MultiScaleFlipAug then looks like one with it."""
+
+    def __call__(self, results: dict) -> dict:
+        return {key: [value] for key, value in results.items()}
+
+
+@PIPELINES.register_module()
+class Collect:
+    """Keep ``keys``, and what ``meta_keys`` name in ``img_metas``.
+
+    The id of the image, where the data set knows one, is always among the metas, so that an error can name it.
+
+    Args:
+        keys: e.g. ``['img', 'gt_bboxes', 'gt_labels']``.
+        meta_keys: which facts about the image to keep.
+
+    Raises:
+        ConfigError: a key that the sample does not hold.
+    """
+
+    def __init__(self, keys: Sequence[str], meta_keys: Sequence[str] = META_KEYS):
+        self.keys = list(keys)
+        self.meta_keys = tuple(meta_keys)
+
+    @property
+    def can_defer(self) -> bool:
+        """Whether it hands on what the device needs to normalise the picture."""
+        return 'img' in self.keys and {'img_shape', 'pad_shape', 'img_norm_cfg'} <= set(self.meta_keys)
+
+    def __call__(self, results: dict) -> dict:
+        for key in self.keys:
+            if key not in results:
+                raise ConfigError(f"Collect: the sample has no '{key}'{nearest(key, results)}")
+        # 2.x's own keys may be absent (a pipeline without RandomFlip); ImageMeta knows what that means.
+        absent = [key for key in self.meta_keys if key not in results and key not in META_KEYS]
+        if absent:
+            raise ConfigError(f"Collect.meta_keys: the sample has no '{absent[0]}'{nearest(absent[0], results)}")
+        meta = {key: results[key] for key in self.meta_keys if key in results}
+        image_id = results.get('img_info', {}).get('id')
+        if image_id is not None:
+            meta['image_id'] = image_id
+        collected = {key: results[key] for key in self.keys}
+        collected['img_metas'] = meta
+        return collected

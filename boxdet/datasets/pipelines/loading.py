@@ -1,0 +1,174 @@
+"""Loading: from file names and annotations to arrays."""
+from __future__ import annotations
+
+import os.path
+from typing import Any
+
+import numpy as np
+
+from boxdet.datasets.files import check_color_type, check_file_client, decode_image, read_bytes
+from boxdet.errors import ConfigError, DataError
+from boxdet.registry import PIPELINES
+from boxdet.structures.masks import BitmapMasks, PolygonMasks
+
+
+def _start(results: dict, image: np.ndarray) -> dict:
+    results['img'] = image
+    results['img_shape'] = image.shape
+    results['ori_shape'] = image.shape
+    results['img_fields'] = ['img']
+    return results
+
+
+@PIPELINES.register_module()
+class LoadImageFromFile:
+    """Read ``img_info['filename']`` under ``img_prefix``.
+
+    Args:
+        to_float32: convert to float32 at once.
+        color_type: mmcv's flag; 'color' turns the picture upright by its EXIF orientation.
+        channel_order: 'bgr' or 'rgb'.
+        file_client_args: ``dict(backend='disk')`` or ``dict(backend='http')``.
+
+    Raises:
+        DataError: a missing, truncated or undecodable file, by name.
+    """
+
+    def __init__(self, to_float32: bool = False, color_type: str = 'color', channel_order: str = 'bgr',
+                 file_client_args: dict | None = None):
+        check_color_type(color_type)
+        if channel_order not in ('bgr', 'rgb'):
+            raise ConfigError(f"channel_order '{channel_order}' is neither 'bgr' nor 'rgb'")
+        self.to_float32 = to_float32
+        self.color_type = color_type
+        self.channel_order = channel_order
+        self.backend = check_file_client(file_client_args)
+
+    def __call__(self, results: dict) -> dict:
+        name = results['img_info']['filename']
+        prefix = results.get('img_prefix')
+        path = os.path.join(prefix, name) if prefix else name
+        image = decode_image(read_bytes(path, self.backend), path, self.color_type, self.channel_order)
+        results['filename'] = path
+        results['ori_filename'] = name
+        return _start(results, image.astype(np.float32) if self.to_float32 else image)
+
+
+@PIPELINES.register_module()
+class LoadImageFromWebcam(LoadImageFromFile):
+    """Take ``results['img']``, an array (H, W, 3) that is there already, e.g. a video's frame."""
+
+    def __call__(self, results: dict) -> dict:
+        image = results['img']
+        results['filename'] = results['ori_filename'] = None
+        return _start(results, image.astype(np.float32) if self.to_float32 else image)
+
+
+PIPELINES.register_module(name='LoadImage', module=LoadImageFromWebcam)
+
+
+@PIPELINES.register_module()
+class LoadAnnotations:
+    """Copy boxes, labels and masks from ``ann_info``; read the class map.
+
+    Args:
+        with_bbox, with_label, with_mask, with_seg: what to load.
+        poly2mask: masks become BitmapMasks, else PolygonMasks. Either is drawn only when its pixels are asked for.
+        denorm_bbox: the annotations' boxes are relative to the image's size.
+        file_client_args: where class maps are read from.
+
+    Raises:
+        DataError: an RLE mask where polygons are wanted, or an annotation without a mask; masks of a size other than
+            the image's.
+    """
+
+    def __init__(self, with_bbox: bool = True, with_label: bool = True, with_mask: bool = False,
+                 with_seg: bool = False, poly2mask: bool = True, denorm_bbox: bool = False,
+                 file_client_args: dict | None = None):
+        self.with_bbox = with_bbox
+        self.with_label = with_label
+        self.with_mask = with_mask
+        self.with_seg = with_seg
+        self.poly2mask = poly2mask
+        self.denorm_bbox = denorm_bbox
+        self.backend = check_file_client(file_client_args)
+
+    def __call__(self, results: dict) -> dict:
+        if self.with_bbox:
+            self._load_boxes(results)
+        if self.with_label:
+            results['gt_labels'] = results['ann_info']['labels'].copy()
+        if self.with_mask:
+            results['gt_masks'] = self._load_masks(results)
+            results['mask_fields'].append('gt_masks')
+        if self.with_seg:
+            self._load_class_map(results)
+        return results
+
+    def _load_boxes(self, results: dict) -> None:
+        annotations = results['ann_info']
+        results['gt_bboxes'] = annotations['bboxes'].copy()
+        results['bbox_fields'].append('gt_bboxes')
+        if annotations.get('bboxes_ignore') is not None:
+            results['gt_bboxes_ignore'] = annotations['bboxes_ignore'].copy()
+            results['bbox_fields'].append('gt_bboxes_ignore')
+        if self.denorm_bbox:
+            height, width = results['img_shape'][:2]
+            size = np.array([width, height, width, height], dtype=np.float32)
+            for key in results['bbox_fields']:
+                results[key] = (results[key] * size).astype(np.float32)
+
+    def _load_masks(self, results: dict) -> BitmapMasks | PolygonMasks:
+        info, annotations = results['img_info'], results['ann_info']
+        size = int(info['height']), int(info['width'])
+        loaded = results.get('img_shape', size)[:2]
+        if tuple(loaded) != size:
+            raise DataError(f"{results.get('filename') or info.get('filename')}: the picture has {loaded[0]} x "
+                            f'{loaded[1]} pixels (height x width), its annotations say {size[0]} x {size[1]}')
+        names = annotations.get('names') or [f"{info.get('filename')}: mask {i}"
+                                             for i in range(len(annotations['masks']))]
+        for name, mask in zip(names, annotations['masks']):
+            if mask is None:
+                raise DataError(f"{name} has no 'segmentation', and the pipeline loads masks")
+        if self.poly2mask:
+            return BitmapMasks.from_coco(annotations['masks'], *size, names=names)
+        return PolygonMasks([_polygons(mask, name) for mask, name in zip(annotations['masks'], names)], *size)
+
+    def _load_class_map(self, results: dict) -> None:
+        name, prefix = results['ann_info']['seg_map'], results.get('seg_prefix')
+        path = os.path.join(prefix, name) if prefix else name
+        results['gt_semantic_seg'] = decode_image(read_bytes(path, self.backend), path, 'unchanged').squeeze()
+        results['seg_fields'].append('gt_semantic_seg')
+
+
+def _polygons(mask: Any, name: str) -> list[np.ndarray]:
+    """Polygons with an even number of values and at least three points."""
+    if isinstance(mask, dict):
+        raise DataError(f'{name} is an RLE mask; poly2mask=False needs polygons')
+    arrays = [np.asarray(p, dtype=np.float64) for p in mask]
+    return [p for p in arrays if len(p) % 2 == 0 and len(p) >= 6]
+
+
+@PIPELINES.register_module()
+class LoadProposals:
+    """Take proposals computed beforehand, (P, 4) or (P, 5) with scores; their first four columns are kept as 2.x does.
+
+    Args:
+        num_max_proposals: only the first so many.
+
+    Raises:
+        DataError: proposals of another shape.
+    """
+
+    def __init__(self, num_max_proposals: int | None = None):
+        self.num_max_proposals = num_max_proposals
+
+    def __call__(self, results: dict) -> dict:
+        proposals = np.asarray(results['proposals'], dtype=np.float32)
+        if proposals.ndim != 2 or proposals.shape[1] not in (4, 5):
+            raise DataError(f"{results.get('proposal_file')}: proposals of {results['img_info'].get('filename')} have "
+                            f'shape {proposals.shape}, not (P, 4) or (P, 5)')
+        proposals = proposals[:self.num_max_proposals, :4]
+        results['proposals'] = proposals.copy() if len(proposals) else np.zeros((1, 4), dtype=np.float32)
+        results['bbox_fields'].append('proposals')
+        return results

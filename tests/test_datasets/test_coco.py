@@ -1,0 +1,205 @@
+"""CocoDataset: annotations, classes, filtering, and one clear line for each kind of broken file."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from boxdet.datasets import build_dataset
+from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES
+from boxdet.datasets.coco import CocoDataset
+from boxdet.datasets.records import Records
+from boxdet.errors import ConfigError, DataError
+
+CATEGORIES = [dict(id=3, name='date'), dict(id=1, name='fig'), dict(id=7, name='hazelnut')]
+
+
+def annotation(number, image=1, category=3, box=(10, 20, 30, 40), **more):
+    return dict(id=number, image_id=image, category_id=category, bbox=list(box), area=box[2] * box[3], iscrowd=0,
+                segmentation=[[box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]], **more)
+
+
+def image(number, width=100, height=80):
+    return dict(id=number, file_name=f'{number}.jpg', width=width, height=height)
+
+
+def write(tmp_path, annotations, images=None, categories=CATEGORIES, **more):
+    path = tmp_path / 'instances.json'
+    data = dict(images=images or [image(1), image(2, 60, 90)], annotations=annotations, categories=categories, **more)
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+    return str(path)
+
+
+def open_dataset(path, **more):
+    return CocoDataset(path, [], **{'classes': ('date', 'fig', 'hazelnut'), **more})
+
+
+def test_annotations_are_2x(tmp_path):
+    crowd = {**annotation(5, box=(0, 0, 50, 50)), 'iscrowd': 1, 'segmentation': dict(size=[80, 100], counts=[8000])}
+    path = write(tmp_path, [annotation(1), annotation(2, category=1, box=(1.5, 2.5, 3, 4)), crowd,
+                            annotation(9, image=2, category=7)])
+    dataset = open_dataset(path)
+    info = dataset.get_ann_info(0)
+    assert info['bboxes'].dtype == np.float32 and info['labels'].dtype == np.int64
+    assert info['bboxes'].tolist() == [[10, 20, 40, 60], [1.5, 2.5, 4.5, 6.5]]
+    assert info['labels'].tolist() == [0, 1]
+    assert info['bboxes_ignore'].tolist() == [[0, 0, 50, 50]]
+    assert info['masks'] == [annotation(1)['segmentation'], annotation(2, box=(1.5, 2.5, 3, 4))['segmentation']]
+    assert info['seg_map'] == '1.png'
+    assert dataset.get_cat_ids(0) == [3, 1, 3]
+    assert dataset.img_info(1)['filename'] == '2.jpg' and dataset.data_infos[0]['width'] == 100
+    assert dataset.flag.tolist() == [1, 0]
+    assert dataset.img_ids == [1, 2] and dataset.cat_ids == [3, 1, 7]
+    assert dataset.metainfo['CLASSES'] == ('date', 'fig', 'hazelnut') and len(dataset.metainfo['PALETTE']) == 3
+
+
+def test_labels_follow_the_order_of_classes(tmp_path):
+    path = write(tmp_path, [annotation(1), annotation(2, category=1), annotation(3, category=7)])
+    dataset = open_dataset(path, classes=['hazelnut', 'date'])
+    assert dataset.CLASSES == ('hazelnut', 'date') and dataset.cat_ids == [7, 3]
+    assert dataset.get_ann_info(0)['labels'].tolist() == [1, 0]
+    names = tmp_path / 'names.txt'
+    names.write_text('fig\n')
+    assert open_dataset(path, classes=str(names)).get_ann_info(0)['labels'].tolist() == [0]
+
+
+def test_wrong_classes(tmp_path):
+    path = write(tmp_path, [annotation(1)])
+    with pytest.raises(ConfigError, match=r"classes=\('date',\)"):
+        open_dataset(path, classes='date')
+    with pytest.raises(DataError, match="class 'hazelnutt'.*instances.json.*did you mean 'hazelnut'"):
+        open_dataset(path, classes=('date', 'hazelnutt'))
+    with pytest.raises(DataError, match='none of the 80 classes.*date, fig, hazelnut'):
+        open_dataset(path, classes=None)
+    with pytest.raises(ConfigError, match="'fig' more than once"):
+        open_dataset(path, classes=('fig', 'fig'))
+    with pytest.raises(ConfigError, match='list of names'):
+        open_dataset(path, classes=(1, 2))
+
+
+def test_a_file_with_some_of_the_default_classes(tmp_path):
+    path = write(tmp_path, [annotation(1, category=18)], categories=[dict(id=18, name='dog')])
+    dataset = open_dataset(path, classes=None)
+    assert dataset.get_ann_info(0)['labels'].tolist() == [COCO_CLASSES.index('dog')]
+    assert len(dataset.cat_ids) == len(set(dataset.cat_ids)) == 80
+    assert len(dataset.filter_report['missing_classes']) == 79
+
+
+def test_filtering(tmp_path):
+    images = [image(1), image(2), image(3), image(4, 20, 90), image(5)]
+    path = write(tmp_path, [annotation(1), annotation(2, image=3, category=7), annotation(3, image=4),
+                            annotation(4, image=5, box=(3, 3, 0, 8)), annotation(5, image=99)], images)
+    dataset = open_dataset(path, classes=('date', 'fig'))
+    assert dataset.img_ids == [1, 5]  # as in 2.x an object too small to train on keeps its image
+    assert len(dataset.get_ann_info(1)['bboxes']) == 0
+    report = dataset.filter_report
+    assert (report['images'], report['kept'], report['empty'], report['without_wanted_class'], report['too_small'],
+            report['without_image'], report['degenerate_boxes']) == (5, 2, 1, 1, 1, 1, [4])
+    assert len(open_dataset(path, filter_empty_gt=False)) == 4
+    assert len(open_dataset(path, min_size=10)) == 4
+    assert len(open_dataset(path, test_mode=True)) == 5
+
+
+@pytest.mark.parametrize('box', [(10, 10, 0, 5), (10, 10, -4, 5), (10, 10, 5, 0.5), (200, 10, 5, 5), (-9, 10, 5, 5)])
+def test_degenerate_boxes_are_dropped_and_counted(tmp_path, box):
+    dataset = open_dataset(write(tmp_path, [annotation(1), {**annotation(2), 'bbox': list(box)},
+                                            {**annotation(3), 'area': 0}, annotation(4, ignore=True)]))
+    assert len(dataset.get_ann_info(0)['labels']) == 1
+    assert dataset.filter_report['degenerate_boxes'] == [2, 3]
+
+
+@pytest.mark.parametrize('broken, message', [
+    (dict(bbox=[1, 2, float('nan'), 4]), 'annotation 17 has a box that is not finite'),
+    (dict(bbox=[1, 2, 3]), "annotation 17 has no 'bbox' of four numbers"),
+    (dict(bbox=None), "annotation 17 has no 'bbox'"),
+    (dict(bbox=['a', 2, 3, 4]), "annotation 17 has no 'bbox'"),
+    (dict(category_id=55), 'annotation 17 is of category 55, which is not among'),
+    (dict(id=1), 'annotation id 1 is used more than once'),
+])
+def test_broken_annotations_are_named(tmp_path, broken, message):
+    with pytest.raises(DataError, match=message) as error:
+        open_dataset(write(tmp_path, [annotation(1), {**annotation(17), **broken}]))
+    assert 'instances.json' in str(error.value)
+
+
+def test_broken_files(tmp_path):
+    with pytest.raises(DataError, match='image id 1 is used more than once'):
+        open_dataset(write(tmp_path, [], [image(1), image(1)]))
+    incomplete = annotation(17)
+    del incomplete['category_id']
+    with pytest.raises(DataError, match="annotation 17 has no 'category_id'"):
+        open_dataset(write(tmp_path, [incomplete]))
+    with pytest.raises(DataError, match="no 'images'"):
+        path = tmp_path / 'a.json'
+        path.write_text('{"annotations": []}')
+        open_dataset(str(path))
+    with pytest.raises(DataError, match='image 3 has no .width'):
+        open_dataset(write(tmp_path, [], [dict(id=3, file_name='a.jpg')]))
+    with pytest.raises(DataError, match=r"images\[0\] needs"):
+        open_dataset(write(tmp_path, [], [dict(id=3)]))
+    with pytest.raises(DataError, match="no 'annotations'"):
+        open_dataset(write(tmp_path, None))
+    with pytest.raises(DataError, match='no such file'):
+        open_dataset(str(tmp_path / 'nothing.json'))
+
+
+def test_a_file_without_annotations_serves_for_testing(tmp_path):
+    dataset = open_dataset(write(tmp_path, None), test_mode=True)
+    assert len(dataset) == 2 and dataset.cat_ids == [3, 1, 7] and not dataset.coco.anns
+    bare = open_dataset(write(tmp_path, None, categories=None), test_mode=True, classes=None)
+    assert bare.cat_ids == list(COCO_CATEGORY_IDS) and len(bare.cat_ids) == 80 and bare.cat_ids[-1] == 90
+    assert bare.coco.getImgIds() == [1, 2]
+
+
+def test_data_root_is_joined(tmp_path):
+    write(tmp_path, [annotation(1)])
+    dataset = build_dataset(dict(type='CocoDataset', ann_file='instances.json', img_prefix='images', pipeline=[],
+                                 data_root=str(tmp_path), seg_prefix='/abs', classes=('date',)))
+    assert dataset.img_prefix == str(tmp_path / 'images') and dataset.seg_prefix == '/abs' and len(dataset) == 1
+
+
+def test_coco_mini_equals_pycocotools(shared_data, capsys):
+    root = shared_data / 'coco_mini'
+    dataset = CocoDataset(str(root / 'annotations/instances_train2017.json'), [], img_prefix=str(root / 'train2017'))
+    assert dataset.filter_report['images'] == 100 and dataset.filter_report['empty'] == 2 and len(dataset) == 98
+    for i, image_id in enumerate(dataset.img_ids):
+        expected = [a for a in dataset.coco.imgToAnns[image_id] if not a['iscrowd']]
+        found = dataset.get_ann_info(i)
+        assert found['labels'].tolist() == [COCO_CATEGORY_IDS.index(a['category_id']) for a in expected]
+        xywh = np.array([a['bbox'] for a in expected]).reshape(-1, 4)
+        assert np.allclose(found['bboxes'], np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), atol=1e-4)
+        assert found['masks'] == [a['segmentation'] for a in expected]
+    assert capsys.readouterr().out == ''
+
+
+def test_stock_pipelines_on_coco_mini(shared_data):
+    root = shared_data / 'coco_mini'
+    norm = dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+    train = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+             dict(type='Resize', img_scale=(1333, 800), keep_ratio=True), dict(type='RandomFlip', flip_ratio=0.5), norm,
+             dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'),
+             dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks'])]
+    dataset = CocoDataset(str(root / 'annotations/instances_train2017.json'), train, img_prefix=str(root / 'train2017'))
+    sample = dataset[3]
+    assert sample['img'].dtype == torch.float32 and sample['img'].shape[1] % 32 == sample['img'].shape[2] % 32 == 0
+    assert sample['gt_masks'].height == sample['img'].shape[1] and len(sample['gt_masks']) == len(sample['gt_labels'])
+    boxes = torch.from_numpy(sample['gt_masks'].bboxes())
+    assert (boxes - sample['gt_bboxes']).abs().max() < 4  # the masks moved with the boxes
+
+
+def test_missing_image_is_named(tmp_path):
+    dataset = CocoDataset(write(tmp_path, [annotation(1)]), [dict(type='LoadImageFromFile')], classes=('date',),
+                          img_prefix=str(tmp_path))
+    with pytest.raises(DataError, match='1.jpg: no such file'):
+        dataset[0]
+
+
+def test_records():
+    items = [dict(a=1, b=[1.5, 'x']), None, [3]]
+    records = Records(items)
+    assert list(records) == items and records[-1] == [3] and records[1:] == items[1:] and records.nbytes > 0
+    records[0]['a'] = 2
+    assert records[0]['a'] == 1
+    with pytest.raises(IndexError):
+        records[3]
+    assert len(Records([])) == 0

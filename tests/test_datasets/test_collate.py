@@ -1,0 +1,42 @@
+"""collate: what becomes of each key."""
+import numpy as np
+import pytest
+import torch
+
+from boxdet.datasets.collate import collate
+from boxdet.errors import ConfigError
+from boxdet.structures.masks import BitmapMasks
+
+
+def sample(objects=2, height=32, width=48, **more):
+    return dict(img=torch.full((3, height, width), float(objects)), img_metas=dict(
+        filename='a.jpg', img_shape=(height - 2, width - 3, 3), pad_shape=(height, width, 3), ori_shape=(9, 9, 3),
+        scale_factor=np.full(4, 2.0), flip=False, note='kept'),
+        gt_bboxes=torch.ones(objects, 4), gt_labels=torch.zeros(objects, dtype=torch.long),
+        gt_masks=BitmapMasks(np.zeros((objects, height, width), dtype=np.uint8), height, width), **more)
+
+
+def test_everything_finds_its_place():
+    batch = collate([sample(2, gt_bboxes_ignore=torch.ones(3, 4), proposals=torch.ones(5, 5) * 0.5,
+                            gt_keypoints=torch.zeros(2, 17, 3), gt_semantic_seg=torch.ones(1, 4, 4)),
+                     sample(0, 64, 32, gt_bboxes_ignore=torch.ones(0, 4), proposals=torch.ones(2, 4),
+                            gt_keypoints=torch.zeros(0, 17, 3), gt_semantic_seg=torch.ones(1, 4, 4))])
+    assert len(batch) == 2 and batch.images.shape == (2, 3, 64, 48)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.images[0, :, :32] == 2).all() and not batch.images[0, :, 32:].any()
+    first, second = batch.gt
+    assert set(first.fields) == {'bboxes', 'labels', 'masks', 'keypoints'} and len(first) == 2 and len(second) == 0
+    assert first.image_size == (30, 45) and second.masks.height == 64
+    assert [len(b) for b in batch.ignored] == [3, 0] and batch.ignored[0].dtype == torch.float32
+    assert batch.proposals[0].scores.tolist() == [0.5] * 5 and batch.proposals[1].scores.tolist() == [1, 1]
+    assert batch.metas[0].extra['note'] == 'kept' and 'gt_semantic_seg' in batch.metas[0].extra
+    assert batch.metas[0].scale_factor.dtype == np.float32
+
+
+def test_without_ground_truth():
+    bare = {key: value for key, value in sample().items() if not key.startswith('gt_')}
+    batch = collate([bare])
+    assert batch.gt is None and batch.ignored is None and batch.proposals is None
+    assert collate([sample()]).ignored[0].shape == (0, 4)
+    with pytest.raises(ConfigError, match="'img' among its keys"):
+        collate([dict(gt_bboxes=1)])

@@ -1,0 +1,44 @@
+"""Normalize as mmcv computes it; PhotoMetricDistortion within its bounds."""
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.datasets.pipelines.color import Normalize, PhotoMetricDistortion, normalize
+
+NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_normalize_is_mmcv(dtype, to_rgb):
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(dtype)
+    original = image.copy()
+    results = Normalize(**NORM, to_rgb=to_rgb)(dict(img=image))
+    expected = image.astype(np.float32)
+    if to_rgb:
+        cv2.cvtColor(expected, cv2.COLOR_BGR2RGB, expected)
+    cv2.subtract(expected, np.float64(np.float32(NORM['mean'])).reshape(1, -1), expected)
+    cv2.multiply(expected, 1 / np.float64(np.float32(NORM['std'])).reshape(1, -1), expected)
+    assert results['img'].dtype == np.float32 and np.abs(results['img'] - expected).max() < 1e-6
+    assert np.array_equal(image, original)
+    assert results['img_norm_cfg']['to_rgb'] is to_rgb and np.allclose(results['img_norm_cfg']['mean'], NORM['mean'])
+
+
+def test_normalize_into_a_padded_picture():
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    mean, std = np.float32(NORM['mean']), np.float32(NORM['std'])
+    padded = normalize(image, mean, std, True, (12, 16))
+    assert np.array_equal(padded[:7, :9], normalize(image, mean, std, True))
+    assert padded.shape == (12, 16, 3) and not padded[7:].any() and not padded[:, 9:].any()
+
+
+def test_photo_metric_distortion():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    np.random.seed(0)
+    outputs = [PhotoMetricDistortion()(dict(img=image))['img'] for _ in range(30)]
+    assert all(o.dtype == np.float32 and o.shape == image.shape for o in outputs)
+    assert max(np.abs(a - outputs[0]).max() for a in outputs[1:]) > 20
+    np.random.seed(0)
+    still = PhotoMetricDistortion(0, (1, 1), (1, 1), 0)
+    unchanged = [np.sort(still(dict(img=image))['img'], axis=2) for _ in range(20)]
+    assert max(np.abs(u - np.sort(image, axis=2)).max() for u in unchanged) < 0.01

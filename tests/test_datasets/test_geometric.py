@@ -1,0 +1,220 @@
+"""Geometric transforms: mmdetection 2.28's numbers, boxes, masks and pixels moving together."""
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.datasets.pipelines.geometric import (Expand, MinIoURandomCrop, Pad, RandomCrop, RandomFlip, Resize,
+                                                 flip_boxes)
+from boxdet.errors import ConfigError
+from boxdet.structures.masks import BitmapMasks
+
+
+def sample(height=48, width=64, seed=0, objects=4):
+    """A picture with one grey rectangle an object; boxes and masks are those rectangles."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    bitmaps, boxes = np.zeros((objects, height, width), dtype=np.uint8), []
+    for i in range(objects):
+        x1, y1 = int(rng.integers(0, width - 12)), int(rng.integers(0, height - 12))
+        x2, y2 = x1 + int(rng.integers(4, 12)), y1 + int(rng.integers(4, 12))
+        bitmaps[i, y1:y2, x1:x2] = 1
+        image[y1:y2, x1:x2] = 60 * (i + 1)
+        boxes.append([x1, y1, x2, y2])
+    return dict(img=image, img_shape=image.shape, ori_shape=image.shape, img_fields=['img'],
+                gt_bboxes=np.array(boxes, dtype=np.float32), gt_labels=np.arange(objects),
+                gt_bboxes_ignore=np.array([[2, 3, 20, 30]], dtype=np.float32),
+                gt_masks=BitmapMasks(bitmaps, height, width), gt_semantic_seg=image[..., 0].copy(),
+                bbox_fields=['gt_bboxes', 'gt_bboxes_ignore'], mask_fields=['gt_masks'],
+                seg_fields=['gt_semantic_seg'])
+
+
+def check_together(results, tolerance=0.0):
+    """Boxes are those of the masks, and all arrays have one size."""
+    hw = results['img'].shape[:2]
+    assert results['gt_semantic_seg'].shape == hw and (results['gt_masks'].height, results['gt_masks'].width) == hw
+    assert len(results['gt_masks']) == len(results['gt_labels']) == len(results['gt_bboxes'])
+    assert np.abs(results['gt_masks'].bboxes() - results['gt_bboxes']).max(initial=0) <= tolerance
+
+
+@pytest.mark.parametrize('hw, expected', [((480, 640), (800, 1067)), ((640, 427), (1199, 800)), ((427, 640), (800, 1199)),
+                                          ((300, 1500), (267, 1333)), ((640, 638), (803, 800))])
+def test_resize_keeps_the_ratio(hw, expected):
+    results = sample(*hw)
+    Resize(img_scale=(1333, 800))(results)
+    assert results['img'].shape == results['img_shape'] == results['pad_shape'] == (*expected, 3)
+    factor = np.array([expected[1] / hw[1], expected[0] / hw[0]] * 2, dtype=np.float32)
+    assert results['scale_factor'].dtype == np.float32 and np.array_equal(results['scale_factor'], factor)
+    original = sample(*hw)
+    assert np.array_equal(results['gt_bboxes'], original['gt_bboxes'] * factor)
+    assert np.array_equal(results['img'], cv2.resize(original['img'], expected[::-1]))
+    assert np.array_equal(results['gt_masks'].masks[0], cv2.resize(original['gt_masks'].masks[0], expected[::-1],
+                                                                   interpolation=cv2.INTER_NEAREST))
+    check_together(results, tolerance=max(factor.max(), 1))
+
+
+def test_resize_exactly_and_by_factor():
+    results = Resize(img_scale=(100, 30), keep_ratio=False)(sample())
+    assert results['img'].shape == (30, 100, 3) and results['keep_ratio'] is False
+    assert results['scale_factor'].tolist() == [np.float32(100 / 64), 0.625] * 2
+    results = sample()
+    results['scale_factor'] = 0.5
+    assert Resize()(results)['img'].shape == (24, 32, 3)
+    for backend in ('cv2', 'pillow'):
+        assert Resize(img_scale=(32, 24), backend=backend, interpolation='nearest')(sample())['img'].shape == (24, 32, 3)
+
+
+def test_resize_draws_scales():
+    np.random.seed(0)
+    value = Resize(img_scale=[(64, 40), (64, 44), (64, 48)], multiscale_mode='value')
+    shorter = {value(sample())['img'].shape[0] for _ in range(40)}
+    assert shorter == {40, 44, 48}
+    ranged = Resize(img_scale=[(100, 40), (64, 48)])
+    shorter = {ranged(sample())['img'].shape[0] for _ in range(60)}
+    assert shorter == set(range(40, 49))
+    ratio = Resize(img_scale=(64, 48), ratio_range=(0.5, 2.0))
+    sides = [ratio(sample())['img'].shape[0] for _ in range(40)]
+    assert min(sides) >= 24 and max(sides) <= 96 and max(sides) - min(sides) > 40
+    assert value(sample())['scale_idx'] in (0, 1, 2) and ranged(sample())['scale_idx'] is None
+
+
+def test_resize_twice():
+    once = Resize(img_scale=(32, 24))(sample())
+    with pytest.raises(ConfigError, match='override=True'):
+        Resize(img_scale=(64, 48))(dict(once))
+    assert Resize(img_scale=(64, 48), override=True)(once)['img'].shape == (48, 64, 3)
+
+
+def test_boxes_are_clipped_or_not():
+    results = sample()
+    results['gt_bboxes'][0] = [-5, -5, 70, 50]
+    assert Resize(img_scale=(128, 96))(dict(results))['gt_bboxes'][0].tolist() == [0, 0, 128, 96]
+    free = Resize(img_scale=(128, 96), bbox_clip_border=False)(dict(results))
+    assert free['gt_bboxes'][0].tolist() == [-10, -10, 140, 100]
+
+
+@pytest.mark.parametrize('wrong', [dict(img_scale=(1, 2), multiscale_mode='any'), dict(ratio_range=(1, 2)),
+                                   dict(img_scale=[(1, 2), (3, 4)], ratio_range=(1, 2)), dict(img_scale=[(1, 2, 3)]),
+                                   dict(img_scale=[(1, 2), (3, 4), (5, 6)]), dict(interpolation='linear'),
+                                   dict(backend='turbo')])
+def test_resize_refuses(wrong):
+    with pytest.raises(ConfigError, match='Resize'):
+        Resize(**wrong)
+
+
+def test_resize_takes_lists_from_the_command_line():
+    assert Resize(img_scale=[1333, 800]).img_scale == [(1333, 800)]
+    assert Resize(img_scale=[[1333, 640], [1333, 800]]).img_scale == [(1333, 640), (1333, 800)]
+    assert Resize(img_scale=((1333, 640), (1333, 800))).img_scale == [(1333, 640), (1333, 800)]
+
+
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+def test_flip(direction):
+    results, original = sample(), sample()
+    results.update(flip=True, flip_direction=direction)
+    RandomFlip()(results)
+    axes = dict(horizontal=(1,), vertical=(0,), diagonal=(0, 1))[direction]
+    assert np.array_equal(results['img'], np.flip(original['img'], axes))
+    check_together(results)
+    assert np.array_equal(flip_boxes(results['gt_bboxes'], (48, 64), direction), original['gt_bboxes'])
+
+
+def test_flip_ratios():
+    np.random.seed(0)
+
+    def shares(transform):
+        drawn = [transform(sample(objects=1)) for _ in range(400)]
+        return [np.mean([r['flip_direction'] == d for r in drawn]) for d in ('horizontal', 'vertical', 'diagonal', None)]
+
+    assert shares(RandomFlip(0.0)) == [0, 0, 0, 1] and shares(RandomFlip(1.0, 'vertical')) == [0, 1, 0, 0]
+    assert np.allclose(shares(RandomFlip(0.5)), [0.5, 0, 0, 0.5], atol=0.08)
+    assert np.allclose(shares(RandomFlip(0.5, ['horizontal', 'vertical'])), [0.25, 0.25, 0, 0.5], atol=0.08)
+    assert np.allclose(shares(RandomFlip([0.1, 0.2, 0.6], ['horizontal', 'vertical', 'diagonal'])), [.1, .2, .6, .1],
+                       atol=0.08)
+    told = RandomFlip(0.0, 'vertical')(dict(sample(), flip=True))
+    assert told['flip_direction'] == 'vertical' and not np.array_equal(told['img'], sample()['img'])
+    with pytest.raises(ConfigError, match='sideways'):
+        RandomFlip(0.5, 'sideways')
+    with pytest.raises(ConfigError, match='sum to 1'):
+        RandomFlip([0.7, 0.7], ['horizontal', 'vertical'])
+    with pytest.raises(ConfigError, match='flip_ratio'):
+        RandomFlip()(sample())
+
+
+def test_pad():
+    results = Pad(size_divisor=32)(sample(48, 65))
+    assert results['img'].shape == results['pad_shape'] == (64, 96, 3) and results['img_shape'] == (48, 65, 3)
+    assert results['pad_size_divisor'] == 32 and results['pad_fixed_size'] is None
+    assert not results['img'][48:].any() and (results['gt_semantic_seg'][48:] == 255).all()
+    check_together(results)
+    assert Pad(size=(50, 80), pad_val=7)(sample())['img'][49, 79].tolist() == [7, 7, 7]
+    assert Pad(pad_to_square=True, pad_val=dict(img=(1, 2, 3)))(sample())['img'][63, 0].tolist() == [1, 2, 3]
+    with pytest.raises(ConfigError, match='exactly one'):
+        Pad(size=(3, 4), size_divisor=32)
+    with pytest.raises(ConfigError, match='smaller'):
+        Pad(size=(10, 10))(sample())
+    with pytest.raises(ConfigError, match='masks'):
+        Pad(size_divisor=32, pad_val=dict(masks=1))
+
+
+@pytest.mark.parametrize('options', [dict(crop_size=(30, 40)), dict(crop_size=(20, 40), crop_type='absolute_range'),
+                                     dict(crop_size=(0.5, 0.6), crop_type='relative'),
+                                     dict(crop_size=(0.5, 0.5), crop_type='relative_range')])
+def test_random_crop(options):
+    for seed in range(20):
+        np.random.seed(seed)
+        results = RandomCrop(**options)(sample(seed=seed))
+        if results is None:
+            continue
+        check_together(results)
+        assert results['img'].shape == results['img_shape']
+        for box, label in zip(results['gt_bboxes'].astype(int), results['gt_labels']):
+            inside = results['img'][box[1]:box[3], box[0]:box[2], 0]
+            assert inside.size and (inside >= 60 * (label + 1)).all()  # later rectangles lie on top
+
+
+def test_random_crop_without_objects():
+    results = sample(objects=1)
+    results['gt_bboxes'][:] = [0, 0, 1, 1]
+    np.random.seed(3)
+    assert RandomCrop((10, 10))(dict(results)) is None
+    np.random.seed(3)
+    kept = RandomCrop((10, 10), allow_negative_crop=True)(dict(results))
+    assert len(kept['gt_bboxes']) == len(kept['gt_labels']) == len(kept['gt_masks']) == 0
+    for wrong in (dict(crop_size=(0, 3)), dict(crop_size=(2, 3), crop_type='relative'), dict(crop_size=(1, 1), crop_type='x')):
+        with pytest.raises(ConfigError, match='RandomCrop'):
+            RandomCrop(**wrong)
+
+
+def test_recomputed_boxes_come_from_the_masks():
+    results = sample()
+    results['gt_bboxes'] -= [2, 2, -2, -2]
+    np.random.seed(1)
+    check_together(RandomCrop((40, 50), recompute_bbox=True)(results))
+
+
+def test_expand():
+    np.random.seed(0)
+    results = Expand(mean=(10, 20, 30), prob=1.0, ratio_range=(1.5, 3), seg_ignore_label=9)(sample())
+    height, width = results['img'].shape[:2]
+    assert height >= 72 and width >= 96 and results['img_shape'] == results['img'].shape
+    check_together(results)
+    outside = np.ones((height, width), dtype=bool)
+    top = int(results['gt_bboxes'][0, 1] - sample()['gt_bboxes'][0, 1])
+    left = int(results['gt_bboxes'][0, 0] - sample()['gt_bboxes'][0, 0])
+    outside[top:top + 48, left:left + 64] = False
+    assert (results['img'][outside] == [30, 20, 10]).all() and (results['gt_semantic_seg'][outside] == 9).all()
+    assert Expand(prob=0.0)(sample())['img'].shape == (48, 64, 3)
+
+
+def test_min_iou_random_crop():
+    changed = 0
+    for seed in range(30):
+        np.random.seed(seed)
+        results = MinIoURandomCrop(min_crop_size=0.5)(sample(seed=seed))
+        assert results['img'].shape == results['img_shape'] and results['img'].dtype == np.uint8
+        assert results['gt_semantic_seg'].shape == results['img'].shape[:2]
+        assert len(results['gt_bboxes']) == len(results['gt_labels']) == len(results['gt_masks'])
+        assert results['gt_bboxes'].dtype == np.float32
+        assert np.abs(results['gt_masks'].bboxes() - results['gt_bboxes']).max(initial=0) == 0
+        changed += results['img'].shape != (48, 64, 3)
+    assert changed > 5

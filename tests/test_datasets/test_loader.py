@@ -1,0 +1,188 @@
+"""The loader: the same samples for any number of workers, capped threads, flat memory, clear errors."""
+import json
+import os
+import random
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from boxdet.datasets import build_dataloader
+from boxdet.datasets.coco import CocoDataset
+from boxdet.errors import DataError
+
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask=True),
+            dict(type='Resize', img_scale=[(80, 40), (80, 60)]),
+            dict(type='RandomFlip', flip_ratio=0.5),
+            dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
+            dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'),
+            dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks', 'gt_bboxes_ignore'])]
+
+
+def write_set(folder, count=9, objects=3):
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(count):
+        height, width = (40, 60) if i % 3 else (60, 40)
+        cv2.imwrite(str(folder / f'{i}.png'), rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        images.append(dict(id=i, file_name=f'{i}.png', height=height, width=width))
+        for _ in range(objects):
+            x, y = rng.uniform(0, 20, 2).round(2).tolist()
+            annotations.append(dict(id=len(annotations), image_id=i, category_id=1, bbox=[x, y, 15, 12], area=180,
+                                    iscrowd=0, segmentation=[[x, y, x + 15, y, x + 15, y + 12, x, y + 12]]))
+    path = folder / 'instances.json'
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])))
+    return str(path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return CocoDataset(write_set(tmp_path), PIPELINE, classes=('thing',), img_prefix=str(tmp_path))
+
+
+def contents(batches):
+    return [(b.images.clone(), [m.filename for m in b.metas], [g.bboxes for g in b.gt],
+             [g.masks.to_bitmaps() for g in b.gt]) for b in batches]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a[0], b[0]) and a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[2], b[2]))
+        and all(np.array_equal(x, y) for x, y in zip(a[3], b[3])) for a, b in zip(one, other))
+
+
+def test_any_number_of_workers_gives_the_same(dataset):
+    def epoch(workers, number=0, seed=5):
+        loader = build_dataloader(dataset, 2, workers, seed=seed)
+        loader.sampler.set_epoch(number)
+        return contents(loader)
+
+    alone = epoch(0)
+    assert len(alone) == 5 and alone[0][0].dtype == torch.uint8
+    assert same(alone, epoch(1)) and same(alone, epoch(2))
+    assert not same(alone, epoch(0, number=1)) and not same(alone, epoch(0, seed=6))
+    flips = {m for _ in range(1) for b in build_dataloader(dataset, 2, 0, seed=5) for m in (x.flip for x in b.metas)}
+    assert flips == {True, False}
+
+
+def test_the_random_state_of_the_training_is_left_alone(dataset):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    for _ in build_dataloader(dataset, 2, 0, seed=0):
+        pass
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_resuming_in_the_middle(dataset):
+    loader = build_dataloader(dataset, 2, 2, seed=5)
+    loader.sampler.set_epoch(3)
+    seen, states = [], []
+    for batch in loader:
+        seen.append(contents([batch])[0])
+        states.append(loader.sampler.state_dict())
+    assert [s['consumed'] for s in states] == [2, 4, 6, 8, 10] and loader.sampler.consumed == 0
+    later = build_dataloader(dataset, 2, 0, seed=0)
+    later.sampler.load_state_dict(states[1])
+    assert same(contents(later), seen[2:])
+
+
+def test_order_and_ranks(dataset):
+    names = [m.image_id for b in build_dataloader(dataset, 4, 0, shuffle=False) for m in b.metas]
+    assert names == list(range(9))
+    ranks = [[m.image_id for b in build_dataloader(dataset, 1, 0, dist=True, seed=5, rank=r, world_size=2)
+              for m in b.metas] for r in range(2)]
+    one = [m.image_id for b in build_dataloader(dataset, 2, 0, seed=5) for m in b.metas]
+    assert [i for pair in zip(*ranks) for i in pair] == one
+    assert build_dataloader(dataset, 2, 0, num_gpus=2).batch_size == 4
+    endless = build_dataloader(dataset, 2, 0, seed=5, runner_type='IterBasedRunner')
+    assert len(endless) == 5 and len([b for b, _ in zip(endless, range(12))]) == 12
+
+
+def test_a_users_getitem_is_called(dataset):
+    class Mine(CocoDataset):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            sample['img'] = sample['img'] * 0 + 3
+            return sample
+
+    mine = Mine(dataset.ann_file, PIPELINE, classes=('thing',), img_prefix=dataset.img_prefix)
+    batch = next(iter(build_dataloader(mine, 1, 0)))
+    assert batch.images.dtype == torch.float32 and (batch.images == 3).all()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_errors_of_the_data_come_out_plain(dataset, workers):
+    path = os.path.join(dataset.img_prefix, '4.png')
+    with open(path, 'r+b') as file:
+        file.truncate(500)
+    with pytest.raises(DataError) as error:
+        list(build_dataloader(dataset, 2, workers))
+    assert str(error.value).startswith(path) and 'truncated' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_dying_worker_is_reported(dataset):
+    dataset.pipeline.transforms.insert(0, lambda results: os._exit(3))
+    with pytest.raises(DataError, match='data-loading process died.*workers_per_gpu=1'):
+        list(build_dataloader(dataset, 2, 1))
+
+
+def threads_and_torch(results):
+    """A transform that reports on its process."""
+    with open('/proc/self/status') as file:
+        count = next(int(line.split()[1]) for line in file if line.startswith('Threads'))
+    a = np.random.rand(600, 600).astype(np.float32)
+    cv2.GaussianBlur(a, (31, 31), 3)
+    torch.mm(torch.from_numpy(a), torch.from_numpy(a))
+    results['img_info']['threads'] = (cv2.getNumThreads(), torch.get_num_threads(), count)
+    return results
+
+
+def test_threads_of_workers_are_capped(dataset):
+    dataset.pipeline.transforms[-1].meta_keys += ('img_info',)
+    dataset.pipeline.transforms.insert(0, threads_and_torch)
+    dataset.pipeline._defer_from += 1
+    found = [m.extra['img_info']['threads'] for b in build_dataloader(dataset, 2, 2) for m in b.metas]
+    assert all(opencv <= 1 and of_torch == 1 and total <= 4 for opencv, of_torch, total in found), found
+
+
+def proportional_memory(pids):
+    """Sum of PSS in MB: memory that processes share is counted once."""
+    total = 0
+    for pid in pids:
+        with open(f'/proc/{pid}/smaps_rollup') as file:
+            total += next(int(line.split()[1]) for line in file if line.startswith('Pss:'))
+    return total / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs /proc/*/smaps_rollup')
+def test_memory_stays_flat(tmp_path):
+    """4 workers, 3 epochs, annotations of 80 MB as Python objects: what is read must not be copied into workers."""
+    images = [dict(id=i, file_name=f'{i}.jpg', height=480, width=640) for i in range(4000)]
+    polygon = np.linspace(1, 90, 120).tolist()
+    annotations = [dict(id=i, image_id=i // 5, category_id=1, bbox=[1, 1, 90, 90], area=99, iscrowd=0,
+                        segmentation=[polygon]) for i in range(5 * len(images))]
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])))
+    del images, annotations
+    blank = np.zeros((8, 8, 3), dtype=np.uint8)
+
+    def picture(results):
+        results['img'] = blank.copy()
+        return results
+
+    dataset = CocoDataset(str(path), [picture, dict(type='LoadAnnotations'), dict(type='DefaultFormatBundle'),
+                                      dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'])], classes=('thing',))
+    loader = build_dataloader(dataset, 16, 4, persistent_workers=True, seed=0)
+    measured = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        for place, _ in enumerate(loader):
+            if place in (30, len(loader) - 5):
+                workers = [w.pid for w in loader._iterator._workers]
+                measured.append(proportional_memory([os.getpid(), *workers]))
+    assert len(measured) == 6
+    # After the first images of the first epoch (caches, allocator), nothing more may be added.
+    assert max(measured[1:]) - measured[0] < 25, measured

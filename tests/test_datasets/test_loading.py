@@ -1,0 +1,80 @@
+"""Loading transforms: 2.x's keys; clear errors."""
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.datasets.pipelines.loading import LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam, LoadProposals
+from boxdet.errors import ConfigError, DataError
+from boxdet.registry import PIPELINES
+from boxdet.structures.masks import BitmapMasks, PolygonMasks
+
+POLYGONS = [[1.0, 1, 9, 1, 9, 9]], [[2.0, 2, 12, 2, 12, 12, 2, 12], [20, 2, 22, 2, 22, 4]]
+
+
+def results(masks=POLYGONS, **more):
+    return dict(img_info=dict(filename='a.jpg', height=20, width=30), bbox_fields=[], mask_fields=[], seg_fields=[],
+                ann_info=dict(bboxes=np.ones((2, 4), dtype=np.float32), labels=np.array([3, 4]), masks=list(masks),
+                              bboxes_ignore=np.zeros((1, 4), dtype=np.float32), seg_map='seg.png'), **more)
+
+
+def test_image_from_file(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    given = dict(img_info=dict(filename='a.png'), img_prefix=str(tmp_path))
+    found = LoadImageFromFile()(dict(given))
+    assert np.array_equal(found['img'], image) and found['filename'] == str(tmp_path / 'a.png')
+    assert found['ori_filename'] == 'a.png' and found['img_shape'] == found['ori_shape'] == (20, 30, 3)
+    assert found['img_fields'] == ['img']
+    assert LoadImageFromFile(to_float32=True)(dict(given))['img'].dtype == np.float32
+    assert np.array_equal(LoadImageFromFile(channel_order='rgb')(dict(given))['img'], image[..., ::-1])
+    plain = LoadImageFromFile()(dict(img_info=dict(filename=str(tmp_path / 'a.png')), img_prefix=None))
+    assert plain['img'].shape == (20, 30, 3)
+    assert LoadImageFromWebcam()(dict(img=image))['filename'] is None
+    assert PIPELINES.get('LoadImage') is PIPELINES.get('LoadImageFromWebcam') is LoadImageFromWebcam
+    with pytest.raises(ConfigError, match='channel_order'):
+        LoadImageFromFile(channel_order='gbr')
+
+
+def test_annotations_are_copies():
+    given = results()
+    found = LoadAnnotations(with_mask=True)(given)
+    assert found['bbox_fields'] == ['gt_bboxes', 'gt_bboxes_ignore'] and found['mask_fields'] == ['gt_masks']
+    assert isinstance(found['gt_masks'], BitmapMasks) and found['gt_masks'].masks.shape == (2, 20, 30)
+    found['gt_bboxes'][:] = 5
+    assert (given['ann_info']['bboxes'] == 1).all()
+    polygons = LoadAnnotations(with_mask=True, poly2mask=False)(results())['gt_masks']
+    assert isinstance(polygons, PolygonMasks) and [len(p) for p in polygons.masks] == [1, 2]
+    assert np.array_equal(polygons.to_bitmaps(), found['gt_masks'].to_bitmaps())
+    assert 'gt_masks' not in LoadAnnotations()(results()) and 'gt_labels' not in LoadAnnotations(with_label=False)(results())
+    relative = LoadAnnotations(denorm_bbox=True)(results(img_shape=(20, 30, 3)))
+    assert relative['gt_bboxes'][0].tolist() == [30, 20, 30, 20]
+
+
+def test_class_map(tmp_path):
+    plane = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    cv2.imwrite(str(tmp_path / 'seg.png'), plane)
+    found = LoadAnnotations(with_seg=True)(results(seg_prefix=str(tmp_path)))
+    assert np.array_equal(found['gt_semantic_seg'], plane) and found['seg_fields'] == ['gt_semantic_seg']
+
+
+def test_wrong_masks():
+    rle = dict(size=[20, 30], counts=[600])
+    assert LoadAnnotations(with_mask=True)(results([rle, rle]))['gt_masks'].areas().tolist() == [0, 0]
+    with pytest.raises(DataError, match='mask 1 is an RLE'):
+        LoadAnnotations(with_mask=True, poly2mask=False)(results([POLYGONS[0], rle]))
+    with pytest.raises(DataError, match="mask 0 has no 'segmentation'"):
+        LoadAnnotations(with_mask=True)(results([None, rle]))
+    with pytest.raises(DataError, match='size'):
+        LoadAnnotations(with_mask=True)(results([dict(size=[3, 3], counts=[9]), rle]))
+    with pytest.raises(DataError, match='a.jpg.*30 x 20.*20 x 30'):
+        LoadAnnotations(with_mask=True)(results(img_shape=(30, 20, 3)))
+
+
+def test_proposals():
+    given = results(proposals=np.arange(30).reshape(6, 5), proposal_file='p.pkl')
+    found = LoadProposals(4)(given)
+    assert found['proposals'].shape == (4, 4) and found['proposals'].dtype == np.float32
+    assert found['bbox_fields'] == ['proposals']
+    assert LoadProposals()(results(proposals=np.zeros((0, 5))))['proposals'].tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(DataError, match=r'p.pkl.*a.jpg.*\(6, 3\)'):
+        LoadProposals()(results(proposals=np.zeros((6, 3)), proposal_file='p.pkl'))

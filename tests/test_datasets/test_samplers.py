@@ -1,0 +1,93 @@
+"""Samplers: groups, epochs, ranks and resuming."""
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from boxdet.datasets.samplers import (DistributedGroupSampler, DistributedSampler, GroupSampler, InfiniteGroupSampler,
+                                      SampleKey)
+
+
+class Fake(SimpleNamespace):
+    def __len__(self):
+        return len(self.flag)
+
+
+DATASET = Fake(flag=np.array([0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1], dtype=np.uint8))  # 3 + 8
+
+
+def indices(sampler):
+    return [key.index for key in sampler]
+
+
+def test_batches_are_of_one_group_and_hold_everything():
+    sampler = GroupSampler(DATASET, 2, seed=3)
+    found = indices(sampler)
+    assert len(found) == len(sampler) == 12
+    assert all(DATASET.flag[a] == DATASET.flag[b] for a, b in zip(found[0::2], found[1::2]))
+    counts = Counter(found)
+    assert set(counts) == set(range(11)) and sorted(counts.values()) == [1] * 10 + [2]
+    assert next(iter(sampler)) == SampleKey(found[0], 3, 0)
+
+
+def test_the_order_follows_from_seed_and_epoch():
+    first = GroupSampler(DATASET, 2, seed=3)
+    np.random.seed(5)
+    again = indices(GroupSampler(DATASET, 2, seed=3))
+    assert indices(first) == indices(first) == again
+    assert indices(GroupSampler(DATASET, 2, seed=4)) != again
+    first.set_epoch(1)
+    assert indices(first) != again and [k.epoch for k in first] == [1] * 12
+
+
+@pytest.mark.parametrize('kind', [GroupSampler, DistributedGroupSampler])
+def test_two_ranks_see_what_one_sees(kind):
+    one = indices(kind(DATASET, 2, 1, 0, seed=3))
+    ranks = [indices(kind(DATASET, 1, 2, rank, seed=3)) for rank in range(2)]
+    assert [i for pair in zip(*ranks) for i in pair] == one
+
+
+def test_groups_smaller_than_a_batch():
+    found = indices(GroupSampler(Fake(flag=np.array([0, 1, 1, 1])), 8, seed=0))
+    assert sorted(Counter(found).values()) == [2, 3, 3, 8] and len(found) == 16
+    assert indices(GroupSampler(Fake(flag=np.zeros(0, dtype=np.uint8)), 2)) == []
+
+
+def test_sequential_over_ranks():
+    found = [indices(DistributedSampler(DATASET, 4, rank, shuffle=False)) for rank in range(4)]
+    assert found == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 0]]
+    assert indices(DistributedSampler(Fake(flag=np.zeros(1)), 4, 3, shuffle=False)) == [0]
+    shuffled = [i for rank in range(4) for i in indices(DistributedSampler(DATASET, 4, rank, seed=1))]
+    assert set(shuffled) == set(range(11)) and shuffled[:3] != [0, 4, 8]
+    with pytest.raises(ValueError):
+        DistributedSampler(DATASET, 2, 2)
+
+
+def test_resuming_in_the_middle_of_an_epoch():
+    sampler = GroupSampler(DATASET, 2, seed=3)
+    sampler.set_epoch(4)
+    whole = indices(sampler)
+    sampler.advance(6)
+    state = sampler.state_dict()
+    other = GroupSampler(DATASET, 2, seed=0)
+    other.load_state_dict(state)
+    other.set_epoch(4)  # the runner says it again
+    assert indices(other) == whole[6:]
+    other.set_epoch(5)
+    assert len(indices(other)) == 12
+    halves = [GroupSampler(DATASET, 1, 2, rank, seed=3) for rank in range(2)]
+    for half in halves:
+        half.load_state_dict(state)
+    assert [i for pair in zip(*map(indices, halves)) for i in pair] == whole[6:]
+
+
+def test_infinite():
+    sampler = InfiniteGroupSampler(DATASET, 2, seed=3)
+    keys = [key for key, _ in zip(sampler, range(30))]
+    assert [k.epoch for k in keys] == [0] * 12 + [1] * 12 + [2] * 6
+    plain = GroupSampler(DATASET, 2, seed=3)
+    plain.set_epoch(1)
+    assert [k.index for k in keys[12:24]] == indices(plain)
+    sampler.advance(26)
+    assert [key for key, _ in zip(sampler, range(4))] == keys[26:]
