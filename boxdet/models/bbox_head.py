@@ -1,0 +1,302 @@
+"""The second stage's box head (Girshick 2015; with shared layers on pyramids Lin et al. 2017, section 4.2).
+
+Letters: B images, R rois of the batch, P positive rois, K classes (label K is the background), C channels, h,
+w height and width of a roi's features. bbox_pred is (R, 4), or (R, K * 4) with deltas of its own for each
+class.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import clip_boxes
+from boxdet.geometry.nms import batched_nms
+from boxdet.models.initialization import initialize
+from boxdet.models.layers import ConvModule
+from boxdet.models.settings import RoITestSettings, RoITrainSettings
+from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING
+from boxdet.structures.batch import SampledRois
+from boxdet.structures.instances import Instances
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class BoxTargets:
+    """What the sampled rois of a batch should have predicted; rois as ``SampledRois.boxes``, images in order.
+
+    Args:
+        labels: (R,) int64 in [0, K]. label_weights: (R,).
+        pos_index: (P,) the places of the positives among the rois.
+        pos_boxes, pos_gt_boxes: (P, 4) the positives and the boxes they are matched to.
+    """
+    labels: torch.Tensor
+    label_weights: torch.Tensor
+    pos_index: torch.Tensor
+    pos_boxes: torch.Tensor
+    pos_gt_boxes: torch.Tensor
+
+
+@HEADS.register_module()
+class BBoxHead(nn.Module):
+    """Shared convolutions and linear layers, then a branch of them each for class scores and box deltas.
+
+    Without any such layers, the default, the two outputs are linear in the roi's features.
+
+    Args:
+        with_avg_pool: average the features over height and width before the first linear layer.
+        with_cls, with_reg: have the outputs at all.
+        roi_feat_size: side of the features, or (h, w).
+        in_channels: C of the features.
+        num_classes: K.
+        bbox_coder: config for the matching registry.
+        reg_class_agnostic: one box a roi, and not one for each class.
+        reg_decoded_bbox: the box loss compares boxes in pixels and not deltas (IoU losses).
+        reg_predictor_cfg, cls_predictor_cfg: the type of the two last layers, 'Linear' or a registered layer.
+        loss_cls, loss_bbox: configs of the losses.
+        num_shared_convs, num_shared_fcs: layers before the branches part.
+        num_cls_convs, num_cls_fcs, num_reg_convs, num_reg_fcs: layers of each branch.
+        conv_out_channels, fc_out_channels: their sizes.
+        conv_cfg, norm_cfg: layer configs of the convolutions.
+        init_cfg: initial weights; by default normal (0.01 scores, 0.001 boxes), Xavier for the other linear
+            layers.
+
+    Raises:
+        ConfigError: neither output, or convolutions of a branch after shared linear layers.
+    """
+
+    def __init__(self, with_avg_pool: bool = False, with_cls: bool = True, with_reg: bool = True,
+                 roi_feat_size: int | tuple[int, int] = 7, in_channels: int = 256, num_classes: int = 80,
+                 bbox_coder: Any = None, reg_class_agnostic: bool = False, reg_decoded_bbox: bool = False,
+                 reg_predictor_cfg: Any = None, cls_predictor_cfg: Any = None, loss_cls: Any = None,
+                 loss_bbox: Any = None, num_shared_convs: int = 0, num_shared_fcs: int = 0,
+                 num_cls_convs: int = 0, num_cls_fcs: int = 0, num_reg_convs: int = 0, num_reg_fcs: int = 0,
+                 conv_out_channels: int = 256, fc_out_channels: int = 1024, conv_cfg: Any = None,
+                 norm_cfg: Any = None, init_cfg: Any = None):
+        super().__init__()
+        if not (with_cls or with_reg):
+            raise ConfigError('a box head needs with_cls or with_reg')
+        if num_shared_fcs and (num_cls_convs or num_reg_convs):
+            raise ConfigError(
+                'a box head cannot have convolutions (num_cls_convs, num_reg_convs) after num_shared_fcs')
+        self.with_avg_pool, self.with_cls, self.with_reg = with_avg_pool, with_cls, with_reg
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.reg_class_agnostic, self.reg_decoded_bbox = reg_class_agnostic, reg_decoded_bbox
+        self.bbox_coder = MATCHING.build(bbox_coder or dict(
+            type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2]))
+        self.loss_cls = LOSSES.build(loss_cls
+                                     or dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0))
+        self.loss_bbox = LOSSES.build(loss_bbox or dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
+
+        cells = 1 if with_avg_pool else _pair(roi_feat_size)[0] * _pair(roi_feat_size)[1]
+        options = dict(cells=cells, conv_out=conv_out_channels, fc_out=fc_out_channels, conv_cfg=conv_cfg,
+                       norm_cfg=norm_cfg)
+        shared_convs, shared_fcs, shared = _branch(in_channels, num_shared_convs, num_shared_fcs, **options)
+        options['cells'] = 1 if num_shared_fcs else cells
+        cls_convs, cls_fcs, cls_out = _branch(shared, num_cls_convs, num_cls_fcs if with_cls else 0,
+                                              **options)
+        reg_convs, reg_fcs, reg_out = _branch(shared, num_reg_convs, num_reg_fcs if with_reg else 0,
+                                              **options)
+        # The outputs come first, as in mmdetection's models: the state of an optimizer goes by this order.
+        if with_cls:
+            size = cls_out if num_shared_fcs or num_cls_fcs else cls_out * cells
+            self.fc_cls = _predictor(cls_predictor_cfg, size, num_classes + 1)
+        if with_reg:
+            size = reg_out if num_shared_fcs or num_reg_fcs else reg_out * cells
+            self.fc_reg = _predictor(reg_predictor_cfg, size, 4 if reg_class_agnostic else 4 * num_classes)
+        self.shared_convs, self.shared_fcs = shared_convs, shared_fcs
+        self.cls_convs, self.cls_fcs = cls_convs, cls_fcs
+        self.reg_convs, self.reg_fcs = reg_convs, reg_fcs
+        self.init_cfg = init_cfg or self._default_init()
+
+    def _default_init(self) -> list[dict]:
+        outputs = [('fc_cls', 0.01)] * self.with_cls + [('fc_reg', 0.001)] * self.with_reg
+        cfg = [dict(type='Normal', std=std, override=dict(name=name)) for name, std in outputs]
+        hidden = [dict(name=name) for name in ('shared_fcs', 'cls_fcs', 'reg_fcs')
+                  if len(getattr(self, name))]
+        if hidden:
+            cfg.append(dict(type='Xavier', distribution='uniform', override=hidden))
+        return cfg
+
+    def init_weights(self) -> None:
+        """Run ``init_cfg``."""
+        initialize(self)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Map features (R, C, h, w) to scores (R, K + 1) and deltas (R, 4 or K * 4); None for an output not
+        had.
+        """
+        for conv in self.shared_convs:
+            x = conv(x)
+        x = self._through_fcs(x, self.shared_fcs)
+        scores = deltas = None
+        if self.with_cls:
+            branch = x
+            for conv in self.cls_convs:
+                branch = conv(branch)
+            scores = self.fc_cls(self._flat(self._through_fcs(branch, self.cls_fcs)))
+        if self.with_reg:
+            branch = x
+            for conv in self.reg_convs:
+                branch = conv(branch)
+            deltas = self.fc_reg(self._flat(self._through_fcs(branch, self.reg_fcs)))
+        return scores, deltas
+
+    def _through_fcs(self, x: torch.Tensor, fcs: nn.ModuleList) -> torch.Tensor:
+        for fc in fcs:
+            x = F.relu(fc(self._flat(x)))
+        return x
+
+    def _flat(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 2:
+            return x
+        return x.mean(dim=(2, 3)) if self.with_avg_pool else x.flatten(1)  # (R, C) or (R, C * h * w)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def targets(self, samples: Sequence[SampledRois], settings: RoITrainSettings) -> BoxTargets:
+        """Labels, weights and boxes for the samples of B images."""
+        labels, weights, index, start = [], [], [], 0
+        pos_weight = settings.pos_weight if settings.pos_weight > 0 else 1.0
+        for i, drawn in enumerate(samples):
+            positive, negative = len(drawn.pos_boxes), len(drawn.neg_boxes)
+            device = drawn.pos_boxes.device
+            labels += [drawn.pos_gt_labels.long(), torch.full((negative,), self.num_classes, device=device)]
+            weights += [torch.full((positive,), pos_weight, device=device),
+                        torch.ones(negative, device=device)]
+            index.append(torch.arange(start, start + positive, device=device))
+            start += positive + negative
+            if settings.debug:
+                _LOG.info('rcnn: of image %d %d positive and %d negative proposals were drawn', i, positive,
+                          negative)
+        return BoxTargets(torch.cat(labels), torch.cat(weights), torch.cat(index),
+                          torch.cat([s.pos_boxes for s in samples]),
+                          torch.cat([s.pos_gt_boxes for s in samples]))
+
+    def loss(self, cls_score: torch.Tensor | None, bbox_pred: torch.Tensor | None,
+             targets: BoxTargets) -> dict[str, torch.Tensor]:
+        """Return ``loss_cls``, ``acc`` (top-1, in percent) and ``loss_bbox``, scalars.
+
+        Both losses are divided by R: one positive counts as much in an image of few as in one of many
+            (Girshick 2015).
+        """
+        losses, count = {}, max(len(targets.labels), 1)
+        if cls_score is not None:
+            cls_score = cls_score.float()
+            losses['loss_cls'] = self.loss_cls(cls_score, targets.labels, targets.label_weights,
+                                               avg_factor=count)
+            hits = cls_score.detach().argmax(dim=1) == targets.labels
+            losses['acc'] = hits.sum() * (100.0 / count)
+        if bbox_pred is not None:
+            deltas = self._of_class(bbox_pred[targets.pos_index].float(), targets.labels[targets.pos_index])
+            boxes = targets.pos_gt_boxes
+            if self.reg_decoded_bbox:
+                deltas = self.bbox_coder.decode(targets.pos_boxes, deltas)
+            else:
+                boxes = self.bbox_coder.encode(targets.pos_boxes, boxes)
+            losses['loss_bbox'] = self.loss_bbox(deltas, boxes, avg_factor=count)
+        return losses
+
+    def _of_class(self, bbox_pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The deltas (N, 4) that rows (N, 4 or K * 4) hold for ``labels`` (N,)."""
+        if self.reg_class_agnostic:
+            return bbox_pred
+        row = torch.arange(len(labels), device=labels.device)
+        return bbox_pred.view(len(bbox_pred), self.num_classes, 4)[row, labels]
+
+    # ------------------------------------------------------------------------------------------ results
+
+    @torch.no_grad()
+    def predict(self, boxes: torch.Tensor, cls_score: torch.Tensor, bbox_pred: torch.Tensor | None,
+                image_hw: tuple[int, int], settings: RoITestSettings) -> Instances:
+        """Results of one image, best first.
+
+        Args:
+            boxes: (N, 4) its proposals.
+            cls_score, bbox_pred: (N, K + 1) and (N, 4 or K * 4); without deltas the proposals are the boxes.
+            image_hw: boxes are clipped to it.
+
+        Returns:
+            Instances(bboxes, scores, labels) in network-input pixels.
+        """
+        scores = cls_score.float().softmax(dim=-1)
+        # A thousand proposals times the classes are many boxes: only those that score enough are decoded.
+        row, label = (scores[:, :self.num_classes] > settings.score_thr).nonzero(as_tuple=True)
+        if bbox_pred is not None:
+            bbox_pred = self._of_class(bbox_pred[row], label)
+        found = self.decode(boxes[row], bbox_pred, image_hw)
+        dets, keep = batched_nms(found, scores[row, label], label, settings.nms)
+        if settings.max_per_img > 0:
+            dets, keep = dets[:settings.max_per_img], keep[:settings.max_per_img]
+        return Instances(tuple(image_hw),
+                         self.num_classes,
+                         bboxes=dets[:, :4],
+                         scores=dets[:, 4],
+                         labels=label[keep])
+
+    @torch.no_grad()
+    def decode(self, boxes: torch.Tensor, bbox_pred: torch.Tensor | None,
+               image_hw: tuple[int, int]) -> torch.Tensor:
+        """Boxes (N, 4) moved by deltas (N, 4 or K * 4) and clipped to the image; clipped only, without
+        deltas.
+        """
+        if bbox_pred is None:
+            return clip_boxes(boxes, image_hw)
+        return self.bbox_coder.decode(boxes, bbox_pred.float(), max_shape=image_hw)
+
+    @torch.no_grad()
+    def refine(self, boxes: torch.Tensor, labels: torch.Tensor, bbox_pred: torch.Tensor,
+               image_hw: tuple[int, int]) -> torch.Tensor:
+        """Boxes (N, 4) moved by the deltas for ``labels`` (N,) in [0, K), clipped to the image: the next
+        stage's.
+        """
+        return self.decode(boxes, self._of_class(bbox_pred, labels), image_hw)
+
+
+@HEADS.register_module()
+class ConvFCBBoxHead(BBoxHead):
+    """``BBoxHead`` by the name that configs give it where it has layers of its own."""
+
+
+@HEADS.register_module()
+class Shared2FCBBoxHead(ConvFCBBoxHead):
+    """Two shared linear layers: the head of Faster R-CNN on pyramids."""
+
+    def __init__(self, fc_out_channels: int = 1024, **kwargs: Any):
+        super().__init__(num_shared_fcs=2, fc_out_channels=fc_out_channels, **kwargs)
+
+
+@HEADS.register_module()
+class Shared4Conv1FCBBoxHead(ConvFCBBoxHead):
+    """Four shared convolutions and a linear layer (Wu and He 2018, "Group Normalization", section 4.2)."""
+
+    def __init__(self, fc_out_channels: int = 1024, **kwargs: Any):
+        super().__init__(num_shared_convs=4, num_shared_fcs=1, fc_out_channels=fc_out_channels, **kwargs)
+
+
+def _branch(channels: int, num_convs: int, num_fcs: int, cells: int, conv_out: int, fc_out: int,
+            conv_cfg: Any, norm_cfg: Any) -> tuple[nn.ModuleList, nn.ModuleList, int]:
+    """Convolutions, then linear layers of which the first reads ``cells`` positions; and the size they end
+    with.
+    """
+    convs, fcs = nn.ModuleList(), nn.ModuleList()
+    for _ in range(num_convs):
+        convs.append(ConvModule(channels, conv_out, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg))
+        channels = conv_out
+    for i in range(num_fcs):
+        fcs.append(nn.Linear(channels * cells if i == 0 else channels, fc_out))
+        channels = fc_out
+    return convs, fcs, channels
+
+
+def _predictor(cfg: Any, in_features: int, out_features: int) -> nn.Module:
+    options = dict(cfg or {}, type=(cfg or {}).get('type', 'Linear'))
+    return LAYERS.build(dict(options, in_features=in_features, out_features=out_features))

@@ -1,0 +1,203 @@
+"""Cascade R-CNN's second stage: box heads in a row, each on the boxes of the one before (Cai and Vasconcelos
+2018).
+
+Letters: B images, R rois of the batch, N boxes of an image, K classes, C channels, h, w of the features.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxdet.errors import ConfigError
+from boxdet.models.initialization import initialize
+from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.models.bbox_head import BoxTargets
+from boxdet.models.settings import RoITestSettings, parse_rcnn, parse_section
+from boxdet.models.standard_roi_head import box_losses, build_matching, draw_samples, mask_loss, predict_boxes
+from boxdet.registry import HEADS, ROI_EXTRACTORS
+from boxdet.structures.batch import ImageMeta, SampledRois
+from boxdet.structures.instances import Instances
+
+
+@HEADS.register_module()
+class CascadeRoIHead(nn.Module):
+    """Stages of a box head and, if wanted, a mask head each, with matching that asks for more overlap every
+    time.
+
+    Args:
+        num_stages: how many.
+        stage_loss_weights: what each stage's losses are multiplied by.
+        bbox_roi_extractor, bbox_head, mask_roi_extractor, mask_head: configs, lists of one a stage, or one
+            for all; without a mask extractor the mask heads pool as the box heads do.
+        shared_head: not for cascades.
+        train_cfg: a list of RoITrainSettings or dicts of them, one a stage; None where the head is not
+            trained.
+        test_cfg: RoITestSettings or a dict of them.
+        pretrained: not for cascades: only a shared head would use it.
+        init_cfg: initial weights.
+
+    Raises:
+        ConfigError: a list whose length is not ``num_stages``, missing parts, or a shared head.
+    """
+
+    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], bbox_roi_extractor: Any = None,
+                 bbox_head: Any = None, mask_roi_extractor: Any = None, mask_head: Any = None,
+                 shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
+                 pretrained: str | None = None, init_cfg: Any = None):
+        super().__init__()
+        if bbox_head is None or bbox_roi_extractor is None:
+            raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
+        if shared_head is not None or pretrained is not None:
+            raise ConfigError('CascadeRoIHead takes no shared_head, and no pretrained= for one')
+        self.num_stages = num_stages
+        self.stage_loss_weights = _one_a_stage(list(stage_loss_weights), num_stages, 'stage_loss_weights')
+        self.train_cfg = parse_rcnn(train_cfg)
+        self.test_cfg = parse_section(RoITestSettings, test_cfg, 'test_cfg.rcnn')
+        self.bbox_roi_extractor = _build_stages(ROI_EXTRACTORS, bbox_roi_extractor, num_stages,
+                                                'bbox_roi_extractor')
+        self.bbox_head = _build_stages(HEADS, bbox_head, num_stages, 'bbox_head')
+        if mask_head is not None:
+            self.mask_head = _build_stages(HEADS, mask_head, num_stages, 'mask_head')
+            if mask_roi_extractor is not None:
+                self.mask_roi_extractor = _build_stages(ROI_EXTRACTORS, mask_roi_extractor, num_stages,
+                                                        'mask_roi_extractor')
+        settings = [None] * num_stages
+        if self.train_cfg is not None:
+            settings = _one_a_stage(self.train_cfg, num_stages, 'train_cfg.rcnn')
+        self.matching = [build_matching(s) for s in settings]
+        self.stage_settings = settings
+        self.init_cfg = init_cfg
+
+    @property
+    def with_bbox(self) -> bool:
+        """Always True; as in 2.x."""
+        return True
+
+    @property
+    def with_mask(self) -> bool:
+        """Whether there are mask heads."""
+        return hasattr(self, 'mask_head')
+
+    @property
+    def with_shared_head(self) -> bool:
+        """Always False; as in 2.x."""
+        return False
+
+    @property
+    def shares_extractor(self) -> bool:
+        """Whether the mask heads read the box heads' features."""
+        return not hasattr(self, 'mask_roi_extractor')
+
+    @property
+    def last_bbox_head(self) -> nn.Module:
+        """The box head whose deltas make the results."""
+        return self.bbox_head[-1]
+
+    def init_weights(self) -> None:
+        """Run ``init_cfg``, its own and its parts'."""
+        initialize(self)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
+             ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> dict[str, torch.Tensor]:
+        """Return ``s0.loss_cls``, ``s0.acc``, ``s0.loss_bbox``[, ``s0.loss_mask``] and so on for each stage.
+
+        Args: as in ``StandardRoIHead.loss``.
+        """
+        losses, boxes = {}, [p.bboxes for p in proposals]
+        for stage, weight in enumerate(self.stage_loss_weights):
+            head, settings = self.bbox_head[stage], self.stage_settings[stage]
+            extractor = self.bbox_roi_extractor[stage]
+            samples = draw_samples(*self.matching[stage], boxes, gt, ignored,
+                                   lambda image, *own: box_losses(head, extractor, feats, image, *own))
+            pooled = extractor(feats, boxes_to_rois([s.boxes for s in samples]))
+            scores, deltas = head(pooled)
+            targets = head.targets(samples, settings)
+            parts = head.loss(scores, deltas, targets)
+            if self.with_mask:
+                if self.shares_extractor:
+                    pooled = pooled[targets.pos_index]
+                else:
+                    rois = boxes_to_rois([s.pos_boxes for s in samples])
+                    pooled = self.mask_roi_extractor[stage](feats, rois)
+                parts.update(mask_loss(self.mask_head[stage], pooled, samples, gt, settings))
+            losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
+                           for name, value in parts.items()})
+            if stage + 1 < self.num_stages:
+                boxes = _next_boxes(head, samples, scores, deltas, targets, metas)
+        return losses
+
+    # ------------------------------------------------------------------------------------------ results
+
+    def predict(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances],
+                metas: Sequence[ImageMeta]) -> list[Instances]:
+        """As ``StandardRoIHead.predict``: boxes of the last stage, class scores averaged over the stages
+        (logits).
+        """
+        boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
+        results = predict_boxes(self.last_bbox_head, boxes, scores, deltas, metas, self.test_cfg)
+        if not self.with_mask:
+            return results
+        probs = self.mask_probs(feats, [r.bboxes for r in results], [r.labels for r in results])
+        return [r.replace(mask_probs=p) for r, p in zip(results, probs.split([len(r) for r in results]))]
+
+    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
+                 metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Run the box heads on boxes (N, 4) of B images.
+
+        Returns:
+            the boxes that the last stage saw, B of (N, 4); class logits (R, K + 1) averaged over the stages;
+            the last stage's deltas.
+        """
+        total, counts = 0, [len(b) for b in boxes]
+        for stage, head in enumerate(self.bbox_head):
+            scores, deltas = head(self.bbox_roi_extractor[stage](feats, boxes_to_rois(boxes)))
+            total = total + scores.float()
+            if stage + 1 < self.num_stages:
+                labels = scores[:, :-1].argmax(dim=1)
+                boxes = [head.refine(own, label, delta, tuple(meta.img_shape[:2])) for own, label, delta, meta
+                         in zip(boxes, labels.split(counts), deltas.split(counts), metas)]
+        return list(boxes), total / self.num_stages, deltas
+
+    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
+                   labels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As ``StandardRoIHead.mask_probs``, averaged over the stages."""
+        rois, labels = boxes_to_rois(boxes), torch.cat(list(labels))
+        extractors = self.bbox_roi_extractor if self.shares_extractor else self.mask_roi_extractor
+        return sum(head.predict(extractor(feats, rois), labels)
+                   for head, extractor in zip(self.mask_head, extractors)) / self.num_stages
+
+
+@torch.no_grad()
+def _next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.Tensor, deltas: torch.Tensor,
+                targets: BoxTargets, metas: Sequence[ImageMeta]) -> list[torch.Tensor]:
+    """The proposals of the next stage: what this one made of its samples, but for those that were ground
+    truth.
+    """
+    # A negative has no class: it moves by the deltas of the one it looks like most.
+    labels = torch.where(targets.labels == head.num_classes, scores[:, :-1].argmax(dim=1), targets.labels)
+    counts = [len(s.pos_boxes) + len(s.neg_boxes) for s in samples]
+    boxes = []
+    for drawn, label, delta, meta in zip(samples, labels.split(counts), deltas.split(counts), metas):
+        moved = head.refine(drawn.boxes, label, delta, tuple(meta.img_shape[:2]))
+        # Positives come first; those that were ground truth are dropped, all negatives stay.
+        dropped = drawn.pos_is_gt.new_zeros(len(moved))
+        dropped[:len(drawn.pos_is_gt)] = drawn.pos_is_gt
+        boxes.append(moved[~dropped])
+    return boxes
+
+
+def _one_a_stage(values: Any, num_stages: int, name: str) -> list:
+    if not isinstance(values, (list, tuple)) or len(values) != num_stages:
+        count = len(values) if isinstance(values, (list, tuple)) else 'one'
+        raise ConfigError(f'{name} must be a list of {num_stages}, one a stage, not of {count}')
+    return list(values)
+
+
+def _build_stages(registry: Any, cfg: Any, num_stages: int, name: str) -> nn.ModuleList:
+    stages = _one_a_stage(cfg, num_stages, name) if isinstance(cfg, (list, tuple)) else [cfg] * num_stages
+    return nn.ModuleList(registry.build(stage) for stage in stages)

@@ -1,0 +1,310 @@
+"""Whole detectors: backbone, neck, proposals, second stage; and the way of results back to the original
+image.
+
+Everything up to the RoI head's results is in network-input pixels; ``frames`` knows the way back.
+Letters: B images, V views of an image, N objects of an image, h, w height and width of a mask-head output.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from boxdet.errors import ConfigError
+from boxdet.geometry.masks import paste_to_rle
+from boxdet.models.frames import to_input, to_original
+from boxdet.models.initialization import initialize
+from boxdet.models.settings import parse_test_cfg, parse_train_cfg
+from boxdet.models.test_time_augmentation import merge_boxes, merge_masks, merge_proposals
+from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keywords
+from boxdet.structures.batch import Batch, ImageMeta
+from boxdet.structures.instances import Instances
+from boxdet.structures.masks import RleMasks
+
+
+class _Detector(nn.Module):
+    """What every detector here has: features of a batch, one ``forward`` for training and testing,
+    pictures.
+    """
+
+    def __init__(self, backbone: Any, neck: Any, pretrained: str | None, init_cfg: Any):
+        super().__init__()
+        weights = {} if pretrained is None else dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained))
+        self.backbone = BACKBONES.build(backbone, **weights)
+        if neck is not None:
+            self.neck = NECKS.build(neck)
+        self.init_cfg = init_cfg
+        self.CLASSES: tuple[str, ...] | None = None
+        self.PALETTE: Any = None
+
+    @property
+    def with_neck(self) -> bool:
+        """Whether there is a neck between backbone and heads."""
+        return hasattr(self, 'neck')
+
+    @property
+    def with_rpn(self) -> bool:
+        """Whether the detector makes its own proposals."""
+        return hasattr(self, 'rpn_head')
+
+    @property
+    def with_roi_head(self) -> bool:
+        """Whether there is a second stage."""
+        return hasattr(self, 'roi_head')
+
+    @property
+    def with_bbox(self) -> bool:
+        """Whether the second stage gives boxes."""
+        return self.with_roi_head and self.roi_head.with_bbox
+
+    @property
+    def with_mask(self) -> bool:
+        """Whether the second stage gives masks."""
+        return self.with_roi_head and self.roi_head.with_mask
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def init_weights(self) -> None:
+        """Give every part its initial or pretrained weights."""
+        initialize(self)
+
+    def extract_feat(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map images (B, 3, H, W) to the levels that the heads read."""
+        feats = self.backbone(images)
+        return tuple(self.neck(feats)) if self.with_neck else tuple(feats)
+
+    def forward(self, batch: Batch | Sequence[Batch], mode: str = 'loss', **options: Any) -> Any:
+        """Return ``loss(batch)`` or ``predict(batch, **options)``: what parallel wrappers call.
+
+        Raises:
+            ValueError: another mode.
+        """
+        if mode == 'loss':
+            return self.loss(batch, **options)
+        if mode == 'predict':
+            return self.predict(batch, **options)
+        raise ValueError(f"mode is '{mode}'; it is 'loss' or 'predict'")
+
+    def _on_device(self, batch: Batch) -> Batch:
+        here = batch.images.device == self.device and batch.images.dtype != torch.uint8
+        return batch if here else batch.to(self.device)
+
+    def show_result(self, img: str | np.ndarray, result: Instances, score_thr: float = 0.3,
+                    bbox_color: Any = None, text_color: Any = None, mask_color: Any = None,
+                    thickness: float | None = None, font_size: float | None = None, win_name: str = '',
+                    show: bool = False, wait_time: float = 0, out_file: str | None = None) -> np.ndarray:
+        """Draw a result on its image.
+
+        Args:
+            img: file name, or (H, W, 3) uint8 in BGR order.
+            result: what ``predict`` gave for this image.
+            score_thr: objects scoring less are not drawn.
+            bbox_color, text_color, mask_color: in place of a colour for each class.
+            thickness: line width in pixels. font_size: height of the text in pixels.
+            win_name, show, wait_time: open a window for so many seconds, 0 until a key is pressed.
+            out_file: write the picture there.
+
+        Returns:
+            (H, W, 3) uint8, BGR.
+
+        Raises:
+            UserError: the image cannot be read, or there is no display for ``show``.
+        """
+        from boxdet.visualization import draw  # OpenCV is not for those who only compute
+
+        image = draw.read_image(img) if isinstance(img, str) else img
+        picture = draw.draw_instances(image, result, self.CLASSES, score_thr, self.PALETTE,
+                                      thickness=thickness,
+                                      font_scale=None if font_size is None else font_size / 22,
+                                      bbox_color=bbox_color, text_color=text_color, mask_color=mask_color)
+        if out_file is not None:
+            draw.write_image(picture, out_file)
+        if show:
+            draw.show(picture, win_name, wait_time)
+        return picture
+
+
+@DETECTORS.register_module()
+class TwoStageDetector(_Detector):
+    """Proposals, and a second stage that looks at each of them.
+
+    Args:
+        backbone, neck, rpn_head, roi_head: configs; without ``rpn_head`` the batch brings proposals.
+        train_cfg, test_cfg: see ``models.settings``.
+        pretrained: the backbone's weights, 2.x's older way to say its ``init_cfg``.
+        init_cfg: initial weights of the whole, in place of the parts' own.
+
+    Raises:
+        ConfigError: a wrong or missing setting, or no ``roi_head``.
+    """
+
+    def __init__(self, backbone: Any, neck: Any = None, rpn_head: Any = None, roi_head: Any = None,
+                 train_cfg: Any = None, test_cfg: Any = None, pretrained: str | None = None,
+                 init_cfg: Any = None):
+        super().__init__(backbone, neck, pretrained, init_cfg)
+        if roi_head is None:
+            raise ConfigError(f'model: {type(self).__name__} needs a roi_head')
+        train, test = parse_train_cfg(train_cfg), parse_test_cfg(test_cfg)
+        self.train_cfg, self.test_cfg = train, test
+        if test.rcnn is None:
+            raise ConfigError("model.test_cfg needs 'rcnn': how results are chosen")
+        if rpn_head is not None:
+            if test.rpn is None:
+                raise ConfigError("model.test_cfg needs 'rpn': how many proposals, and which")
+            settings = _if_taken(rpn_head, train_cfg=train.rpn, test_cfg=test.rpn)
+            self.rpn_head = HEADS.build(rpn_head, **settings)
+        # Of a RoI head only a shared head, the backbone's last stage, comes with the backbone's weights.
+        weights = pretrained if isinstance(roi_head, dict) and roi_head.get('shared_head') else None
+        self.roi_head = HEADS.build(roi_head, **_if_taken(roi_head, train_cfg=train.rcnn, test_cfg=test.rcnn,
+                                                          pretrained=weights))
+
+    def loss(self, batch: Batch) -> dict[str, Any]:
+        """Return the losses by name: scalars, or lists of a scalar a level."""
+        batch = self._on_device(batch)
+        feats = self.extract_feat(batch.images)
+        losses, proposals = {}, batch.proposals
+        if self.with_rpn:
+            outs = self.rpn_head(feats)
+            losses = self.rpn_head.loss(*outs, batch.gt, batch.ignored, batch.metas, batch.images.shape[-2:])
+            settings = self.train_cfg.rpn_proposal or self.test_cfg.rpn
+            proposals = self.rpn_head.predict(*outs, batch.metas, settings)
+        losses.update(self.roi_head.loss(feats, _given(proposals), batch.gt, batch.ignored, batch.metas))
+        return losses
+
+    @torch.no_grad()
+    def predict(self, batch: Batch | Sequence[Batch], rescale: bool = True) -> list[Instances]:
+        """Detect.
+
+        Args:
+            batch: images, or several views of the same images (test-time augmentation).
+            rescale: give boxes and masks in the original image's pixels; in the network input's otherwise.
+
+        Returns:
+            B Instances(bboxes (N, 4), scores (N,), labels (N,)[, masks RleMasks]), best first, on the CPU.
+        """
+        views = [self._on_device(view) for view in ([batch] if isinstance(batch, Batch) else batch)]
+        feats, metas = [self.extract_feat(view.images) for view in views], [view.metas for view in views]
+        proposals = [self._propose(levels, view) for levels, view in zip(feats, views)]
+        if len(views) == 1:
+            results = [r.to('cpu') for r in self.roi_head.predict(feats[0], proposals[0], metas[0])]
+            results = [to_original(r, meta) for r, meta in zip(results, metas[0])] if rescale else results
+        else:
+            results = self._merge_views(feats, proposals, metas)
+            results = results if rescale else [to_input(r, meta) for r, meta in zip(results, metas[0])]
+        return [self._with_masks(r.to('cpu')) for r in results]
+
+    def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
+        """The proposals that the batch brings, or else the detector's own."""
+        if batch.proposals is None and self.with_rpn:
+            return self.rpn_head.predict(*self.rpn_head(feats), batch.metas, self.test_cfg.rpn)
+        return _given(batch.proposals)
+
+    def _merge_views(self, feats: Sequence[Sequence[torch.Tensor]], proposals: Sequence[Sequence[Instances]],
+                     metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
+        """Results of B images in original pixels from V views; arguments are lists of one a view."""
+        if self.with_rpn:
+            joint = merge_proposals(proposals, metas, self.test_cfg.rpn)
+        else:
+            # Every view brings the same proposals.
+            joint = [to_original(p, meta) for p, meta in zip(proposals[0], metas[0])]
+        results = merge_boxes(self.roi_head, feats, joint, metas, self.test_cfg.rcnn)
+        return merge_masks(self.roi_head, feats, results, metas) if self.with_mask else results
+
+    def _with_masks(self, result: Instances) -> Instances:
+        """Paste mask probabilities into the image and encode them."""
+        if 'mask_probs' not in result:
+            return result
+        height, width = result.image_size
+        codes = paste_to_rle(result.mask_probs, result.bboxes, (height, width),
+                             self.test_cfg.rcnn.mask_thr_binary)
+        return result.without('mask_probs').replace(masks=RleMasks(codes, height, width))
+
+
+@DETECTORS.register_module()
+class FasterRCNN(TwoStageDetector):
+    """Faster R-CNN (Ren et al. 2015)."""
+
+
+@DETECTORS.register_module()
+class MaskRCNN(TwoStageDetector):
+    """Mask R-CNN (He et al. 2017)."""
+
+
+@DETECTORS.register_module()
+class CascadeRCNN(TwoStageDetector):
+    """Cascade R-CNN (Cai and Vasconcelos 2018), with or without masks."""
+
+
+@DETECTORS.register_module()
+class FastRCNN(TwoStageDetector):
+    """Fast R-CNN (Girshick 2015), on proposals that the batch brings."""
+
+    def __init__(self, backbone: Any, roi_head: Any, neck: Any = None, train_cfg: Any = None,
+                 test_cfg: Any = None, pretrained: str | None = None, init_cfg: Any = None):
+        super().__init__(backbone, neck=neck, roi_head=roi_head, train_cfg=train_cfg, test_cfg=test_cfg,
+                         pretrained=pretrained, init_cfg=init_cfg)
+
+
+@DETECTORS.register_module()
+class RPN(_Detector):
+    """The region proposal network alone; its results are proposals, all of label 0.
+
+    Args: as in ``TwoStageDetector``.
+    """
+
+    def __init__(self, backbone: Any, neck: Any, rpn_head: Any, train_cfg: Any = None, test_cfg: Any = None,
+                 pretrained: str | None = None, init_cfg: Any = None):
+        super().__init__(backbone, neck, pretrained, init_cfg)
+        self.train_cfg, self.test_cfg = parse_train_cfg(train_cfg), parse_test_cfg(test_cfg)
+        if self.test_cfg.rpn is None:
+            raise ConfigError("model.test_cfg needs 'rpn': how many proposals, and which")
+        self.rpn_head = HEADS.build(rpn_head, **_if_taken(rpn_head, train_cfg=self.train_cfg.rpn,
+                                                          test_cfg=self.test_cfg.rpn))
+
+    def loss(self, batch: Batch) -> dict[str, list[torch.Tensor]]:
+        """Return ``loss_rpn_cls`` and ``loss_rpn_bbox``, lists of a scalar a level."""
+        batch = self._on_device(batch)
+        outs = self.rpn_head(self.extract_feat(batch.images))
+        return self.rpn_head.loss(*outs, batch.gt, batch.ignored, batch.metas, batch.images.shape[-2:])
+
+    @torch.no_grad()
+    def predict(self, batch: Batch | Sequence[Batch], rescale: bool = True) -> list[Instances]:
+        """Return B Instances(bboxes (N, 4), scores (N,), labels (N,) of zeros), best first, on the CPU.
+
+        Args: as in ``TwoStageDetector.predict``.
+        """
+        views = [self._on_device(view) for view in ([batch] if isinstance(batch, Batch) else batch)]
+        metas = [view.metas for view in views]
+        outs = [self.rpn_head(self.extract_feat(view.images)) for view in views]
+        found = [self.rpn_head.predict(*out, own, self.test_cfg.rpn) for out, own in zip(outs, metas)]
+        if len(views) == 1:
+            results = [to_original(r, meta) for r, meta in zip(found[0], metas[0])] if rescale else found[0]
+        else:
+            results = merge_proposals(found, metas, self.test_cfg.rpn)
+            results = results if rescale else [to_input(r, meta) for r, meta in zip(results, metas[0])]
+        return [Instances(r.image_size, 1, bboxes=r.bboxes, scores=r.scores,
+                          labels=torch.zeros_like(r.scores, dtype=torch.long)).to('cpu') for r in results]
+
+
+def _given(proposals: Sequence[Instances] | None) -> Sequence[Instances]:
+    if proposals is None:
+        raise ConfigError(
+            'the model has no rpn_head and the batch no proposals: Fast R-CNN needs a data set with '
+            'proposal_file and LoadProposals in its pipeline')
+    return proposals
+
+
+def _if_taken(cfg: Any, **defaults: Any) -> dict[str, Any]:
+    """Those of ``defaults`` that are not None and that the class of ``cfg`` takes: a user's head may do
+    without.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        return {}
+    names, open_ended = accepted_keywords(HEADS.get(cfg['type']))
+    return {k: v for k, v in defaults.items() if v is not None and (open_ended or k in names)}

@@ -1,0 +1,54 @@
+"""Between the two frames: pixels of the network's input, and pixels of the original image.
+
+The models work in the first; users see the second. This is the one place that knows scale factors and flips.
+Letters: N boxes of an image, K classes, h, w height and width of a mask-head output.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from boxdet.geometry.boxes import flip_boxes
+from boxdet.structures.batch import ImageMeta
+from boxdet.structures.instances import Instances
+
+_FLIPPED_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+
+
+def boxes_to_original(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
+    """Boxes (N, 4) or (N, 4K) from network-input to original pixels, an unflipped image."""
+    if meta.flip:
+        boxes = flip_boxes(boxes, meta.img_shape, meta.flip_direction or 'horizontal')
+    return (boxes.reshape(len(boxes), boxes.shape[1] // 4, 4) / _scale(boxes, meta)).reshape(boxes.shape)
+
+
+def boxes_to_input(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
+    """Boxes (N, 4) from original to network-input pixels: the inverse of ``boxes_to_original``."""
+    boxes = boxes * _scale(boxes, meta)
+    return flip_boxes(boxes, meta.img_shape, meta.flip_direction or 'horizontal') if meta.flip else boxes
+
+
+def flip_masks(probs: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
+    """Masks (N, h, w) within boxes, turned as ``meta`` says their image was; twice gives them back."""
+    return probs.flip(_FLIPPED_AXES[meta.flip_direction or 'horizontal']) if meta.flip else probs
+
+
+def to_original(result: Instances, meta: ImageMeta) -> Instances:
+    """Bring ``bboxes`` and ``mask_probs`` of a result to the original image."""
+    return _moved(result, boxes_to_original(result.bboxes, meta), meta, meta.original_size)
+
+
+def to_input(result: Instances, meta: ImageMeta) -> Instances:
+    """Bring ``bboxes`` and ``mask_probs`` of a result to the network's input."""
+    return _moved(result, boxes_to_input(result.bboxes, meta), meta, tuple(meta.img_shape[:2]))
+
+
+def _moved(result: Instances, boxes: torch.Tensor, meta: ImageMeta, image_size: tuple[int, int]) -> Instances:
+    masks = dict(mask_probs=flip_masks(result.mask_probs, meta)) if 'mask_probs' in result else {}
+    result = result.replace(bboxes=boxes, **masks)
+    result.image_size = image_size
+    return result
+
+
+def _scale(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
+    return torch.from_numpy(np.array(meta.scale_factor, dtype=np.float32)).to(boxes)

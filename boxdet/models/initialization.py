@@ -1,0 +1,329 @@
+"""Initial weights: mmdetection 2.x's ``init_cfg`` dialect as functions over any ``nn.Module``.
+
+A module declares ``init_cfg`` (one dict or a list) and its ``init_weights()`` is ``initialize(self)``; a
+module that only declares ``init_cfg`` needs no method at all. ``Pretrained`` asks the loader that
+``set_checkpoint_loader`` was given, because reading checkpoints is a floor above this one. Random values come
+from torch's global generator, in the order of ``module.modules()``: a seed fixes them.
+
+Dialect, as in ``init_cfg=dict(type='Normal', std=0.01, layer=['Conv2d', 'Linear'],
+override=dict(name='fc_cls'))``:
+
+* ``layer``     class names (of the module or of one of its base classes) that the initialiser touches
+* ``override``  one dict or a list: ``name`` is an attribute of the module; with ``type`` it has an
+  initialiser of its own, without it shares this one. Without ``layer`` the overrides alone are initialised
+"""
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxdet.errors import CheckpointError, ConfigError, nearest
+
+logger = logging.getLogger('boxdet')
+
+
+# --- initialisers of one layer: module with `weight` and `bias` -> new values in place ---
+
+def bias_from_prob(prob: float) -> float:
+    """Return the bias with which a classifier starts at ``prob`` (Lin et al. 2017, section 4.1)."""
+    return -math.log((1 - prob) / prob)
+
+
+def _fill_bias(module: nn.Module, bias: float, bias_prob: float | None) -> None:
+    if getattr(module, 'bias', None) is not None:
+        nn.init.constant_(module.bias, bias if bias_prob is None else bias_from_prob(bias_prob))
+
+
+def constant_init(module: nn.Module, val: float, bias: float = 0, bias_prob: float | None = None) -> None:
+    """Fill the weight with ``val``."""
+    nn.init.constant_(module.weight, val)
+    _fill_bias(module, bias, bias_prob)
+
+
+def normal_init(module: nn.Module, mean: float = 0, std: float = 1, bias: float = 0,
+                bias_prob: float | None = None) -> None:
+    """Draw the weight from a normal distribution."""
+    nn.init.normal_(module.weight, mean, std)
+    _fill_bias(module, bias, bias_prob)
+
+
+def trunc_normal_init(module: nn.Module, mean: float = 0, std: float = 1, a: float = -2, b: float = 2,
+                      bias: float = 0, bias_prob: float | None = None) -> None:
+    """Draw the weight from a normal distribution cut to the absolute values [a, b]."""
+    nn.init.trunc_normal_(module.weight, mean, std, a, b)
+    _fill_bias(module, bias, bias_prob)
+
+
+def uniform_init(module: nn.Module, a: float = 0, b: float = 1, bias: float = 0,
+                 bias_prob: float | None = None) -> None:
+    """Draw the weight uniformly from [a, b]."""
+    nn.init.uniform_(module.weight, a, b)
+    _fill_bias(module, bias, bias_prob)
+
+
+def xavier_init(module: nn.Module, gain: float = 1, bias: float = 0, bias_prob: float | None = None,
+                distribution: str = 'normal') -> None:
+    """Glorot and Bengio 2010. A weight of one dimension (a norm's scale) has no fan and keeps its value."""
+    draw = _by_distribution(distribution, nn.init.xavier_uniform_, nn.init.xavier_normal_)
+    if module.weight.dim() > 1:
+        draw(module.weight, gain=gain)
+    _fill_bias(module, bias, bias_prob)
+
+
+def kaiming_init(module: nn.Module, a: float = 0, mode: str = 'fan_out', nonlinearity: str = 'relu',
+                 bias: float = 0, bias_prob: float | None = None, distribution: str = 'normal') -> None:
+    """He et al. 2015. A weight of one dimension (a norm's scale) has no fan and keeps its value."""
+    draw = _by_distribution(distribution, nn.init.kaiming_uniform_, nn.init.kaiming_normal_)
+    if module.weight.dim() > 1:
+        draw(module.weight, a=a, mode=mode, nonlinearity=nonlinearity)
+    _fill_bias(module, bias, bias_prob)
+
+
+def caffe2_xavier_init(module: nn.Module, bias: float = 0, bias_prob: float | None = None) -> None:
+    """Caffe2's XavierFill: uniform with variance 1 / fan_in (what Detectron's heads and FPN start from)."""
+    kaiming_init(module, a=1, mode='fan_in', nonlinearity='leaky_relu', bias=bias, bias_prob=bias_prob,
+                 distribution='uniform')
+
+
+def _by_distribution(name: str, uniform: Callable, normal: Callable) -> Callable:
+    if name not in ('uniform', 'normal'):
+        raise ConfigError(f"init_cfg.distribution is '{name}'; it is 'uniform' or 'normal'")
+    return uniform if name == 'uniform' else normal
+
+
+_INITIALISERS: dict[str, Callable] = {
+    'Constant': constant_init, 'Normal': normal_init, 'TruncNormal': trunc_normal_init,
+    'Uniform': uniform_init, 'Xavier': xavier_init, 'Kaiming': kaiming_init,
+    'Caffe2Xavier': caffe2_xavier_init}
+_PRETRAINED = ('checkpoint', 'prefix', 'map_location')
+
+
+def init_cfg_keywords() -> dict[str, tuple[str, ...]]:
+    """Return the keywords of each ``type`` of an init_cfg, besides ``type``, ``layer`` and ``override``."""
+    keywords = {kind: tuple(inspect.signature(f).parameters)[1:] for kind, f in _INITIALISERS.items()}
+    return {**keywords, 'Pretrained': _PRETRAINED}
+
+
+# --- the dialect ---
+
+def initialize(module: nn.Module, init_cfg: Mapping | Sequence[Mapping] | None = None) -> None:
+    """Give ``module`` its initial weights, then its parts theirs.
+
+    ``init_cfg`` (by default ``module.init_cfg``) is applied to the whole module first. Then each part inside
+    that has an ``init_weights()`` of its own is asked to run it, and each part that only declares
+    ``init_cfg`` is initialised by that. After a ``Pretrained`` the parts are left alone: their weights were
+    just loaded.
+
+    Raises:
+        ConfigError: an unknown type, keyword or override name.
+        CheckpointError: pretrained weights that do not fit, or no loader is set.
+    """
+    configs = _as_list(getattr(module, 'init_cfg', None) if init_cfg is None else init_cfg)
+    for cfg in configs:
+        _apply(module, cfg)
+    if not any(cfg['type'] == 'Pretrained' for cfg in configs):
+        for part in _own_parts(module):
+            if hasattr(part, 'init_weights'):
+                part.init_weights()
+            else:
+                initialize(part)
+
+
+def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The nearest modules below that care for their own weights; those inside them are theirs to reach."""
+    for child in module.children():
+        if hasattr(child, 'init_weights') or getattr(child, 'init_cfg', None):
+            yield child
+        else:
+            yield from _own_parts(child)
+
+
+def _as_list(cfg: Any) -> list[Mapping]:
+    if cfg is None:
+        return []
+    configs = [cfg] if isinstance(cfg, Mapping) else list(cfg)
+    for one in configs:
+        if not isinstance(one, Mapping):
+            raise ConfigError(f'init_cfg is a dict or a list of dicts, not {one!r}')
+        if 'type' not in one:
+            raise ConfigError(f"init_cfg needs a 'type': {dict(one)}")
+    return configs
+
+
+def _apply(module: nn.Module, cfg: Mapping) -> None:
+    options = dict(cfg)
+    kind, override = options.pop('type'), options.pop('override', None)
+    if kind == 'Pretrained':
+        _load_pretrained(module, options)
+        return
+    layers = options.pop('layer', None)
+    if layers is None and override is None:
+        raise ConfigError(f"init_cfg of {type(module).__name__} needs 'layer' (class names such as 'Conv2d') "
+                          f"or 'override': {dict(cfg)}")
+    if layers is not None:
+        _fill(module, kind, options, layers)
+    for one in [override] if isinstance(override, Mapping) else override or []:
+        _apply_override(module, kind, options, dict(one))
+
+
+def _apply_override(module: nn.Module, kind: str, options: dict, override: dict) -> None:
+    name = override.pop('name', None)
+    target = getattr(module, name, None) if isinstance(name, str) else None
+    if not isinstance(target, nn.Module):
+        parts = [part for part, _ in module.named_children()]
+        raise ConfigError(f'init_cfg.override.name is {name!r}, and {type(module).__name__} has no such part'
+                          f'{nearest(str(name), parts)}')
+    if override and 'type' not in override:
+        raise ConfigError(f"init_cfg.override of '{name}' sets {sorted(override)}: it needs a 'type' of its "
+                          'own')
+    kind = override.pop('type', kind)
+    options = override or options
+    if kind == 'Pretrained':
+        _load_pretrained(target, options)
+    else:
+        layers = options.get('layer')
+        _fill(target, kind, {k: v for k, v in options.items() if k != 'layer'}, layers)
+
+
+def _fill(module: nn.Module, kind: str, options: Mapping, layers: str | Sequence[str] | None) -> None:
+    """Run one initialiser over the layers of the named classes; over every layer with a weight when None."""
+    if kind not in _INITIALISERS:
+        raise ConfigError(f"unknown init_cfg type '{kind}'{nearest(kind, init_cfg_keywords())}")
+    function = _INITIALISERS[kind]
+    known = init_cfg_keywords()[kind]
+    for key in options:
+        if key not in known:
+            near = nearest(key, [*known, 'layer', 'override'])
+            raise ConfigError(f"init_cfg: {kind} takes no '{key}'{near}")
+    if kind == 'Constant' and 'val' not in options:
+        raise ConfigError("init_cfg: Constant needs 'val'")
+    wanted = None if layers is None else {layers} if isinstance(layers, str) else set(layers)
+    for part in module.modules():
+        has_weight = isinstance(getattr(part, 'weight', None), torch.Tensor)
+        if has_weight and (wanted is None or not wanted.isdisjoint(c.__name__ for c in type(part).__mro__)):
+            function(part, **options)
+
+
+# --- pretrained weights ---
+
+_load_checkpoint: Callable[..., Mapping] | None = None
+
+
+def set_checkpoint_loader(loader: Callable[..., Mapping] | None) -> None:
+    """Say how ``Pretrained`` reads a checkpoint.
+
+    Args:
+        loader: ``loader(path_or_url) -> state dict`` (or a checkpoint that holds one under 'state_dict'); it
+            gets ``map_location=`` too where an init_cfg gives one. None takes the loader away.
+    """
+    global _load_checkpoint
+    _load_checkpoint = loader
+
+
+@dataclass
+class LoadReport:
+    """What became of a checkpoint's entries; names are the module's own."""
+
+    checkpoint: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)  # 'name: checkpoint (64, 3), model (64, 4)'
+
+    def __str__(self) -> str:
+        parts = [f'{self.checkpoint}: loaded {len(self.loaded)} entries']
+        if self.missing:
+            parts.append(f'missing {len(self.missing)} ({_by_prefix(self.missing)})')
+        if self.unexpected:
+            parts.append(f'unused {len(self.unexpected)} ({_by_prefix(self.unexpected)})')
+        if self.mismatched:
+            parts.append(f'another shape {len(self.mismatched)} ({"; ".join(self.mismatched[:5])})')
+        return ', '.join(parts)
+
+
+def _by_prefix(names: Sequence[str]) -> str:
+    """'fc.weight, fc.bias' for a few names, 'layer4 60, fc 2' for many."""
+    if len(names) <= 4:
+        return ', '.join(names)
+    return ', '.join(f'{prefix} {count}' for prefix, count in Counter(n.split('.')[0] for n in names).items())
+
+
+def load_backbone_weights(module: nn.Module, checkpoint: str, prefix: str | None = None,
+                          map_location: str | None = None) -> LoadReport:
+    """Load what fits of a checkpoint into ``module``, and log a report of the rest.
+
+    Args:
+        checkpoint: path, URL or model name, as the loader understands it.
+        prefix: take only the entries below this name ('backbone'), without it.
+        map_location: handed to the loader when given.
+
+    Raises:
+        CheckpointError: no loader is set, or nothing in the checkpoint fits the module.
+    """
+    if _load_checkpoint is None:
+        raise CheckpointError(f"cannot load '{checkpoint}': no checkpoint loader is set; import boxdet.apis, "
+                              'or call boxdet.models.initialization.set_checkpoint_loader(fn)')
+    where = {} if map_location is None else {'map_location': map_location}
+    state = _load_checkpoint(checkpoint, **where)
+    if isinstance(state.get('state_dict'), Mapping):
+        state = state['state_dict']
+    if prefix:
+        head = prefix.rstrip('.') + '.'
+        state = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+        if not state:
+            raise CheckpointError(f"{checkpoint}: no entry begins with the prefix '{prefix}'")
+    report = load_fitting(module, state, checkpoint)
+    level = logging.WARNING if report.missing or report.mismatched else logging.INFO
+    logger.log(level, '%s <- %s', type(module).__name__, report)
+    return report
+
+
+def load_fitting(module: nn.Module, state: Mapping[str, torch.Tensor], checkpoint: str) -> LoadReport:
+    """Load the entries of ``state`` that fit by name and shape; ``checkpoint`` names it in the report.
+
+    Raises:
+        CheckpointError: nothing fits.
+    """
+    own = module.state_dict()
+    odd = {k for k, v in state.items() if k in own and own[k].shape != v.shape}
+    keys = module.load_state_dict({k: v for k, v in state.items() if k not in odd}, strict=False)
+    # A batch counter is bookkeeping that old checkpoints lack; nothing reads it while momentum is set.
+    absent = set(keys.missing_keys)
+    missing = [k for k in own if k in absent - odd and not k.endswith('num_batches_tracked')]
+    loaded = [k for k in own if k in state and k not in odd]
+    if not loaded:
+        found = ', '.join(list(state)[:3]) or 'nothing'
+        raise CheckpointError(f"{checkpoint}: no entry fits {type(module).__name__}; it holds {found}, …, "
+                              f"the model {next(iter(own), 'nothing')}, … (a prefix= may be missing)")
+    shapes = [f'{k}: checkpoint {tuple(state[k].shape)}, model {tuple(own[k].shape)}' for k in sorted(odd)]
+    return LoadReport(checkpoint, loaded, missing, list(keys.unexpected_keys), shapes)
+
+
+def _load_pretrained(module: nn.Module, options: Mapping) -> None:
+    for key in options:
+        if key not in _PRETRAINED:
+            raise ConfigError(f"init_cfg: Pretrained takes no '{key}'{nearest(key, _PRETRAINED)}")
+    if not options.get('checkpoint'):
+        raise ConfigError("init_cfg: Pretrained needs 'checkpoint'")
+    load_backbone_weights(module, options['checkpoint'], options.get('prefix'), options.get('map_location'))
+
+
+def pretrained_or_default(init_cfg: Any, pretrained: str | None, default: Any) -> Any:
+    """Return the init_cfg of a module that also takes 2.x's older ``pretrained=``, or ``default``.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if pretrained is not None and init_cfg is not None:
+        raise ConfigError("'pretrained' and 'init_cfg' say the same thing: give one of them")
+    if pretrained is not None:
+        return dict(type='Pretrained', checkpoint=pretrained)
+    return default if init_cfg is None else init_cfg

@@ -1,0 +1,161 @@
+"""The mask head (He et al. 2017, section 3): a small fully convolutional network on each roi.
+
+Letters: B images, R rois, P positive rois, K classes, C channels, h, w height and width of the output.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from boxdet.errors import ConfigError, nearest
+from boxdet.models.initialization import initialize, kaiming_init
+from boxdet.models.layers import ConvModule, build_conv_layer, build_upsample_layer
+from boxdet.models.settings import RoITrainSettings
+from boxdet.registry import HEADS, LOSSES
+from boxdet.structures.batch import SampledRois
+from boxdet.structures.instances import Instances
+
+_UPSAMPLE = ('deconv', 'nearest', 'bilinear', None)
+
+
+@HEADS.register_module()
+class FCNMaskHead(nn.Module):
+    """Convolutions, an enlargement, and a mask for each class.
+
+    Args:
+        num_convs: convolutions before the enlargement.
+        roi_feat_size: side of the features.
+        in_channels: C of the features.
+        conv_kernel_size, conv_out_channels: of the convolutions.
+        num_classes: K.
+        class_agnostic: one mask a roi, and not one for each class.
+        upsample_cfg: type 'deconv', 'nearest', 'bilinear' or None, and scale_factor.
+        conv_cfg, norm_cfg: layer configs of the convolutions.
+        predictor_cfg: layer config of the last one, 1x1.
+        loss_mask: config of the loss.
+        init_cfg: initial weights; by default He's for every layer.
+
+    Raises:
+        ConfigError: another kind of enlargement.
+    """
+
+    def __init__(self, num_convs: int = 4, roi_feat_size: int | tuple[int, int] = 14, in_channels: int = 256,
+                 conv_kernel_size: int = 3, conv_out_channels: int = 256, num_classes: int = 80,
+                 class_agnostic: bool = False, upsample_cfg: Any = None, conv_cfg: Any = None,
+                 norm_cfg: Any = None, predictor_cfg: Any = None, loss_mask: Any = None,
+                 init_cfg: Any = None):
+        super().__init__()
+        upsample = dict(upsample_cfg or dict(type='deconv', scale_factor=2))
+        if upsample.get('type') not in _UPSAMPLE:
+            names = [u for u in _UPSAMPLE if u]
+            raise ConfigError(
+                f"mask_head.upsample_cfg.type is '{upsample.get('type')}'{nearest(upsample['type'], names)}"
+                f' (it is one of {names}, or None)')
+        self.num_convs, self.roi_feat_size = num_convs, _pair(roi_feat_size)
+        self.in_channels, self.conv_out_channels = in_channels, conv_out_channels
+        self.num_classes, self.class_agnostic = num_classes, class_agnostic
+        self.loss_mask = LOSSES.build(loss_mask
+                                      or dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0))
+        self.convs = nn.ModuleList(
+            ConvModule(in_channels if i == 0 else conv_out_channels, conv_out_channels, conv_kernel_size,
+                       padding=(conv_kernel_size - 1) // 2, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+            for i in range(num_convs))
+        channels = conv_out_channels if num_convs else in_channels
+        self.upsample, self.relu_after_upsample = _upsample_layer(upsample, channels, conv_out_channels)
+        channels = conv_out_channels if self.relu_after_upsample else channels
+        self.conv_logits = build_conv_layer(predictor_cfg or dict(type='Conv'), channels,
+                                            1 if class_agnostic else num_classes, 1)
+        self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Run ``init_cfg``; without one, He's initialisation of the layers after the convolutions, whose own
+        it is too.
+        """
+        initialize(self)
+        if self.init_cfg is None:
+            for layer in (self.upsample, self.conv_logits):
+                if getattr(layer, 'weight', None) is not None:
+                    kaiming_init(layer)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map roi features (R, C, ., .) to those of the last layer, (R, conv_out_channels, h, w)."""
+        for conv in self.convs:
+            x = conv(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+            if self.relu_after_upsample:
+                x = F.relu(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map roi features (R, C, ., .) to mask logits (R, K, h, w), (R, 1, h, w) if class-agnostic."""
+        return self.conv_logits(self.features(x))
+
+    def forward_labels(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The logits of each roi's own class only, (R, h, w): for K classes a K-th of the work of
+        ``forward``.
+
+        Args:
+            labels: (R,) int64 in [0, K).
+        """
+        last = self.conv_logits
+        if self.class_agnostic:
+            return self.forward(x)[:, 0]
+        if type(last) is not nn.Conv2d:
+            return self.forward(x)[torch.arange(len(labels), device=labels.device), labels]
+        x = self.features(x)                                                            # (R, C, h, w)
+        weight = last.weight[labels].flatten(2).transpose(1, 2)                          # (R, 1, C)
+        logits = torch.bmm(weight, x.flatten(2)).squeeze(1).view(len(x), *x.shape[2:])   # (R, h, w)
+        return logits if last.bias is None else logits + last.bias[labels, None, None]
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def targets(self, samples: Sequence[SampledRois], gt: Sequence[Instances],
+                settings: RoITrainSettings) -> torch.Tensor:
+        """The masks (P, h, w) float in {0, 1} that the positives of B images should have predicted, images in
+        order.
+
+        Args:
+            gt: B objects with ``masks``.
+            settings: its ``mask_size`` is (h, w), or the side.
+        """
+        size = _pair(settings.mask_size)
+        device = samples[0].pos_boxes.device
+        masks = [objects.masks.crop_and_resize(drawn.pos_boxes, size, drawn.pos_gt_index, device)
+                 for drawn, objects in zip(samples, gt) if len(drawn.pos_boxes)]
+        if not masks:
+            return samples[0].pos_boxes.new_zeros((0, *size))
+        return torch.cat(masks)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``loss_mask`` from the logits (P, h, w) of each positive's class and its target mask (P, h,
+        w).
+        """
+        logits = logits.float()
+        if len(logits) == 0:
+            return dict(loss_mask=logits.sum())
+        channel = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        return dict(loss_mask=self.loss_mask(logits[:, None], targets, channel))
+
+    # ------------------------------------------------------------------------------------------ results
+
+    @torch.no_grad()
+    def predict(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Probabilities (R, h, w) of each roi's class, float32."""
+        return self.forward_labels(x, labels).float().sigmoid()
+
+
+def _upsample_layer(cfg: dict, channels: int, out_channels: int) -> tuple[nn.Module | None, bool]:
+    """The enlargement, and whether it is learnt: then a ReLU follows, and it sets the channels."""
+    kind, scale = cfg.get('type'), cfg.pop('scale_factor', 2)
+    if kind is None:
+        return None, False
+    if kind == 'deconv':
+        shape = dict(in_channels=channels, out_channels=out_channels, kernel_size=scale, stride=scale)
+        return build_upsample_layer({**shape, **cfg}), True
+    return build_upsample_layer({'scale_factor': scale, **cfg}), False

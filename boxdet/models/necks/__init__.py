@@ -1,0 +1,1 @@
+"""Networks between the backbone and the heads."""

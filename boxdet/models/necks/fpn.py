@@ -1,0 +1,128 @@
+"""Feature pyramid (Lin et al. 2017, "Feature Pyramid Networks for Object Detection").
+
+B images, L backbone levels, C channels; level l + 1 has half the resolution of level l.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxdet.errors import ConfigError, nearest
+from boxdet.models.initialization import initialize
+from boxdet.models.layers import ConvModule
+from boxdet.registry import MODELS
+
+_EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
+
+
+@MODELS.register_module()
+class FPN(nn.Module):
+    """1x1 lateral convolutions, a top-down sum, and a 3x3 convolution on every level.
+
+    Args:
+        in_channels: channels of each backbone level.
+        out_channels: C of every output level.
+        num_outs: output levels; those above the backbone's are made by ``add_extra_convs``.
+        start_level: first backbone level used.
+        end_level: last one used; -1 the topmost. With another one there are no extra levels.
+        add_extra_convs: False makes extra levels by taking every second pixel. 'on_input' (or True),
+            'on_lateral', 'on_output' make them by 3x3 stride-2 convolutions, the first of which reads the
+            topmost backbone level, lateral or output.
+        relu_before_extra_convs: ReLU before every extra convolution but the first.
+        no_norm_on_lateral: no norm after the lateral convolutions.
+        upsample_cfg: keywords of F.interpolate; without scale_factor levels are brought to the size of the
+            next finer one.
+
+    Raises:
+        ConfigError: levels that do not add up.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, start_level: int = 0,
+                 end_level: int = -1, add_extra_convs: bool | str = False,
+                 relu_before_extra_convs: bool = False, no_norm_on_lateral: bool = False,
+                 conv_cfg: Mapping | None = None, norm_cfg: Mapping | None = None,
+                 act_cfg: Mapping | None = None, upsample_cfg: Mapping = {'mode': 'nearest'},
+                 init_cfg: Any = None):
+        super().__init__()
+        self.in_channels, self.out_channels, self.num_outs = list(in_channels), out_channels, num_outs
+        self.start_level, self.end_level = start_level, end_level
+        self.backbone_end_level = self._check_levels()
+        self.add_extra_convs = self._check_extra(add_extra_convs)
+        self.relu_before_extra_convs = relu_before_extra_convs
+        self.upsample_cfg = dict(upsample_cfg)
+        self.init_cfg = init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform')
+
+        layers = dict(conv_cfg=conv_cfg, act_cfg=act_cfg, inplace=False)
+        used = self.in_channels[start_level:self.backbone_end_level]
+        lateral_norm = None if no_norm_on_lateral else norm_cfg
+        self.lateral_convs = nn.ModuleList(
+            ConvModule(c, out_channels, 1, norm_cfg=lateral_norm, **layers) for c in used)
+        self.fpn_convs = nn.ModuleList(
+            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **layers) for _ in used)
+        if self.add_extra_convs:
+            for i in range(num_outs - len(used)):
+                source = used[-1] if i == 0 and self.add_extra_convs == 'on_input' else out_channels
+                self.fpn_convs.append(
+                    ConvModule(source, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, **layers))
+
+    def _check_levels(self) -> int:
+        """Return the number of the first backbone level that is not used."""
+        levels, start, end = len(self.in_channels), self.start_level, self.end_level
+        last = levels - 1 if end == -1 else end
+        if not 0 <= start <= last < levels:
+            raise ConfigError(f'FPN: start_level={start}, end_level={end} do not name levels of the {levels} '
+                              'in in_channels')
+        used = last + 1 - start
+        if self.num_outs < used or (last != levels - 1 and self.num_outs != used):
+            more = '' if last != levels - 1 else ' or more'
+            raise ConfigError(f'FPN: num_outs={self.num_outs}, but levels {start} to {last} make {used}'
+                              f'{more}')
+        return last + 1
+
+    @staticmethod
+    def _check_extra(add_extra_convs: bool | str) -> str:
+        """Return where extra levels come from: '' for subsampling."""
+        if isinstance(add_extra_convs, bool):
+            return 'on_input' if add_extra_convs else ''
+        if add_extra_convs not in _EXTRA_SOURCES:
+            raise ConfigError(f"FPN: add_extra_convs='{add_extra_convs}'; it is False, True or one of "
+                              f'{_EXTRA_SOURCES}{nearest(add_extra_convs, _EXTRA_SOURCES)}')
+        return add_extra_convs
+
+    def init_weights(self) -> None:
+        """Start from ``init_cfg``; Xavier uniform by default."""
+        initialize(self)
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first."""
+        if len(inputs) != len(self.in_channels):
+            levels = len(self.in_channels)
+            raise ConfigError(f'FPN: in_channels has {levels} levels, the backbone gives {len(inputs)}')
+        laterals = [conv(inputs[self.start_level + i]) for i, conv in enumerate(self.lateral_convs)]
+        for i in range(len(laterals) - 1, 0, -1):
+            # The sum lands in the fresh upsampled tensor: no third one is made.
+            laterals[i - 1] = self._upsample(laterals[i], laterals[i - 1]).add_(laterals[i - 1])
+        outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
+        self._append_extra(outs, inputs, laterals)
+        return tuple(outs)
+
+    def _upsample(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        if 'scale_factor' in self.upsample_cfg:
+            return F.interpolate(coarse, **self.upsample_cfg)
+        return F.interpolate(coarse, size=fine.shape[2:], **self.upsample_cfg)
+
+    def _append_extra(self, outs: list[Tensor], inputs: Sequence[Tensor], laterals: list[Tensor]) -> None:
+        if not self.add_extra_convs:
+            while len(outs) < self.num_outs:
+                outs.append(F.max_pool2d(outs[-1], 1, stride=2))
+            return
+        for i, conv in enumerate(self.fpn_convs[len(laterals):]):
+            if i == 0:
+                source = {'on_input': inputs[self.backbone_end_level - 1], 'on_lateral': laterals[-1],
+                          'on_output': outs[-1]}[self.add_extra_convs]
+            else:
+                source = F.relu(outs[-1]) if self.relu_before_extra_convs else outs[-1]
+            outs.append(conv(source))

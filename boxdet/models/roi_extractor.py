@@ -1,0 +1,218 @@
+"""From feature maps and boxes to fixed-size features.
+
+Letters: B images, L levels, R rois of the batch, C channels, H, W height and width of a feature map, h, w of
+the output. A *roi* is a row (image of the batch, x0, y0, x1, y1) in network-input pixels.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import _pair
+from torchvision.ops import roi_align, roi_pool
+
+from boxdet.errors import ConfigError
+from boxdet.registry import LAYERS, ROI_EXTRACTORS
+
+# Where a roi is put on the levels that are not its own: outside of every feature map, without area, so that
+# nothing is sampled there and the pooled features are exactly zero.
+_NOWHERE = -1e5
+
+
+def boxes_to_rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join the boxes of B images, each (N, 4), to rois (R, 5), images in order."""
+    images = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
+    return torch.cat([torch.cat(images), torch.cat(list(boxes))], dim=1)
+
+
+def rescale_rois(rois: torch.Tensor, factor: float) -> torch.Tensor:
+    """Enlarge rois (R, 5) ``factor`` times about their centres."""
+    centre = (rois[:, 1:3] + rois[:, 3:5]) / 2
+    half = (rois[:, 3:5] - rois[:, 1:3]) * (factor / 2)
+    return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
+
+
+@LAYERS.register_module()
+class RoIAlign(nn.Module):
+    """RoIAlign (He et al. 2017, section 3) by torchvision.
+
+    Args:
+        output_size: side of the output, or (h, w).
+        spatial_scale: feature pixels a network-input pixel.
+        sampling_ratio: points a bin and axis; 0 for as many as the bin has feature pixels.
+        pool_mode: 'avg'; torchvision has no other.
+        aligned: shift by half a feature pixel; False is the way of the old Detectron.
+        use_torchvision: accepted as mmdetection 2.x had it; there is no other operator here.
+    """
+
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
+                 sampling_ratio: int = 0, pool_mode: str = 'avg', aligned: bool = True,
+                 use_torchvision: bool = True):
+        super().__init__()
+        if pool_mode != 'avg':
+            raise ConfigError(f"RoIAlign: pool_mode is '{pool_mode}'; only 'avg' exists here")
+        self.output_size = _pair(output_size)
+        self.spatial_scale = float(spatial_scale)
+        self.sampling_ratio = int(sampling_ratio)
+        self.aligned = aligned
+
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
+        return _in_float32(features, rois, lambda x, r: roi_align(
+            x, r, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned))
+
+    def extra_repr(self) -> str:
+        return (f'output_size={self.output_size}, spatial_scale={self.spatial_scale}, '
+                f'sampling_ratio={self.sampling_ratio}, aligned={self.aligned}')
+
+
+@LAYERS.register_module()
+class RoIPool(nn.Module):
+    """RoIPool (Girshick 2015, section 2.1) by torchvision; arguments as in ``RoIAlign``."""
+
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float = 1.0):
+        super().__init__()
+        self.output_size = _pair(output_size)
+        self.spatial_scale = float(spatial_scale)
+
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
+        return _in_float32(features, rois, lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
+
+    def extra_repr(self) -> str:
+        return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}'
+
+
+def _in_float32(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch.Tensor:
+    # The operators want one type for both; a box in bfloat16 would be off by pixels, so the features give
+    # way.
+    return pool(features.float(), rois.float()).to(features.dtype)
+
+
+@ROI_EXTRACTORS.register_module()
+class SingleRoIExtractor(nn.Module):
+    """Pool each roi from one level, chosen by its size (Lin et al. 2017, eq. 1).
+
+    Args:
+        roi_layer: config of the pooling layer; one is made for each level.
+        out_channels: C.
+        featmap_strides: L strides of the levels, network-input pixels a feature pixel.
+        finest_scale: rois whose side is below twice this go to level 0, below four times to level 1, ...
+        init_cfg: initial weights, for a ``roi_layer`` that has any.
+    """
+
+    def __init__(self, roi_layer: dict, out_channels: int, featmap_strides: Sequence[int],
+                 finest_scale: int = 56, init_cfg: Any = None):
+        super().__init__()
+        self.roi_layers = _layers_by_stride(roi_layer, featmap_strides)
+        self.out_channels = out_channels
+        self.featmap_strides = tuple(featmap_strides)
+        self.finest_scale = finest_scale
+        self.init_cfg = init_cfg
+
+    @property
+    def num_inputs(self) -> int:
+        """L, the levels used: the first of those that the neck gives."""
+        return len(self.featmap_strides)
+
+    def map_roi_levels(self, rois: torch.Tensor, num_levels: int) -> torch.Tensor:
+        """The level of each roi, (R,) int64 in [0, num_levels)."""
+        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+        levels = torch.floor(torch.log2(side / self.finest_scale + 1e-6))
+        return levels.clamp(min=0, max=num_levels - 1).long()
+
+    def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor,
+                roi_scale_factor: float | None = None) -> torch.Tensor:
+        """Pool.
+
+        Args:
+            feats: L feature maps (B, C, H, W), or more, of which the first L are used.
+            rois: (R, 5).
+            roi_scale_factor: enlarge the rois so many times first; the level is that of the roi as it was.
+
+        Returns:
+            (R, C, h, w). Every level is connected to it in the graph, also one that no roi falls on.
+        """
+        feats = feats[:self.num_inputs]
+        levels = self.map_roi_levels(rois, len(feats)) if len(feats) > 1 else None
+        if roi_scale_factor is not None:
+            rois = rescale_rois(rois, roi_scale_factor)
+        if levels is None:
+            return self.roi_layers[0](feats[0], rois)
+        pool = pool_masked if rois.is_cuda else pool_sorted
+        return pool(self.roi_layers, feats, rois, levels)
+
+
+def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+                levels: torch.Tensor) -> torch.Tensor:
+    """Pool each roi from its level: sort by level, pool each stretch, put back in order. Waits for the device
+    once.
+    """
+    order = levels.argsort(stable=True)
+    counts = torch.bincount(levels, minlength=len(feats)).tolist()
+    parts = [layer(feat, part) for layer, feat, part in zip(layers, feats, rois[order].split(counts))]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(parts).index_select(0, place)
+
+
+def pool_masked(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+                levels: torch.Tensor) -> torch.Tensor:
+    """The same without waiting for the device: every level pools all rois, those of other levels giving
+    zeros.
+    """
+    nowhere = torch.full_like(rois, _NOWHERE)
+    nowhere[:, 0] = rois[:, 0]
+    pooled = [layer(feat, torch.where((levels == level)[:, None], rois, nowhere))
+              for level, (layer, feat) in enumerate(zip(layers, feats))]
+    return sum(pooled[1:], start=pooled[0])
+
+
+@ROI_EXTRACTORS.register_module()
+class GenericRoIExtractor(nn.Module):
+    """Pool each roi from every level and join the results (Rossi et al. 2021, GRoIE).
+
+    Args:
+        aggregation: 'sum' adds the levels' features, 'concat' joins their channels.
+        pre_cfg, post_cfg: configs of layers before and after the joining; none by default.
+        roi_layer, out_channels, featmap_strides, init_cfg: as in ``SingleRoIExtractor``.
+    """
+
+    def __init__(self, roi_layer: dict, out_channels: int, featmap_strides: Sequence[int],
+                 aggregation: str = 'sum', pre_cfg: dict | None = None, post_cfg: dict | None = None,
+                 init_cfg: Any = None):
+        super().__init__()
+        if aggregation not in ('sum', 'concat'):
+            raise ConfigError(f"GenericRoIExtractor: aggregation is '{aggregation}'; it is 'sum' or 'concat'")
+        self.roi_layers = _layers_by_stride(roi_layer, featmap_strides)
+        self.out_channels = out_channels
+        self.featmap_strides = tuple(featmap_strides)
+        self.aggregation = aggregation
+        self.pre_module = None if pre_cfg is None else LAYERS.build(pre_cfg)
+        self.post_module = None if post_cfg is None else LAYERS.build(post_cfg)
+        self.init_cfg = init_cfg
+
+    @property
+    def num_inputs(self) -> int:
+        """L, the levels used."""
+        return len(self.featmap_strides)
+
+    def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor,
+                roi_scale_factor: float | None = None) -> torch.Tensor:
+        """As ``SingleRoIExtractor.forward``; (R, C, h, w), or (R, L * C, h, w) for 'concat' without
+        ``post_cfg``.
+        """
+        if roi_scale_factor is not None:
+            rois = rescale_rois(rois, roi_scale_factor)
+        pooled = [layer(feat, rois) for layer, feat in zip(self.roi_layers, feats)]
+        if self.pre_module is not None:
+            pooled = [self.pre_module(p) for p in pooled]
+        concat = self.aggregation == 'concat'
+        joined = torch.cat(pooled, dim=1) if concat else sum(pooled[1:], start=pooled[0])
+        return joined if self.post_module is None else self.post_module(joined)
+
+
+def _layers_by_stride(roi_layer: dict, featmap_strides: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList(LAYERS.build(roi_layer, spatial_scale=1 / stride) for stride in featmap_strides)

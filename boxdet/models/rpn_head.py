@@ -1,0 +1,310 @@
+"""Region proposal network (Ren et al. 2015, section 3; on pyramids Lin et al. 2017, section 4.1).
+
+Letters: B images, L levels, H, W height and width of a level, A anchors a cell, N anchors of all levels (the
+sum of H * W * A, level by level, row by row, the A of a cell together), G ground-truth boxes of an image, P
+positive and Q negative anchors of the batch, C outputs an anchor (1 for a sigmoid, 2 for a softmax: object,
+background).
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from boxdet.errors import ConfigError
+from boxdet.geometry.nms import batched_nms
+from boxdet.models.initialization import initialize
+from boxdet.models.layers import ConvModule
+from boxdet.models.settings import ProposalSettings, RPNTrainSettings, parse_section
+from boxdet.registry import HEADS, LOSSES, MATCHING, accepted_keywords
+from boxdet.structures.batch import ImageMeta
+from boxdet.structures.instances import Instances
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class AnchorTargets:
+    """What the sampled anchors of a batch should have predicted.
+
+    Args:
+        index: (P + Q,) their places among the B * N anchors of the batch; all positives, then all negatives.
+        anchors, gt_boxes: (P, 4) the positives and the boxes they are matched to.
+        avg_factor: what the summed losses are divided by.
+    """
+    index: torch.Tensor
+    anchors: torch.Tensor
+    gt_boxes: torch.Tensor
+    avg_factor: float
+
+    @property
+    def num_pos(self) -> int:
+        """P."""
+        return len(self.anchors)
+
+
+@HEADS.register_module()
+class RPNHead(nn.Module):
+    """One convolution over every level, then objectness and box deltas of each anchor.
+
+    Args:
+        in_channels: channels of each level.
+        feat_channels: channels after the convolution.
+        anchor_generator, bbox_coder: configs for the matching registry.
+        num_convs: convolutions before the two outputs.
+        num_classes: always 1, object or not.
+        reg_decoded_bbox: the box loss compares boxes in pixels and not deltas (IoU losses).
+        loss_cls, loss_bbox: configs of the losses; a sigmoid one gives C = 1, a softmax C = 2.
+        train_cfg: RPNTrainSettings or a dict of them; None where the head is not trained.
+        test_cfg: ProposalSettings or a dict of them, used by ``predict`` where it is given no others.
+        init_cfg: initial weights; normal with a standard deviation of 0.01 by default.
+
+    Raises:
+        ConfigError: no assigner in ``train_cfg``, or more than one class.
+    """
+
+    def __init__(self, in_channels: int, feat_channels: int = 256, anchor_generator: Any = None,
+                 bbox_coder: Any = None, num_convs: int = 1, num_classes: int = 1,
+                 reg_decoded_bbox: bool = False, loss_cls: Any = None, loss_bbox: Any = None,
+                 train_cfg: Any = None, test_cfg: Any = None, init_cfg: Any = None):
+        super().__init__()
+        if num_classes != 1:
+            raise ConfigError(
+                f'RPNHead tells objects from background: num_classes must be 1, not {num_classes}')
+        self.anchor_generator = MATCHING.build(anchor_generator or dict(
+            type='AnchorGenerator', scales=[8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]))
+        self.bbox_coder = MATCHING.build(bbox_coder or dict(type='DeltaXYWHBBoxCoder', clip_border=True))
+        self.loss_cls = LOSSES.build(loss_cls
+                                     or dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0))
+        self.loss_bbox = LOSSES.build(loss_bbox or dict(type='SmoothL1Loss', beta=1.0 / 9.0, loss_weight=1.0))
+        self.use_sigmoid = getattr(self.loss_cls, 'use_sigmoid', False)
+        self.cls_out_channels = 1 if self.use_sigmoid else 2
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.num_classes = num_classes
+        self.train_cfg = parse_section(RPNTrainSettings, train_cfg, 'train_cfg.rpn')
+        self.test_cfg = parse_section(ProposalSettings, test_cfg, 'test_cfg.rpn')
+        self._build_matching()
+        self._build_layers(in_channels, feat_channels, num_convs)
+        self.init_cfg = init_cfg or dict(type='Normal', layer='Conv2d', std=0.01)
+
+    def _build_matching(self) -> None:
+        self.assigner = self.sampler = None
+        if self.train_cfg is None:
+            return
+        if self.train_cfg.assigner is None:
+            raise ConfigError("model.train_cfg.rpn needs an 'assigner'")
+        self.assigner = MATCHING.build(self.train_cfg.assigner)
+        self.sampler = _build_sampler(self.train_cfg.sampler)
+        # Without sampling every anchor is in the loss, and the few positives alone say how much there was to
+        # learn.
+        self.sampling = type(self.sampler).__name__ != 'PseudoSampler'
+
+    def _build_layers(self, in_channels: int, feat_channels: int, num_convs: int) -> None:
+        anchors = self.anchor_generator.num_base_priors
+        if len(set(anchors)) != 1:
+            raise ConfigError(
+                f'RPNHead shares its layers between levels: each needs as many anchors, not {anchors}')
+        if num_convs > 1:
+            channels = [in_channels] + [feat_channels] * num_convs
+            self.rpn_conv = nn.Sequential(*(ConvModule(a, b, 3, padding=1, inplace=False)
+                                            for a, b in zip(channels, channels[1:])))
+        else:
+            self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(feat_channels, anchors[0] * self.cls_out_channels, 1)
+        self.rpn_reg = nn.Conv2d(feat_channels, anchors[0] * 4, 1)
+
+    def init_weights(self) -> None:
+        """Run ``init_cfg``."""
+        initialize(self)
+
+    def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return objectness (B, A * C, H, W) and deltas (B, A * 4, H, W) of each of the L levels."""
+        hidden = [F.relu(self.rpn_conv(x), inplace=False) for x in feats]
+        return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def loss(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
+             gt: Sequence[Instances], ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta],
+             batch_hw: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Return ``loss_rpn_cls`` and ``loss_rpn_bbox``, lists of a scalar a level.
+
+        Args:
+            cls_scores, bbox_preds: what ``forward`` returned.
+            gt, ignored: B objects and B boxes (M, 4) whose anchors are left out.
+            batch_hw: height and width of the padded images.
+        """
+        if self.train_cfg is None:
+            raise ConfigError("model.train_cfg needs 'rpn' for training")
+        anchors = self.anchors(cls_scores)
+        counts = [len(a) for a in anchors]
+        targets = self.targets(torch.cat(anchors), self.inside_flags(cls_scores, anchors, metas, batch_hw),
+                               gt, ignored)
+        # Of a quarter million anchors an image a few hundred are in the loss: these are picked first.
+        every_cls = flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1)      # (B * N, C)
+        every_reg = flatten_levels(bbox_preds, 4).flatten(0, 1)                          # (B * N, 4)
+        picked_cls = every_cls.index_select(0, targets.index).float()                    # (P + Q, C)
+        picked_reg = every_reg.index_select(0, targets.index[:targets.num_pos]).float()  # (P, 4)
+        place, ends = targets.index % sum(counts), list(accumulate(counts))
+        level = sum((place >= end).long() for end in ends)                               # (P + Q,)
+        labels = torch.ones_like(targets.index)  # the background is class 1
+        labels[:targets.num_pos] = 0
+        weights = torch.ones_like(picked_cls[:, 0])
+        if self.train_cfg.pos_weight > 0:
+            weights[:targets.num_pos] = self.train_cfg.pos_weight
+        boxes = targets.gt_boxes
+        if self.reg_decoded_bbox:
+            picked_reg = self.bbox_coder.decode(targets.anchors, picked_reg)
+        elif len(boxes):
+            boxes = self.bbox_coder.encode(targets.anchors, boxes)
+        on_level = [(level == i).to(weights.dtype) for i in range(len(counts))]
+        return dict(
+            loss_rpn_cls=[self.loss_cls(picked_cls, labels, weights * on, avg_factor=targets.avg_factor)
+                          for on in on_level],
+            loss_rpn_bbox=[self.loss_bbox(picked_reg, boxes, on[:targets.num_pos, None].expand(-1, 4),
+                                          avg_factor=targets.avg_factor) for on in on_level])
+
+    @torch.no_grad()
+    def targets(self, anchors: torch.Tensor, inside: Sequence[torch.Tensor | None], gt: Sequence[Instances],
+                ignored: Sequence[torch.Tensor] | None) -> AnchorTargets:
+        """Match the anchors (N, 4) with each image's ground truth and draw those that enter the loss.
+
+        Args:
+            inside: B masks (N,) bool of the anchors that take part; None for all.
+            gt, ignored: as in ``loss``.
+        """
+        pos, neg, pos_anchors, gt_boxes, avg_factor = [], [], [], [], 0
+        for i, (objects, mask) in enumerate(zip(gt, inside)):
+            places = None if mask is None else mask.nonzero().squeeze(1)
+            own = anchors if places is None else anchors[places]
+            matched = self.assigner.assign(own, objects.bboxes, None if ignored is None else ignored[i], None)
+            drawn = self.sampler.sample(matched, own, objects.bboxes, objects.labels)
+            offset = i * len(anchors)
+            pos.append((drawn.pos_inds if places is None else places[drawn.pos_inds]) + offset)
+            neg.append((drawn.neg_inds if places is None else places[drawn.neg_inds]) + offset)
+            pos_anchors.append(drawn.pos_boxes)
+            gt_boxes.append(drawn.pos_gt_boxes)
+            avg_factor += max(len(pos[-1]), 1) + (max(len(neg[-1]), 1) if self.sampling else 0)
+            if self.train_cfg.debug:
+                _LOG.info(
+                    'rpn: image %d has %d objects; of %d anchors %d positive and %d negative ones were drawn',
+                    i, len(objects), len(own), len(pos[-1]), len(neg[-1]))
+        return AnchorTargets(torch.cat(pos + neg), torch.cat(pos_anchors), torch.cat(gt_boxes), avg_factor)
+
+    def anchors(self, cls_scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The anchors of each level, (H * W * A, 4), for maps of these sizes."""
+        sizes = [tuple(c.shape[-2:]) for c in cls_scores]
+        return self.anchor_generator.grid_priors(sizes, dtype=torch.float32, device=cls_scores[0].device)
+
+    def inside_flags(self, cls_scores: Sequence[torch.Tensor], anchors: Sequence[torch.Tensor],
+                     metas: Sequence[ImageMeta], batch_hw: tuple[int, int]) -> list[torch.Tensor | None]:
+        """Which of the N anchors take part, (N,) bool an image: None where all do.
+
+        Out are cells beyond the image's own padding (``pad_shape``), and, with ``allowed_border`` >= 0,
+        anchors that reach over the image's edge by more than that.
+        """
+        sizes = [tuple(c.shape[-2:]) for c in cls_scores]
+        border, every = self.train_cfg.allowed_border, torch.cat(list(anchors))
+        flags = []
+        for meta in metas:
+            mask = None
+            if tuple(meta.pad_shape[:2]) != tuple(batch_hw):
+                valid = self.anchor_generator.valid_flags(sizes, meta.pad_shape, device=every.device)
+                mask = torch.cat(valid)
+            if border >= 0:
+                height, width = meta.img_shape[:2]
+                near = ((every[:, 0] >= -border) & (every[:, 1] >= -border)
+                        & (every[:, 2] < width + border) & (every[:, 3] < height + border))
+                mask = near if mask is None else mask & near
+            flags.append(mask)
+        return flags
+
+    # ------------------------------------------------------------------------------------------ proposals
+
+    @torch.no_grad()
+    def predict(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
+                metas: Sequence[ImageMeta], settings: ProposalSettings | None = None) -> list[Instances]:
+        """Return B Instances(bboxes (N, 4) in network-input pixels, scores (N,)), best first.
+
+        Args:
+            cls_scores, bbox_preds: what ``forward`` returned.
+            settings: in the place of ``test_cfg``.
+        """
+        settings = self.test_cfg if settings is None else settings
+        kept = [self._best_of_level(*level, settings.nms_pre)
+                for level in zip(cls_scores, bbox_preds, self.anchors(cls_scores))]
+        scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))  # (B, n), (B, n, 4) twice
+        levels = torch.cat([s.new_full(s.shape[1:], i, dtype=torch.long) for i, (s, _, _) in enumerate(kept)])
+        proposals = []
+        for i, meta in enumerate(metas):
+            boxes = self.bbox_coder.decode(anchors[i], deltas[i], max_shape=meta.img_shape[:2])
+            proposals.append(_suppress(boxes, scores[i], levels, len(kept), settings, meta))
+        if settings.max_per_batch > 0:
+            proposals = best_of_batch(proposals, settings.max_per_batch)
+        return proposals
+
+    def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor,
+                       nms_pre: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The ``nms_pre`` best of a level: scores (B, n), deltas (B, n, 4), anchors (B, n, 4)."""
+        logits = flatten_levels([cls_score], self.cls_out_channels).float()              # (B, H * W * A, C)
+        scores = logits[..., 0].sigmoid() if self.use_sigmoid else logits.softmax(-1)[..., 0]
+        deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
+        if 0 < nms_pre < scores.shape[1]:
+            scores, best = scores.topk(nms_pre, dim=1)                                  # (B, n)
+            deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))
+            anchors = anchors[best]
+        else:
+            anchors = anchors.expand(len(scores), -1, -1)
+        return scores, deltas.float(), anchors
+
+
+def _build_sampler(cfg: Any) -> Any:
+    """The sampler of anchors, every anchor by default.
+
+    Raises:
+        ConfigError: it would add the ground truth to the anchors, for which there are no outputs.
+    """
+    if not isinstance(cfg, Mapping):
+        return MATCHING.build(cfg or dict(type='PseudoSampler'))
+    if cfg.get('add_gt_as_proposals'):
+        raise ConfigError(
+            'model.train_cfg.rpn.sampler.add_gt_as_proposals must be False: anchors are not added to')
+    names, _ = accepted_keywords(MATCHING.get(cfg.get('type', '')))
+    return MATCHING.build(cfg, **({'add_gt_as_proposals': False} if 'add_gt_as_proposals' in names else {}))
+
+
+def flatten_levels(maps: Sequence[torch.Tensor], channels: int) -> torch.Tensor:
+    """Join L maps (B, A * channels, H, W) to (B, N, channels), in the order of the anchors."""
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, channels) for m in maps], dim=1)
+
+
+def _suppress(boxes: torch.Tensor, scores: torch.Tensor, levels: torch.Tensor, num_levels: int,
+              settings: ProposalSettings, meta: ImageMeta) -> Instances:
+    """From candidates (n, 4), (n,), (n,) of an image to its proposals."""
+    if settings.min_bbox_size >= 0:
+        big = ((boxes[:, 2:] - boxes[:, :2]) > settings.min_bbox_size).all(dim=1)
+        boxes, scores, levels = boxes[big], scores[big], levels[big]
+    groups = torch.zeros_like(levels) if settings.nms_across_levels else levels
+    dets, keep = batched_nms(boxes, scores, groups, settings.nms)
+    if settings.nms_post > 0:
+        # Best first, so that counting equal levels from the top gives each its rank within its level.
+        own = levels[keep, None]                                                         # (n, 1)
+        rank = (own == torch.arange(num_levels, device=own.device)).cumsum(0).gather(1, own).squeeze(1)
+        dets = dets[rank <= settings.nms_post]
+    if settings.max_per_img > 0:
+        dets = dets[:settings.max_per_img]
+    return Instances(tuple(meta.img_shape[:2]), bboxes=dets[:, :4], scores=dets[:, 4])
+
+
+def best_of_batch(proposals: list[Instances], count: int) -> list[Instances]:
+    """Keep the ``count`` best proposals of all images together, each image's in their order."""
+    scores = torch.cat([p.scores for p in proposals])
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    keep[scores.topk(min(count, len(scores))).indices] = True
+    return [p[k] for p, k in zip(proposals, keep.split([len(p) for p in proposals]))]

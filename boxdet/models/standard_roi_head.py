@@ -1,0 +1,229 @@
+"""The second stage: pool the proposals, classify and move their boxes, predict masks (Ren et al. 2015; He et
+al. 2017).
+
+Letters: B images, R rois of the batch, P positive rois, N boxes of an image, K classes, C channels, h, w of
+the features.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxdet.errors import ConfigError
+from boxdet.models.initialization import initialize
+from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.models.settings import RoITestSettings, RoITrainSettings, parse_rcnn, parse_section
+from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS
+from boxdet.structures.batch import ImageMeta, SampledRois
+from boxdet.structures.instances import Instances
+
+
+@HEADS.register_module()
+class StandardRoIHead(nn.Module):
+    """One box head and, if wanted, one mask head.
+
+    Args:
+        bbox_roi_extractor, bbox_head: configs; a head without them predicts masks only.
+        mask_roi_extractor, mask_head: configs; without an extractor of its own the mask head reads the box
+            features.
+        shared_head: config of layers that all roi features pass first.
+        train_cfg: RoITrainSettings or a dict of them; None where the head is not trained.
+        test_cfg: RoITestSettings or a dict of them.
+        pretrained: weights of the shared head, 2.x's older way to say its ``init_cfg``.
+        init_cfg: initial weights.
+
+    Raises:
+        ConfigError: parts that need one another are missing.
+    """
+
+    def __init__(self, bbox_roi_extractor: Any = None, bbox_head: Any = None, mask_roi_extractor: Any = None,
+                 mask_head: Any = None, shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
+                 pretrained: str | None = None, init_cfg: Any = None):
+        super().__init__()
+        if bbox_head is None or bbox_roi_extractor is None:
+            raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
+        self.train_cfg = parse_rcnn(train_cfg)
+        self.test_cfg = parse_section(RoITestSettings, test_cfg, 'test_cfg.rcnn')
+        if isinstance(self.train_cfg, tuple):
+            raise ConfigError('model.train_cfg.rcnn is a list of stages, which is for CascadeRoIHead')
+        if shared_head is not None:
+            # An init_cfg of its own stands: what is given beside the config fills only what that leaves out.
+            weights = dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained)) if pretrained else {}
+            self.shared_head = SHARED_HEADS.build(shared_head, **weights)
+        self.bbox_roi_extractor = ROI_EXTRACTORS.build(bbox_roi_extractor)
+        self.bbox_head = HEADS.build(bbox_head)
+        if mask_head is not None:
+            self.mask_head = HEADS.build(mask_head)
+            if mask_roi_extractor is not None:
+                self.mask_roi_extractor = ROI_EXTRACTORS.build(mask_roi_extractor)
+        self.assigner, self.sampler = build_matching(self.train_cfg)
+        self.init_cfg = init_cfg
+
+    @property
+    def with_bbox(self) -> bool:
+        """Always True; as in 2.x."""
+        return True
+
+    @property
+    def with_mask(self) -> bool:
+        """Whether there is a mask head."""
+        return hasattr(self, 'mask_head')
+
+    @property
+    def with_shared_head(self) -> bool:
+        """Whether roi features pass shared layers first."""
+        return hasattr(self, 'shared_head')
+
+    @property
+    def shares_extractor(self) -> bool:
+        """Whether the mask head reads the box head's features."""
+        return not hasattr(self, 'mask_roi_extractor')
+
+    @property
+    def last_bbox_head(self) -> nn.Module:
+        """The box head whose deltas make the results."""
+        return self.bbox_head
+
+    def init_weights(self) -> None:
+        """Run ``init_cfg``, its own and its parts'."""
+        initialize(self)
+
+    def box_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+        """What the box head reads: (R, C, h, w) for rois (R, 5)."""
+        pooled = self.bbox_roi_extractor(feats, rois)
+        return self.shared_head(pooled) if self.with_shared_head else pooled
+
+    def mask_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+        """What the mask head reads: (R, C, h, w) for rois (R, 5)."""
+        if self.shares_extractor:
+            return self.box_features(feats, rois)
+        pooled = self.mask_roi_extractor(feats, rois)
+        return self.shared_head(pooled) if self.with_shared_head else pooled
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
+             ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> dict[str, torch.Tensor]:
+        """Return ``loss_cls``, ``acc``, ``loss_bbox`` and, with masks, ``loss_mask``.
+
+        Args:
+            feats: the neck's levels, (B, C, ., .) each.
+            proposals, gt: B each. ignored: B boxes (M, 4); proposals on them are left out.
+        """
+        samples = draw_samples(
+            self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored,
+            lambda image, *boxes: box_losses(self.bbox_head, self.box_features, feats, image, *boxes))
+        pooled = self.box_features(feats, boxes_to_rois([s.boxes for s in samples]))
+        targets = self.bbox_head.targets(samples, self.train_cfg)
+        losses = self.bbox_head.loss(*self.bbox_head(pooled), targets)
+        if self.with_mask:
+            if self.shares_extractor:
+                pooled = pooled[targets.pos_index]
+            else:
+                pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in samples]))
+            losses.update(mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg))
+        return losses
+
+    # ------------------------------------------------------------------------------------------ results
+
+    def predict(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances],
+                metas: Sequence[ImageMeta]) -> list[Instances]:
+        """Return B Instances(bboxes, scores, labels), in network-input pixels and best first.
+
+        With a mask head they also hold ``mask_probs`` (N, h, w): probabilities within each box.
+        """
+        boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
+        results = predict_boxes(self.bbox_head, boxes, scores, deltas, metas, self.test_cfg)
+        if not self.with_mask:
+            return results
+        probs = self.mask_probs(feats, [r.bboxes for r in results], [r.labels for r in results])
+        return [r.replace(mask_probs=p) for r, p in zip(results, probs.split([len(r) for r in results]))]
+
+    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
+                 metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+        """Run the box head on boxes (N, 4) of B images.
+
+        Returns:
+            the boxes that the deltas refer to, B of (N, 4); class logits (R, K + 1); deltas (R, 4 or K * 4)
+            or None.
+        """
+        return list(boxes), *self.bbox_head(self.box_features(feats, boxes_to_rois(boxes)))
+
+    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
+                   labels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Probabilities (R, h, w) within the boxes (N, 4) of labels (N,) of B images, in network-input
+        pixels.
+        """
+        pooled = self.mask_features(feats, boxes_to_rois(boxes))
+        return self.mask_head.predict(pooled, torch.cat(list(labels)))
+
+
+# ---------------------------------------------------------------------------------------------- shared with
+# cascades
+
+
+def build_matching(settings: RoITrainSettings | None) -> tuple[Any, Any]:
+    """Build assigner and sampler of ``train_cfg.rcnn``; (None, None) where there is no training.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    if settings is None:
+        return None, None
+    for name in ('assigner', 'sampler'):
+        if getattr(settings, name) is None:
+            raise ConfigError(f"model.train_cfg.rcnn needs '{name}'")
+    return MATCHING.build(settings.assigner), MATCHING.build(settings.sampler)
+
+
+@torch.no_grad()
+def draw_samples(assigner: Any, sampler: Any, boxes: Sequence[torch.Tensor], gt: Sequence[Instances],
+                 ignored: Sequence[torch.Tensor] | None,
+                 rank_losses: Callable[..., Mapping[str, torch.Tensor]]) -> list[SampledRois]:
+    """Match the proposals of B images with their ground truth, and draw those that enter the loss.
+
+    Args:
+        boxes: B proposals (N, 4). gt, ignored: B objects and boxes (M, 4).
+        rank_losses: ``rank_losses(image, boxes, labels)`` gives the losses of boxes of an image to samplers
+            that choose by them (OHEM).
+    """
+    if assigner is None:
+        raise ConfigError("model.train_cfg needs 'rcnn' for training")
+    samples = []
+    for i, (own, objects) in enumerate(zip(boxes, gt)):
+        regions = None if ignored is None else ignored[i]
+        matched = assigner.assign(own, objects.bboxes, regions, objects.labels)
+        ranks = getattr(sampler, 'ranks_by_loss', False)
+        by_loss = dict(rank_losses=partial(rank_losses, i)) if ranks else {}
+        samples.append(sampler.sample(matched, own, objects.bboxes, objects.labels, **by_loss))
+    return samples
+
+
+def box_losses(bbox_head: nn.Module, pool: Callable, feats: Sequence[torch.Tensor], image: int,
+               boxes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """``loss_cls`` (N,) of boxes (N, 4) of one image of the batch; without ``labels`` they are background."""
+    scores, _ = bbox_head(pool([f[image:image + 1] for f in feats], boxes_to_rois([boxes])))
+    if labels is None:
+        labels = torch.full((len(boxes),), bbox_head.num_classes, device=boxes.device)
+    return dict(loss_cls=bbox_head.loss_cls(scores.float(), labels, reduction_override='none'))
+
+
+def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[SampledRois],
+              gt: Sequence[Instances], settings: RoITrainSettings) -> dict[str, torch.Tensor]:
+    """The mask head's loss on the features (P, C, h, w) of the positives."""
+    labels = torch.cat([s.pos_gt_labels for s in samples])
+    return mask_head.loss(mask_head.forward_labels(pooled, labels), mask_head.targets(samples, gt, settings))
+
+
+def predict_boxes(bbox_head: nn.Module, boxes: Sequence[torch.Tensor], scores: torch.Tensor,
+                  deltas: torch.Tensor | None, metas: Sequence[ImageMeta],
+                  settings: RoITestSettings) -> list[Instances]:
+    """The box head's results for B images from its outputs (R, ...) on their boxes."""
+    counts = [len(b) for b in boxes]
+    parts = [None] * len(boxes) if deltas is None else deltas.split(counts)
+    return [bbox_head.predict(own, score, delta, tuple(meta.img_shape[:2]), settings)
+            for own, score, delta, meta in zip(boxes, scores.split(counts), parts, metas)]

@@ -1,0 +1,79 @@
+"""Several views of the same images, scaled and flipped, seen together: proposals, boxes and masks merged.
+
+The views of an image vote in the original image's pixels: proposals are joined and suppressed; each merged
+proposal is seen in every view, and its boxes, class probabilities and masks are averaged.
+
+Letters: V views, B images of a view, N boxes of an image, K classes, h, w height and width of a mask-head
+output. ``metas[v][i]`` is image i in view v.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from boxdet.geometry.nms import batched_nms, multiclass_nms
+from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_masks
+from boxdet.models.settings import ProposalSettings, RoITestSettings
+from boxdet.structures.batch import ImageMeta
+from boxdet.structures.instances import Instances
+
+
+def merge_proposals(proposals: Sequence[Sequence[Instances]], metas: Sequence[Sequence[ImageMeta]],
+                    settings: ProposalSettings) -> list[Instances]:
+    """Join each image's proposals from V views and suppress what overlaps.
+
+    Returns:
+        B Instances(bboxes, scores) in original pixels, best first.
+    """
+    merged = []
+    for own, own_metas in zip(zip(*proposals), zip(*metas)):
+        boxes = torch.cat([boxes_to_original(p.bboxes, m) for p, m in zip(own, own_metas)])
+        scores = torch.cat([p.scores for p in own])
+        dets, _ = batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.long), settings.nms)
+        if settings.max_per_img > 0:
+            dets = dets[:settings.max_per_img]
+        merged.append(Instances(own_metas[0].original_size, bboxes=dets[:, :4], scores=dets[:, 4]))
+    return merged
+
+
+def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], proposals: Sequence[Instances],
+                metas: Sequence[Sequence[ImageMeta]], settings: RoITestSettings) -> list[Instances]:
+    """Average what V views make of the same proposals.
+
+    Args:
+        feats: the levels of each view. proposals: B, in original pixels.
+
+    Returns:
+        B Instances(bboxes, scores, labels) in original pixels, best first.
+    """
+    head, counts = roi_head.last_bbox_head, [len(p) for p in proposals]
+    boxes, scores = 0, 0
+    for levels, own in zip(feats, metas):
+        rois, logits, deltas = roi_head.classify(
+            levels, [boxes_to_input(p.bboxes, meta) for p, meta in zip(proposals, own)], own)
+        parts = [None] * len(own) if deltas is None else deltas.split(counts)
+        decoded = [boxes_to_original(head.decode(r, d, tuple(meta.img_shape[:2])), meta)
+                   for r, d, meta in zip(rois, parts, own)]
+        boxes = boxes + torch.cat(decoded)                                              # (R, 4 or K * 4)
+        scores = scores + logits.float().softmax(dim=-1)                                # (R, K + 1)
+    results = []
+    for own_boxes, own_scores, meta in zip((boxes / len(feats)).split(counts),
+                                           (scores / len(feats)).split(counts), metas[0]):
+        dets, labels = multiclass_nms(own_boxes, own_scores, settings.score_thr, settings.nms,
+                                      settings.max_per_img)
+        results.append(Instances(meta.original_size, head.num_classes, bboxes=dets[:, :4], scores=dets[:, 4],
+                                 labels=labels))
+    return results
+
+
+def merge_masks(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], results: Sequence[Instances],
+                metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
+    """Add ``mask_probs`` (N, h, w), averaged over V views, to results in original pixels."""
+    total, counts, labels = 0, [len(r) for r in results], [r.labels for r in results]
+    for levels, own in zip(feats, metas):
+        boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
+        probs = roi_head.mask_probs(levels, boxes, labels)
+        total = total + torch.cat([flip_masks(p, meta) for p, meta in zip(probs.split(counts), own)])
+    return [r.replace(mask_probs=p) for r, p in zip(results, (total / len(feats)).split(counts))]

@@ -1,0 +1,194 @@
+"""The second stage as a whole: sampling, shared layers, cascades, OHEM."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from boxdet.errors import ConfigError
+from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.registry import HEADS
+from boxdet.structures.instances import Instances
+from tests.test_models import tiny_models
+
+K = tiny_models.CLASSES
+ALL = dict(num=10 ** 7, pos_fraction=1.0)
+
+
+def build(cfg: dict, **train):
+    torch.manual_seed(0)
+    stages = [tiny_models.rcnn_train(iou, **ALL, **train) for iou in (0.5, 0.6, 0.7)]
+    rcnn = stages if cfg['type'] == 'CascadeRoIHead' else stages[0]
+    head = HEADS.build(cfg, train_cfg=rcnn, test_cfg=tiny_models.test_cfg(0.3)['rcnn'])
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return head
+
+
+def feats(batch: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
+    return [torch.randn(batch, 16, *s, generator=generator).requires_grad_() for s in sizes]
+
+
+def proposals(batch, jitter: float = 8.0) -> list[Instances]:
+    """Boxes around the objects of a batch, and as many anywhere."""
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for gt in batch.gt:
+        near = gt.bboxes.repeat(6, 1)
+        near = near + (torch.rand(near.shape, generator=generator) - 0.5) * jitter
+        far = torch.rand(6, 2, generator=generator) * 50
+        boxes = torch.cat([near, torch.cat([far, far + 25], dim=1)])
+        found.append(Instances(bboxes=boxes, scores=torch.ones(len(boxes))))
+    return found
+
+
+def test_losses_of_the_standard_head():
+    cfg = tiny_models.mask_rcnn()['roi_head']
+    head, batch = build(cfg), tiny_models.batch((2, 1))
+    given, levels = proposals(batch), feats()
+    losses = head.loss(levels, given, batch.gt, batch.ignored, batch.metas)
+    assert set(losses) == {'loss_cls', 'acc', 'loss_bbox', 'loss_mask'}
+    # The same by hand: ground truth joins the proposals, those of IoU >= 0.5 are positive.
+    from torchvision.ops import box_iou
+    boxes, labels, count = [], [], 0
+    for own, gt in zip(given, batch.gt):
+        candidates = torch.cat([gt.bboxes, own.bboxes])
+        best, index = box_iou(candidates, gt.bboxes).max(1)
+        positive = best >= 0.5
+        boxes.append(torch.cat([candidates[positive], candidates[~positive]]))
+        labels.append(torch.cat([gt.labels[index[positive]], torch.full((int((~positive).sum()),), K)]))
+        count += int(positive.sum())
+    scores, _ = head.bbox_head(head.bbox_roi_extractor(levels, boxes_to_rois(boxes)))
+    torch.testing.assert_close(losses['loss_cls'], F.cross_entropy(scores, torch.cat(labels)))
+    assert count > 3
+    tiny_models.total(losses).backward()
+    assert all(f.grad is not None for f in levels[:4])
+
+
+def test_ignored_regions_take_proposals_out():
+    head, batch = build(tiny_models.faster_rcnn()['roi_head']), tiny_models.batch((2, 1), (1, 1))
+    given, seen = proposals(batch), []
+    original = head.sampler.sample
+    head.sampler.sample = lambda matched, *args: seen.append(matched) or original(matched, *args)
+    head.loss(feats(), given, batch.gt, batch.ignored, batch.metas)
+    assert any((m.gt_inds == -1).any() for m in seen)
+
+
+def test_one_extractor_and_shared_layers_for_both_heads():
+    cfg = tiny_models.c4_mask_rcnn()['roi_head']
+    head, batch = build(cfg), tiny_models.batch((2, 1))
+    head.train_cfg = head.train_cfg.__class__(**{**vars(head.train_cfg), 'mask_size': 14})
+    assert head.with_shared_head and head.shares_extractor and head.with_mask
+    assert not any(k.startswith(('mask_roi', 'bbox_roi')) for k in head.state_dict())
+    assert 'shared_head.layer4.0.conv1.weight' in head.state_dict()
+    levels = [torch.randn(2, 256, 6, 8)]
+    head.train()
+    assert not head.shared_head.layer4[0].bn1.training  # norm_eval
+    losses = head.loss(levels, proposals(batch), batch.gt, batch.ignored, batch.metas)
+    assert losses['loss_mask'] > 0
+    results = head.eval().predict(levels, proposals(batch), batch.metas)
+    assert [len(r) for r in results] == [len(r.mask_probs) for r in results]
+    assert results[0].mask_probs.shape[1:] == (14, 14)
+
+
+def test_cascade_stages_refine_the_samples_and_drop_ground_truth():
+    head, batch = build(tiny_models.cascade_mask_rcnn()['roi_head']), tiny_models.batch((2, 1))
+    seen = []
+    for stage, (assigner, _) in enumerate(head.matching):
+        def assign(boxes, *args, original=assigner.assign, stage=stage):
+            seen.append((stage, boxes))
+            return original(boxes, *args)
+        assigner.assign = assign
+    given = proposals(batch)
+    losses = head.loss(feats(), given, batch.gt, batch.ignored, batch.metas)
+    assert list(losses) == [
+        f's{s}.{n}' for s in range(3) for n in ('loss_cls', 'acc', 'loss_bbox', 'loss_mask')
+    ]
+    assert [s for s, _ in seen] == [0, 0, 1, 1, 2, 2]
+    # Every sampler takes all: a stage hands on as many boxes as it was given, without the ground truth it
+    # added.
+    for i in range(2):
+        assert [len(b) for s, b in seen[i::2]] == [len(given[i])] * 3
+        boxes = seen[2 + i][1]
+        assert (boxes >= 0).all() and (boxes[:, 2] <= 128).all() and (boxes[:, 3] <= 96).all()
+    tiny_models.total(losses).backward()
+
+
+def test_cascade_losses_are_weighted_but_not_the_accuracy():
+    cfg = tiny_models.cascade_mask_rcnn()['roi_head']
+    one, other = build(cfg), build(cfg | dict(stage_loss_weights=[2, 1, 1]))
+    batch = tiny_models.batch((2, 1))
+    first, second = (h.loss(feats(), proposals(batch), batch.gt, batch.ignored, batch.metas)
+                     for h in (one, other))
+    for name, factor in dict(loss_cls=(2, 2, 4), loss_bbox=(2, 2, 4), loss_mask=(2, 2, 4),
+                             acc=(1, 1, 1)).items():
+        for stage in range(3):
+            torch.testing.assert_close(second[f's{stage}.{name}'], first[f's{stage}.{name}'] * factor[stage])
+
+
+def test_cascade_results_average_scores_and_masks():
+    head, batch = build(tiny_models.cascade_mask_rcnn()['roi_head']).eval(), tiny_models.batch((2, 1))
+    levels, boxes = feats(1), proposals(batch)[0].bboxes
+    metas, hw = batch.metas[:1], (96, 128)
+    with torch.no_grad():
+        result = head.predict(levels, [Instances(bboxes=boxes, scores=torch.ones(len(boxes)))], metas)[0]
+        logits = []
+        for stage in range(3):
+            pooled = head.bbox_roi_extractor[stage](levels, boxes_to_rois([boxes]))
+            scores, deltas = head.bbox_head[stage](pooled)
+            logits.append(scores)
+            if stage < 2:
+                boxes = head.bbox_head[stage].bbox_coder.decode(boxes, deltas, max_shape=hw)
+        expected = head.bbox_head[2].predict(boxes, sum(logits) / 3, deltas, hw, head.test_cfg)
+        torch.testing.assert_close(result.bboxes, expected.bboxes)
+        assert len(result) and torch.equal(result.labels, expected.labels)
+        rois = boxes_to_rois([expected.bboxes])
+        masks = [m(e(levels, rois)).sigmoid()[torch.arange(len(rois)), expected.labels]
+                 for m, e in zip(head.mask_head, head.mask_roi_extractor)]
+        torch.testing.assert_close(result.mask_probs, sum(masks) / 3)
+
+
+def test_ohem_takes_the_hardest():
+    cfg = tiny_models.faster_rcnn()['roi_head']
+    head = build(cfg, type='OHEMSampler')
+    head.sampler.num, head.sampler.pos_fraction = 12, 0.25
+    batch, levels = tiny_models.batch((2, 1)), feats()
+    given, drawn = proposals(batch), []
+    original = head.sampler.sample
+    head.sampler.sample = lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1]
+    head.loss(levels, given, batch.gt, batch.ignored, batch.metas)
+    for i, (own, gt, sample) in enumerate(zip(given, batch.gt, drawn)):
+        assert len(sample.pos_boxes) == 3
+        candidates = torch.cat([gt.bboxes, own.bboxes])
+        matched = head.assigner.assign(own.bboxes, gt.bboxes, None, gt.labels).with_gt(gt.labels)
+        scores, _ = head.bbox_head(
+            head.bbox_roi_extractor([f[i:i + 1] for f in levels], boxes_to_rois([candidates])))
+        labels = torch.where(matched.labels >= 0, matched.labels, K)
+        losses = F.cross_entropy(scores, labels, reduction='none')
+        positive, negative = matched.gt_inds > 0, matched.gt_inds == 0
+        for chosen, group, count in ((sample.pos_inds, positive, 3), (sample.neg_inds, negative, 9)):
+            if int(group.sum()) > count:
+                hardest = losses.masked_fill(~group, -1).topk(count).indices.sort().values
+                assert torch.equal(chosen, hardest)
+
+
+@pytest.mark.parametrize('change, message',
+                         [(dict(num_stages=2), 'must be a list of 2'),
+                          (dict(stage_loss_weights=[1, 1]), 'stage_loss_weights must be a list'),
+                          (dict(shared_head=dict(type='ResLayer', depth=18)), 'no shared_head'),
+                          (dict(bbox_head=None), 'needs bbox_head')])
+def test_wrong_cascades(change, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_models.cascade_mask_rcnn()['roi_head'] | change)
+
+
+def test_wrong_training_settings():
+    cfg = tiny_models.faster_rcnn()['roi_head']
+    with pytest.raises(ConfigError, match="needs 'sampler'"):
+        HEADS.build(cfg, train_cfg=dict(assigner=tiny_models.rcnn_train()['assigner']))
+    with pytest.raises(ConfigError, match='for CascadeRoIHead'):
+        HEADS.build(cfg, train_cfg=[tiny_models.rcnn_train()])
+    with pytest.raises(ConfigError, match='train_cfg.rcnn must be a list of 3'):
+        HEADS.build(tiny_models.cascade_mask_rcnn()['roi_head'], train_cfg=tiny_models.rcnn_train())
