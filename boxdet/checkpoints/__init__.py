@@ -1,0 +1,1 @@
+"""Checkpoints: read safely, written atomically, loaded with a report."""

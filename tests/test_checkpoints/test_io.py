@@ -1,0 +1,238 @@
+"""Checkpoints: what is read, what is refused, and that a write is all or nothing."""
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from boxdet.checkpoints import io
+from boxdet.checkpoints.io import (compare_classes, describe, find_checkpoint, is_readable, load_checkpoint, load_state,
+                                   load_weights, newest_checkpoint, remove_partial_files, save_checkpoint)
+from boxdet.errors import CheckpointError
+
+
+def small():
+    return dict(meta=dict(epoch=3, iter=30, CLASSES=('a', 'b')), state_dict=dict(w=torch.arange(4.)),
+                optimizer=dict(state={0: dict(momentum_buffer=torch.ones(2))}, param_groups=[dict(lr=0.1, params=[0])]))
+
+
+def test_saved_is_loaded(tmp_path):
+    save_checkpoint(small(), tmp_path / 'a' / 'x.pth')
+    loaded = load_checkpoint(tmp_path / 'a' / 'x.pth')
+    assert loaded['meta'] == dict(epoch=3, iter=30, CLASSES=('a', 'b'))
+    assert torch.equal(loaded['state_dict']['w'], torch.arange(4.))
+    assert torch.equal(loaded['optimizer']['state'][0]['momentum_buffer'], torch.ones(2))
+    assert os.listdir(tmp_path / 'a') == ['x.pth']
+
+
+@pytest.mark.parametrize('content', [
+    dict(w=torch.ones(2)), dict(state_dict=dict(w=torch.ones(2))), dict(model=dict(w=torch.ones(2)), epoch=1),
+    dict(state_dict={'module.w': torch.ones(2)})])
+def test_state_is_found_in_every_layout(tmp_path, content):
+    torch.save(content, tmp_path / 'x.pth')
+    state = load_state(tmp_path / 'x.pth')
+    assert list(state) == ['w'] and torch.equal(state['w'], torch.ones(2))
+
+
+def test_numpy_values_of_2x_checkpoints_are_read(tmp_path):
+    meta = dict(best_score=np.float64(0.375), count=np.int64(7), rows=np.arange(6, dtype=np.float32).reshape(2, 3),
+                columns=np.asfortranarray(np.arange(6).reshape(2, 3)), swapped=np.arange(3, dtype='>i4'))
+    torch.save(dict(meta=meta, state_dict=dict(w=torch.ones(1))), tmp_path / 'x.pth')
+    loaded = load_checkpoint(tmp_path / 'x.pth')['meta']
+    assert loaded['best_score'] == 0.375 and loaded['count'] == 7
+    np.testing.assert_array_equal(loaded['rows'], meta['rows'])
+    np.testing.assert_array_equal(loaded['columns'], meta['columns'])
+    np.testing.assert_array_equal(loaded['swapped'], meta['swapped'])
+
+
+def test_mmengine_log_buffers_are_dropped_and_the_weights_kept(tmp_path):
+    from mmengine.logging import HistoryBuffer
+    hub = dict(log_scalars={'train/loss': HistoryBuffer([1., 2.], [1, 1])})
+    torch.save(dict(meta={}, state_dict=dict(w=torch.ones(1)), message_hub=hub), tmp_path / 'x.pth')
+    loaded = load_checkpoint(tmp_path / 'x.pth')
+    assert loaded['message_hub'] == dict(log_scalars={'train/loss': None})
+    assert torch.equal(loaded['state_dict']['w'], torch.ones(1))
+
+
+def test_the_allow_list_of_torch_is_left_as_it_was(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    save_checkpoint(small(), tmp_path / 'x.pth')
+    load_checkpoint(tmp_path / 'x.pth')
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize('cut', [0, 10, 400, -1])
+def test_damaged_files_say_so(tmp_path, cut):
+    save_checkpoint(small(), tmp_path / 'x.pth')
+    whole = (tmp_path / 'x.pth').read_bytes()
+    (tmp_path / 'x.pth').write_bytes(whole[:cut])
+    with pytest.raises(CheckpointError, match=r'x\.pth is damaged') as caught:
+        load_checkpoint(tmp_path / 'x.pth')
+    assert '\n' not in str(caught.value)
+
+
+def test_other_files_say_what_they_are(tmp_path):
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(CheckpointError, match='holds a list'):
+        load_checkpoint(tmp_path / 'list.pth')
+    (tmp_path / 'page.pth').write_text('<html>404</html>')
+    with pytest.raises(CheckpointError, match='damaged or no checkpoint'):
+        load_checkpoint(tmp_path / 'page.pth')
+
+
+# --- addresses ---
+
+def test_missing_file_names_a_near_one(tmp_path):
+    save_checkpoint(small(), tmp_path / 'epoch_12.pth')
+    with pytest.raises(CheckpointError, match=r"no checkpoint file .*epoch_21\.pth; did you mean 'epoch_12\.pth'"):
+        find_checkpoint(tmp_path / 'epoch_21.pth')
+    with pytest.raises(CheckpointError, match='is a folder'):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('address, message', [
+    ('torchvision://resnet5', "did you mean 'resnet50'"),
+    ('open-mmlab://detectron2/resnet50_cafe', "did you mean 'detectron2/resnet50_caffe'"),
+    ('s3://bucket/x.pth', "'s3://' is not understood")])
+def test_unknown_addresses(address, message):
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(address)
+
+
+@pytest.mark.parametrize('address, name', [
+    ('torchvision://resnet50', 'resnet50-0676ba61.pth'),
+    ('open-mmlab://detectron2/resnet50_caffe', 'resnet50_msra-5891d200.pth'),
+    ('https://example.org/a/b/model-abcdef01.pth?x=1', 'model-abcdef01.pth')])
+def test_remote_names_lead_to_the_cache(tmp_path, monkeypatch, address, name):
+    asked = []
+
+    def download(url, target, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        save_checkpoint(small(), target)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    for _ in range(2):  # the second time it is in the cache
+        assert find_checkpoint(address) == tmp_path / 'checkpoints' / name
+    assert len(asked) == 1 and asked[0][1] == name.rpartition('-')[2].removesuffix('.pth')
+    assert asked[0][0].startswith('https://')
+
+
+def test_failed_download_says_where_to_put_the_file(tmp_path, monkeypatch):
+    def download(*_, **__):
+        raise OSError('no route to host')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    with pytest.raises(CheckpointError, match='no route to host; fetch it elsewhere, put it at .*resnet50-0676ba61'):
+        load_state('torchvision://resnet50')
+
+
+# --- into a model ---
+
+def test_load_report(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    state = {'module.0.weight': torch.ones(4, 3, 1, 1), '0.bias': torch.ones(5), '1.weigth': torch.ones(4)}
+    report = load_weights(model, dict(state_dict=state), 'x.pth')
+    assert report.loaded == ['0.weight'] and torch.equal(model[0].weight, torch.ones(4, 3, 1, 1))
+    assert report.missing == ['1.weight', '1.bias', '1.running_mean', '1.running_var']
+    assert report.unexpected == ['1.weigth']
+    assert report.mismatched == ['0.bias: checkpoint (5,), model (4,)']
+    text = describe(report)
+    assert "unused: 1.weigth; did you mean '1.weight'?" in text
+    assert text.startswith('x.pth: 1 entries loaded, 4 missing, 1 unused, 1 of another shape')
+
+
+def test_another_architecture_is_an_error():
+    with pytest.raises(CheckpointError, match=r'x\.pth is a checkpoint of another architecture: none of its 1 entries'):
+        load_weights(nn.Linear(2, 2), dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), 'x.pth')
+
+
+@pytest.mark.parametrize('meta, expected', [
+    (dict(CLASSES=('a', 'b')), ''), ({}, ''),
+    (dict(CLASSES=('b', 'a')), 'same 2 classes in another order'),
+    (dict(CLASSES=('a', 'c', 'd')), 'trained on 3 classes, the config names 2; only in the checkpoint: c, d; only in '
+                                    'the config: b'),
+    (dict(dataset_meta=dict(classes=['a', 'z'])), 'only in the checkpoint: z')])
+def test_classes_are_compared(meta, expected):
+    note = compare_classes(dict(meta=meta), ('a', 'b'), 'x.pth')
+    assert expected in note and bool(note) == bool(expected)
+
+
+# --- all or nothing ---
+
+_FILL_DISK = '''
+import resource, signal, sys, torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from boxdet.checkpoints.io import save_checkpoint
+from boxdet.errors import CheckpointError
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # the disk takes no more than this
+try:
+    save_checkpoint(dict(state_dict=dict(w=torch.ones(500_000))), sys.argv[1])
+except CheckpointError as error:
+    print(error)
+    sys.exit(2)
+'''
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, repo_root):
+    path = tmp_path / 'x.pth'
+    save_checkpoint(small(), path)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, '-c', _FILL_DISK, str(path)], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(repo_root)})
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith(f'cannot write checkpoint {path}: File too large') and done.stdout.count('\n') == 1
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ['x.pth']
+
+
+def test_no_space_at_the_sync_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'x.pth'
+    save_checkpoint(small(), path)
+    before = path.read_bytes()
+
+    def no_space(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', no_space)
+    with pytest.raises(CheckpointError, match=r'x\.pth: No space left on device; an older file of that name'):
+        save_checkpoint(small(), path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ['x.pth']
+
+
+def test_a_short_write_is_noticed(tmp_path, monkeypatch):
+    real = torch.save
+
+    def short(content, file):
+        real(content, file)
+        file.truncate(file.tell() // 2)
+    monkeypatch.setattr(io.torch, 'save', short)
+    with pytest.raises(CheckpointError, match='cannot write checkpoint'):
+        save_checkpoint(small(), tmp_path / 'x.pth')
+    assert os.listdir(tmp_path) == []
+
+
+def test_newest_readable_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for epoch in (2, 9, 10):
+        save_checkpoint(small(), tmp_path / f'epoch_{epoch}.pth')
+        os.utime(tmp_path / f'epoch_{epoch}.pth', (epoch, epoch))
+    save_checkpoint(small(), tmp_path / 'best_bbox_mAP_epoch_2.pth')
+    assert newest_checkpoint(tmp_path).name == 'epoch_10.pth'
+    damage = bytearray((tmp_path / 'epoch_10.pth').read_bytes())
+    # Inside the tensor's bytes: the archive's directory is whole, the entry's checksum no longer fits.
+    damage[damage.index(torch.arange(4.).numpy().tobytes()) + 6] ^= 255
+    (tmp_path / 'epoch_10.pth').write_bytes(damage)
+    warnings = []
+    os.utime(tmp_path / 'epoch_10.pth', (10, 10))
+    assert not is_readable(tmp_path / 'epoch_10.pth')
+    assert newest_checkpoint(tmp_path, warnings.append).name == 'epoch_9.pth'
+    assert len(warnings) == 1 and 'epoch_10.pth is damaged' in warnings[0]
+
+
+def test_partial_files_are_removed(tmp_path):
+    (tmp_path / '.epoch_1.pth.123.partial').write_bytes(b'x')
+    (tmp_path / 'epoch_1.pth').write_bytes(b'x')
+    remove_partial_files(tmp_path)
+    assert os.listdir(tmp_path) == ['epoch_1.pth']
