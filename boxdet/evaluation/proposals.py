@@ -1,0 +1,60 @@
+"""Recall of proposals without classes, in numpy: the quick look at an RPN ('proposal_fast').
+
+Letters: G ground-truth boxes of an image, P proposals of an image, T IoU thresholds, M numbers of proposals.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
+                    proposal_nums: Sequence[int], iou_thrs: Sequence[float]) -> np.ndarray:
+    """Share of the ground-truth boxes that are found, a box and a proposal being matched once, best overlap
+    first.
+
+    Args:
+        truths: one array (G, 4) xyxy an image. proposals: one array (P, 4) xyxy an image, best first.
+        proposal_nums: M; how many of the first proposals of an image count. iou_thrs: T.
+
+    Returns:
+        (M, T) float64; 0 where there is no ground truth at all.
+    """
+    thrs = np.asarray(iou_thrs, dtype=np.float64)
+    hits, total = np.zeros((len(proposal_nums), len(thrs))), 0
+    for boxes, candidates in zip(truths, proposals):
+        total += len(boxes)
+        if not len(boxes) or not len(candidates):
+            continue
+        overlaps = box_iou(boxes, candidates[:max(proposal_nums)])
+        for row, num in enumerate(proposal_nums):
+            matched = greedy_overlaps(overlaps[:, :num], thrs.min())
+            hits[row] += (matched[:, None] >= thrs).sum(axis=0)
+    return hits / max(total, 1)
+
+
+def greedy_overlaps(overlaps: np.ndarray, floor: float) -> np.ndarray:
+    """The overlap (G,) each box is matched with: the largest of ``overlaps`` (G, P) first, each row and
+    column once.
+
+    Overlaps below ``floor`` match nothing; a box without a match gets 0.
+    """
+    matched, used = np.zeros(len(overlaps)), set()
+    rows, columns = np.nonzero(overlaps >= floor)
+    values = overlaps[rows, columns]
+    for k in np.argsort(-values, kind='stable'):
+        row, column = rows[k], columns[k]
+        if matched[row] == 0 and column not in used:
+            matched[row] = values[k]
+            used.add(column)
+    return matched
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU (G, P) of xyxy boxes (G, 4) and (P, 4), in float32 as mmdetection 2.x computes it."""
+    boxes, others = np.asarray(boxes, np.float32), np.asarray(others, np.float32)
+    shared = (np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+              - np.maximum(boxes[:, None, :2], others[None, :, :2])).clip(min=0).prod(axis=2)
+    areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, others))
+    return shared / np.maximum(areas[:, None] + other_areas[None] - shared, 1e-6)

@@ -1,0 +1,138 @@
+"""Results as files: what is written comes back, and nothing in a file is run."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_masks
+
+from boxdet.errors import DataError
+from boxdet.evaluation import from_legacy, load_results, save_results
+from boxdet.evaluation.predictions import coco_predictions, write_atomically
+from boxdet.structures.instances import Instances, empty_result
+from boxdet.structures.masks import RleMasks
+
+
+@pytest.fixture
+def results() -> list[Instances]:
+    bitmap = np.zeros((30, 40), np.uint8, order='F')
+    bitmap[3:9, 5:20] = 1
+    masks = RleMasks([coco_masks.encode(bitmap), coco_masks.encode(bitmap)], 30, 40)
+    return [
+        Instances((30, 40), 3, bboxes=torch.tensor([[5.25, 3, 20, 9], [0, 0, 1 / 3, 7]]), masks=masks,
+                  scores=torch.tensor([0.1, 0.7]), labels=torch.tensor([2, 0])),
+        empty_result((30, 40), 3, masks=True)]
+
+
+@pytest.mark.parametrize('name', ['results.pkl', 'results.pickle', 'deep/results.json'])
+def test_results_come_back_as_they_were(tmp_path, results, name):
+    save_results(results, tmp_path / name)
+    loaded = load_results(tmp_path / name)
+    assert len(loaded) == 2 and len(loaded[1]) == 0 and len(loaded[1].masks) == 0
+    assert (loaded[0].image_size, loaded[0].num_classes) == ((30, 40), 3)
+    for field in ('bboxes', 'scores', 'labels'):
+        assert torch.equal(getattr(loaded[0], field), getattr(results[0], field))
+        assert getattr(loaded[1], field).dtype == getattr(results[1], field).dtype
+    assert [m['counts'] for m in loaded[0].masks] == [m['counts'] for m in results[0].masks]
+
+
+def test_the_pickle_holds_plain_values(tmp_path, results):
+    save_results(results, tmp_path / 'r.pkl')
+    rows = pickle.loads((tmp_path / 'r.pkl').read_bytes())
+    assert isinstance(rows[0]['bboxes'], np.ndarray) and isinstance(rows[0]['masks'][0], dict)
+    assert b'boxdet' not in (tmp_path / 'r.pkl').read_bytes()
+
+
+def test_results_of_mmdetection_2x(tmp_path, results):
+    with open(tmp_path / 'r.pkl', 'wb') as file:
+        pickle.dump([r.per_class() for r in results], file)
+    loaded = load_results(tmp_path / 'r.pkl')
+    assert loaded[0].labels.tolist() == [0, 2] and loaded[0].num_classes == 3  # sorted by class
+    assert torch.equal(loaded[0].bboxes, results[0].bboxes[[1, 0]]) and len(loaded[1].masks) == 0
+
+
+def test_an_array_of_proposals():
+    found = from_legacy(np.array([[1, 2, 3, 4, 0.5]]))
+    assert found.bboxes.tolist() == [[1, 2, 3, 4]] and found.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize('name', ['rpn.pkl', 'rpn.json'])
+def test_proposals_are_written_as_a_data_set_reads_them(tmp_path, results, name):
+    save_results([r.without('masks') for r in results], tmp_path / name, proposals=True)
+    raw = pickle.loads((tmp_path / name).read_bytes()) if name == 'rpn.pkl' else json.loads(
+        (tmp_path / name).read_bytes())
+    assert [np.shape(row)[0] for row in raw] == [2, 0] and np.shape(raw[0]) == (2, 5)
+    loaded = load_results(tmp_path / name)
+    assert torch.equal(loaded[0].bboxes, results[0].bboxes) and torch.equal(loaded[0].scores,
+                                                                            results[0].scores)
+    assert len(loaded[1]) == 0
+
+
+@pytest.mark.parametrize('thing', ['text', [np.zeros((2, 4))], 3])
+def test_what_is_no_result(thing):
+    with pytest.raises(DataError):
+        from_legacy(thing)
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ('echo attacked > attacked.txt',)
+
+
+class Evaluated:
+    def __reduce__(self):
+        return eval, ("open('attacked.txt', 'w')",)
+
+
+@pytest.mark.parametrize('evil', [Attack(), Evaluated()])
+def test_code_in_a_results_file_is_refused(tmp_path, monkeypatch, evil):
+    monkeypatch.chdir(tmp_path)
+    with open('r.pkl', 'wb') as file:
+        pickle.dump([evil], file)
+    with pytest.raises(DataError, match=r'r\.pkl: refused: the file asks for'):
+        load_results('r.pkl')
+    assert not os.path.exists('attacked.txt')
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'', b'not a pickle', pickle.dumps({'a': 1}),
+     pickle.dumps([{'bboxes': []}])])
+def test_damaged_files_are_named(tmp_path, content):
+    (tmp_path / 'r.pkl').write_bytes(content)
+    with pytest.raises(DataError, match=r'r\.pkl: '):
+        load_results(tmp_path / 'r.pkl')
+
+
+def test_missing_file_and_unknown_ending(tmp_path):
+    with pytest.raises(DataError, match='nothing.json: No such file'):
+        load_results(tmp_path / 'nothing.json')
+    with pytest.raises(DataError, match="r.txt: results are written to a '.pkl' or '.json' file"):
+        save_results([], tmp_path / 'r.txt')
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'r.json'
+    path.write_text('old')
+
+    def full_disk(file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(DataError, match='cannot write .*r.json: No space left on device'):
+        write_atomically(path, full_disk)
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['r.json']
+
+
+def test_coco_rows_by_kind(results):
+    assert coco_predictions(results[0], 12, [7, 8, 9], 'bbox')[0] == dict(
+        image_id=12, category_id=9, bbox=[5.25, 3, 14.75, 6], score=pytest.approx(0.1))
+    row = coco_predictions(results[0], 12, [7, 8, 9], 'segm')[0]
+    assert set(row) == {'image_id', 'category_id', 'segmentation', 'score'}
+    assert json.loads(json.dumps(row)) == row
+    assert {r['category_id'] for r in coco_predictions(results[0], 12, [7, 8, 9], 'proposal')} == {1}
+    with pytest.raises(DataError, match='image 12: the results hold no masks'):
+        coco_predictions(results[0].without('masks'), 12, [7, 8, 9], 'segm')
