@@ -1,0 +1,1 @@
+"""Where mmengine lives: configuration, the training loop, hooks and distributed start."""

@@ -1,0 +1,372 @@
+"""Config files with ``_base_`` inheritance -> Config, which knows where each of its values came from.
+
+The format is mmdetection 2.x's: every top-level variable is a key; ``_base_`` names the files to start from; a dict
+is merged into the base's dict of that name unless it holds ``_delete_=True``; ``{{_base_.key}}`` is a base's value;
+``{{ fileDirname }}``, ``{{ fileBasename }}``, ``{{ fileBasenameNoExtension }}`` and ``{{ fileExtname }}`` stand for
+the file's own name. mmengine's Config holds the result; its loader is not used, because it forgets which file set what.
+
+    cfg = load_config('configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', ['model.backbone.depth=101'])
+    check_config(cfg)                      # wrong keys are found before anything runs (config_check.py)
+    cfg.explain('model.backbone.depth')    # who set it: a Setting for the base file's 50, one for the option's 101
+"""
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config as _MMEngineConfig
+from mmengine.config import ConfigDict
+from mmengine.config.config import RESERVED_KEYS
+
+from boxdet.engine.config_source import (ABSENT, DELETE, ConfigWarning, Key, SourceFile, lookup, parse_data, plain,
+                                         read_literal_python, read_source, show_path, write_literal_python)
+from boxdet.errors import ConfigError, nearest
+
+__all__ = ['ABSENT', 'Config', 'ConfigDict', 'ConfigWarning', 'Setting', 'check_config', 'load_config', 'parse_options',
+           'parse_value']
+
+OPTIONS = '--cfg-options'
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One assignment: ``source`` (a SourceFile, or '--cfg-options') gave ``key`` the ``value``; ABSENT removed it."""
+    source: SourceFile | str
+    key: Key
+    value: Any
+
+    @property
+    def place(self) -> str:
+        """``file:line``, or the name of the command-line option."""
+        line = self.source.line_of(self.key) if isinstance(self.source, SourceFile) else None
+        return f'{self.source}:{line}' if line else str(self.source)
+
+
+class Config(_MMEngineConfig):
+    """mmengine's Config (keys as attributes and items, ``pretty_text``, ``dump``), which also knows its origins."""
+
+    def __init__(self, cfg_dict: dict | None = None, cfg_text: str | None = None, filename: str | None = None,
+                 settings: list[Setting] | None = None, files: list[SourceFile] | None = None, **kwargs: Any):
+        taken = next((key for key in RESERVED_KEYS if key in (cfg_dict or {})), None)
+        if taken is not None:
+            raise ConfigError(f"{show_path(filename) if filename else 'config'}: '{taken}' is a name that Config keeps "
+                              'for itself; call the variable something else')
+        super().__init__(cfg_dict, cfg_text=cfg_text, filename=filename, **kwargs)
+        # object.__setattr__, as mmengine's turns every attribute into a config key.
+        object.__setattr__(self, '_settings', settings or [])
+        object.__setattr__(self, '_files', files or [])
+
+    @staticmethod
+    def fromfile(filename: str | Path, import_custom_modules: bool = True) -> Config:
+        """``load_config`` under mmcv's name."""
+        return load_config(filename, import_custom_modules=import_custom_modules)
+
+    @staticmethod
+    def fromstring(cfg_str: str, file_format: str = '.py') -> Config:
+        """Read dumped config text (``pretty_text``, a checkpoint's ``meta['config']``) without executing it."""
+        if file_format == '.py':
+            return Config(read_literal_python(cfg_str), cfg_text=cfg_str)
+        return Config(parse_data(cfg_str, f'<config text>{file_format}'), cfg_text=cfg_str)
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as the text of one config file without bases; ``fromstring`` and ``load_config`` read it."""
+        return write_literal_python(self.to_dict())
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """Every file that took part, bases first."""
+        return self._files
+
+    def explain(self, key: str) -> list[Setting]:
+        """The assignments of 'model.backbone.depth' and of what is in or around it, oldest first.
+
+        For a single value the last one holds and overrode the others.
+
+        Raises:
+            ConfigError: nothing ever set such a key.
+        """
+        path = self._resolve(key)
+        found = list(self._history(path))
+        if not found:
+            around = lookup(self._cfg_dict, path[:-1])
+            near = nearest(path[-1], around) if isinstance(around, Mapping) else ''
+            raise ConfigError(f"{key}: nothing sets this key{near}")
+        return found
+
+    def origin(self, key: str) -> str:
+        """``file:line`` of what last set ``key`` or the dict or list around it; '' when that is not known."""
+        path = self._resolve(key)
+        while path:
+            history = list(self._history(path))
+            if history:
+                return history[-1].place
+            path = path[:-1]
+        return ''
+
+    def merge_from_dict(self, options: Mapping[str, Any]) -> None:
+        """Set dotted keys, ``{'data.train.pipeline.2.flip_ratio': 0}``: numbers are indices where lists are.
+
+        Raises:
+            ConfigError: the key leads into a value that has no parts, or beyond a list's end.
+        """
+        values, settings = plain(self._cfg_dict), list(self._settings)
+        for key, value in options.items():
+            _set_option(values, key, value, settings)
+        object.__setattr__(self, '_cfg_dict', ConfigDict(values))
+        object.__setattr__(self, '_settings', settings)
+
+    def _resolve(self, key: str) -> Key:
+        path: Key = ()
+        for part in key.split('.'):
+            is_index = part.isdigit() and isinstance(lookup(self._cfg_dict, path), (list, tuple))
+            path += (int(part) if is_index else part,)
+        return path
+
+    def _history(self, path: Key) -> Iterator[Setting]:
+        """The settings of ``path``: of the key itself, as a part of what was set around it, or of what is inside."""
+        seen = False
+        for setting in self._settings:
+            if setting.key[:len(path)] == path and len(setting.key) > len(path):
+                seen = True
+                yield setting
+            elif setting.key == path[:len(setting.key)]:
+                value = lookup(setting.value, path[len(setting.key):])
+                if value is not ABSENT or seen:
+                    seen = True
+                    yield Setting(setting.source, path, value)
+
+    def __getstate__(self) -> dict:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None = None,
+                import_custom_modules: bool = True) -> Config:
+    """Read a config file and its bases, set ``options``, import its ``custom_imports``.
+
+    Args:
+        path: a .py, .json, .yaml or .yml file.
+        options: what ``--cfg-options`` holds: ``['a.b=1', ...]`` or ``{'a.b': 1}``.
+        import_custom_modules: import the modules that ``custom_imports`` names, so that their classes register.
+
+    Raises:
+        ConfigError: a file that is missing, cannot be parsed or fails (with its line), bases that contradict each
+            other, a merge that cannot be, an option that cannot be set, an import that fails.
+    """
+    settings: list[Setting] = []
+    files: list[SourceFile] = []
+    values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files)
+    text = '\n'.join(f'# {file.path}\n{file.text}' for file in files)
+    cfg = Config(values, cfg_text=text, filename=str(path), settings=settings, files=files)
+    cfg.merge_from_dict(parse_options(options) if isinstance(options, (list, tuple)) else options or {})
+    if import_custom_modules and cfg.get('custom_imports'):
+        _import_modules(cfg)
+    return cfg
+
+
+def check_config(cfg: Any) -> None:
+    """Check every key and type of a Config (or dict) against what will read it; nothing is built.
+
+    Variables that look like misspelt keys, or that no longer reach anything, are ConfigWarnings.
+
+    Raises:
+        ConfigError: the first wrong key, type or section: its full path, the file that set it, the nearest valid name.
+    """
+    from boxdet.engine import config_check  # imports torch and the readers of all sections
+    config_check.check(cfg)
+
+
+def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files: list[SourceFile]) -> dict:
+    """Return the file's keys with its bases merged in; append what it set to ``settings`` and itself to ``files``."""
+    if path in chain:
+        raise ConfigError(f"{show_path(chain[-1])}: '_base_' leads back to {show_path(path)}")
+    source = read_source(path, chain[-1] if chain else '')
+    merged: dict = {}
+    owners: dict[str, str] = {}
+    for name in source.base_names():
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
+        base = _load_file(base_path, chain + (path,), settings, files)
+        twice = next((key for key in base if key in owners), None)
+        if twice is not None:
+            raise ConfigError(f"{source}: the bases {owners[twice]} and {name} both set '{twice}'")
+        owners.update(dict.fromkeys(base, name))
+        merged.update(base)
+    files.append(source)
+    _merge(source.values(merged), merged, source, settings)
+    return merged
+
+
+def _import_modules(cfg: Config) -> None:
+    wanted = cfg.custom_imports
+    if not isinstance(wanted, Mapping):
+        wanted = dict(imports=wanted)
+    names = wanted.get('imports', [])
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            message = (f"custom_imports ({cfg.origin('custom_imports')}): cannot import '{name}': {error}; "
+                       'is its folder on PYTHONPATH?')
+            if not wanted.get('allow_failed_imports'):
+                raise ConfigError(message) from error
+            warnings.warn(message, ConfigWarning, stacklevel=3)
+
+
+# ------------------------------------------------------------------------------------------------ merging
+
+
+def _merge(new: dict, into: dict, source: SourceFile | str, settings: list[Setting], at: Key = ()) -> None:
+    """Merge ``new`` into ``into``, in place, as 2.x does; append to ``settings`` what was set."""
+    for key, value in new.items():
+        if key == DELETE:
+            continue
+        here, old = at + (key,), into.get(key, ABSENT)
+        if isinstance(value, dict) and not value.get(DELETE):
+            if isinstance(old, dict):
+                _merge(value, old, source, settings, here)
+                continue
+            if old is not ABSENT and old is not None:
+                place = Setting(source, here, value).place
+                raise ConfigError(f"{_dotted(here)} ({place}): a dict cannot be merged into the base's "
+                                  f"{type(old).__name__}; dict({DELETE}=True, ...) replaces it")
+        elif isinstance(value, dict):
+            settings.extend(Setting(source, gone, ABSENT) for gone in _leaves(old, here))
+        into[key] = _without_delete(value)
+        _record(into[key], source, settings, here)
+
+
+def _without_delete(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_delete(item) for key, item in value.items() if key != DELETE}
+    if type(value) in (list, tuple):
+        return type(value)(_without_delete(item) for item in value)
+    return value
+
+
+def _record(value: Any, source: SourceFile | str, settings: list[Setting], at: Key) -> None:
+    # Dicts are taken apart, because later files merge into them key by key; lists are set as a whole.
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            _record(item, source, settings, at + (key,))
+    else:
+        settings.append(Setting(source, at, plain(value)))
+
+
+def _leaves(value: Any, at: Key) -> Iterator[Key]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, at + (key,))
+    elif value is not ABSENT:
+        yield at
+
+
+def _dotted(key: Key) -> str:
+    return '.'.join(str(part) for part in key)
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+def _set_option(values: dict, dotted: str, value: Any, settings: list[Setting]) -> None:
+    """Set one dotted key in place; dicts on the way are made where they are absent, as in 2.x."""
+    inside: Any = values
+    path: Key = ()
+    parts = dotted.split('.')
+    for part in parts:
+        if isinstance(inside, list):
+            part = _index(part, inside, path, dotted)
+        elif not isinstance(inside, dict):
+            raise ConfigError(f"{OPTIONS} {dotted}: '{_dotted(path)}' is {inside!r}, which has no '{part}'")
+        path += (part,)
+        if len(path) == len(parts):
+            break
+        if isinstance(inside, dict) and inside.get(part) is None:
+            inside[part] = {}
+        if isinstance(inside[part], tuple):
+            inside[part] = list(inside[part])
+        inside = inside[part]
+    if isinstance(inside, dict):
+        _merge({path[-1]: plain(value)}, inside, OPTIONS, settings, path[:-1])
+    elif isinstance(value, Mapping) and isinstance(inside[path[-1]], dict) and not value.get(DELETE):
+        _merge(plain(value), inside[path[-1]], OPTIONS, settings, path)
+    else:
+        inside[path[-1]] = _without_delete(plain(value))
+        _record(inside[path[-1]], OPTIONS, settings, path)
+
+
+def _index(part: str, inside: list, path: Key, dotted: str) -> int:
+    where = f"{OPTIONS} {dotted}: '{_dotted(path)}'"
+    if not part.isdigit():
+        raise ConfigError(f'{where} is a list of {len(inside)}; name one by its index, {_dotted(path)}.0.{part}')
+    if int(part) >= len(inside):
+        raise ConfigError(f'{where} has {len(inside)} items, 0 to {len(inside) - 1}')
+    return int(part)
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """Read command-line pairs.
+
+    >>> parse_options(['a.b=1', 'c=[1,x]', 'd="(1,2)"', 'e=1,2', 'f=None'])
+    {'a.b': 1, 'c': [1, 'x'], 'd': (1, 2), 'e': [1, 2], 'f': None}
+
+    Values are numbers, ``True``/``False``, ``None``, lists and tuples of values, Python literals such as dicts, or
+    else text; quotes around the whole value are for the shell and are taken off.
+
+    Raises:
+        ConfigError: a pair without ``=``, or without a key.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key.strip():
+            raise ConfigError(f"options are written KEY=VALUE, not '{pair}'")
+        options[key.strip()] = parse_value(value)
+    return options
+
+
+def parse_value(text: str) -> Any:
+    """Read one option value; see ``parse_options``."""
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in '\'"' and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    parts = _split(text)
+    if len(parts) > 1:
+        return [parse_value(part) for part in parts if part.strip()]
+    if text[:1] + text[-1:] in ('()', '[]'):
+        items = [parse_value(part) for part in _split(text[1:-1]) if part.strip()]
+        return items if text[0] == '[' else tuple(items)
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    for read in (ast.literal_eval, float):  # float for inf and nan
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, '', 0
+    for i, letter in enumerate(text):
+        if quote:
+            quote = '' if letter == quote else quote
+        elif letter in '\'"':
+            quote = letter
+        elif letter in '([{':
+            depth += 1
+        elif letter in ')]}':
+            depth -= 1
+        elif letter == ',' and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return parts + [text[start:]]

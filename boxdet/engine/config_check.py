@@ -1,0 +1,349 @@
+"""Find what cannot be right in a config before anything is built from it: wrong keys, unknown types, idle variables.
+
+Every dict with a ``type`` is compared with the signature of the class that the registries hold under that name, every
+section with the keys that are read from it, ``train_cfg``/``test_cfg`` with models/settings.py. The first fault is a
+ConfigError: the full path, the file and line that set it, and the nearest valid name.
+"""
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from boxdet import registry
+from boxdet.datasets.loader import build_dataloader
+from boxdet.engine.config_source import ConfigWarning
+from boxdet.engine.learning_rate import LrSchedule
+from boxdet.errors import ConfigError, nearest
+from boxdet.evaluation.evaluate import evaluate
+from boxdet.models.initialization import init_cfg_keywords
+from boxdet.models.settings import parse_test_cfg, parse_train_cfg
+from boxdet.registry import Registry, accepted_keywords
+
+# What boxdet reads at the top of a config.
+SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'momentum_config', 'runner', 'total_epochs',
+            'checkpoint_config', 'log_config', 'evaluation', 'load_from', 'resume_from', 'auto_resume', 'workflow',
+            'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
+            'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
+            'find_unused_parameters', 'train_cfg', 'test_cfg')
+# Variables that 2.x configs share by habit; nothing reads them.
+HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
+          'gpu_ids')
+
+_MATCHING = ('anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler', 'pos_sampler', 'neg_sampler',
+             'iou_calculator')
+_LAYERS = ('norm_cfg', 'conv_cfg', 'act_cfg', 'upsample_cfg', 'roi_layer', 'dcn')
+# Kept equal to what engine/schedule.py takes, by a test.
+OPTIMIZER_CONFIG_KEYS = ('type', 'grad_clip', 'cumulative_iters', 'loss_scale')
+FP16_KEYS = ('loss_scale', 'dtype')
+PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+                  'dcn_offset_lr_mult', 'bypass_duplicate')
+_LOGGERS_ELSEWHERE = ('MMDetWandbHook', 'PaviLoggerHook', 'NeptuneLoggerHook', 'DvcliveLoggerHook', 'ClearMLLoggerHook',
+                      'SegmindLoggerHook')
+_BESIDE_KEYWORDS = {'norm_cfg': ('requires_grad',), 'dcn': ('fallback_on_stride',)}
+
+
+def check(cfg: Any) -> None:
+    """``config.check_config``."""
+    checker = _Checker(cfg)
+    for name in ('model', 'train_cfg', 'test_cfg', 'data', 'optimizer', 'optimizer_config', 'fp16', 'lr_config',
+                 'runner', 'checkpoint_config', 'evaluation', 'log_config', 'custom_hooks', 'dist_params',
+                 'auto_scale_lr', 'momentum_config'):
+        if cfg.get(name) is not None:
+            getattr(checker, name)(cfg[name], name)
+    for message in [*_misspelt_variables(cfg), *_idle_variables(cfg)]:
+        warnings.warn(message, ConfigWarning, stacklevel=3)
+
+
+class _Checker:
+    """Walks a config; ``path`` is always the dotted path of ``value``."""
+
+    def __init__(self, cfg: Any):
+        self._origin = getattr(type(cfg), 'origin', lambda cfg, path: '')
+        self._cfg = cfg
+
+    def fail(self, path: str, message: str) -> None:
+        place = self._origin(self._cfg, path)
+        raise ConfigError(f'{path}{f" ({place})" if place else ""}: {message}')
+
+    def read(self, parse: Callable[[], Any], path: str) -> None:
+        """Let the reader of a section judge it; the path that begins its message gets the file that set it."""
+        try:
+            parse()
+        except ConfigError as error:
+            found = re.match(re.escape(path) + r'[\w.]*', str(error))
+            where = found.group(0) if found else path
+            self.fail(where, str(error).removeprefix(where).lstrip(': '))
+
+    def keys(self, value: Any, path: str, names: Iterable[str], reader: str = '') -> None:
+        """Every key of the dict ``value`` must be one of ``names``."""
+        if not isinstance(value, Mapping):
+            self.fail(path, f'must be a dict, not {value!r}')
+        for key in value:
+            if key not in names:
+                said = f"{reader} takes no '{key}'" if reader else 'there is no such key'
+                self.fail(f'{path}.{key}', said + nearest(key, names))
+
+    def typed(self, value: Mapping, path: str, wanted: Registry, beside: tuple[str, ...] = ()) -> Any:
+        """Check ``type`` and keywords of one dict, then what is inside it; return its class.
+
+        ``beside`` are keys that another reader takes out before the constructor is called.
+        """
+        if 'type' not in value:
+            self.fail(path, f"a {wanted.name} needs a 'type'")
+        cls = self._class_of(value['type'], path, wanted)
+        names, open_ended = accepted_keywords(cls)
+        if not open_ended:
+            self.keys(value, path, {*names, *beside, 'type'}, reader=getattr(cls, '__name__', str(value['type'])))
+        self.inside(value, path, wanted)
+        return cls
+
+    def inside(self, value: Any, path: str, around: Registry) -> None:
+        """Check every typed dict in ``value``; a key's name tells the registry, or else that of the dict around it."""
+        for key, item in _items(value):
+            here = f'{path}.{key}'
+            if key == 'init_cfg':
+                self.init_cfg(item, here)
+            elif isinstance(item, Mapping) and 'type' in item and key != 'nms':
+                wanted = _registry_for(key, around)
+                self.typed(item, here, wanted, _BESIDE_KEYWORDS.get(key, ()))
+            elif isinstance(item, (Mapping, list, tuple)):
+                self.inside(item, here, _registry_for(key, around))
+
+    def _class_of(self, kind: Any, path: str, wanted: Registry) -> Any:
+        if not isinstance(kind, str):
+            return kind
+        of_models = (registry.MODELS, registry.LAYERS, registry.MATCHING)
+        for one in (wanted, *of_models) if wanted in of_models else (wanted,):
+            if kind.rpartition('.')[2] in one:
+                return one.get(kind)
+        if wanted is registry.HOOKS and kind in _LOGGERS_ELSEWHERE:
+            self.fail(f'{path}.type', f"'{kind}' needs a service that boxdet does not talk to; TextLoggerHook and "
+                                      'TensorboardLoggerHook do, or register a hook of that name')
+        by_lower = {name.lower(): name for name in wanted.names()}
+        close = [by_lower[name] for name in difflib.get_close_matches(kind.lower(), by_lower, n=5, cutoff=0.5)]
+        near = f"; near it: {', '.join(close)}" if close else f"; known: {', '.join(wanted.names())}"
+        return self.fail(f'{path}.type', f"unknown {wanted.name} type '{kind}'{near}")
+
+    # ------------------------------------------------------------------------------ model
+
+    def model(self, value: Any, path: str) -> None:
+        if not isinstance(value, Mapping):
+            self.fail(path, f'must be a dict, not {value!r}')
+        cls = self.typed(value, path, registry.MODELS)
+        if getattr(cls, '__module__', '').startswith('boxdet.'):
+            self.train_cfg(value.get('train_cfg'), f'{path}.train_cfg')
+            self.test_cfg(value.get('test_cfg'), f'{path}.test_cfg')
+
+    def train_cfg(self, value: Any, path: str) -> None:
+        self.read(lambda: parse_train_cfg(value, path), path)
+
+    def test_cfg(self, value: Any, path: str) -> None:
+        self.read(lambda: parse_test_cfg(value, path), path)
+
+    def init_cfg(self, value: Any, path: str) -> None:
+        known = init_cfg_keywords()
+        several = isinstance(value, (list, tuple))
+        for i, one in enumerate(value if several else [value]):
+            here = f'{path}.{i}' if several else path
+            if not isinstance(one, Mapping):
+                continue
+            kind = one.get('type')
+            if kind not in known:
+                self.fail(f'{here}.type', f"unknown initialisation '{kind}'{nearest(str(kind), known)}")
+            self.keys(one, here, {*known[kind], 'type', 'layer', 'override'}, reader=kind)
+
+    # ------------------------------------------------------------------------------ data
+
+    def data(self, value: Any, path: str) -> None:
+        loader = _loader_keywords()
+        splits = ('train', 'val', 'test')
+        self.keys(value, path, {*splits, *(f'{split}_dataloader' for split in splits), *loader})
+        for split in splits:
+            item = value.get(split)
+            for here, one in _each(item, f'{path}.{split}'):
+                self.typed(one, here, registry.DATASETS, beside=('samples_per_gpu',) if split != 'train' else ())
+            if value.get(f'{split}_dataloader') is not None:
+                self.keys(value[f'{split}_dataloader'], f'{path}.{split}_dataloader', loader)
+
+    # ------------------------------------------------------------------------------ training
+
+    def optimizer(self, value: Any, path: str) -> None:
+        if not isinstance(value, Mapping) or 'type' not in value:
+            self.fail(path, "must be a dict with a 'type', such as dict(type='SGD', lr=0.02)")
+        self.typed(value, path, registry.OPTIMIZERS, beside=('paramwise_cfg', 'constructor'))
+        if value.get('paramwise_cfg'):
+            self.keys(value['paramwise_cfg'], f'{path}.paramwise_cfg', PARAMWISE_KEYS)
+
+    def optimizer_config(self, value: Any, path: str) -> None:
+        self.keys(value, path, OPTIMIZER_CONFIG_KEYS)
+        if value.get('grad_clip') is not None:
+            known = _explicit(torch.nn.utils.clip_grad_norm_) - {'parameters'}
+            self.keys(value['grad_clip'], f'{path}.grad_clip', known)
+
+    def fp16(self, value: Any, path: str) -> None:
+        self.keys(value, path, FP16_KEYS)
+
+    def lr_config(self, value: Any, path: str) -> None:
+        if not isinstance(value, Mapping):
+            self.fail(path, f"must be a dict such as dict(policy='step', step=[8, 11]), not {value!r}")
+        own = f"{value.get('policy')}LrUpdaterHook"
+        if own in registry.HOOKS:  # a user's policy
+            self.typed({**value, 'type': own}, path, registry.HOOKS, beside=('policy',))
+        else:
+            self.read(lambda: LrSchedule(**value), path)
+
+    def runner(self, value: Any, path: str) -> None:
+        if not isinstance(value, Mapping):
+            self.fail(path, f"must be a dict such as dict(type='EpochBasedRunner', max_epochs=12), not {value!r}")
+        cls = self._class_of(value.get('type', 'EpochBasedRunner'), path, registry.RUNNERS)
+        self.keys(value, path, _explicit(cls.__init__) | {'type'}, reader=cls.__name__)
+
+    def checkpoint_config(self, value: Any, path: str) -> None:
+        self.keys(value, path, _explicit(registry.HOOKS.get('CheckpointHook')) | {'type'})
+
+    def evaluation(self, value: Any, path: str) -> None:
+        measure = self._measure_of_dataset() or evaluate
+        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(measure).parameters.values()):
+            return
+        known = _explicit(registry.HOOKS.get('EvaluationHook')) | _explicit(measure) | {'type'}
+        self.keys(value, path, known - {'dataloader', 'evaluate', 'dataset', 'results', 'logger'})
+
+    def _measure_of_dataset(self) -> Any:
+        """The ``evaluate`` that a user's own data set brings along, or None."""
+        val = (self._cfg.get('data') or {}).get('val')
+        kind = val.get('type') if isinstance(val, Mapping) else None
+        return getattr(registry.DATASETS.get(kind), 'evaluate', None) if kind else None
+
+    def log_config(self, value: Any, path: str) -> None:
+        self.keys(value, path, ('interval', 'hooks'))
+        self.custom_hooks(value.get('hooks') or [], f'{path}.hooks')
+
+    def custom_hooks(self, value: Any, path: str) -> None:
+        for here, one in _each(value, path):
+            self.typed(one, here, registry.HOOKS, beside=('priority',))
+
+    def dist_params(self, value: Any, path: str) -> None:
+        self.keys(value, path, ('backend', 'port', 'init_method', 'timeout'))
+
+    def momentum_config(self, value: Any, path: str) -> None:
+        self.fail(path, 'boxdet keeps the momentum constant; take this key out')
+
+    def auto_scale_lr(self, value: Any, path: str) -> None:
+        self.keys(value, path, ('enable', 'base_batch_size'))
+
+
+# ------------------------------------------------------------------------------ what is read where
+
+
+def _explicit(function: Any) -> set[str]:
+    """The keywords that a function or class spells out."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
+
+
+def _loader_keywords() -> set[str]:
+    given_by_the_runner = {'dataset', 'num_gpus', 'dist', 'rank', 'world_size', 'runner_type'}
+    of_torch = {'pin_memory', 'prefetch_factor', 'drop_last', 'timeout', 'worker_init_fn', 'multiprocessing_context'}
+    return _explicit(build_dataloader) - given_by_the_runner | of_torch
+
+
+def _registry_for(key: Any, around: Registry) -> Registry:
+    if around in (registry.DATASETS, registry.PIPELINES):
+        return registry.DATASETS if key in ('dataset', 'datasets') else \
+            registry.PIPELINES if isinstance(key, str) else around
+    if key in _MATCHING:
+        return registry.MATCHING
+    return registry.LAYERS if key in _LAYERS else registry.MODELS if isinstance(key, str) else around
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+
+
+def _each(value: Any, path: str) -> Iterator[tuple[str, Mapping]]:
+    """The dicts of a dict or a list of dicts, with their paths."""
+    if isinstance(value, Mapping):
+        yield path, value
+    for i, one in enumerate(value if isinstance(value, (list, tuple)) else []):
+        if isinstance(one, Mapping):
+            yield f'{path}.{i}', one
+
+
+# ------------------------------------------------------------------------------ variables
+
+
+def _misspelt_variables(cfg: Any) -> Iterator[str]:
+    """Top-level variables that no file uses and that resemble a key: ``optimiser``, ``total_epoch``."""
+    used = {name for file in getattr(cfg, 'files', ()) for name in file.names_read()}
+    place = getattr(cfg, 'origin', lambda key: '')
+    for name in cfg:
+        if name in SECTIONS or name in HABITS or name in used:
+            continue
+        near = difflib.get_close_matches(name.lower(), SECTIONS, n=1, cutoff=0.8)
+        if near:
+            where = place(name)
+            yield f"{name}{f' ({where})' if where else ''}: nothing reads this variable; did you mean '{near[0]}'?"
+
+
+def _idle_variables(cfg: Any) -> Iterator[str]:
+    """Variables that were given a new value while the config still holds the old one.
+
+    ``train_pipeline`` in a leaf config, or ``--cfg-options data_root=...``, changes nothing by itself: the base's
+    ``data`` was made from the old value.
+    """
+    if not hasattr(cfg, 'explain'):
+        return
+    sections = [cfg[name] for name in SECTIONS if cfg.get(name) is not None]
+    parts = [part for section in sections for part in _parts(section)]
+    for name in cfg:
+        if name in SECTIONS or not isinstance(cfg[name], (Mapping, list, tuple, str)) or not cfg[name]:
+            continue
+        versions = _versions(cfg.explain(name))
+        old = [value for value, _ in versions[:-1] if value and value != versions[-1][0]]
+        if old and not _occurs(versions[-1][0], parts) and any(_occurs(value, parts) for value in old):
+            yield (f"{name} ({versions[-1][1]}): the new value reaches nothing; what was made from the old one has to "
+                   f"be set too{_user_of(old, cfg)}")
+
+
+def _versions(settings: list) -> list[tuple[Any, str]]:
+    """The values that a variable had after each file, with the place that set it."""
+    versions: list[tuple[Any, str]] = []
+    for setting in settings:
+        inside = setting.key[1:]
+        if not inside:
+            versions.append((setting.value, setting.place))
+        else:
+            before = versions[-1][0] if versions and isinstance(versions[-1][0], Mapping) else {}
+            value = {**before, inside[0]: setting.value} if len(inside) == 1 else before
+            if versions and versions[-1][1].partition(':')[0] == str(setting.source):
+                versions.pop()
+            versions.append((value, setting.place))
+    return versions
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    for _, item in _items(value):
+        yield from _parts(item)
+
+
+def _occurs(value: Any, parts: list) -> bool:
+    if isinstance(value, str):
+        return any(isinstance(part, str) and value in part for part in parts)
+    if isinstance(value, Mapping):  # **img_norm_cfg gives its keys to a larger dict
+        return any(isinstance(part, Mapping) and all(part.get(k) == v for k, v in value.items()) for part in parts)
+    return any(type(part) is type(value) and part == value for part in parts)
+
+
+def _user_of(old: list, cfg: Any) -> str:
+    users = [name for name in ('data', 'model') if cfg.get(name) is not None
+             and any(_occurs(value, list(_parts(cfg[name]))) for value in old)]
+    return f" (see '{users[0]}')" if users else ''

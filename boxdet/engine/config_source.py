@@ -1,0 +1,340 @@
+"""One config file: read, parsed, executed, searched for the line that sets a key. Its bases are config.py's work."""
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import keyword
+import math
+import os
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import ConfigDict
+
+from boxdet.errors import ConfigError
+
+BASE, DELETE = '_base_', '_delete_'
+
+Key = tuple[Any, ...]  # ('data', 'train', 'pipeline', 2, 'flip_ratio'): str for dicts, int for lists
+
+
+class ConfigWarning(UserWarning):
+    """A config that runs, but hardly as it was meant."""
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return '(removed)'
+
+
+ABSENT = _Absent()  # the value of a key that is not there
+
+
+def lookup(value: Any, key: Key) -> Any:
+    """The part of nested dicts and lists that ``key`` leads to, or ABSENT."""
+    for part in key:
+        inside = isinstance(value, Mapping) and part in value
+        inside |= isinstance(value, (list, tuple)) and isinstance(part, int) and 0 <= part < len(value)
+        if not inside:
+            return ABSENT
+        value = value[part]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A copy in plain dicts, lists and tuples that shares no container: one variable is often used in many places."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in dict.items(value)}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def show_path(path: str) -> str:
+    """``path`` from the working directory, where it lies below that; else as it is."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith('..') else relative
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A config file as it was read: its text, and its syntax tree where it is Python (None for JSON and YAML)."""
+    path: str
+    text: str
+    tree: ast.Module | None
+
+    def __str__(self) -> str:
+        return show_path(self.path)
+
+    def line_of(self, key: Key) -> int | None:
+        """The line (from 1) that sets ``key``, or the nearest one around it in the nesting; None when not found."""
+        return _line_in_tree(self.tree, key) if self.tree is not None else None
+
+    def names_read(self) -> set[str]:
+        """The variables that the file's own expressions use, ``{{_base_.name}}`` included."""
+        nodes = list(ast.walk(self.tree)) if self.tree is not None else []
+        names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        return names | {n.attr for n in nodes if isinstance(n, ast.Attribute)} | set(_BASE_VALUE.findall(self.text))
+
+    def base_names(self) -> list[str]:
+        """What ``_base_`` names, as written.
+
+        Raises:
+            ConfigError: it is neither a file name nor a list of them.
+        """
+        if self.tree is None:
+            return _base_names_in_data(self.text)
+        node = _base_assignment(self.tree)
+        try:
+            value = ast.literal_eval(node.value) if node else []
+        except ValueError:
+            value = None
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{self}:{node.lineno}: '{BASE}' must be a file name or a list of them")
+        return list(names)
+
+    def values(self, base: dict) -> dict:
+        """The keys that the file itself sets, given its bases' keys; ``_delete_`` marks are still inside.
+
+        Raises:
+            ConfigError: the file fails, names the line.
+        """
+        if self.tree is not None:
+            return _run_python(self.tree, self.path, base)
+        return parse_data(_substitute_base_values(self.text, self.path, base), self.path)
+
+
+def read_source(path: str, asked_by: str = '') -> SourceFile:
+    """Read and parse a config file.
+
+    Args:
+        path: absolute.
+        asked_by: the file whose ``_base_`` names it, for the message.
+
+    Raises:
+        ConfigError: the file is missing (names the most similar one) or is not valid Python (names the line).
+    """
+    extension = os.path.splitext(path)[1]
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        asked = f" (a '{BASE}' of {show_path(asked_by)})" if asked_by else ''
+        reason = 'no such config file' if isinstance(error, FileNotFoundError) else error
+        raise ConfigError(f'{show_path(path)}: {reason}{asked}{_nearest_file(*os.path.split(path))}') from None
+    if extension not in ('.py', '.json', '.yaml', '.yml'):
+        raise ConfigError(f'{show_path(path)}: a config is a .py, .json, .yaml or .yml file')
+    text = _substitute_file_names(text, path)
+    return SourceFile(path, text, parse_python(text, path) if extension == '.py' else None)
+
+
+def _nearest_file(folder: str, name: str) -> str:
+    if not os.path.isdir(folder):
+        return f'; there is no folder {show_path(folder)}'
+    close = difflib.get_close_matches(name, os.listdir(folder), n=1, cutoff=0.5)
+    return f'; did you mean {show_path(os.path.join(folder, close[0]))}?' if close and close[0] != name else ''
+
+
+def _substitute_file_names(text: str, path: str) -> str:
+    name, extension = os.path.splitext(os.path.basename(path))
+    known = dict(fileDirname=os.path.dirname(path).replace('\\', '/'), fileBasename=name + extension,
+                 fileBasenameNoExtension=name, fileExtname=extension)
+    return re.sub(r'\{\{\s*(' + '|'.join(known) + r')\s*\}\}', lambda match: known[match.group(1)], text)
+
+
+# ------------------------------------------------------------------------------------------------ Python files
+
+
+def parse_python(text: str, path: str) -> ast.Module:
+    """The syntax tree of a config; ConfigError names file, line and text where there is none."""
+    try:
+        tree = ast.parse(text, filename=path)
+    except (SyntaxError, ValueError) as error:
+        line = (getattr(error, 'text', '') or '').strip()
+        raise ConfigError(f'{show_path(path)}:{getattr(error, "lineno", 1)}: {getattr(error, "msg", error)}'
+                          f'{f": {line}" if line else ""}') from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            raise ConfigError(f"{show_path(path)}:{node.lineno}: 'with read_base()' is mmengine's newer format; "
+                              f"boxdet reads '{BASE} = [...]'")
+    return tree
+
+
+def _base_assignment(tree: ast.Module) -> ast.Assign | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == BASE for t in node.targets):
+            return node
+    return None
+
+
+class _BaseValues(ast.NodeTransformer):
+    """Turn ``{{_base_.key}}``, which Python reads as a set in a set, into a copy of the base's value."""
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        inner = node.elts[0]
+        value = inner.elts[0] if isinstance(inner, ast.Set) and len(inner.elts) == len(node.elts) == 1 else None
+        root = value
+        while isinstance(root, (ast.Attribute, ast.Subscript)):
+            root = root.value
+        if not isinstance(root, ast.Name) or root.id != BASE:
+            return self.generic_visit(node)
+        call = ast.Call(func=ast.Name(id='__plain__', ctx=ast.Load()), args=[value], keywords=[])
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _run_python(tree: ast.Module, path: str, base: dict) -> dict:
+    """Execute a config file; its public variables, without modules, functions and classes, are its keys."""
+    assignment = _base_assignment(tree)
+    body = [_BaseValues().visit(node) for node in tree.body if node is not assignment]
+    namespace = {'__file__': path, '__name__': '__config__', '__plain__': plain, BASE: ConfigDict(plain(base))}
+    try:
+        exec(compile(ast.Module(body=body, type_ignores=[]), path, 'exec'), namespace)
+    except Exception as error:  # whatever the file raises is the user's to mend
+        raise ConfigError(f'{show_path(path)}{_line_of_error(error, path)}: {type(error).__name__}: {error}') from error
+    skipped = (types.ModuleType, types.FunctionType, type)
+    return {name: plain(value) for name, value in namespace.items()
+            if not name.startswith('__') and name != BASE and not isinstance(value, skipped)}
+
+
+def _line_of_error(error: Exception, path: str) -> str:
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f':{line}' if line else ''
+
+
+def _line_in_tree(tree: ast.Module, key: Key) -> int | None:
+    assigned = {t.id: node for node in tree.body if isinstance(node, ast.Assign)
+                for t in node.targets if isinstance(t, ast.Name)}
+    node = assigned.get(key[0])
+    if node is None:
+        return None
+    line, value = node.lineno, node.value
+    for part in key[1:]:
+        if isinstance(value, ast.Name) and value.id in assigned:
+            value = assigned[value.id].value  # data = dict(train=dict(pipeline=train_pipeline))
+        value = _child(value, part)
+        if value is None:
+            break
+        line = value.lineno
+    return line
+
+
+def _child(node: ast.AST, part: Any) -> ast.AST | None:
+    """The expression that gives ``part`` inside ``dict(...)``, ``{...}``, ``[...]`` or ``(...)``."""
+    if isinstance(node, ast.Call):
+        return next((k.value for k in node.keywords if k.arg == part), None)
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values)
+        return next((value for key, value in pairs if isinstance(key, ast.Constant) and key.value == part), None)
+    if isinstance(node, (ast.List, ast.Tuple)) and isinstance(part, int) and part < len(node.elts):
+        return node.elts[part]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ stored text
+
+
+def write_literal_python(values: Mapping, width: int = 110) -> str:
+    """The text of a config file that holds ``values``: keys in their order, lines of ``width`` where they break."""
+    return ''.join(f'{name} = {_format(value, len(name) + 3, 0, width)}\n' for name, value in values.items())
+
+
+def _format(value: Any, column: int, indent: int, width: int) -> str:
+    """``value`` as Python, starting at ``column`` of a line that is indented by ``indent``."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return f"float('{value}')" if isinstance(value, float) and not math.isfinite(value) else repr(value)
+    left, right, items = _brackets(value)
+    one_line = left + ', '.join(f'{head}{_format(item, 0, 0, 10 ** 9)}' for head, item in items)
+    one_line += ',)' if isinstance(value, tuple) and len(value) == 1 else right
+    if column + len(one_line) <= width:
+        return one_line
+    inner = ' ' * (indent + 4)
+    lines = [f'{inner}{head}{_format(item, len(inner) + len(head) + 1, indent + 4, width)},' for head, item in items]
+    return '\n'.join([left, *lines, ' ' * indent + right])
+
+
+def _brackets(value: Any) -> tuple[str, str, list[tuple[str, Any]]]:
+    """The brackets of a container, and its items with what stands before each."""
+    if not isinstance(value, Mapping):
+        return *('[]' if isinstance(value, list) else '()'), [('', item) for item in value]
+    if all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in value):
+        return 'dict(', ')', [(f'{key}=', item) for key, item in value.items()]
+    return '{', '}', [(f'{key!r}: ', item) for key, item in value.items()]
+
+
+def read_literal_python(text: str) -> dict:
+    """Evaluate assignments of literals and ``dict(...)`` calls: all that dumped config text holds. Nothing is executed,
+    so that text from a checkpoint is as safe to read as its weights.
+
+    Raises:
+        ConfigError: a statement or expression of another kind; names the line.
+    """
+    values = {}
+    for node in parse_python(text, '<config text>').body:
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise ConfigError(f'<config text>:{node.lineno}: only assignments are read from stored config text')
+        values[node.targets[0].id] = _literal(node.value)
+    return values
+
+
+def _literal(node: ast.AST) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {k.arg: _literal(k.value) for k in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Call) and ast.unparse(node) in ("float('inf')", "float('-inf')", "float('nan')"):
+        return float(node.args[0].value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_literal(node.operand)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ConfigError(f'<config text>:{node.lineno}: {ast.unparse(node)} is not a plain value') from None
+
+
+# ------------------------------------------------------------------------------------------------ JSON and YAML
+
+
+_BASE_VALUE = re.compile(r'["\']?\{\{\s*' + BASE + r'\.([\w.]+)\s*\}\}["\']?')
+
+
+def _base_names_in_data(text: str) -> list[str]:
+    # By pattern: a file that uses {{_base_.key}} is not valid JSON before its bases are known.
+    found = re.search(r'["\']?' + BASE + r'["\']?\s*:\s*(\[[^\]]*\]|[^\n,}]+)', text)
+    return [name for name in re.split(r'[\s,\[\]"\']+', found.group(1)) if name] if found else []
+
+
+def _substitute_base_values(text: str, path: str, base: dict) -> str:
+    """Put a base's value in place of ``{{_base_.key}}``, written as JSON (which YAML contains)."""
+    def value_of(match: re.Match) -> str:
+        value = lookup(base, tuple(match.group(1).split('.')))
+        if value is ABSENT:
+            raise ConfigError(f"{show_path(path)}: its bases set no '{match.group(1)}'")
+        return json.dumps(value)
+    return _BASE_VALUE.sub(value_of, text)
+
+
+def parse_data(text: str, path: str) -> dict:
+    """The keys of a JSON or YAML config without ``_base_``; ConfigError names file and line where it is not valid."""
+    import yaml  # needed by few configs
+    try:
+        values = json.loads(text) if path.endswith('.json') else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else mark.line + 1 if mark else 1
+        raise ConfigError(f'{show_path(path)}:{line}: {str(error).splitlines()[0]}') from None
+    if not isinstance(values, dict):
+        raise ConfigError(f'{show_path(path)}: a config holds keys and values, not a {type(values).__name__}')
+    values.pop(BASE, None)
+    return values

@@ -1,0 +1,168 @@
+"""The process around the training: seeds, log files, device, and what the machine is."""
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxdet.engine.distributed import broadcast_object, get_dist_info, is_main
+from boxdet.errors import ConfigError
+from boxdet.version import __version__
+
+
+# --- seeds ---
+
+def choose_seed(seed: int | None) -> int:
+    """Return ``seed``, or one drawn by rank 0 and shared with every rank."""
+    if seed is not None:
+        return int(seed)
+    return broadcast_object(int.from_bytes(os.urandom(4), 'little') % 2 ** 31)
+
+
+def set_random_seed(seed: int, deterministic: bool = False) -> None:
+    """Seed python, numpy and torch.
+
+    Args:
+        deterministic: also choose deterministic algorithms on the GPU, which is slower. Without it no
+            ``torch.backends`` setting is touched.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with it
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process's generators, of types that a checkpoint may hold."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states = dict(python=random.getstate(), torch=torch.get_rng_state(),
+                  numpy=(kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states['cuda'] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what ``random_states`` returned."""
+    version, keys, gauss = states['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, words, position, has_gauss, cached = states['numpy']
+    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states['torch'].cpu())
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states['cuda'].cpu())
+
+
+# --- device ---
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device to train on: the given one, else this rank's GPU, else the CPU.
+
+    Raises:
+        ConfigError: a device that this machine or this torch does not have.
+    """
+    if device is None:
+        if not torch.cuda.is_available():
+            return torch.device('cpu')
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{device}' is not understood: write cpu, cuda or cuda:0") from error
+    if device.type == 'cuda':
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} sees {count} GPUs "
+                              '(use --device cpu to train without)')
+        torch.cuda.set_device(device)
+    return device
+
+
+def setup_processes(cfg: Mapping[str, Any]) -> None:
+    """Apply the config's ``cudnn_benchmark``, ``opencv_num_threads`` and ``mp_start_method``, each only when given."""
+    if cfg.get('cudnn_benchmark'):
+        torch.backends.cudnn.benchmark = True
+    if cfg.get('mp_start_method'):
+        torch.multiprocessing.set_start_method(cfg['mp_start_method'], force=True)
+    if cfg.get('opencv_num_threads') is not None:
+        import cv2
+        cv2.setNumThreads(int(cfg['opencv_num_threads']))
+
+
+# --- log ---
+
+def setup_logger(log_file: str | Path | None = None, level: int | str = 'INFO') -> logging.Logger:
+    """The logger 'boxdet': to the console, and to ``log_file`` on rank 0. Other ranks report errors only.
+
+    Calling it again replaces the handlers of the call before, so that a second training does not log twice.
+    """
+    logger = logging.getLogger('boxdet')
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if log_file is not None and is_main():
+        Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding='utf-8'))
+    level = level if is_main() else logging.ERROR
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter('%(asctime)s - %(name)s - %(levelname)s - %(message)s'))
+        handler.setLevel(level)
+        logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    return logger
+
+
+# --- what machine is this ---
+
+def collect_env() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the devices."""
+    import cv2
+    import mmengine
+    import torchvision
+    facts = {'sys.platform': sys.platform, 'Python': sys.version.replace('\n', ''), 'machine': platform.machine(),
+             'CPU cores': str(_usable_cores()), 'torch threads': str(torch.get_num_threads()),
+             'CUDA available': str(torch.cuda.is_available())}
+    for index in range(torch.cuda.device_count()):
+        facts[f'GPU {index}'] = torch.cuda.get_device_name(index)
+    if torch.cuda.is_available():
+        facts['CUDA'], facts['cuDNN'] = str(torch.version.cuda), str(torch.backends.cudnn.version())
+    facts.update({'PyTorch': torch.__version__, 'torchvision': torchvision.__version__, 'OpenCV': cv2.__version__,
+                  'MMEngine': mmengine.__version__, 'numpy': np.__version__, 'boxdet': __version__ + _git_revision(),
+                  'world size': str(get_dist_info()[1])})
+    return facts
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _git_revision() -> str:
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / '.git').exists():
+        return ''
+    try:
+        command = ['git', '-C', str(folder), 'rev-parse', '--short', 'HEAD']
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ''
+    return '+' + done.stdout.strip() if done.returncode == 0 else ''
+
+
+def env_text() -> str:
+    """``collect_env`` as lines for the log."""
+    return '\n'.join(f'{name}: {value}' for name, value in collect_env().items())

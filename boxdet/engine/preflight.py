@@ -1,0 +1,185 @@
+"""Before the first step: does the data fit the model, and is the batch what the learning rate was made for?
+
+Whatever would end in a training that learns nothing is an error here: a head for another number of classes, class
+names that the annotations do not have, a data set without images. What may be meant is a warning with names and ids.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from torch import nn
+
+from boxdet.errors import ConfigError, DataError, nearest
+
+logger = logging.getLogger('boxdet')
+
+_SHOWN = 5
+_STAT_THREADS = 16  # a network file system answers one stat in milliseconds, many at once
+
+
+def check_training(model: nn.Module, dataset: Any, validation: Any = None) -> None:
+    """Check the training set, the validation set (or None) and the model against each other.
+
+    Raises:
+        ConfigError: the numbers of classes differ. DataError: images are missing, or none is left to train on.
+    """
+    check_num_classes(model, dataset)
+    for name, data in (('train', dataset), ('val', validation)):
+        if data is None:
+            continue
+        for part in parts_of(data):
+            check_data(part, f'data.{name}')
+    if validation is not None:
+        _compare(dataset, validation)
+
+
+def parts_of(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers (RepeatDataset, ConcatDataset, …), or the data set itself."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from parts_of(part)
+    elif hasattr(dataset, 'dataset'):
+        yield from parts_of(dataset.dataset)
+    else:
+        yield dataset
+
+
+# --- classes ---
+
+def check_num_classes(model: nn.Module, dataset: Any) -> None:
+    """Compare every head's ``num_classes`` with the data set's ``CLASSES``.
+
+    Raises:
+        ConfigError: they differ, with the heads by name.
+    """
+    classes = getattr(dataset, 'CLASSES', None)
+    if classes is None:
+        logger.warning('the training data set %s has no CLASSES: heads are not compared with it',
+                       type(dataset).__name__)
+        return
+    if isinstance(classes, str):
+        raise ConfigError(f"classes='{classes}' is one text, which reads as {len(classes)} classes of a letter each; "
+                          f"write classes=('{classes}',)")
+    wrong = [f'model.{name}.num_classes = {count}' for name, count in head_classes(model) if count != len(classes)]
+    if wrong:
+        shown = ', '.join(list(classes)[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '')
+        raise ConfigError(f"{'; '.join(wrong)}: the training data has {len(classes)} classes ({shown}); set num_classes "
+                          f'to {len(classes)} or data.*.classes to the names')
+
+
+def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """(name, num_classes) of each head that tells classes apart; a proposal head (any or no object) does not."""
+    for name, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        if isinstance(count, int) and not isinstance(count, bool) and name and 'rpn_head' not in name.split('.') \
+                and not getattr(module, 'class_agnostic', False):
+            yield name, count
+
+
+def _compare(dataset: Any, validation: Any) -> None:
+    ours, theirs = getattr(dataset, 'CLASSES', None), getattr(validation, 'CLASSES', None)
+    if ours is not None and theirs is not None and tuple(ours) != tuple(theirs):
+        odd = [name for name in theirs if name not in ours] or [name for name in ours if name not in theirs]
+        raise ConfigError(f"data.val has other classes than data.train: {', '.join(odd[:_SHOWN]) or 'another order'}"
+                          f'{nearest(odd[0], ours) if odd else ""}; labels would mean other things')
+
+
+# --- data ---
+
+def check_data(dataset: Any, name: str) -> None:
+    """Log what was left out of one data set and why; look for its images and for boxes without an area.
+
+    Args:
+        name: what to call it, 'data.train'.
+
+    Raises:
+        DataError: no image is left, or image files are missing.
+    """
+    counts = _counts(dataset)
+    if len(dataset) == 0:
+        raise DataError(f"{name}: no image is left to use{counts}; annotation file {getattr(dataset, 'ann_file', None)}")
+    logger.info('%s: %d images%s', name, len(dataset), counts)
+    missing, total = missing_files(dataset)
+    if missing:
+        raise DataError(f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
+                        f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root")
+    _warn_of_annotations(dataset, name)
+
+
+def _counts(dataset: Any) -> str:
+    """' (of 120 in the file; left out: empty 3, too_small 1)', or ''."""
+    report = getattr(dataset, 'filter_report', None) or {}
+    left_out = ', '.join(f'{reason} {count}' for reason, count in report.items()
+                         if isinstance(count, int) and count and reason not in ('images', 'kept'))
+    total = f"of {report['images']} in the file" if 'images' in report else ''
+    parts = [total, f'left out: {left_out}' if left_out else '']
+    return f" ({'; '.join(part for part in parts if part)})" if any(parts) else ''
+
+
+def missing_files(dataset: Any) -> tuple[list[str], int]:
+    """The image files that are not there, in order, and the number of files looked for."""
+    paths = image_files(dataset)
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        there = list(pool.map(os.path.exists, paths, chunksize=256))
+    return [path for path, exists in zip(paths, there) if not exists], len(paths)
+
+
+def image_files(dataset: Any) -> list[str]:
+    """The path of every image of a data set that names them; [] for one that does not."""
+    if not hasattr(dataset, 'img_info'):
+        return []
+    prefix = getattr(dataset, 'img_prefix', None) or ''
+    names = [dataset.img_info(i)['filename'] for i in range(len(dataset))]
+    return [os.path.join(prefix, name) for name in names]
+
+
+def _warn_of_annotations(dataset: Any, name: str) -> None:
+    """Warn of boxes without an area, by annotation id, and of classes that the annotation file does not have."""
+    report = getattr(dataset, 'filter_report', None) or {}
+    degenerate, absent = report.get('degenerate_boxes') or [], report.get('missing_classes') or []
+    if degenerate:
+        logger.warning('%s: %d boxes have no area, or lie outside their image, and are not used: annotation ids %s%s',
+                       name, len(degenerate), ', '.join(map(str, degenerate[:_SHOWN])),
+                       ', …' if len(degenerate) > _SHOWN else '')
+    if absent:
+        logger.warning('%s: %s has no category for %d of the %d classes (%s%s)', name, dataset.ann_file, len(absent),
+                       len(dataset.CLASSES), ', '.join(absent[:_SHOWN]), ', …' if len(absent) > _SHOWN else '')
+
+
+# --- batch and learning rate ---
+
+def learning_rate_scale(samples_per_gpu: int, world_size: int, accumulation: int, learning_rate: float,
+                        auto_scale_lr: Mapping | None = None) -> float:
+    """Log the batch that one update sees against the one the learning rate was made for, and return their ratio.
+
+    The linear scaling rule (Goyal et al. 2017): the rate grows with the batch. It is applied when
+    ``auto_scale_lr.enable`` says so; otherwise 1.0 is returned, with a warning when the batches differ.
+
+    Raises:
+        ConfigError: ``auto_scale_lr`` is enabled without ``base_batch_size``.
+    """
+    effective = samples_per_gpu * world_size * accumulation
+    text = (f'{world_size} process{"es" if world_size > 1 else ""} x {samples_per_gpu} images x {accumulation} '
+            f'accumulated = effective batch {effective}')
+    options = dict(auto_scale_lr or {})
+    base = options.get('base_batch_size')
+    if options.get('enable') and not base:
+        raise ConfigError('auto_scale_lr.enable needs auto_scale_lr.base_batch_size, the batch that the rate is for')
+    if not base:
+        logger.info('%s; learning rate %g', text, learning_rate)
+        return 1.
+    scale = effective / base
+    if options.get('enable'):
+        logger.info('%s; base batch %d; learning rate %g x %g = %g', text, base, learning_rate, scale,
+                    learning_rate * scale)
+        return scale
+    level = logging.INFO if effective == base else logging.WARNING
+    advice = '' if effective == base else f' (the linear scaling rule would give {learning_rate * scale:g}: ' \
+                                          '--auto-scale-lr applies it)'
+    logger.log(level, '%s; base batch %d; learning rate %g%s', text, base, learning_rate, advice)
+    return 1.
+

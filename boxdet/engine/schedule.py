@@ -1,0 +1,240 @@
+"""mmdetection 2.x's ``optimizer``, ``optimizer_config`` and ``fp16`` as objects. (``lr_config``: learning_rate.py.)"""
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import nn
+from torch.optim import Optimizer
+
+from boxdet.errors import ConfigError, nearest
+from boxdet.registry import OPTIMIZERS, check_keywords
+
+logger = logging.getLogger('boxdet')
+
+
+# --- optimizer ---
+
+def _register_torch_optimizers() -> None:
+    for name, cls in inspect.getmembers(torch.optim, inspect.isclass):
+        if issubclass(cls, Optimizer) and cls is not Optimizer and name not in OPTIMIZERS.module_dict:
+            OPTIMIZERS.register_module(name=name, module=cls)
+
+
+_register_torch_optimizers()
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+_PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+              'dcn_offset_lr_mult', 'bypass_duplicate')
+
+
+def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], lr_scale: float = 1.) -> Optimizer:
+    """Build 2.x's ``optimizer``: any of torch.optim's, with ``paramwise_cfg``.
+
+    ``paramwise_cfg`` multiplies the rate and the decay of single parameters: ``custom_keys`` (a part of the
+    parameter's name -> ``dict(lr_mult=, decay_mult=)``; the longest match wins), ``bias_lr_mult``, ``bias_decay_mult``,
+    ``norm_decay_mult``, ``dwconv_decay_mult``, ``dcn_offset_lr_mult``; ``bypass_duplicate`` skips a parameter that
+    appears twice.
+
+    Args:
+        lr_scale: multiplies ``lr`` (linear scaling rule).
+
+    Raises:
+        ConfigError: an unknown type or keyword.
+    """
+    options = dict(cfg)
+    if 'type' not in options:
+        raise ConfigError("optimizer needs a 'type', such as SGD or AdamW")
+    cls = OPTIMIZERS.get(options.pop('type'))
+    constructor = options.pop('constructor', 'DefaultOptimizerConstructor')
+    if constructor != 'DefaultOptimizerConstructor':
+        raise ConfigError(f"optimizer.constructor '{constructor}' is unknown; use paramwise_cfg")
+    paramwise = options.pop('paramwise_cfg', None)
+    check_keywords(cls, options, 'optimizer')
+    if 'lr' in options:
+        options['lr'] = options['lr'] * lr_scale
+    if not paramwise:
+        return cls(model.parameters(), **options)
+    return cls(_parameter_groups(model, options, dict(paramwise)), **options)
+
+
+def _parameter_groups(model: nn.Module, options: Mapping, paramwise: Mapping) -> list[dict]:
+    """Groups of parameters that share rate and decay; fewer groups mean fewer, larger update kernels."""
+    for key in paramwise:
+        if key not in _PARAMWISE:
+            raise ConfigError(f"optimizer.paramwise_cfg takes no '{key}'{nearest(key, _PARAMWISE)}")
+    base_lr, base_decay = options.get('lr'), options.get('weight_decay')
+    _check_multipliers(paramwise, base_lr, base_decay)
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                if not paramwise.get('bypass_duplicate'):
+                    raise ConfigError(f"parameter '{prefix}.{name}' appears twice in the model; "
+                                      'optimizer.paramwise_cfg.bypass_duplicate=True skips it')
+                continue
+            seen.add(id(parameter))
+            multipliers = _multipliers(prefix, name, module, paramwise) if parameter.requires_grad else (1., 1.)
+            groups.setdefault(multipliers, []).append(parameter)
+    result = []
+    for (lr_mult, decay_mult), parameters in groups.items():
+        group: dict[str, Any] = dict(params=parameters)
+        if base_lr is not None:
+            group['lr'] = base_lr * lr_mult
+        if base_decay is not None:
+            group['weight_decay'] = base_decay * decay_mult
+        result.append(group)
+    return result
+
+
+def _check_multipliers(paramwise: Mapping, base_lr: float | None, base_decay: float | None) -> None:
+    custom = paramwise.get('custom_keys') or {}
+    for key, values in custom.items():
+        for name in values:
+            if name not in ('lr_mult', 'decay_mult'):
+                raise ConfigError(f"optimizer.paramwise_cfg.custom_keys['{key}'] takes no '{name}'"
+                                  f"{nearest(name, ['lr_mult', 'decay_mult'])}")
+    decays = [k for k in paramwise if k.endswith('decay_mult')]
+    decays += [f"custom_keys['{k}'].decay_mult" for k, v in custom.items() if 'decay_mult' in v]
+    if decays and base_decay is None:
+        raise ConfigError(f'optimizer.paramwise_cfg.{decays[0]} needs optimizer.weight_decay')
+    if base_lr is None and ('bias_lr_mult' in paramwise or any('lr_mult' in v for v in custom.values())):
+        raise ConfigError('optimizer.paramwise_cfg: an lr_mult needs optimizer.lr')
+
+
+def _multipliers(prefix: str, name: str, module: nn.Module, paramwise: Mapping) -> tuple[float, float]:
+    """(rate, decay) multipliers of parameter ``name`` of ``module``, which is ``prefix`` in the model."""
+    custom = paramwise.get('custom_keys') or {}
+    for key in sorted(sorted(custom), key=len, reverse=True):
+        if key in f'{prefix}.{name}':
+            return custom[key].get('lr_mult', 1.), custom[key].get('decay_mult', 1.)
+    is_norm = isinstance(module, _NORMS)
+    is_depthwise = isinstance(module, nn.Conv2d) and module.in_channels == module.groups
+    deformable = 'conv_offset' in prefix and isinstance(module, nn.Conv2d)
+    rate = decay = 1.
+    if name == 'bias' and not is_norm and not deformable:
+        rate = paramwise.get('bias_lr_mult', 1.)
+    if deformable:
+        rate = paramwise.get('dcn_offset_lr_mult', 1.)
+    if is_norm:
+        decay = paramwise.get('norm_decay_mult', 1.)
+    elif is_depthwise:
+        decay = paramwise.get('dwconv_decay_mult', 1.)
+    elif name == 'bias' and not deformable:
+        decay = paramwise.get('bias_decay_mult', 1.)
+    return rate, decay
+
+
+# --- one update ---
+
+class UpdateStep(OptimWrapper):
+    """Backward, clip, update: 2.x's ``optimizer_config`` and ``fp16``.
+
+    Args:
+        optimizer: what updates.
+        grad_clip: ``dict(max_norm=, norm_type=)`` of torch's clip_grad_norm_, or None.
+        cumulative_iters: gradients of so many iterations make one update; their losses are averaged.
+        amp_dtype: None for float32, else torch.float16 or torch.bfloat16 for autocast.
+        loss_scale: 'dynamic', a number, or GradScaler's arguments; used with float16.
+        device_type: 'cpu' or 'cuda'.
+    """
+
+    def __init__(self, optimizer: Optimizer, grad_clip: Mapping | None = None, cumulative_iters: int = 1,
+                 amp_dtype: torch.dtype | None = None, loss_scale: Any = 'dynamic', device_type: str = 'cpu'):
+        super().__init__(optimizer, accumulative_counts=cumulative_iters,
+                         clip_grad=dict(grad_clip) if grad_clip else None)
+        self.amp_dtype, self.device_type = amp_dtype, device_type
+        self.scaler = _grad_scaler(loss_scale, device_type) if amp_dtype is torch.float16 else None
+        self.grad_norm: torch.Tensor | None = None  # of the last update, on the device: reading it is the log's choice
+
+    @property
+    def accumulation(self) -> int:
+        """Iterations that make one update."""
+        return self._accumulative_counts
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """Say where the training starts and ends, so that the last, shorter accumulation is weighted right."""
+        self._inner_count, self._max_counts = init_counts, max_counts
+        self._remainder_counts = max_counts % self._accumulative_counts
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Around the forward: autocast, and no exchange of gradients between updates."""
+        with super().optim_context(model), torch.autocast(self.device_type, self.amp_dtype or torch.bfloat16,
+                                                          enabled=self.amp_dtype is not None):
+            yield
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Add the gradients of ``loss``."""
+        super().backward(loss if self.scaler is None else self.scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip and update the parameters."""
+        if self.scaler is None:
+            super().step(**kwargs)
+            return
+        if self.clip_grad_kwargs:
+            self.scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.scaler.step(self.optimizer, **kwargs)
+        self.scaler.update()
+
+    def _clip_grad(self) -> None:
+        # mmengine's reads the norm back at once, which waits for the GPU at every iteration.
+        parameters = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+        self.grad_norm = None if norm is None else norm.detach()
+
+
+def _grad_scaler(loss_scale: Any, device_type: str) -> torch.amp.GradScaler:
+    if loss_scale == 'dynamic':
+        return torch.amp.GradScaler(device_type)
+    if isinstance(loss_scale, Mapping):
+        check_keywords(torch.amp.GradScaler, loss_scale, 'fp16.loss_scale')
+        return torch.amp.GradScaler(device_type, **loss_scale)
+    # A fixed scale is a dynamic one that never grows, as in 2.x.
+    return torch.amp.GradScaler(device_type, init_scale=float(loss_scale), growth_interval=2 ** 31 - 1)
+
+
+def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = None, fp16: Mapping | None = None,
+                      device_type: str = 'cpu') -> UpdateStep:
+    """Translate 2.x's ``optimizer_config`` (grad_clip, cumulative_iters) and ``fp16`` (loss_scale, dtype).
+
+    Raises:
+        ConfigError: an unknown key or value.
+    """
+    options = dict(optimizer_config or {})
+    kind = options.pop('type', 'OptimizerHook')
+    known_types = ('OptimizerHook', 'Fp16OptimizerHook', 'GradientCumulativeOptimizerHook',
+                   'GradientCumulativeFp16OptimizerHook')
+    if kind not in known_types:
+        raise ConfigError(f"optimizer_config.type '{kind}' is unknown{nearest(kind, known_types)}")
+    precision = dict(fp16 or {})
+    if 'Fp16' in kind:
+        precision.setdefault('loss_scale', options.pop('loss_scale', 512.))
+    for key in options:
+        if key not in ('grad_clip', 'cumulative_iters'):
+            raise ConfigError(f"optimizer_config takes no '{key}'{nearest(key, ['grad_clip', 'cumulative_iters'])}")
+    for key in precision:
+        if key not in ('loss_scale', 'dtype'):
+            raise ConfigError(f"fp16 takes no '{key}'{nearest(key, ['loss_scale', 'dtype'])}")
+    dtype = _amp_dtype(precision.get('dtype'), device_type) if precision else None
+    return UpdateStep(optimizer, options.get('grad_clip'), int(options.get('cumulative_iters', 1)), dtype,
+                      precision.get('loss_scale', 'dynamic'), device_type)
+
+
+def _amp_dtype(name: str | None, device_type: str) -> torch.dtype:
+    dtypes = {'float16': torch.float16, 'fp16': torch.float16, 'bfloat16': torch.bfloat16, 'bf16': torch.bfloat16}
+    if name is None:
+        if device_type == 'cpu':
+            logger.info('fp16: this CPU training uses bfloat16, which needs no loss scale')
+        return torch.bfloat16 if device_type == 'cpu' else torch.float16
+    if name not in dtypes:
+        raise ConfigError(f"fp16.dtype '{name}'{nearest(name, dtypes)}")
+    return dtypes[name]

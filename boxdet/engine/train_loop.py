@@ -1,0 +1,140 @@
+"""The passes over the training data: batches, stages of the hooks, counting, and the workflow's validation losses.
+
+Epochs and iterations count completed ones; inside ``after_train_iter`` and ``after_train_epoch`` the current one is not
+counted yet, as in mmcv and mmengine.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.runner import BaseLoop
+from torch import nn
+
+from boxdet.engine.distributed import unwrap
+from boxdet.engine.environment import random_states, set_random_states
+from boxdet.engine.loss_watch import LogBuffer, total_loss
+from boxdet.errors import ConfigError
+
+
+class TrainLoop(BaseLoop):
+    """Passes over the training loader until so many epochs or iterations are done.
+
+    Args:
+        runner: whose model, update step and hooks are used.
+        loader: yields batches with ``.to(device)``; its sampler may have ``set_epoch``, and
+            ``state_dict``/``load_state_dict`` to go on in the middle of an epoch.
+        max_epochs, max_iters: exactly one is given.
+        validation_loader: for ``('val', n)`` phases of ``workflow``.
+    """
+
+    def __init__(self, runner: Any, loader: Any, max_epochs: int | None = None, max_iters: int | None = None,
+                 workflow: Sequence[tuple[str, int]] = (('train', 1),), validation_loader: Any = None):
+        super().__init__(runner, loader)
+        if len(loader) == 0:
+            raise ConfigError('the training loader is empty: fewer images than samples_per_gpu?')
+        self.by_epoch = max_epochs is not None
+        self.max_epochs = int(max_epochs) if self.by_epoch else -(-int(max_iters) // len(loader))
+        self.max_iters = self.max_epochs * len(loader) if self.by_epoch else int(max_iters)
+        self.workflow = [(mode, int(count)) for mode, count in workflow]
+        self.validation_loader = validation_loader
+        self.epoch = self.iter = self.inner_iter = 0
+        self.stop_training = False
+        self._batches: Iterator | None = None
+        self._in_iteration = 0  # 1 once the current iteration's update is made, before it is counted
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.stop_training or self.iter >= self.max_iters
+
+    def completed(self) -> dict[str, int]:
+        """Epochs, iterations, and iterations of the epoch begun, that are done: also inside an ``after_`` stage."""
+        inner, length = self.inner_iter + self._in_iteration, len(self.dataloader)
+        return dict(epoch=self.epoch + inner // length, iter=self.iter + self._in_iteration, inner_iter=inner % length)
+
+    def run(self) -> nn.Module:
+        """Train to the end."""
+        self.runner.call_hook('before_train')
+        while not self.finished:
+            for mode, count in self.workflow:
+                for _ in range(count):
+                    if mode == 'train' and not self.finished:
+                        self._train_epoch()
+                    elif mode == 'val':
+                        self._validate_losses()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _train_epoch(self) -> None:
+        runner = self.runner
+        runner.mode = 'train'
+        runner.model.train()
+        if self.by_epoch:
+            _set_epoch(self.dataloader, self.epoch)
+            runner.call_hook('before_train_epoch')
+        # In a resumed epoch the sampler knows how much of it is done and yields the rest only.
+        while self.inner_iter < len(self.dataloader) and not self.finished:
+            started = time.perf_counter()
+            batch = self._next_batch().to(runner.device)
+            self._iteration(batch, time.perf_counter() - started)
+        if self.by_epoch and self.inner_iter == len(self.dataloader):
+            next(self._batches, None)  # lets the loader see the end of the epoch
+            self._batches = None
+            runner.loss_watch.flush()
+            runner.call_hook('after_train_epoch')
+        self.epoch += 1
+        self.inner_iter = 0
+
+    def _next_batch(self) -> Any:
+        """The next batch; when training by iterations over a loader that ends, the first one of another pass."""
+        if self._batches is None:
+            self._batches = iter(self.dataloader)
+        batch = next(self._batches, None)
+        if batch is None and not self.by_epoch:
+            _set_epoch(self.dataloader, self.epoch)
+            self._batches = iter(self.dataloader)
+            batch = next(self._batches, None)
+        if batch is not None:
+            return batch
+        raise RuntimeError(f'the loader promised {len(self.dataloader)} batches an epoch and gave {self.inner_iter}')
+
+    def _iteration(self, batch: Any, data_time: float) -> None:
+        runner = self.runner
+        started = time.perf_counter()
+        runner.data_batch = batch
+        runner.call_hook('before_train_iter', batch_idx=self.inner_iter, data_batch=batch)
+        runner.outputs = runner.train_step(batch)
+        self._in_iteration = 1
+        runner.log_buffer.update(dict(data_time=data_time, time=data_time + time.perf_counter() - started))
+        runner.call_hook('after_train_iter', batch_idx=self.inner_iter, data_batch=batch, outputs=runner.outputs)
+        runner.data_batch = None  # its memory is free while the next one is loaded
+        self._in_iteration = 0
+        self.iter += 1
+        self.inner_iter += 1
+
+    @torch.no_grad()
+    def _validate_losses(self) -> None:
+        """The mean losses on the validation loader. Neither BN statistics nor the random numbers of training move."""
+        runner, states = self.runner, random_states()
+        runner.mode = 'val'
+        buffer = LogBuffer()
+        model = unwrap(runner.model).eval()
+        for batch in self.validation_loader:
+            batch = batch.to(runner.device)
+            _, values = total_loss(model(batch, mode='loss'))
+            buffer.update({name: float(value) for name, value in values.items()}, count=len(batch))
+        set_random_states(states)
+        model.train()
+        runner.report_metrics(buffer.means_since(), self.epoch, self.iter, len(self.validation_loader))
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the sampler, also one inside a batch sampler, which shuffle comes."""
+    for holder in (loader, getattr(loader, 'sampler', None), getattr(loader, 'batch_sampler', None),
+                   getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)):
+        if hasattr(holder, 'set_epoch'):
+            holder.set_epoch(epoch)
+            return

@@ -1,0 +1,201 @@
+"""A wrong key is found before anything is built, with its path, its file and the nearest valid name."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+from boxdet.engine import config_check
+from boxdet.engine.config import Config, ConfigWarning, check_config, load_config
+from boxdet.engine.schedule import build_optimizer, build_update_step
+from boxdet.errors import ConfigError
+from boxdet.registry import HOOKS, PIPELINES
+
+MASK = 'configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'
+
+
+@pytest.fixture
+def mask_config(repo_root, monkeypatch):
+    monkeypatch.chdir(repo_root)
+    return lambda *options: load_config(MASK, list(options))
+
+
+def check_quietly(cfg):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_config(cfg)
+
+
+@pytest.mark.parametrize('option, message', [
+    ('model.test_cfg.rcnn.score_thresh=0.1',
+     "model.test_cfg.rcnn.score_thresh (--cfg-options): there is no such setting; "
+     "did you mean 'score_thr'?"),
+    ('model.train_cfg.rpn.sampler.nums=3', "model.train_cfg.rpn.sampler.nums (--cfg-options): RandomSampler takes no "
+                                           "'nums'; did you mean 'num'?"),
+    ('model.train_cfg.rcnn.assigner.type=MaxIouAssigner', "model.train_cfg.rcnn.assigner.type (--cfg-options): unknown "
+                                                          "matching type 'MaxIouAssigner'; near it: MaxIoUAssigner"),
+    ('model.backbone.dept=18',
+     "model.backbone.dept (--cfg-options): ResNet takes no 'dept'; did you mean 'depth'?"),
+    ('model.backbone.type=Resnet', "unknown model type 'Resnet'; near it: ResNet"),
+    ('model.backbone.norm_cfg.epsilon=1', "model.backbone.norm_cfg.epsilon"),
+    ('model.backbone.init_cfg.checkpoints=x',
+     "Pretrained takes no 'checkpoints'; did you mean 'checkpoint'?"),
+    ('model.backbone.init_cfg.type=Pretraind',
+     "unknown initialisation 'Pretraind'; did you mean 'Pretrained'?"),
+    ('model.roi_head.bbox_head.num_class=3',
+     "Shared2FCBBoxHead takes no 'num_class'; did you mean 'num_classes'?"),
+    ('model.roi_head.bbox_roi_extractor.roi_layer.out_size=7',
+     "RoIAlign takes no 'out_size'; did you mean 'output_size'?"),
+    ('model.rpn_head.anchor_generator.ratio=[1]', "AnchorGenerator takes no 'ratio'; did you mean 'ratios'?"),
+    ('model.rpn_heads=1',
+     "model.rpn_heads (--cfg-options): MaskRCNN takes no 'rpn_heads'; did you mean 'rpn_head'?"),
+    ('model.roi_head.mask_head.loss_mask.type=CrossEntropy', "near it: CrossEntropyLoss"),
+    ('data.sample_per_gpu=4',
+     "data.sample_per_gpu (--cfg-options): there is no such key; did you mean 'samples_per_gpu'?"),
+    ('data.train.annfile=x',
+     "data.train.annfile (--cfg-options): CocoDataset takes no 'annfile'; did you mean 'ann_file'?"),
+    ('data.train.type=ResNet', "data.train.type (--cfg-options): unknown dataset type 'ResNet'"),
+    ('data.train.samples_per_gpu=2', "CocoDataset takes no 'samples_per_gpu'"),
+    ('data.train.pipeline.2.keep_ratios=1',
+     "data.train.pipeline.2.keep_ratios (--cfg-options): Resize takes no"),
+    ('data.train.pipeline.3.type=RandomFilp', "unknown pipeline type 'RandomFilp'; near it: RandomFlip"),
+    ('data.test.pipeline.1.transforms.0.keep_rato=1', "data.test.pipeline.1.transforms.0.keep_rato"),
+    ('optimizer.momentumm=0.9', "SGD takes no 'momentumm'; did you mean 'momentum'?"),
+    ('optimizer.type=Adamw', "unknown optimizer type 'Adamw'; near it: AdamW"),
+    ('optimizer.paramwise_cfg.norm_decay=0',
+     "optimizer.paramwise_cfg.norm_decay (--cfg-options): there is no such key; "
+     "did you mean 'norm_decay_mult'?"),
+    ('optimizer_config.grad_clips.max_norm=3',
+     "optimizer_config.grad_clips (--cfg-options): there is no such key; did you mean 'grad_clip'?"),
+    ('optimizer_config.grad_clip.maxnorm=3', "did you mean 'max_norm'?"),
+    ('fp16.loss_scales=512', "did you mean 'loss_scale'?"),
+    ('lr_config.policy=steps', "lr_config.policy (--cfg-options)"),
+    ('lr_config.steps=[1]', "lr_config.steps (--cfg-options)"),
+    ('runner.max_epoch=3', "EpochBasedRunner takes no 'max_epoch'; did you mean 'max_epochs'?"),
+    ('checkpoint_config.intervall=3', "did you mean 'interval'?"),
+    ('evaluation.metrics=bbox',
+     "evaluation.metrics (--cfg-options): there is no such key; did you mean 'metric'?"),
+    ('log_config.intervals=3', "did you mean 'interval'?"),
+    ('custom_hooks.0.type=NumClassesCheckHook', "near it: NumClassCheckHook"),
+    ('auto_scale_lr.enabled=True', "did you mean 'enable'?"),
+])
+def test_a_wrong_key_is_an_error(mask_config, option, message):
+    with pytest.raises(ConfigError) as caught:
+        check_config(mask_config(option))
+    assert message in str(caught.value) and '--cfg-options' in str(caught.value)
+
+
+def test_the_file_and_line_are_named(tmp_path, repo_root):
+    text = f"_base_ = '{repo_root / MASK}'\nmodel = dict(\n    neck=dict(\n        outs=3))\n"
+    (tmp_path / 'leaf.py').write_text(text)
+    with pytest.raises(ConfigError, match=r"^model\.neck\.outs \(.*leaf\.py:4\): FPN takes no 'outs'"):
+        check_config(load_config(tmp_path / 'leaf.py'))
+
+
+@pytest.mark.parametrize('hooks, message', [
+    ([dict(type='MMDetWandbHook', init_kwargs={})], 'a service that boxdet does not talk to'),
+    ([dict(type='TextLoggerHok')], 'near it: TextLoggerHook'),
+])
+def test_loggers(mask_config, hooks, message):
+    cfg = mask_config()
+    cfg.log_config.hooks = hooks
+    with pytest.raises(ConfigError, match=message):
+        check_config(cfg)
+
+
+def test_good_configs_pass_in_silence(mask_config):
+    check_quietly(mask_config())
+    check_quietly(mask_config('data.test.samples_per_gpu=2', 'fp16.loss_scale=512',
+                              'optimizer_config.grad_clip.max_norm=35', 'evaluation.save_best=bbox_mAP', 'evaluation.classwise=True', 'log_config.interval=1',
+                              'optimizer.type=SGD', 'optimizer.paramwise_cfg.norm_decay_mult=0', 'seed=3'))
+    check_quietly(mask_config().to_dict())
+
+
+def test_checking_changes_nothing(mask_config):
+    cfg = mask_config()
+    before = copy.deepcopy(cfg.to_dict())
+    check_config(cfg)
+    assert cfg.to_dict() == before
+
+
+def test_old_places_of_settings_are_checked_too(mask_config):
+    cfg = mask_config()
+    cfg.train_cfg, cfg.test_cfg = cfg.model.pop('train_cfg'), cfg.model.pop('test_cfg')
+    check_quietly(cfg)
+    cfg.test_cfg.rcnn.score_thresh = 1
+    with pytest.raises(ConfigError, match='test_cfg.rcnn.score_thresh'):
+        check_config(cfg)
+
+
+def test_a_users_own_classes_are_checked_by_their_signatures(mask_config):
+    @PIPELINES.register_module()
+    class _OwnTransform:
+        def __init__(self, strength):
+            self.strength = strength
+
+    @HOOKS.register_module()
+    class _OwnHook:
+        def __init__(self, every=1, **kwargs):
+            self.every = every
+    try:
+        cfg = mask_config()
+        cfg.data.train.pipeline.insert(3, dict(type='_OwnTransform', strength=3))
+        cfg.custom_hooks = [dict(type='_OwnHook', priority='LOW', anything=1)]
+        check_quietly(cfg)
+        cfg.data.train.pipeline[3]['strenght'] = 4
+        with pytest.raises(ConfigError, match=r"data\.train\.pipeline\.3\.strenght.*did you mean 'strength'"):
+            check_config(cfg)
+    finally:
+        del PIPELINES._module_dict['_OwnTransform'], HOOKS._module_dict['_OwnHook']
+
+
+# ------------------------------------------------------------------------------ variables
+
+
+@pytest.mark.parametrize('text, message', [
+    ("optimiser = dict(type='SGD')",
+     r"optimiser \(.*leaf\.py:2\): nothing reads this variable; did you mean 'optimizer'"),
+    ('total_epoch = 3', "did you mean 'total_epochs'"),
+    ('work_dirs = 3', "did you mean 'work_dir'"),
+    ("train_pipeline = [dict(type='LoadImageFromFile')]",
+     r"train_pipeline \(.*:2\): the new value reaches nothing.*'data'"),
+    ("img_norm_cfg = dict(mean=[0, 0, 0])", r'img_norm_cfg .* reaches nothing'),
+    ("data_root = '/my/coco/'", r'data_root .* reaches nothing'),
+])
+def test_variables_that_do_nothing_are_warned_of(tmp_path, repo_root, text, message):
+    (tmp_path / 'leaf.py').write_text(f"_base_ = '{repo_root / MASK}'\n{text}\n")
+    with pytest.warns(ConfigWarning, match=message):
+        check_config(load_config(tmp_path / 'leaf.py'))
+
+
+@pytest.mark.parametrize('text', [
+    "optimiser = dict(type='SGD', lr=0.01)\noptimizer = optimiser",
+    'my_own_note = 3',
+    "classes = ('a', )\ndata = dict(train=dict(classes=classes))",
+    "data_root = '/my/coco/'\ndata = dict(train=dict(ann_file=data_root + 'a.json'))",
+    "train_pipeline = {{_base_.train_pipeline}}",
+])
+def test_variables_that_are_used_are_not(tmp_path, repo_root, text):
+    (tmp_path / 'leaf.py').write_text(f"_base_ = '{repo_root / MASK}'\n{text}\n")
+    check_quietly(load_config(tmp_path / 'leaf.py'))
+
+
+# ------------------------------------------------------------------------------ the same keys as the readers
+
+
+def test_optimizer_keys_are_those_that_the_schedule_reads():
+    parameter = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(parameter.parameters(), lr=1)
+    for config in (dict(grad_clip=dict(max_norm=1)), dict(type='GradientCumulativeOptimizerHook', cumulative_iters=2),
+                   dict(type='Fp16OptimizerHook', loss_scale=2.0)):
+        assert set(config) <= set(config_check.OPTIMIZER_CONFIG_KEYS)
+        build_update_step(optimizer, config)
+    build_update_step(optimizer, None, dict.fromkeys(config_check.FP16_KEYS) | dict(loss_scale='dynamic'))
+    values = dict.fromkeys(config_check.PARAMWISE_KEYS, 1.0) | dict(custom_keys={}, bypass_duplicate=True)
+    build_optimizer(parameter, dict(type='SGD', lr=0.1, weight_decay=0.1, paramwise_cfg=values))
+
+
+def test_a_plain_mmengine_like_config_is_checked_without_origins():
+    with pytest.raises(ConfigError, match=r"^runner\.max_epoch: EpochBasedRunner takes no"):
+        check_config(Config(dict(runner=dict(type='EpochBasedRunner', max_epoch=1))))

@@ -1,0 +1,175 @@
+"""Checkpoints kept and deleted, the best one, evaluation when it is due, rates set by the schedule."""
+import os
+
+import pytest
+from mmengine.hooks import Hook
+from toy_training import same, toy_loader, toy_runner, weights
+
+from boxdet.checkpoints.io import load_checkpoint
+from boxdet.engine.hooks import CheckpointHook, EvaluationHook, LrUpdaterHook, rule_of
+from boxdet.errors import CheckpointError, ConfigError
+from boxdet.registry import HOOKS
+
+
+def names(folder):
+    return sorted(p for p in os.listdir(folder) if p.endswith('.pth'))
+
+
+# --- rates ---
+
+def test_rates_are_set_for_every_group(tmp_path):
+    seen = []
+
+    class Watch(Hook):
+        def before_train_iter(self, runner):
+            seen.append(runner.current_lr())
+    runner = toy_runner(tmp_path, 2, hooks=[LrUpdaterHook(policy='step', step=[1], warmup='linear', warmup_iters=2,
+                                                          warmup_ratio=0.5), Watch()],
+                        optimizer=dict(type='SGD', lr=1., paramwise_cfg=dict(bias_lr_mult=2.)))
+    runner.train()
+    assert [pytest.approx(sorted(r)) for r in ([0.5, 1.], [0.75, 1.5], [1., 2.], [1., 2.], *[[0.1, 0.2]] * 4)] == [
+        sorted(r) for r in seen]
+
+
+# --- checkpoints ---
+
+@pytest.mark.parametrize('options, expected', [
+    (dict(interval=2), ['epoch_2.pth', 'epoch_4.pth', 'epoch_5.pth', 'latest.pth']),
+    (dict(interval=2, save_last=False), ['epoch_2.pth', 'epoch_4.pth', 'latest.pth']),
+    (dict(interval=1, max_keep_ckpts=2), ['epoch_4.pth', 'epoch_5.pth', 'latest.pth']),
+    (dict(interval=3, by_epoch=False), ['iter_10.pth', 'iter_3.pth', 'iter_6.pth', 'iter_9.pth', 'latest.pth']),
+    (dict(), ['epoch_5.pth', 'latest.pth'])])
+def test_what_is_saved(tmp_path, options, expected):
+    toy_runner(tmp_path, 5, hooks=[CheckpointHook(**options)], loader=toy_loader(4)).train()
+    assert names(tmp_path) == expected
+    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == (8 if 'save_last' in options else 10)
+
+
+def test_out_dir_and_no_optimizer(tmp_path):
+    toy_runner(tmp_path / 'run', 1, hooks=[CheckpointHook(interval=1, out_dir=str(tmp_path / 'out'),
+                                                          save_optimizer=False)]).train()
+    assert names(tmp_path / 'out' / 'run') == ['epoch_1.pth', 'latest.pth']
+    assert set(load_checkpoint(tmp_path / 'out' / 'run' / 'epoch_1.pth')) == {'meta', 'state_dict'}
+
+
+def test_a_longer_training_before_is_not_deleted(tmp_path):
+    (tmp_path / 'epoch_30.pth').write_bytes(b'of another training')
+    toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
+    assert names(tmp_path) == ['epoch_3.pth', 'epoch_30.pth', 'latest.pth']
+
+
+def test_full_disk_ends_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    from boxdet.checkpoints import io
+    real, calls = os.fsync, []
+
+    def second_fails(handle):
+        calls.append(handle)
+        if len(calls) > 2:  # the file and the folder of the first checkpoint
+            raise OSError(28, 'No space left on device')
+        return real(handle)
+    monkeypatch.setattr(io.os, 'fsync', second_fails)
+    with pytest.raises(CheckpointError, match=r'cannot write checkpoint .*epoch_2\.pth: No space left on device'):
+        toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
+    assert names(tmp_path) == ['epoch_1.pth', 'latest.pth']
+    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('options', [dict(interval=0), dict(max_keep_ckpts=0)])
+def test_wrong_checkpoint_options(options):
+    with pytest.raises(ConfigError, match='must not be 0'):
+        CheckpointHook(**options)
+    with pytest.raises(ConfigError, match="did you mean 'max_keep_ckpts'"):
+        HOOKS.build(dict(type='CheckpointHook', max_keep_ckpt=3))
+
+
+# --- evaluation ---
+
+def evaluation(scores, **options):
+    """A hook whose evaluation gives ``scores`` one after the other, and the list of the epochs that it logs."""
+    values = iter(scores)
+
+    def evaluate(dataset, results, logger=None):
+        assert len(results) == 5 and all(len(result) == 1 for result in results)
+        return dict(bbox_mAP=next(values), loss_x=1.)
+    return EvaluationHook('the data set', toy_loader(5, shuffle=False), evaluate, progress=False, **options)
+
+
+class Listen(Hook):
+    def __init__(self):
+        self.seen = []
+
+    def after_val_epoch(self, runner, metrics, epoch, step):
+        self.seen.append((epoch, step, metrics['bbox_mAP']))
+
+
+@pytest.mark.parametrize('options, due', [
+    (dict(), [1, 2, 3, 4]), (dict(interval=2), [2, 4]), (dict(start=3), [3, 4]), (dict(start=2, interval=2), [2, 4]),
+    (dict(start=0, interval=2), [0, 2, 4])])
+def test_when_it_evaluates(tmp_path, options, due):
+    listen = Listen()
+    toy_runner(tmp_path, 4, hooks=[evaluation(range(9), **options), listen], loader=toy_loader(4)).train()
+    assert [(epoch, step) for epoch, step, _ in listen.seen] == [(epoch, 2 * epoch) for epoch in due]
+
+
+def test_evaluation_by_iteration(tmp_path):
+    listen = Listen()
+    toy_runner(tmp_path, max_iters=7, hooks=[evaluation(range(9), interval=3, by_epoch=False), listen]).train()
+    assert [step for _, step, _ in listen.seen] == [3, 6]
+
+
+def test_evaluation_leaves_the_training_alone(tmp_path):
+    with_it = toy_runner(tmp_path, 2, hooks=[evaluation(range(9))])
+    with_it.train()
+    without = toy_runner(tmp_path, 2)
+    without.train()
+    assert same(weights(with_it), weights(without))
+
+
+@pytest.mark.parametrize('scores, options, best', [
+    ([.1, .3, .2], dict(save_best='auto'), 'best_bbox_mAP_epoch_2.pth'),
+    ([.1, .3, .2], dict(save_best='bbox_mAP', rule='less'), 'best_bbox_mAP_epoch_1.pth'),
+    ([float('nan'), .1, .1], dict(save_best='bbox_mAP'), 'best_bbox_mAP_epoch_2.pth')])
+def test_the_best_is_kept(tmp_path, scores, options, best):
+    checkpoints = CheckpointHook(interval=1, max_keep_ckpts=1)
+    toy_runner(tmp_path, 3, hooks=[evaluation(scores, **options), checkpoints]).train()
+    assert names(tmp_path) == [best, 'epoch_3.pth', 'latest.pth']
+    messages = load_checkpoint(tmp_path / best)['meta']['hook_msgs']
+    assert messages['best_ckpt'].endswith(best)
+
+
+def test_the_best_survives_a_resume(tmp_path):
+    def hooks(scores):
+        return [evaluation(scores, save_best='bbox_mAP'), CheckpointHook(interval=1)]
+    toy_runner(tmp_path, 2, hooks=hooks([.5, .9])).train()
+    listen = Listen()
+    again = toy_runner(tmp_path, 4, hooks=[*hooks([.9, .6, .7]), listen])
+    again.resume(str(tmp_path / 'epoch_2.pth'))
+    again.train()
+    # The checkpoint was written before its own evaluation, so that one is made up for.
+    assert [epoch for epoch, _, _ in listen.seen] == [2, 3, 4]
+    assert [n for n in names(tmp_path) if n.startswith('best')] == ['best_bbox_mAP_epoch_2.pth']
+    assert again.meta['hook_msgs']['best_score'] == .9
+
+
+def test_a_metric_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="save_best 'bbox_map' is no metric of .*; did you mean 'bbox_mAP'"):
+        toy_runner(tmp_path, 1, hooks=[evaluation([.1], save_best='bbox_map')]).train()
+
+
+def test_rules():
+    assert rule_of('bbox_mAP') == rule_of('AR@100') == rule_of('mAP') == 'greater' and rule_of('loss_cls') == 'less'
+    with pytest.raises(ConfigError, match="rule='greater' or 'less'"):
+        rule_of('score')
+
+
+@pytest.mark.parametrize('options', [dict(interval=0), dict(start=-1), dict(rule='more')])
+def test_wrong_evaluation_options(options):
+    with pytest.raises(ConfigError, match='evaluation'):
+        evaluation([], **options)
+
+
+def test_2x_hooks_are_known():
+    assert HOOKS.build(dict(type='NumClassCheckHook')) is not None
+    assert HOOKS.build(dict(type='CheckInvalidLossHook', interval=50)) is not None
+    with pytest.raises(ConfigError, match='CheckInvalidLossHook.interval'):
+        HOOKS.build(dict(type='CheckInvalidLossHook', interval=0))

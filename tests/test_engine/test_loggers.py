@@ -1,0 +1,141 @@
+"""The text log in 2.x's form, its JSON twin, TensorBoard's event files, trackers that are not installed."""
+import json
+import logging
+import re
+import sys
+import types
+
+import pytest
+from toy_training import toy_loader, toy_runner
+
+from boxdet.engine.hooks import EvaluationHook, LrUpdaterHook
+from boxdet.engine.loggers import LoggerHook, TensorboardLoggerHook, TextLoggerHook, numbers_of
+from boxdet.errors import ConfigError
+from boxdet.registry import HOOKS
+
+METRICS = dict(bbox_mAP=0.25, bbox_mAP_copypaste='0.250 0.500')
+
+
+def train(tmp_path, *hooks, metrics=METRICS, **kwargs):
+    evaluation = EvaluationHook(None, toy_loader(5, shuffle=False), lambda *_, **__: metrics, progress=False,
+                                by_epoch='max_iters' not in kwargs)
+    runner = toy_runner(tmp_path, hooks=[LrUpdaterHook(policy='step', step=[1]), evaluation, *hooks],
+                        optimizer_config=dict(grad_clip=dict(max_norm=1.)), **kwargs)
+    runner.train()
+    return runner
+
+
+@pytest.fixture
+def lines(caplog):
+    """The log's messages."""
+    logger = logging.getLogger('boxdet')
+    logger.propagate = True
+    caplog.set_level(logging.INFO, logger='boxdet')
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_lines_of_an_epoch_training(tmp_path, lines):
+    train(tmp_path, TextLoggerHook(interval=2), max_epochs=2)
+    found = [line for line in lines() if line.startswith('Epoch')]
+    assert len(found) == 6
+    assert re.fullmatch(r'Epoch \[1\]\[2/4\]\tlr: 1\.000e-01, eta: 0:00:0\d, time: \d\.\d{3}, data_time: \d\.\d{3}, '
+                        r'memory: \d+, loss_cls: \d\.\d{4}, loss_levels: \d\.\d{4}, acc: \d\.\d{4}, loss: \d\.\d{4}, '
+                        r'grad_norm: \d\.\d{4}', found[0])
+    assert found[2] == 'Epoch(val) [1][3]\tbbox_mAP: 0.2500, bbox_mAP_copypaste: 0.250 0.500'
+    assert found[3].startswith('Epoch [2][2/4]\tlr: 1.000e-02, ')
+
+
+def test_lines_of_an_iteration_training(tmp_path, lines):
+    train(tmp_path, TextLoggerHook(interval=3, by_epoch=False), max_iters=6)
+    found = [line.partition('\t')[0] for line in lines() if line.startswith('Iter')]
+    assert [head for head in found if 'val' not in head] == ['Iter [3/6]', 'Iter [6/6]']
+    assert found[0] == 'Iter(val) [1]'
+
+
+@pytest.mark.parametrize('interval, ignore_last, expected', [
+    (3, True, [3, 7]), (3, False, [3, 4, 7, 8]), (50, True, [4, 8]), (1, True, list(range(1, 9)))])
+def test_when_an_entry_is_made(tmp_path, interval, ignore_last, expected):
+    class Steps(LoggerHook):
+        def log(self, runner, entry, step):
+            if entry['mode'] == 'train':
+                steps.append(step)
+    steps = []
+    train(tmp_path, Steps(interval=interval, ignore_last=ignore_last), max_epochs=2)
+    assert steps == expected
+
+
+def test_json_log(tmp_path):
+    runner = train(tmp_path, TextLoggerHook(interval=2), max_epochs=1)
+    head, *entries = [json.loads(line) for line in (tmp_path / f'{runner.timestamp}.log.json').read_text().splitlines()]
+    assert head['seed'] == 0 and head['CLASSES'] == ['a', 'b'] and 'PyTorch' in head['env_info']
+    assert [(e['mode'], e['epoch'], e['iter']) for e in entries] == [('train', 1, 2), ('train', 1, 4), ('val', 1, 3)]
+    assert list(entries[0]) == ['mode', 'epoch', 'iter', 'lr', 'memory', 'data_time', 'loss_cls', 'loss_levels', 'acc',
+                                'loss', 'grad_norm', 'time']
+    assert entries[0]['lr'] == 0.1 and entries[0]['memory'] > 1 and entries[2]['bbox_mAP'] == 0.25
+    assert entries[0]['loss'] == pytest.approx(entries[0]['loss_cls'] + entries[0]['loss_levels'], abs=2e-6)
+
+
+def test_entries_are_means_since_the_last(tmp_path):
+    every, second = [], []
+
+    class Keep(LoggerHook):
+        def log(self, runner, entry, step):
+            if entry['mode'] == 'train':
+                (every if self.interval == 1 else second).append(entry['loss'])
+    train(tmp_path, Keep(interval=1), Keep(interval=2), max_epochs=1)
+    assert second == pytest.approx([(every[0] + every[1]) / 2, (every[2] + every[3]) / 2])
+
+
+def test_tensorboard_event_files(tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train(tmp_path, TensorboardLoggerHook(interval=2), max_epochs=2)
+    events = EventAccumulator(str(tmp_path / 'tf_logs'))
+    events.Reload()
+    assert set(events.Tags()['scalars']) == {'train/loss_cls', 'train/loss_levels', 'train/acc', 'train/loss',
+                                             'train/grad_norm', 'val/bbox_mAP', 'learning_rate'}
+    assert [(e.step, e.value) for e in events.Scalars('val/bbox_mAP')] == [(4, 0.25), (8, 0.25)]
+    assert [e.step for e in events.Scalars('train/loss')] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize('hook, package', [('WandbLoggerHook', 'wandb'), ('MlflowLoggerHook', 'mlflow'),
+                                           ('TensorboardLoggerHook', 'tensorboard')])
+def test_trackers_that_are_not_installed(monkeypatch, hook, package):
+    name = 'torch.utils.tensorboard' if package == 'tensorboard' else package
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f'{hook} needs the package .*pip install {package}'):
+        HOOKS.build(dict(type=hook))
+
+
+def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):
+    got = dict(wandb=[], mlflow=[])
+    wandb = types.SimpleNamespace(init=lambda **kwargs: got['wandb'].append(kwargs), finish=lambda: None,
+                                  log=lambda values, step: got['wandb'].append((step, values)))
+    mlflow = types.SimpleNamespace(set_experiment=got['mlflow'].append, set_tags=None, log_params=None,
+                                   log_metrics=lambda values, step: got['mlflow'].append((step, values)),
+                                   end_run=lambda: None)
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    monkeypatch.setitem(sys.modules, 'mlflow', mlflow)
+    train(tmp_path, HOOKS.build(dict(type='WandbLoggerHook', interval=2, init_kwargs=dict(project='p'))),
+          HOOKS.build(dict(type='MlflowLoggerHook', interval=2, exp_name='e')), max_epochs=1)
+    assert got['wandb'][0] == dict(project='p', dir=str(tmp_path)) and got['mlflow'][0] == 'e'
+    assert got['wandb'][1:] == got['mlflow'][1:] and [step for step, _ in got['wandb'][1:]] == [2, 4, 4]
+
+
+def test_names_for_trackers():
+    entry = dict(mode='train', epoch=1, iter=2, lr=0.1, memory=3, data_time=0.1, time=0.2, loss=1., note='text')
+    assert numbers_of(entry) == {'train/loss': 1., 'learning_rate': 0.1}
+
+
+def test_hint_when_the_loader_is_slow(tmp_path, lines):
+    import time
+
+    class Slow(list):
+        sampler = dataset = None
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.02)
+                yield batch
+    toy_runner(tmp_path, 2, hooks=[TextLoggerHook(interval=2)], loader=Slow(toy_loader())).train()
+    assert len([line for line in lines() if 'data.workers_per_gpu may help' in line]) == 1

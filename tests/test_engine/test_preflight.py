@@ -1,0 +1,133 @@
+"""What is found before the first step: heads for other classes, missing images, odd boxes, empty data, the batch."""
+import json
+import logging
+
+import numpy as np
+import pytest
+from torch import nn
+
+from boxdet.datasets import build_dataset
+from boxdet.engine.preflight import check_data, check_num_classes, check_training, learning_rate_scale, missing_files
+from boxdet.errors import ConfigError, DataError
+
+
+class Head(nn.Module):
+    def __init__(self, num_classes, class_agnostic=False):
+        super().__init__()
+        self.num_classes, self.class_agnostic = num_classes, class_agnostic
+
+
+class Detector(nn.Module):
+    def __init__(self, bbox=2, mask=2, rpn=1, agnostic=False):
+        super().__init__()
+        self.rpn_head = Head(rpn)
+        self.roi_head = nn.ModuleDict(dict(bbox_head=Head(bbox), mask_head=Head(mask, agnostic)))
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """``coco(annotations, images=2)`` writes a COCO file with classes cat, dog and gives the data set."""
+    import cv2
+
+    def make(annotations, images=2, written=None, **kwargs):
+        for i in range(images if written is None else written):
+            cv2.imwrite(str(tmp_path / f'{i}.jpg'), np.zeros((64, 64, 3), np.uint8))
+        data = dict(images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in range(images)],
+                    categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+                    annotations=[dict(id=10 + i, image_id=image, category_id=1, bbox=box, area=box[2] * box[3],
+                                      iscrowd=0) for i, (image, box) in enumerate(annotations)])
+        (tmp_path / 'ann.json').write_text(json.dumps(data))
+        return build_dataset(dict(type='CocoDataset', ann_file=str(tmp_path / 'ann.json'), img_prefix=str(tmp_path),
+                                  pipeline=[], **{'classes': ('cat', 'dog'), **kwargs}))
+    return make
+
+
+@pytest.fixture
+def log(caplog):
+    logging.getLogger('boxdet').propagate = True
+    caplog.set_level(logging.INFO, logger='boxdet')
+    return caplog
+
+
+GOOD = [(0, [4, 4, 20, 20]), (1, [8, 8, 30, 30])]
+
+
+def test_a_good_set_passes_and_is_logged(coco, log):
+    check_training(Detector(), coco(GOOD), coco(GOOD, test_mode=True))
+    assert 'data.train: 2 images (of 2 in the file)' in log.text and 'WARNING' not in log.text
+
+
+@pytest.mark.parametrize('detector, named', [
+    (Detector(bbox=80), 'model.roi_head.bbox_head.num_classes = 80'), (Detector(mask=3), 'mask_head.num_classes = 3')])
+def test_heads_for_another_number_of_classes(coco, detector, named):
+    with pytest.raises(ConfigError, match=rf'{named}.*has 2 classes \(cat, dog\); set num_classes to 2'):
+        check_training(detector, coco(GOOD))
+
+
+def test_heads_that_tell_no_classes_apart_are_left_alone(coco):
+    check_num_classes(Detector(rpn=7), coco(GOOD))
+    check_num_classes(Detector(mask=80, agnostic=True), coco(GOOD))
+
+
+def test_one_class_as_a_string():
+    dataset = type('Data', (), dict(CLASSES='cat'))()
+    with pytest.raises(ConfigError, match=r"classes='cat' is one text, .* write classes=\('cat',\)"):
+        check_num_classes(Detector(), dataset)
+
+
+def test_missing_images_are_counted_and_named(coco):
+    dataset = coco([(i, [4, 4, 20, 20]) for i in range(9)], images=9, written=2)
+    assert missing_files(dataset)[1] == 9
+    with pytest.raises(DataError, match=r'data\.train: 7 of 9 image files are missing: .*2\.jpg, .*6\.jpg, …; check'):
+        check_training(Detector(), dataset)
+
+
+def test_degenerate_boxes_are_warned_of_by_id(coco, log):
+    check_data(coco([*GOOD, (0, [5, 5, 0, 10]), (1, [5, 5, 10, 0])]), 'data.train')
+    assert '2 boxes have no area, or lie outside their image, and are not used: annotation ids 12, 13' in log.text
+
+
+def test_an_empty_set_says_why(coco):
+    with pytest.raises(DataError, match=r'no image is left to use \(of 2 in the file; left out: .*empty.* 2\);'):
+        check_data(coco([]), 'data.train')
+
+
+def test_left_out_images_are_counted(coco, log):
+    check_data(coco(GOOD[:1]), 'data.train')
+    assert 'data.train: 1 images (of 2 in the file; left out: ' in log.text
+
+
+def test_validation_with_other_classes(coco):
+    with pytest.raises(ConfigError, match=r'data\.val has other classes than data\.train: another order'):
+        check_training(Detector(), coco(GOOD), coco(GOOD, classes=('dog', 'cat')))
+
+
+def test_wrapped_sets_are_looked_into(coco):
+    inner = coco(GOOD, written=1)
+    with pytest.raises(DataError, match='1 of 2 image files are missing'):
+        check_training(Detector(), build_dataset(dict(type='RepeatDataset', times=3, dataset=inner)))
+
+
+# --- batch and learning rate ---
+
+def test_matching_batch_is_told(log):
+    assert learning_rate_scale(2, 8, 1, 0.02, dict(enable=False, base_batch_size=16)) == 1.
+    assert '8 processes x 2 images x 1 accumulated = effective batch 16; base batch 16; learning rate 0.02' in log.text
+    assert 'WARNING' not in log.text
+
+
+def test_another_batch_is_a_warning(log):
+    assert learning_rate_scale(2, 1, 1, 0.02, dict(base_batch_size=16)) == 1.
+    assert 'WARNING' in log.text and 'linear scaling rule would give 0.0025: --auto-scale-lr applies it' in log.text
+
+
+def test_scaling(log):
+    assert learning_rate_scale(2, 1, 4, 0.02, dict(enable=True, base_batch_size=16)) == 0.5
+    assert 'effective batch 8; base batch 16; learning rate 0.02 x 0.5 = 0.01' in log.text
+    with pytest.raises(ConfigError, match='needs auto_scale_lr.base_batch_size'):
+        learning_rate_scale(2, 1, 1, 0.02, dict(enable=True))
+
+
+def test_without_a_base(log):
+    assert learning_rate_scale(2, 1, 1, 0.02) == 1.
+    assert '1 process x 2 images x 1 accumulated = effective batch 2; learning rate 0.02' in log.text

@@ -1,0 +1,128 @@
+"""Optimizers with paramwise_cfg, and the update step: clipping, accumulation, precision."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from boxdet.engine.schedule import build_optimizer, build_update_step
+from boxdet.errors import ConfigError
+
+
+# --- optimizer ---
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def settings(optimizer, model):
+    by_id = {id(p): (g['lr'], g['weight_decay']) for g in optimizer.param_groups for p in g['params']}
+    return {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+
+def test_plain_optimizer_has_one_group():
+    cfg = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
+    optimizer = build_optimizer(Net(), cfg)
+    assert isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]['momentum'] == 0.9 and cfg == dict(type='SGD', lr=0.02, momentum=0.9,
+                                                                       weight_decay=1e-4)
+
+
+def test_paramwise_multipliers():
+    model = Net()
+    optimizer = build_optimizer(model, dict(type='SGD', lr=1., weight_decay=1., paramwise_cfg=dict(
+        bias_lr_mult=2., bias_decay_mult=0., norm_decay_mult=0.5, dwconv_decay_mult=0.25)))
+    assert settings(optimizer, model) == {
+        'backbone.0.weight': (1., 0.25), 'backbone.0.bias': (2., 0.25), 'backbone.1.weight': (1., 0.5),
+        'backbone.1.bias': (1., 0.5), 'head.weight': (1., 1.), 'head.bias': (2., 0.), 'frozen.weight': (1., 1.),
+        'frozen.bias': (1., 1.)}
+    assert len(optimizer.param_groups) == 5  # one for each pair of numbers, not one a parameter
+
+
+def test_custom_keys_longest_wins():
+    model = Net()
+    optimizer = build_optimizer(model, dict(type='AdamW', lr=1., weight_decay=1., paramwise_cfg=dict(
+        norm_decay_mult=0., custom_keys={'backbone': dict(lr_mult=0.1), 'backbone.1': dict(decay_mult=0.5)})))
+    found = settings(optimizer, model)
+    assert found['backbone.0.weight'] == (0.1, 1.) and found['backbone.1.weight'] == (1., 0.5)
+    assert found['head.weight'] == (1., 1.) and isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_shared_parameters():
+    model = nn.ModuleDict(dict(a=nn.Linear(2, 2)))
+    model['b'] = model['a']
+    with pytest.raises(ConfigError, match="'b.weight' appears twice"):
+        build_optimizer(model, dict(type='SGD', lr=1., paramwise_cfg=dict(bias_lr_mult=2.)))
+    optimizer = build_optimizer(model, dict(type='SGD', lr=1., paramwise_cfg=dict(bias_lr_mult=2.,
+                                                                                 bypass_duplicate=True)))
+    assert sum(len(g['params']) for g in optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize('cfg, message', [
+    (dict(lr=1.), "optimizer needs a 'type'"), (dict(type='SDG', lr=1.), "did you mean 'SGD'"),
+    (dict(type='SGD', lr=1., momentun=0.9), "optimizer.momentun.*did you mean 'momentum'"),
+    (dict(type='SGD', lr=1., paramwise_cfg=dict(bias_mult=2.)), "takes no 'bias_mult'"),
+    (dict(type='SGD', lr=1., paramwise_cfg=dict(norm_decay_mult=0.)), 'needs optimizer.weight_decay'),
+    (dict(type='SGD', lr=1., paramwise_cfg=dict(custom_keys={'a': dict(lr_mul=2.)})), "did you mean 'lr_mult'"),
+    (dict(type='SGD', lr=1., constructor='Layerwise'), "constructor 'Layerwise' is unknown")])
+def test_wrong_optimizers(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(Net(), cfg)
+
+
+def test_lr_scale():
+    model = Net()
+    optimizer = build_optimizer(model, dict(type='SGD', lr=0.02, paramwise_cfg=dict(bias_lr_mult=2.)), lr_scale=0.5)
+    assert sorted({g['lr'] for g in optimizer.param_groups}) == [0.01, 0.02]
+
+
+# --- update step ---
+
+def test_gradients_are_clipped_and_the_norm_is_kept():
+    model = nn.Linear(3, 1, bias=False)
+    step = build_update_step(torch.optim.SGD(model.parameters(), lr=1.), dict(grad_clip=dict(max_norm=1., norm_type=2)))
+    before = model.weight.clone()
+    step.update_params(model(torch.full((1, 3), 10.)).sum())
+    assert float(step.grad_norm) == pytest.approx(math.sqrt(300))
+    assert float(torch.linalg.norm(before - model.weight).detach()) == pytest.approx(1., rel=1e-3)
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize('iterations', [4, 5])
+def test_accumulation_averages(iterations):
+    torch.manual_seed(0)
+    model, data = nn.Linear(3, 1), torch.randn(iterations, 3)
+    step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1), dict(cumulative_iters=2))
+    step.initialize_count_status(model, 0, iterations)
+    reference = nn.Linear(3, 1)
+    reference.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for row in data:
+        step.update_params(model(row).square().mean())
+    for chunk in data.split(2):  # the last one is shorter when 2 does not divide
+        optimizer.zero_grad()
+        reference(chunk).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), reference.state_dict())
+
+
+def test_bfloat16_on_the_cpu():
+    model = nn.Linear(3, 1)
+    step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1), None, dict(loss_scale=512.), 'cpu')
+    with step.optim_context(model):
+        out = model(torch.ones(1, 3))
+    assert out.dtype is torch.bfloat16 and step.scaler is None
+    step.update_params(out.float().sum())
+    assert model.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize('config, fp16, message', [
+    (dict(grad_clp=None), None, "did you mean 'grad_clip'"), (dict(type='OptimHook'), None, "did you mean 'Optimizer"),
+    (None, dict(loss_scal=1), "did you mean 'loss_scale'"), (None, dict(dtype='float8'), "fp16.dtype 'float8'")])
+def test_wrong_update_steps(config, fp16, message):
+    with pytest.raises(ConfigError, match=message):
+        build_update_step(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1), config, fp16)
