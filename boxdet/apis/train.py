@@ -1,0 +1,189 @@
+"""Training from a config: mmdetection 2.x's ``train_detector``.
+
+    cfg = load_config('configs/…')
+    model = build_detector(cfg.model); model.init_weights()
+    train_detector(model, build_dataset(cfg.data.train), cfg, validate=True)
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxdet.checkpoints.io import load_state
+from boxdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
+from boxdet.engine.distributed import get_dist_info, wrap_distributed
+from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
+from boxdet.engine.hooks import EvaluationHook
+from boxdet.engine.learning_rate import POLICIES
+from boxdet.engine.preflight import check_training, learning_rate_scale
+from boxdet.engine.schedule import build_optimizer, build_update_step
+from boxdet.errors import ConfigError
+from boxdet.evaluation.evaluate import evaluate
+from boxdet.models.initialization import set_checkpoint_loader
+from boxdet.registry import HOOKS, RUNNERS, accepted_keywords, check_keywords
+
+__all__ = ['choose_seed', 'set_random_seed', 'train_detector']
+
+# models/ must not import checkpoints/, so that whoever trains tells it how 'Pretrained' weights are read.
+set_checkpoint_loader(load_state)
+
+
+def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool = False, validate: bool = False,
+                   timestamp: str | None = None, meta: Mapping[str, Any] | None = None) -> nn.Module:
+    """Train ``model`` as ``cfg`` says.
+
+    Args:
+        model: built detector with its initial weights, on the CPU.
+        dataset: the training set, or [training set, set for the workflow's 'val' phases].
+        cfg: Config; it is not changed.
+        distributed: ``init_dist`` was called, this process is one of several.
+        validate: evaluate on ``cfg.data.val`` as ``cfg.evaluation`` says.
+        timestamp: names the log files. meta: goes into checkpoints and the JSON log.
+
+    Returns:
+        the trained detector, unwrapped.
+
+    Raises:
+        UserError: what the preflight found, a loss that is no number, a checkpoint that cannot be read or written.
+    """
+    datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
+    timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
+    work_dir = Path(cfg.get('work_dir') or 'work_dirs')
+    logger = logging.getLogger('boxdet')
+    if not logger.handlers:
+        logger = setup_logger(work_dir / f'{timestamp}.log', cfg.get('log_level', 'INFO'))
+    device = choose_device(cfg.get('device'))
+    length = runner_config(cfg)
+    validation = _validation_set(cfg) if validate and cfg.data.get('val') else None
+    check_training(model, datasets[0], validation)
+    loaders = [_train_loader(one, cfg, length, distributed) for one in datasets]
+
+    options = dict(cfg.get('optimizer_config') or {})
+    scale = learning_rate_scale(loaders[0].batch_size, get_dist_info()[1],
+                                options.get('cumulative_iters', 1), cfg.optimizer.get('lr', 0.),
+                                cfg.get('auto_scale_lr'))
+    model.CLASSES = datasets[0].CLASSES
+    model = _place(model, device, cfg)
+    step = build_update_step(build_optimizer(model, cfg.optimizer, scale), options, cfg.get('fp16'), device.type)
+    runner = RUNNERS.build(length, model=wrap_distributed(model, device, cfg.get('find_unused_parameters', False)),
+                           train_loader=loaders[0], update_step=step, work_dir=work_dir, logger=logger, device=device,
+                           meta=_meta(cfg, datasets[0], meta), timestamp=timestamp,
+                           workflow=cfg.get('workflow') or [('train', 1)],
+                           validation_loader=loaders[1] if len(loaders) > 1 else None)
+    for hook, priority in _hooks(cfg, runner.by_epoch):
+        runner.register_hook(hook, priority)
+    if validation is not None:
+        runner.register_hook(_evaluation_hook(cfg, validation, runner.by_epoch, distributed))
+    if cfg.get('resume_from'):
+        runner.resume(cfg.resume_from)
+    elif cfg.get('load_from'):
+        runner.load_weights(cfg.load_from)
+    runner.train()
+    return model
+
+
+def runner_config(cfg: Any) -> dict[str, Any]:
+    """``cfg.runner``, or what ``total_epochs`` meant before there was one.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if cfg.get('runner'):
+        return {'type': 'EpochBasedRunner', **cfg.runner}
+    if cfg.get('total_epochs'):
+        return dict(type='EpochBasedRunner', max_epochs=cfg.total_epochs)
+    raise ConfigError("the config says neither runner=dict(type='EpochBasedRunner', max_epochs=…) nor total_epochs")
+
+
+def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
+    """What every checkpoint tells of the training, in plain values."""
+    meta = dict(CLASSES=dataset.CLASSES, PALETTE=getattr(dataset, 'PALETTE', None), config=cfg.pretty_text,
+                seed=cfg.get('seed'))
+    return {**meta, **(given or {})}
+
+
+def _place(model: nn.Module, device: torch.device, cfg: Any) -> nn.Module:
+    """Move the model; ``channels_last=True`` in the config stores its convolutions that way (for GPUs in fp16)."""
+    if cfg.get('channels_last', False):
+        return model.to(device=device, memory_format=torch.channels_last)
+    return model.to(device)
+
+
+# --- loaders ---
+
+def _split_options(cfg: Any, split: str) -> dict[str, Any]:
+    """Loader options: what stands in ``data`` itself, then in ``data.<split>_dataloader``."""
+    own = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
+    shared = {key: value for key, value in cfg.data.items() if key not in own}
+    return {**shared, **cfg.data.get(f'{split}_dataloader', {})}
+
+
+def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool) -> Any:
+    options = dict(samples_per_gpu=1, workers_per_gpu=2, num_gpus=1, dist=distributed, seed=cfg.get('seed'),
+                   runner_type=length['type'])
+    return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train')})
+
+
+def _validation_set(cfg: Any) -> Any:
+    """``data.val`` without augmentation; in batches its ImageToTensor is replaced, as the guide says."""
+    val = cfg.data.val
+    if not isinstance(val, Mapping):
+        return build_dataset(val, dict(test_mode=True))
+    val = {key: value for key, value in val.items() if key != 'samples_per_gpu'}
+    if 'pipeline' in val and _validation_batch(cfg) > 1:
+        val['pipeline'] = replace_ImageToTensor(val['pipeline'])
+    return build_dataset(val, dict(test_mode=True))
+
+
+def _validation_batch(cfg: Any) -> int:
+    inside = cfg.data.val.get('samples_per_gpu', 1) if isinstance(cfg.data.val, Mapping) else 1
+    return cfg.data.get('val_dataloader', {}).get('samples_per_gpu', inside)
+
+
+def _evaluation_hook(cfg: Any, dataset: Any, by_epoch: bool, distributed: bool) -> EvaluationHook:
+    options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': _validation_batch(cfg)}
+    loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
+    own = getattr(dataset, 'evaluate', None)  # a user's data set may come with its own
+    measure = evaluate if own is None else lambda data, results, **kwargs: own(results, **kwargs)
+    chosen = {'by_epoch': by_epoch, **{k: v for k, v in (cfg.get('evaluation') or {}).items() if k != 'type'}}
+    if own is None:
+        check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in accepted_keywords(evaluate)[0]},
+                       'evaluation')
+    return EvaluationHook(dataset, loader, measure, **chosen)
+
+
+# --- hooks ---
+
+def _hooks(cfg: Any, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
+    """(hook, priority or None) of ``lr_config``, ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
+    if cfg.get('momentum_config'):
+        raise ConfigError('momentum_config: boxdet keeps the momentum constant; take the key out')
+    if cfg.get('lr_config'):
+        yield _lr_hook(cfg.lr_config, by_epoch), None
+    if cfg.get('checkpoint_config'):
+        yield HOOKS.build({'type': 'CheckpointHook', 'by_epoch': by_epoch, **cfg.checkpoint_config}), None
+    log = dict(cfg.get('log_config') or dict(hooks=[dict(type='TextLoggerHook')]))
+    for one in log.get('hooks') or []:
+        yield HOOKS.build({'interval': log.get('interval', 10), 'by_epoch': by_epoch, **one}), 'VERY_LOW'
+    for one in cfg.get('custom_hooks') or []:
+        if isinstance(one, Mapping):
+            yield HOOKS.build({k: v for k, v in one.items() if k != 'priority'}), one.get('priority', 'NORMAL')
+        else:
+            yield one, None
+
+
+def _lr_hook(lr_config: Mapping, by_epoch: bool) -> Any:
+    policy = lr_config.get('policy')
+    own = f"{policy}LrUpdaterHook"
+    if policy is not None and policy.lower() not in {p.lower() for p in POLICIES} and own in HOOKS:
+        return HOOKS.build({'type': own, 'by_epoch': by_epoch, **{k: v for k, v in lr_config.items() if k != 'policy'}})
+    options = {'by_epoch': by_epoch, **lr_config}
+    if 'type' in options:
+        options.setdefault('policy', options.pop('type').removesuffix('LrUpdaterHook'))
+    return HOOKS.build({'type': 'LrUpdaterHook', **options})

@@ -1,0 +1,210 @@
+"""init_detector and inference_detector on a small random Mask R-CNN."""
+
+import subprocess
+import sys
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxdet.apis import fuse_conv_bn, inference_detector, init_detector, show_result_pyplot
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.engine.config import load_config
+from boxdet.errors import CheckpointError, ConfigError, DataError, UserError
+from boxdet.structures.instances import Instances
+
+
+@pytest.fixture(scope='module')
+def model(tiny_detector):
+    return init_detector(str(tiny_detector.config), str(tiny_detector.checkpoint), device='cpu')
+
+
+def same(one: Instances, other: Instances, tolerance: float = 0) -> bool:
+    return (len(one) == len(other) and torch.equal(one.labels, other.labels)
+            and torch.allclose(one.bboxes, other.bboxes, rtol=0, atol=100 * tolerance)
+            and torch.allclose(one.scores, other.scores, rtol=0, atol=tolerance))
+
+
+def test_a_detector_is_ready_for_use(model, tiny_detector):
+    assert not model.training and model.CLASSES == tiny_detector.classes
+    assert model.cfg.model.type == 'MaskRCNN'
+    state = load_checkpoint(tiny_detector.checkpoint)['state_dict']
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_result_of_one_image(model, tiny_detector):
+    result = inference_detector(model, str(tiny_detector.images[1]))
+    assert isinstance(result, Instances) and 0 < len(result) <= 12
+    assert result.image_size == (128, 96) and result.num_classes == 3
+    assert result.bboxes[:, [0, 2]].max() <= 96 and result.bboxes[:, [1, 3]].max(
+    ) <= 128 and result.bboxes.min() >= 0
+    assert result.scores.tolist() == sorted(result.scores.tolist(), reverse=True)
+    assert result.masks_bitmaps().shape == (len(result), 128, 96)
+
+
+def test_every_form_of_a_picture_gives_the_same(model, tiny_detector):
+    path = tiny_detector.images[0]
+    expected = inference_detector(model, str(path))
+    image = cv2.imread(str(path))
+    for picture in (path, image, path.read_bytes(), Image.open(path), np.asfortranarray(image)):
+        assert same(inference_detector(model, picture), expected)
+
+
+def test_several_pictures_in_order(model, tiny_detector):
+    paths = [str(p) for p in tiny_detector.images]
+    singles = [inference_detector(model, p) for p in paths]
+    for several in (inference_detector(model, paths), inference_detector(model, tuple(paths)),
+                    inference_detector(model, iter(paths))):
+        assert len(several) == 4 and all(same(a, b) for a, b in zip(several, singles))
+    assert inference_detector(model, []) == [] and len(inference_detector(model, paths[:1])) == 1
+
+
+def test_batches_are_made_of_one_input_size(model, tiny_detector, monkeypatch):
+    sizes, forward = [], type(model).predict
+    monkeypatch.setattr(type(model), 'predict', lambda self, batch, **options: (
+        sizes.append(tuple(batch.images.shape)), forward(self, batch, **options))[1])
+    inference_detector(model, [str(tiny_detector.images[k]) for k in (0, 1, 2, 3, 0)], batch_size=2)
+    assert sizes == [(2, 3, 128, 160), (1, 3, 128, 160), (1, 3, 160, 128), (1, 3, 96, 160)]
+
+
+def test_batches_give_the_results_of_single_pictures(model, tiny_detector):
+    paths = [str(tiny_detector.images[k]) for k in (0, 1, 2, 3, 0)]  # three of one input size between others
+    batched = inference_detector(model, paths, batch_size=2)
+    assert all(same(a, inference_detector(model, p), 1e-5) for a, p in zip(batched, paths))
+
+
+def test_the_pipeline_follows_the_config(tiny_detector):
+    model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
+    before = inference_detector(model, str(tiny_detector.images[0]))
+    model.cfg.data.test.pipeline[1]['img_scale'] = (96, 64)
+    assert not same(inference_detector(model, str(tiny_detector.images[0])), before)
+
+
+def test_test_time_augmentation(tiny_detector):
+    options = {'data.test.pipeline.1.flip': True}
+    model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu', cfg_options=options)
+    paths = [str(p) for p in tiny_detector.images[:2]]
+    assert [r.image_size for r in inference_detector(model, paths, batch_size=2)] == [(96, 128), (128, 96)]
+
+
+@pytest.mark.parametrize('picture, message', [('missing.jpg', 'missing.jpg'),
+                                              (b'no image', 'picture 0: 8 bytes that are no image file'),
+                                              (b'', 'no image file'),
+                                              (np.zeros(
+                                                  (5, 5, 3), np.float32), 'picture 0 is an array.*of uint8'),
+                                              (np.zeros((0, 5, 3), np.uint8), 'picture 0'),
+                                              ([np.zeros((5, 5, 3), np.uint8), 7], 'picture 1 is a int')])
+def test_what_is_no_picture(model, picture, message):
+    with pytest.raises(DataError, match=message):
+        inference_detector(model, picture)
+
+
+def test_config_objects_stay_as_they_are(tiny_detector):
+    cfg = load_config(tiny_detector.config)
+    before = cfg.pretty_text
+    model = init_detector(cfg, tiny_detector.checkpoint, device='cpu', cfg_options={
+        'model.test_cfg.rcnn.max_per_img': 3})
+    assert cfg.pretty_text == before and 'init_cfg' in cfg.model.backbone
+    assert len(inference_detector(model, str(tiny_detector.images[0]))) <= 3
+
+
+def test_without_a_checkpoint_classes_are_those_of_the_config(tiny_detector):
+    assert init_detector(tiny_detector.config, device='cpu').CLASSES == tiny_detector.classes
+    other = init_detector(tiny_detector.config, device='cpu', cfg_options={
+        'data.test.classes': ['x', 'y', 'z']})
+    assert other.CLASSES == ('x', 'y', 'z')
+
+
+def test_a_checkpoint_without_classes_warns(tiny_detector, tmp_path):
+    save_checkpoint(dict(meta={}, state_dict=load_checkpoint(tiny_detector.checkpoint)['state_dict']),
+                    tmp_path / 'c.pth')
+    with pytest.warns(UserWarning, match='c.pth does not tell its classes'):
+        assert init_detector(tiny_detector.config, tmp_path / 'c.pth',
+                             device='cpu').CLASSES == tiny_detector.classes
+
+
+def test_a_checkpoint_of_other_classes_warns(tiny_detector):
+    options = {'data.test.classes': ['disc', 'bar', 'ring']}
+    with pytest.warns(UserWarning, match='ring'):
+        model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu',
+                              cfg_options=options)
+    assert model.CLASSES == tiny_detector.classes
+
+
+def test_a_good_load_is_silent(tiny_detector):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        warnings.simplefilter('ignore', DeprecationWarning)
+        init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
+
+
+def test_wrong_checkpoints(tiny_detector, tmp_path):
+    with pytest.raises(CheckpointError, match='nothing.pth'):
+        init_detector(tiny_detector.config, tmp_path / 'nothing.pth', device='cpu')
+    save_checkpoint(dict(meta={}, state_dict={'a.weight': torch.zeros(3)}), tmp_path / 'foreign.pth')
+    with pytest.raises(CheckpointError, match='foreign.pth.*another architecture'):
+        init_detector(tiny_detector.config, tmp_path / 'foreign.pth', device='cpu')
+    state = dict(load_checkpoint(tiny_detector.checkpoint)['state_dict'])
+    state.pop('roi_head.bbox_head.fc_cls.weight')
+    save_checkpoint(dict(meta=dict(CLASSES=tiny_detector.classes), state_dict=state), tmp_path / 'part.pth')
+    with pytest.warns(UserWarning, match='fc_cls.weight'):
+        init_detector(tiny_detector.config, tmp_path / 'part.pth', device='cpu')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_no_gpu_names_the_way_out(tiny_detector):
+    with pytest.raises(ConfigError, match='cpu'):
+        init_detector(tiny_detector.config, tiny_detector.checkpoint)
+
+
+def test_show_result_writes_the_picture(model, tiny_detector, tmp_path):
+    result = inference_detector(model, str(tiny_detector.images[0]))
+    drawn = model.show_result(str(tiny_detector.images[0]), result, score_thr=0.0, out_file=str(
+        tmp_path / 'x/out.png'))
+    assert np.array_equal(cv2.imread(str(tmp_path / 'x/out.png')), drawn)
+    assert not np.array_equal(drawn, cv2.imread(str(tiny_detector.images[0])))
+    with pytest.raises(UserError, match='missing.png'):
+        model.show_result('missing.png', result)
+
+
+def test_show_result_pyplot(model, tiny_detector, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    shown = []
+    monkeypatch.setattr(plt, 'show', lambda **_: shown.append(plt.gcf().axes[0].images[0].get_array()))
+    image = cv2.imread(str(tiny_detector.images[0]))
+    result = inference_detector(model, image)
+    show_result_pyplot(model, image, result, score_thr=0.0, out_file=str(tmp_path / 'out.png'))
+    assert np.array_equal(shown[0][:, :, ::-1], cv2.imread(str(tmp_path / 'out.png')))
+    plt.close('all')
+
+
+def test_folded_batch_norms_compute_the_same(tiny_detector):
+    model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
+    torch.manual_seed(1)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:  # as after a training
+        norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 2), norm.weight.data.uniform_(
+            0.5, 1.5)
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        expected = model.extract_feat(images)
+        fused = fuse_conv_bn(model)
+        assert norms and not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+        for a, b in zip(fused.extract_feat(images), expected):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def test_importing_the_api_loads_nothing_heavy():
+    code = 'import sys, boxdet.apis; assert not {"torch", "cv2", "mmengine", "matplotlib"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_every_name_of_the_api_is_there():
+    import boxdet.apis
+    for name in boxdet.apis.__all__:
+        assert callable(getattr(boxdet.apis, name))
+    with pytest.raises(AttributeError, match="no attribute 'inference'|no attribute 'init_detecto'"):
+        boxdet.apis.init_detecto

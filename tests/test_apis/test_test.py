@@ -1,0 +1,54 @@
+"""single_gpu_test: results in the data set's order, pictures on the way."""
+
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.apis import inference_detector, init_detector, multi_gpu_test, single_gpu_test
+from boxdet.datasets import build_dataloader, build_dataset
+from boxdet.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def model(tiny_detector):
+    return init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
+
+
+@pytest.fixture
+def loader(model):
+    dataset = build_dataset(model.cfg.data.test, dict(test_mode=True))
+    return build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
+
+
+def test_results_are_those_of_the_single_images(model, loader, tiny_detector):
+    results = single_gpu_test(model, loader, progress=False)
+    assert len(results) == 4
+    for result, path in zip(results, tiny_detector.images):
+        alone = inference_detector(model, str(path))
+        assert np.array_equal(result.bboxes, alone.bboxes) and np.array_equal(result.scores, alone.scores)
+
+
+def test_pictures_keep_their_names_and_folders(model, loader, tiny_detector, tmp_path):
+    single_gpu_test(model, loader, out_dir=tmp_path / 'out', show_score_thr=0.0, progress=False)
+    written = sorted(str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*'))
+    assert written == ['a.png', 'c.jpg', 'd.png', 'deep/b.png']
+    drawn, original = cv2.imread(str(tmp_path / 'out/deep/b.png')), cv2.imread(str(tiny_detector.images[1]))
+    assert drawn.shape == original.shape and not np.array_equal(drawn, original)
+
+
+def test_a_high_threshold_draws_nothing(model, loader, tiny_detector, tmp_path):
+    single_gpu_test(model, loader, out_dir=tmp_path, show_score_thr=1.0, progress=False)
+    assert np.array_equal(cv2.imread(str(tmp_path / 'a.png')), cv2.imread(str(tiny_detector.images[0])))
+
+
+def test_show_without_a_display_says_so(model, loader, monkeypatch):
+    monkeypatch.setattr('sys.platform', 'linux')
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    with pytest.raises(UserError, match='DISPLAY'):
+        single_gpu_test(model, loader, show=True, progress=False)
+
+
+def test_one_process_of_many_is_all_of_them(model, loader):
+    with pytest.warns(UserWarning, match='no effect'):
+        assert len(multi_gpu_test(model, loader, tmpdir='somewhere')) == 4

@@ -1,0 +1,199 @@
+"""tools/test.py as users run it. One process checks the command line; the options are tried in this one, for
+speed.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import warnings
+
+import cv2
+import pytest
+from pycocotools.coco import COCO
+
+from boxdet.errors import CheckpointError, ConfigError, DataError, UserError
+from boxdet.evaluation import load_results
+
+
+@pytest.fixture(scope='module')
+def tool(repo_root):
+    spec = importlib.util.spec_from_file_location('boxdet_tools_test', repo_root / 'tools/test.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tool, tiny_detector, capsys):
+    """Run the tool in this process; returns what it printed."""
+    def call(*arguments, config=tiny_detector.config, checkpoint=tiny_detector.checkpoint) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            tool.main([str(config), str(checkpoint), '--device', 'cpu', *map(str, arguments)])
+        return capsys.readouterr().out
+    return call
+
+
+def metrics_of(folder) -> dict:
+    written, = folder.glob('eval_*.json')
+    return json.loads(written.read_text())['metric']
+
+
+def test_command_line_evaluates_and_saves(tiny_detector, repo_root, tmp_path):
+    command = [
+        sys.executable,
+        str(repo_root / 'tools/test.py'),
+        str(tiny_detector.config),
+        str(tiny_detector.checkpoint), '--device', 'cpu', '--eval', 'bbox', 'segm', 'proposal',
+        'proposal_fast', '--out',
+        str(tmp_path / 'r.pkl'), '--work-dir',
+        str(tmp_path / 'work')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(tmp_path / 'work')
+    assert {'bbox_mAP', 'segm_mAP_50', 'AR@100', 'proposal_fast_AR@1000'} <= set(metrics)
+    assert f"bbox_mAP: {metrics['bbox_mAP']:.4f}" in done.stdout and 'Average Precision' in done.stdout
+    assert len(load_results(tmp_path / 'r.pkl')) == 4 and '4/4 images' in done.stdout
+
+
+def test_help_is_quick_and_teaches(repo_root):
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, str(repo_root / 'tools/test.py'), '--help'],
+                              capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0 and '--eval-options classwise=True' in done.stdout
+    assert min(times) < 0.5
+
+
+def test_errors_are_one_line_and_status_2(tiny_detector, repo_root):
+    command = [
+        sys.executable,
+        str(repo_root / 'tools/test.py'),
+        str(tiny_detector.config), 'missing.pth', '--eval', 'bbox', '--device', 'cpu']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith('error: ') and 'missing.pth' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'nothing to do: give --eval'), (['--eval', 'bbox', '--format-only'], 'exclude each other'),
+    (['--out', 'r.txt'], "r.txt: results are written to a '.pkl' or '.json' file"),
+    (['--eval', 'bbox', '--options', 'a=1', '--eval-options', 'b=1'], 'old name'),
+    (['--out', 'r.pkl', '--eval-options', 'classwise=True'], 'options of --eval or --format-only'),
+    (['--eval', 'bbox', '--eval-options', 'clsswise=True'], "did you mean 'classwise'"),
+    (['--format-only', '--options', 'classwise=True'], "takes jsonfile_prefix=PREFIX, not 'classwise'"),
+    (['--eval', 'bbox', '--gpu-id', '0'], '--device and --gpu-id'),
+    (['--eval', 'bbox', '--batch-size', '0'], '1 at least'), (['--eval', 'mAP'], "unknown metric 'mAP'"),
+    (['--eval', 'bbox', '--cfg-options', 'model.test_cfg.rcnn.score_thresh=0.1'], "score_thr'")])
+def test_wrong_use(run, arguments, message):
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    assert message in str(error.value)
+
+
+def test_classwise_table_by_either_name(run, tmp_path):
+    new = run('--eval', 'bbox', '--eval-options', 'classwise=True', '--work-dir', tmp_path)
+    old = run('--eval', 'bbox', '--options', 'classwise=True')
+    for out in (new, old):
+        assert '| disc ' in out and '| cross ' in out
+    assert 'bbox_disc_precision' in metrics_of(tmp_path)
+
+
+def test_numbers_are_those_of_the_saved_results(run, tiny_detector, tmp_path):
+    from boxdet.engine.config import load_config
+    from boxdet.datasets import build_dataset
+    from boxdet.evaluation import evaluate
+    run('--eval', 'bbox', 'segm', '--out', tmp_path / 'r.json', '--work-dir', tmp_path)
+    dataset = build_dataset(load_config(tiny_detector.config).data.test, dict(test_mode=True))
+    assert evaluate(dataset, load_results(tmp_path / 'r.json'), ['bbox', 'segm'],
+                    logger='silent') == metrics_of(tmp_path)
+
+
+@pytest.mark.parametrize('options', [['--batch-size', '3'], ['--cfg-options', 'data.test.samples_per_gpu=2']])
+def test_batched_testing(run, tmp_path, options):
+    run('--out', tmp_path / 'one.pkl')
+    run('--out', tmp_path / 'many.pkl', *options)
+    one, many = load_results(tmp_path / 'one.pkl'), load_results(tmp_path / 'many.pkl')
+    assert [r.image_size for r in one] == [r.image_size for r in many] == [(96, 128), (128, 96), (96, 128),
+                                                                           (60, 100)]
+
+
+def test_fused_batch_norms_give_the_same_detections(run, tmp_path):
+    run('--out', tmp_path / 'plain.pkl')
+    run('--out', tmp_path / 'fused.pkl', '--fuse-conv-bn')
+    for plain, fused in zip(load_results(tmp_path / 'plain.pkl'), load_results(tmp_path / 'fused.pkl')):
+        assert plain.scores.tolist() == pytest.approx(fused.scores.tolist(), abs=1e-3)
+
+
+def test_pictures(run, tmp_path):
+    run('--show-dir', tmp_path / 'pictures', '--show-score-thr', '0.0')
+    assert cv2.imread(str(tmp_path / 'pictures/deep/b.png')).shape == (128, 96, 3)
+
+
+def test_format_only_without_annotations(run, tiny_detector, tmp_path):
+    content = json.loads(tiny_detector.ann_file.read_text())
+    bare = dict(info={}, images=content['images'], categories=content['categories'])
+    (tmp_path / 'bare.json').write_text(json.dumps(bare))
+    out = run('--format-only', '--options', f'jsonfile_prefix={tmp_path}/sub/run', '--cfg-options',
+              f'data.test.ann_file={tmp_path}/bare.json')
+    assert all(f'predictions: {tmp_path}/sub/run.{kind}.json' in out for kind in ('bbox', 'segm'))
+    truth = COCO()
+    truth.dataset = dict(bare, annotations=[])
+    truth.createIndex()
+    boxes, masks = (truth.loadRes(f'{tmp_path}/sub/run.{kind}.json') for kind in ('bbox', 'segm'))
+    assert len(boxes.anns) == len(masks.anns) > 0
+    assert {a['category_id'] for a in boxes.anns.values()} <= {5, 7, 9}
+
+
+def test_eval_without_annotations_names_the_way_out(run, tiny_detector, tmp_path):
+    content = json.loads(tiny_detector.ann_file.read_text())
+    (tmp_path / 'bare.json').write_text(json.dumps(dict(content, annotations=[])))
+    with pytest.raises(UserError, match='bare.json holds no annotations.*--format-only'):
+        run('--eval', 'bbox', '--cfg-options', f'data.test.ann_file={tmp_path}/bare.json')
+
+
+def test_format_only_without_a_prefix_writes_to_the_work_dir(run, tmp_path):
+    run('--format-only', '--work-dir', tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['results.bbox.json', 'results.segm.json']
+
+
+def test_options_of_the_config_hold_and_the_command_line_wins(run, tmp_path):
+    run('--eval', 'bbox', '--work-dir', tmp_path / 'a', '--cfg-options', 'evaluation.classwise=True')
+    assert 'bbox_disc_precision' in metrics_of(tmp_path / 'a')
+    run('--eval', 'bbox', '--work-dir', tmp_path / 'b', '--cfg-options', 'evaluation.classwise=True',
+        '--eval-options', 'classwise=False')
+    assert 'bbox_disc_precision' not in metrics_of(tmp_path / 'b')
+
+
+def test_other_checkpoints_and_no_test_data(run, tmp_path):
+    with pytest.raises(CheckpointError, match='missing.pth'):
+        run('--eval', 'bbox', checkpoint='missing.pth')
+    with pytest.raises((ConfigError, DataError), match='nowhere.json'):
+        run('--eval', 'bbox', '--cfg-options', 'data.test.ann_file=nowhere.json')
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(run, tiny_detector, repo_root, tmp_path):
+    run('--eval', 'bbox', 'segm', '--out', tmp_path / 'one.json', '--work-dir', tmp_path / 'one')
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+        str(repo_root / 'tools/test.py'),
+        str(tiny_detector.config),
+        str(tiny_detector.checkpoint), '--launcher', 'pytorch', '--device', 'cpu', '--eval', 'bbox', 'segm',
+        '--out',
+        str(tmp_path / 'two.json'), '--work-dir',
+        str(tmp_path / 'two')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / 'one') == metrics_of(tmp_path / 'two')
+    assert (tmp_path / 'one.json').read_text() == (tmp_path / 'two.json').read_text()
+
+
+def test_several_data_sets_are_one_at_a_time(run, tiny_detector):
+    files = f'data.test.ann_file=[{tiny_detector.ann_file},{tiny_detector.ann_file}]'
+    with pytest.raises(UserError, match='one at a time'):
+        run('--eval', 'bbox', '--cfg-options', files)

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Print a config as it stands after its bases and options, or tell where one of its values comes from."""
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from typing import Any
+
+EXAMPLES = """
+examples:
+  the whole config, every base merged in
+    python tools/misc/print_config.py configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py
+  which file sets a value, and what it overrode
+    python tools/misc/print_config.py configs/mask_rcnn/mask_rcnn_r101_fpn_1x_coco.py --explain model.backbone.depth
+  what an option would change; numbers reach into lists
+    python tools/misc/print_config.py CONFIG --cfg-options data.train.pipeline.2.img_scale="(640, 480)" \\
+        --explain data.train.pipeline.2
+  is every key one that something reads?
+    python tools/misc/print_config.py CONFIG --check
+"""
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file: .py, .json or .yaml')
+    parser.add_argument('--cfg-options', '--options', nargs='+', default=[], metavar='KEY=VALUE', dest='options',
+                        help='set these keys first, as the other tools do (--options is the older name)')
+    parser.add_argument('--explain', metavar='KEY', help='only this key, such as model.roi_head.bbox_head.num_classes: '
+                        'its value, the file and line that set it, and what was overridden')
+    parser.add_argument('--check', action='store_true', help='only look for wrong keys and unknown types')
+    return parser.parse_args(arguments)
+
+
+def explanation(cfg: Any, key: str) -> str:
+    """The value of ``key`` and, for each value in it, who set it and what that overrode."""
+    last: dict[tuple, list] = {}
+    for setting in cfg.explain(key):
+        last.setdefault(setting.key, []).append(setting)
+    lines = []
+    for path, settings in last.items():
+        lines.append(f"{'.'.join(map(str, path))} = {settings[-1].value!r}")
+        lines.append(f'    set by {settings[-1].place}')
+        lines += [f'    overrides {old.value!r} ({old.place})' for old in reversed(settings[:-1])]
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    args = parse_args()
+    from boxdet.engine.config import check_config, load_config  # here, so that --help is quick
+    from boxdet.errors import UserError
+    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    try:
+        cfg = load_config(args.config, args.options, import_custom_modules=args.check)
+        if args.check:
+            check_config(cfg)
+            print(f'{args.config}: every key and type is known')
+        else:
+            print(explanation(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
