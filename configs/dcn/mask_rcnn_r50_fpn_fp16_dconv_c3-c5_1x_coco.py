@@ -1,0 +1,5 @@
+_base_ = '../mask_rcnn/mask_rcnn_r50_fpn_fp16_1x_coco.py'
+model = dict(
+    backbone=dict(
+        dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, True, True)))
