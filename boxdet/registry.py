@@ -147,7 +147,8 @@ ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPL
 DATASETS = Registry('dataset', ('boxdet.datasets.coco', 'boxdet.datasets.custom', 'boxdet.datasets.wrappers'))
 PIPELINES = Registry('pipeline', (
     'boxdet.datasets.pipelines.loading', 'boxdet.datasets.pipelines.geometric', 'boxdet.datasets.pipelines.color',
-    'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.test_time'))
+    'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.mixing',
+    'boxdet.datasets.pipelines.test_time'))
 
 HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers'))
 RUNNERS = Registry('runner', ('boxdet.engine.runner',))

@@ -12,7 +12,7 @@ _WHERE = {
     'DATASETS': 'boxdet.registry', 'PIPELINES': 'boxdet.registry',
     'CustomDataset': 'boxdet.datasets.custom', 'CocoDataset': 'boxdet.datasets.coco',
     'ConcatDataset': 'boxdet.datasets.wrappers', 'RepeatDataset': 'boxdet.datasets.wrappers',
-    'ClassBalancedDataset': 'boxdet.datasets.wrappers',
+    'ClassBalancedDataset': 'boxdet.datasets.wrappers', 'MultiImageMixDataset': 'boxdet.datasets.wrappers',
     'GroupSampler': 'boxdet.datasets.samplers', 'DistributedGroupSampler': 'boxdet.datasets.samplers',
     'DistributedSampler': 'boxdet.datasets.samplers',
     'get_classes': 'boxdet.datasets.class_names',

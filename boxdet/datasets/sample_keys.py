@@ -55,5 +55,6 @@ SAMPLE_KEYS: tuple[SampleKey, ...] = (
     SampleKey('gt_masks', 'BitmapMasks | PolygonMasks', 'N of (H, W)', '0 or 1', 'LoadAnnotations', 'mask head'),
     SampleKey('gt_semantic_seg', 'uint8', '(H, W)', 'class, 255 for unknown', 'LoadAnnotations', "users' heads"),
     SampleKey('proposals', 'float32', '(P, 4) or (P, 5)', 'pixels xyxy[, score]', 'LoadProposals', 'Fast R-CNN'),
+    SampleKey('mix_results', 'list[dict]', '', 'samples of other images', 'MultiImageMixDataset', 'CopyPaste'),
     SampleKey('img_metas', 'dict', '', 'the meta_keys', 'Collect', 'collate'),
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.errors import ConfigError
+from boxdet.datasets.pipelines.compose import Compose
+from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 
 
@@ -29,7 +30,7 @@ def build_dataset(cfg: Any, default_args: Mapping[str, Any] | None = None) -> An
         return cfg
     cfg = dict(cfg)
     kind = cfg.get('type')
-    if kind in ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset'):
+    if kind in ('RepeatDataset', 'ClassBalancedDataset', 'MultiImageMixDataset', 'ConcatDataset'):
         key = 'datasets' if kind == 'ConcatDataset' else 'dataset'
         if key not in cfg:
             raise ConfigError(f"{kind} needs '{key}'")
@@ -173,6 +174,77 @@ class ClassBalancedDataset(_OneDataset):
 
     def __len__(self) -> int:
         return len(self.repeat_indices)
+
+
+@DATASETS.register_module()
+class MultiImageMixDataset(_OneDataset):
+    """Samples of a data set mixed with others of it (CopyPaste), then the rest of the pipeline.
+
+    A transform that mixes has ``get_indexes(dataset)``: the number of the image or images to mix in. It finds their
+    samples, after the inner data set's own pipeline, under ``mix_results``.
+
+    Args:
+        dataset: config or data set, whose pipeline loads and augments one image and does not end in Collect.
+        pipeline: transform configs, applied to what ``dataset`` gives.
+        skip_type_keys: types of ``pipeline`` to leave out.
+        max_refetch: how often a transform that returns None is tried anew, other images being drawn.
+
+    Raises:
+        ConfigError: a transform of ``pipeline`` is no config. DataError: ``max_refetch`` was not enough.
+    """
+
+    def __init__(self, dataset: Any, pipeline: Sequence[Mapping[str, Any]],
+                 skip_type_keys: Sequence[str] | None = None, max_refetch: int = 15):
+        super().__init__(dataset)
+        for transform in pipeline:
+            if not isinstance(transform, Mapping):
+                raise ConfigError(f'MultiImageMixDataset.pipeline holds configs with a type, not {transform!r}')
+        self.max_refetch = max_refetch
+        kept = Compose([t for t in pipeline if t.get('type') not in (skip_type_keys or ())]).transforms
+        # From Normalize on it may be the device that finishes the picture: that part stays together. What mixes
+        # stands alone.
+        names = [type(transform).__name__ for transform in kept]
+        mixed = max((i + 1 for i, transform in enumerate(kept) if hasattr(transform, 'get_indexes')), default=0)
+        cut = max(names.index('Normalize') if 'Normalize' in names else len(kept), mixed)
+        self.steps = [*kept[:cut], Compose(kept[cut:])]
+        if hasattr(self.dataset, 'flag'):
+            self.flag = self.dataset.flag
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        return self.dataset, index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def sample(self, index: int, compact: bool = False) -> dict:
+        """The mixed sample after the pipeline (see ``CustomDataset.sample``)."""
+        results = self._plain(index)
+        for step in self.steps:
+            results = self._try(step, results, dict(compact=compact) if isinstance(step, Compose) else {})
+        return results
+
+    def _plain(self, index: int) -> dict:
+        """A sample of its own of the inner data set."""
+        return _copied(super().sample(index))
+
+    def _try(self, step: Any, results: dict, options: dict[str, Any]) -> dict:
+        for _ in range(self.max_refetch):
+            given = _copied(results)
+            if hasattr(step, 'get_indexes'):
+                drawn = step.get_indexes(self.dataset)
+                drawn = drawn if isinstance(drawn, Sequence) else [drawn]
+                given['mix_results'] = [self._plain(i) for i in drawn]
+            found = step(given, **options)
+            if found is not None:
+                found.pop('mix_results', None)
+                return found
+        raise DataError(f'MultiImageMixDataset: {type(step).__name__} dropped '
+                        f"{results.get('ori_filename')} {self.max_refetch} times")
+
+
+def _copied(sample: dict) -> dict:
+    """The sample and its lists of keys; arrays are shared, transforms replace them."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in sample.items()}
 
 
 @DATASETS.register_module()

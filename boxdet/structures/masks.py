@@ -134,6 +134,16 @@ class BitmapMasks:
             result._sources.append(_Source((segmentation, height, width), name=name))
         return result
 
+    @classmethod
+    def from_boxes(cls, boxes: np.ndarray, height: int, width: int) -> BitmapMasks:
+        """Full boxes (N, 4), cut to whole pixels."""
+        result = cls([], height, width)
+        limits = np.array([width, height, width, height])
+        for x1, y1, x2, y2 in np.clip(boxes, 0, limits).astype(np.int64):
+            full = np.ones((max(y2 - y1, 0), max(x2 - x1, 0)), dtype=np.uint8)
+            result._sources.append(_Source(None, (int(y1), int(x1), full)))
+        return result
+
     def _derived(self, sources: list[_Source], rows: np.ndarray, cols: np.ndarray) -> BitmapMasks:
         result = BitmapMasks([], len(rows), len(cols))
         result._sources, result._rows, result._cols = sources, rows, cols
@@ -210,6 +220,29 @@ class BitmapMasks:
         return self._derived(self._sources, self._rows[y1:y1 + h], self._cols[x1:x1 + w])
 
     # -- pixels
+
+    def union(self) -> np.ndarray:
+        """(H, W) uint8, 1 where any of the masks is."""
+        result = np.zeros((self.height, self.width), dtype=np.uint8)
+        for i in range(len(self)):
+            y0, x0, bitmap = self._window(i)
+            result[y0:y0 + bitmap.shape[0], x0:x0 + bitmap.shape[1]] |= bitmap != 0
+        return result
+
+    def without(self, region: np.ndarray) -> BitmapMasks:
+        """The masks where ``region`` (H, W) is 0: what something in front leaves visible.
+
+        Raises:
+            ValueError: a region of another size.
+        """
+        if region.shape != (self.height, self.width):
+            raise ValueError(f'a region of shape {region.shape} for masks of {self.height} x {self.width}')
+        result = BitmapMasks([], self.height, self.width)
+        for i in range(len(self)):
+            y0, x0, bitmap = self._window(i)
+            free = region[y0:y0 + bitmap.shape[0], x0:x0 + bitmap.shape[1]] == 0
+            result._sources.append(_Source(None, (y0, x0, bitmap * free)))
+        return result
 
     def _window(self, i: int) -> Window:
         """Mask i after all maps, as a window of (H, W)."""
@@ -291,13 +324,16 @@ class BitmapMasks:
         over_y, at_y = roi_align_axis(boxes[:, 1], boxes[:, 3], out_hw[0], self.height, self._rows, y0, heights)
         over_x, at_x = roi_align_axis(boxes[:, 0], boxes[:, 2], out_hw[1], self.width, self._cols, x0, widths)
         values = np.empty((len(boxes), *out_hw), dtype=np.float32)
-        # RoIs of one object share its pixels: one matrix product serves them all.
-        for (_, _, bitmap), start, stop in zip(windows, starts, [*starts[1:], len(index)]):
-            height, width = bitmap.shape
-            left = over_y[at_y[start]:at_y[stop]].reshape(-1, height)                    # (n * h, window height)
-            right = over_x[at_x[start]:at_x[stop]].reshape(-1, out_hw[1], width)         # (n, w, window width)
-            half = (left @ bitmap.astype(np.float32)).reshape(stop - start, out_hw[0], width)
-            np.matmul(half, right.transpose(0, 2, 1), out=values[start:stop])
+        # RoIs of one object share its pixels: one matrix product serves them all. The products are torch's: numpy's
+        # have threads of their own, which wait for one another tens of milliseconds where loaders keep the cores busy.
+        over_y, over_x, out = (torch.from_numpy(array) for array in (over_y, over_x, values))
+        with torch.autocast('cpu', enabled=False):
+            for (_, _, bitmap), start, stop in zip(windows, starts, [*starts[1:], len(index)]):
+                height, width = bitmap.shape
+                left = over_y[at_y[start]:at_y[stop]].view(-1, height)                   # (n * h, window height)
+                right = over_x[at_x[start]:at_x[stop]].view(-1, out_hw[1], width)        # (n, w, window width)
+                half = (left @ torch.from_numpy(bitmap.astype(np.float32))).view(stop - start, out_hw[0], width)
+                torch.bmm(half, right.transpose(1, 2), out=out[start:stop])
         return values
 
 

@@ -53,6 +53,13 @@ def test_annotations_are_2x(tmp_path):
     assert dataset.metainfo['CLASSES'] == ('date', 'fig', 'hazelnut') and len(dataset.metainfo['PALETTE']) == 3
 
 
+def test_class_maps_of_names_with_dots_and_without(tmp_path):
+    names = ['a.b/1.jpg', 'plain']
+    images = [{**image(i + 1), 'file_name': name} for i, name in enumerate(names)]
+    dataset = open_dataset(write(tmp_path, [annotation(1), annotation(2, image=2)], images), seg_suffix='_map.png')
+    assert [dataset.get_ann_info(i)['seg_map'] for i in (0, 1)] == ['a.b/1_map.png', 'plain_map.png']
+
+
 def test_labels_follow_the_order_of_classes(tmp_path):
     path = write(tmp_path, [annotation(1), annotation(2, category=1), annotation(3, category=7)])
     dataset = open_dataset(path, classes=['hazelnut', 'date'])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from boxdet.datasets.pipelines.color import Normalize, PhotoMetricDistortion, normalize
+from boxdet.errors import ConfigError
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
@@ -22,6 +23,24 @@ def test_normalize_is_mmcv(dtype, to_rgb):
     assert results['img'].dtype == np.float32 and np.abs(results['img'] - expected).max() < 1e-6
     assert np.array_equal(image, original)
     assert results['img_norm_cfg']['to_rgb'] is to_rgb and np.allclose(results['img_norm_cfg']['mean'], NORM['mean'])
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_normalize_takes_any_type_and_view(to_rgb):
+    """Users' transforms leave float64, wider integers and mirrored views behind; mmcv takes them all."""
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    transform = Normalize(**NORM, to_rgb=to_rgb)
+    expected = transform(dict(img=image))['img']
+    for dtype in (np.float64, np.float16, np.uint16, np.int64):
+        assert np.array_equal(transform(dict(img=image.astype(dtype)))['img'], expected)
+    for view in (image[:, ::-1], image.astype(np.float32)[:, ::-1]):
+        assert np.array_equal(transform(dict(img=view))['img'], expected[:, ::-1])
+
+
+@pytest.mark.parametrize('shape', [(7, 9), (7, 9, 1), (7, 9, 4)])
+def test_normalize_tells_what_has_other_channels(shape):
+    with pytest.raises(ConfigError, match=r"Normalize: .*\(7, 9.*mean of 3 channels; LoadImageFromFile\(color_type"):
+        Normalize(**NORM)(dict(img=np.zeros(shape, dtype=np.uint8)))
 
 
 def test_normalize_into_a_padded_picture():

@@ -126,3 +126,41 @@ def test_every_key_of_a_sample_is_in_the_table(shared_data):
     keys.update(dataset[0])
     assert keys <= known and len(keys) > 20
     assert len(known) == len(SAMPLE_KEYS)
+
+
+def test_containers_are_only_checked():
+    fields = [dict(key='img', stack=True), dict(key='proposals', stack=False, cpu_only=False)]
+    given = dict(img=picture(), proposals=np.ones((2, 4), dtype=np.float32))
+    before = dict(given)
+    found = PIPELINES.build(dict(type='ToDataContainer', fields=fields))(given)
+    assert found is given and found.keys() == before.keys() and all(found[key] is before[key] for key in before)
+    with pytest.raises(ConfigError, match="ToDataContainer: the sample has no 'gt_bboxes'"):
+        PIPELINES.build(dict(type='ToDataContainer'))(given)
+
+
+@pytest.mark.parametrize('field, message', [
+    (dict(stack=True), "names no 'key'"), (dict(key='img', stak=True), "did you mean 'stack'"),
+    (dict(key='proposals', stack=True), "'proposals' is not stacked"), (dict(key='img', padding_value=9), 'not with 9')])
+def test_containers_that_cannot_be_are_refused(field, message):
+    with pytest.raises(ConfigError, match=message):
+        PIPELINES.build(dict(type='ToDataContainer', fields=[field]))
+
+
+def test_proposals_follow_the_picture_and_wait_with_it():
+    """Fast R-CNN's test pipeline: the same numbers by step, at once and deferred."""
+    inner = [dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), NORM, dict(type='Pad', size_divisor=32),
+             dict(type='ImageToTensor', keys=['img']), dict(type='ToTensor', keys=['proposals']),
+             dict(type='ToDataContainer', fields=[dict(key='proposals', stack=False)]),
+             dict(type='Collect', keys=['img', 'proposals'])]
+    pipeline = Compose([dict(type='LoadImageFromWebcam'), dict(type='LoadProposals', num_max_proposals=2),
+                        dict(type='MultiScaleFlipAug', img_scale=(140, 100), flip=True, transforms=inner)])
+    boxes = np.array([[10, 5, 40, 30, .9], [0, 0, 70, 50, .8], [1, 1, 2, 2, .7]], dtype=np.float32)
+    full, compact = pipeline(results(proposals=boxes)), pipeline(results(proposals=boxes), compact=True)
+    assert compact['img'][0].dtype == np.uint8 and full['img'][0].dtype == torch.float32
+    plain, flipped = collate([full])
+    assert plain.proposals[0].bboxes.tolist() == [[20, 10, 80, 60], [0, 0, 140, 100]]      # twice as large
+    assert flipped.proposals[0].bboxes.tolist() == [[60, 10, 120, 60], [0, 0, 140, 100]]  # 140 - x
+    assert plain.proposals[0].scores.tolist() == [1, 1] and boxes[0].tolist()[:4] == [10, 5, 40, 30]
+    for one, other in zip((plain, flipped), collate([compact])):
+        assert torch.equal(one.images, other.to('cpu').images)
+        assert torch.equal(one.proposals[0].bboxes, other.proposals[0].bboxes)

@@ -36,6 +36,13 @@ def check_together(results, tolerance=0.0):
     assert np.abs(results['gt_masks'].bboxes() - results['gt_bboxes']).max(initial=0) <= tolerance
 
 
+def test_resize_of_a_line_and_of_a_point():
+    line = Resize(img_scale=(1333, 800))(dict(img=np.full((3000, 1, 3), 9, dtype=np.uint8)))
+    assert line['img'].shape == (1333, 1, 3) and np.allclose(line['scale_factor'], [1, 1333 / 3000] * 2)
+    point = Resize(img_scale=(1333, 800))(dict(img=np.full((1, 1, 3), 9, dtype=np.uint8)))
+    assert point['img'].shape == (800, 800, 3) and (point['img'] == 9).all()
+
+
 @pytest.mark.parametrize('hw, expected', [((480, 640), (800, 1067)), ((640, 427), (1199, 800)), ((427, 640), (800, 1199)),
                                           ((300, 1500), (267, 1333)), ((640, 638), (803, 800))])
 def test_resize_keeps_the_ratio(hw, expected):

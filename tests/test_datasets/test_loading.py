@@ -1,9 +1,12 @@
 """Loading transforms: 2.x's keys; clear errors."""
+import warnings
+
 import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.pipelines.loading import LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam, LoadProposals
+from boxdet.datasets.pipelines.loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile,
+                                               LoadImageFromWebcam, LoadProposals)
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks, PolygonMasks
@@ -50,6 +53,17 @@ def test_annotations_are_copies():
     assert relative['gt_bboxes'][0].tolist() == [30, 20, 30, 20]
 
 
+def test_boxes_of_a_turned_picture_are_a_warning_once():
+    load = LoadAnnotations()
+    with pytest.warns(UserWarning, match="a.jpg: the picture has 30 x 20 .* say 20 x 30.*color_ignore_orientation"):
+        load(results(img_shape=(30, 20, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load(results(img_shape=(30, 20, 3)))
+        LoadAnnotations()(results(img_shape=(20, 30, 3)))
+        LoadAnnotations(denorm_bbox=True)(results(img_shape=(30, 20, 3)))  # these boxes know no size
+
+
 def test_class_map(tmp_path):
     plane = np.arange(600, dtype=np.uint8).reshape(20, 30)
     cv2.imwrite(str(tmp_path / 'seg.png'), plane)
@@ -78,3 +92,37 @@ def test_proposals():
     assert LoadProposals()(results(proposals=np.zeros((0, 5))))['proposals'].tolist() == [[0, 0, 0, 0]]
     with pytest.raises(DataError, match=r'p.pkl.*a.jpg.*\(6, 3\)'):
         LoadProposals()(results(proposals=np.zeros((6, 3)), proposal_file='p.pkl'))
+
+
+def annotated(boxes):
+    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    masks = BitmapMasks.from_boxes(boxes, 20, 30)
+    return dict(gt_bboxes=boxes, gt_labels=np.arange(len(boxes)), gt_masks=masks, gt_bboxes_ignore=np.ones((1, 4)),
+                gt_keypoints=np.ones((len(boxes), 17, 3)))
+
+
+@pytest.mark.parametrize('options, left', [
+    (dict(), [0, 2, 3]), (dict(min_gt_bbox_wh=(4, 1)), [0, 3]), (dict(min_gt_bbox_wh=(1, 4)), [0, 2]),
+    (dict(by_box=False, by_mask=True, min_gt_mask_area=15), [0, 2]),
+    (dict(by_mask=True, min_gt_mask_area=15, min_gt_bbox_wh=(4, 1)), [0])])
+def test_small_objects_are_dropped(options, left):
+    boxes = [[0, 0, 9, 9], [5, 5, 6, 9], [1, 1, 4, 6], [2, 2, 7, 4]]  # 9 x 9, 1 x 4, 3 x 5, 5 x 2
+    found = FilterAnnotations(**options)(annotated(boxes))
+    assert found['gt_labels'].tolist() == left and found['gt_bboxes'].tolist() == [boxes[i] for i in left]
+    assert found['gt_masks'].areas().tolist() == [[81, 4, 15, 10][i] for i in left]
+    assert len(found['gt_bboxes_ignore']) == 1 and len(found['gt_keypoints']) == len(left)
+
+
+def test_filtering_to_nothing():
+    small = [[1, 1, 2, 2]]
+    assert FilterAnnotations()(annotated(small)) is None  # 2.x calls this keep_empty
+    found = FilterAnnotations(keep_empty=False)(annotated(small))
+    assert found['gt_bboxes'].shape == (0, 4) and len(found['gt_masks']) == len(found['gt_labels']) == 0
+    assert FilterAnnotations()(annotated([]))['gt_bboxes'].shape == (0, 4)  # it was empty before
+    assert 'gt_masks' not in FilterAnnotations()(dict(gt_bboxes=np.array([[0, 0, 9, 9.]])))
+    with pytest.raises(ConfigError, match='by_box=True or by_mask=True'):
+        FilterAnnotations(by_box=False)
+    with pytest.raises(ConfigError, match="no 'gt_masks'"):
+        FilterAnnotations(by_mask=True)(dict(gt_bboxes=np.ones((1, 4))))
+    with pytest.raises(ConfigError, match=r'is \(w, h\), not 3'):
+        FilterAnnotations(min_gt_bbox_wh=3)

@@ -36,6 +36,17 @@ def test_views():
     assert [m['img_shape'] for m in factors['img_metas']] == [(20, 30, 3), (40, 60, 3)]
 
 
+def test_views_leave_no_trace_in_each_other():
+    """LoadProposals inside the views appends to the sample's list of box keys: once a view, and not for all of them."""
+    inner = [dict(type='LoadProposals'), *INNER[:-1], dict(type='Collect', keys=['img', 'proposals'],
+                                                           meta_keys=('img_shape', 'bbox_fields'))]
+    given = dict(image(), proposals=np.array([[0, 0, 60, 40]], dtype=np.float32))
+    views = Compose([dict(type='LoadImageFromWebcam'),
+                     dict(type='MultiScaleFlipAug', transforms=inner, scale_factor=[1.0, 2.0])])(given)
+    assert [m['bbox_fields'] for m in views['img_metas']] == [['proposals']] * 2 and given['bbox_fields'] == []
+    assert [p.tolist() for p in views['proposals']] == [[[0, 0, 60, 40]], [[0, 0, 120, 80]]]
+
+
 def test_single_view_is_one_batch():
     one = pipeline(img_scale=(60, 40))
     batch = collate([one(image()), one(image(60, 40))])

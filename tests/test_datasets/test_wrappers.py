@@ -1,14 +1,18 @@
 """build_dataset and the wrappers."""
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from boxdet.datasets import build_dataset
+from boxdet.datasets import build_dataloader, build_dataset
 from boxdet.datasets.custom import CustomDataset
-from boxdet.datasets.wrappers import ClassBalancedDataset, ConcatDataset, RepeatDataset
+from boxdet.datasets.wrappers import ClassBalancedDataset, ConcatDataset, MultiImageMixDataset, RepeatDataset
+from boxdet.engine.config import load_config
 from boxdet.errors import ConfigError, DataError
+from boxdet.registry import PIPELINES
 
 
 def entries(labels_of_images):
@@ -122,6 +126,81 @@ def test_class_balanced(config):
     assert isinstance(dataset, ClassBalancedDataset)
     assert dataset.repeat_indices.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7]  # ceil(sqrt(0.5 / (1 / 8))) = 2
     assert dataset.img_info(4)['filename'] == '3.jpg' and len(dataset.flag) == 9
+
+
+class Joined:
+    """Labels of this image and of the two after it."""
+
+    def __init__(self, drop=0):
+        self.drop = drop
+
+    def get_indexes(self, dataset):
+        return [1, 2]
+
+    def __call__(self, results):
+        if self.drop:
+            self.drop -= 1
+            results['bbox_fields'].append('spoilt')
+            return None
+        results['joined'] = [r['gt_labels'].tolist() for r in (results, *results['mix_results'])]
+        return results
+
+
+class Picture:
+    """A white one."""
+
+    def __call__(self, results):
+        results['img'] = np.ones((4, 4, 3), dtype=np.uint8)
+        return results
+
+
+def test_images_are_mixed(config):
+    for module in (Joined, Picture):
+        PIPELINES.register_module(module=module, force=True)
+    norm = dict(type='Normalize', mean=[0, 0, 0], std=[2, 2, 2])
+    cfg = dict(type='MultiImageMixDataset', dataset=config([[0], [1, 1], [2]]), pipeline=[dict(type='Joined')])
+    mixed = build_dataset(cfg)
+    assert isinstance(mixed, MultiImageMixDataset) and len(mixed) == 3 and mixed.flag.tolist() == [1, 0, 1]
+    assert mixed[0]['joined'] == [[0], [1, 1], [2]] and mixed[1]['joined'][0] == [1, 1] and 'mix_results' not in mixed[0]
+    assert mixed.CLASSES == ('a', 'b', 'c') and mixed.get_cat_ids(1) == [1, 1] and mixed.filter_report['kept'] == 3
+    late = build_dataset({**cfg, 'pipeline': [dict(type='Picture'), norm, dict(type='Joined'), norm]})[0]
+    assert late['joined'] == [[0], [1, 1], [2]] and late['img'].max() == 0.25
+    assert 'joined' not in build_dataset({**cfg, 'skip_type_keys': ['Joined']})[0]
+    patient = build_dataset({**cfg, 'pipeline': [dict(type='Joined', drop=2)]})[0]
+    assert patient['joined'] and patient['bbox_fields'] == ['gt_bboxes']  # each try begins with the same sample
+    with pytest.raises(DataError, match='Joined dropped .* 3 times'):
+        build_dataset({**cfg, 'max_refetch': 3, 'pipeline': [dict(type='Joined', drop=4)]})[0]
+    with pytest.raises(ConfigError, match='holds configs with a type'):
+        build_dataset({**cfg, 'pipeline': [Joined()]})
+    with pytest.raises(ConfigError, match="needs 'dataset'"):
+        build_dataset(dict(type='MultiImageMixDataset', pipeline=[]))
+
+
+@pytest.mark.parametrize('recipe', ['lsj_100e', 'ssj_270k', 'ssj_scp_270k'])
+def test_jitter_and_copy_paste_recipes(recipe, repo_root, shapes_dir):
+    """The shipped pipelines on small pictures: a batch whose masks, boxes and pictures fit together."""
+    cfg = load_config(repo_root / f'configs/common/{recipe}_coco_instance.py').data.train
+    inner = cfg.dataset if 'dataset' in cfg else cfg
+    for pipeline in (inner.pipeline, cfg.pipeline if 'dataset' in cfg and 'pipeline' in cfg else []):
+        for transform in pipeline:
+            transform.update({key: (96, 96) for key in ('img_scale', 'crop_size', 'size') if key in transform})
+    inner.update(ann_file=str(shapes_dir / 'annotations/instances_train.json'), img_prefix=str(shapes_dir / 'train'))
+    inner.classes = [category['name'] for category in json.loads(Path(inner.ann_file).read_text())['categories']]
+    dataset = build_dataset(cfg)
+    count = 0
+    for batch in build_dataloader(dataset, 4, 0, seed=1):
+        assert batch.images.shape == (4, 3, 96, 96)
+        for gt in batch.gt:
+            count += len(gt)
+            assert (gt.masks.height, gt.masks.width) == (96, 96) and len(gt.masks) == len(gt.labels)
+            assert ((gt.bboxes[:, 2:] - gt.bboxes[:, :2]) > 1e-2).all()
+            assert np.abs(gt.masks.bboxes() - gt.bboxes.numpy()).max(initial=0) <= 1
+        images = batch.to('cpu').images
+        assert images.dtype == torch.float32 and torch.isfinite(images).all()
+    if 'scp' in recipe:
+        np.random.seed(0)
+        plain = build_dataset(cfg.dataset)
+        assert count > sum(len(plain[i]['gt_labels']) for i in range(12))
 
 
 def test_config_is_not_changed_and_checked(config):

@@ -113,6 +113,16 @@ def test_crop_and_resize_of_coco_and_of_no_rois(shared_data):
     assert np.array_equal(boxes, masks.to_rle().bboxes())
 
 
+def test_targets_are_float32_under_autocast():
+    rng = np.random.default_rng(0)
+    masks = BitmapMasks((rng.random((3, 40, 50)) > 0.5).astype(np.uint8), 40, 50)
+    corner, index = rng.uniform(0, 25, (20, 2)), rng.integers(0, 3, 20)
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 25, (20, 2))], axis=1).astype(np.float32)
+    expected = masks.crop_and_resize(boxes, (14, 14), index)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(masks.crop_and_resize(boxes, (14, 14), index), expected)
+
+
 def test_polygon_masks():
     rng = np.random.default_rng(1)
     objects = random_polygons(rng, 3, 60, 90)
@@ -174,3 +184,26 @@ def test_wrong_rle_is_named():
 def test_source_is_drawn_once_and_only_where_asked():
     masks = BitmapMasks.from_coco([[np.array([1., 1, 5, 1, 5, 5])], 'never drawn'], 9, 9)
     assert masks.resize((18, 18))[0].areas()[0] == 4 * masks[0].areas()[0]
+
+
+def test_what_lies_in_front():
+    rng = np.random.default_rng(3)
+    objects = random_polygons(rng, 5, 60, 90)
+    masks = BitmapMasks.from_coco(objects, 60, 90).flip('horizontal').resize((50, 70)).pad((64, 96))
+    bitmaps = masks.to_bitmaps()
+    assert np.array_equal(masks.union(), bitmaps.any(axis=0)) and masks.union().dtype == np.uint8
+    front = masks[:2].union()
+    left = masks.without(front)
+    assert np.array_equal(left.to_bitmaps(), bitmaps * (1 - front)) and not left[:2].areas().any()
+    assert np.array_equal(masks.to_bitmaps(), bitmaps)
+    joined = BitmapMasks.cat([left[2:], masks[:2]])
+    assert np.array_equal(joined.to_bitmaps(), np.concatenate([left.to_bitmaps()[2:], bitmaps[:2]]))
+    assert not masks[[]].union().any() and len(masks[[]].without(front)) == 0
+    with pytest.raises(ValueError, match='region of shape'):
+        masks.without(front[:-1])
+
+
+def test_boxes_as_masks():
+    masks = BitmapMasks.from_boxes(np.array([[1.9, 2, 5.5, 4], [-3, -3, 2, 2], [8, 1, 30, 30], [4, 4, 4, 6]]), 10, 12)
+    assert masks.bboxes().tolist() == [[1, 2, 5, 4], [0, 0, 2, 2], [8, 1, 12, 10], [0, 0, 0, 0]]
+    assert masks.areas().tolist() == [8, 4, 36, 0]

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 
+from boxdet.errors import ConfigError
 from boxdet.registry import PIPELINES
 from boxdet.structures.batch import normalize_pixels_
 
@@ -43,15 +44,23 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool
 
     Args:
         hw: size of the result, with zeros below and on the right of the picture.
+
+    Raises:
+        ConfigError: a picture of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
     """
+    if image.ndim != 3 or image.shape[2] != len(mean):
+        raise ConfigError(f'Normalize: a picture of shape {image.shape}, and a mean of {len(mean)} channels; '
+                          "LoadImageFromFile(color_type='color') makes three of any picture")
     height, width, channels = image.shape
+    if image.dtype != np.uint8:  # OpenCV reorders the channels of no float64 picture
+        image = image.astype(np.float32)
     if to_rgb:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     # Only the border is filled with zeros: fresh zero pages for all of it cost more than normalising does.
     result = torch.empty(*(hw or (height, width)), channels)
     result[height:] = 0
     result[:height, width:] = 0
-    normalize_pixels_(result[:height, :width].copy_(torch.from_numpy(image)), mean, std)
+    normalize_pixels_(result[:height, :width].copy_(torch.from_numpy(np.ascontiguousarray(image))), mean, std)
     return result.numpy()
 
 

@@ -5,7 +5,7 @@ A transform with ``can_defer`` may run after a ``Normalize`` that waits for the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,12 @@ def image_to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, C) or (H, W) to (C, H, W), in the same memory (channels last)."""
     image = image[..., None] if image.ndim == 2 else image
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def _require(results: dict, keys: Sequence[str], who: str) -> None:
+    for key in keys:
+        if key not in results:
+            raise ConfigError(f"{who}: the sample has no '{key}'{nearest(key, results)}")
 
 
 def _add_default_meta(results: dict) -> None:
@@ -138,9 +144,54 @@ class ToTensor:
     def __init__(self, keys: Sequence[str]):
         self.keys = list(keys)
 
+    @property
+    def can_defer(self) -> bool:
+        """A picture that waits for the device is no tensor yet."""
+        return 'img' not in self.keys
+
     def __call__(self, results: dict) -> dict:
         for key in self.keys:
             results[key] = to_tensor(results[key])
+        return results
+
+
+_CONTAINER_OPTIONS = ('key', 'stack', 'padding_value', 'cpu_only', 'pad_dims')
+
+
+@PIPELINES.register_module()
+class ToDataContainer:
+    """Checks that the sample holds what 2.x wraps in containers here; the sample itself stays as it is.
+
+    A container told 2.x's collate how to put values together. Here ``datasets.collate`` knows by key: pictures are
+    filled up with zeros and stacked, everything else stays one an image, and ``img_metas`` stay on the CPU.
+
+    Args:
+        fields: dicts with a 'key' and DataContainer's options, e.g. ``[dict(key='proposals', stack=False)]``.
+
+    Raises:
+        ConfigError: an unknown option; 'stack' for anything but pictures; another 'padding_value' than 0; a key that
+            the sample does not hold.
+    """
+    can_defer = True
+
+    def __init__(self, fields: Sequence[Mapping[str, Any]] = (dict(key='img', stack=True), dict(key='gt_bboxes'),
+                                                              dict(key='gt_labels'))):
+        for field in fields:
+            if 'key' not in field:
+                raise ConfigError(f"ToDataContainer.fields: {dict(field)} names no 'key'")
+            for option in field:
+                if option not in _CONTAINER_OPTIONS:
+                    raise ConfigError(f"ToDataContainer.fields: '{field['key']}' takes no '{option}'"
+                                      f'{nearest(option, _CONTAINER_OPTIONS)}')
+            if field.get('stack') and not field['key'].startswith('img'):
+                raise ConfigError(f"ToDataContainer.fields: '{field['key']}' is not stacked: only pictures are")
+            if field.get('padding_value', 0) != 0:
+                raise ConfigError('ToDataContainer.fields: batches are filled up with 0, not with '
+                                  f"{field['padding_value']}")
+        self.keys = [field['key'] for field in fields]
+
+    def __call__(self, results: dict) -> dict:
+        _require(results, self.keys, 'ToDataContainer')
         return results
 
 
@@ -190,9 +241,7 @@ class Collect:
         return 'img' in self.keys and {'img_shape', 'pad_shape', 'img_norm_cfg'} <= set(self.meta_keys)
 
     def __call__(self, results: dict) -> dict:
-        for key in self.keys:
-            if key not in results:
-                raise ConfigError(f"Collect: the sample has no '{key}'{nearest(key, results)}")
+        _require(results, self.keys, 'Collect')
         # 2.x's own keys may be absent (a pipeline without RandomFlip); ImageMeta knows what that means.
         absent = [key for key in self.meta_keys if key not in results and key not in META_KEYS]
         if absent:

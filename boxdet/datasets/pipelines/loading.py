@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os.path
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,7 @@ class LoadAnnotations:
 
     Raises:
         DataError: an RLE mask where polygons are wanted, or an annotation without a mask; masks of a size other than
-            the image's.
+            the image's. Boxes of an image of another size (turned by its EXIF orientation, say) are a warning, once.
     """
 
     def __init__(self, with_bbox: bool = True, with_label: bool = True, with_mask: bool = False,
@@ -92,6 +94,7 @@ class LoadAnnotations:
         self.poly2mask = poly2mask
         self.denorm_bbox = denorm_bbox
         self.backend = check_file_client(file_client_args)
+        self._warned_of_size = False
 
     def __call__(self, results: dict) -> dict:
         if self.with_bbox:
@@ -117,14 +120,16 @@ class LoadAnnotations:
             size = np.array([width, height, width, height], dtype=np.float32)
             for key in results['bbox_fields']:
                 results[key] = (results[key] * size).astype(np.float32)
+        elif not self.with_mask and not self._warned_of_size and (wrong := _other_size(results)):
+            self._warned_of_size = True
+            warnings.warn(f"{wrong}: its boxes lie elsewhere if the picture was turned or resized since; "
+                          "LoadImageFromFile(color_type='color_ignore_orientation') leaves EXIF orientation aside")
 
     def _load_masks(self, results: dict) -> BitmapMasks | PolygonMasks:
         info, annotations = results['img_info'], results['ann_info']
         size = int(info['height']), int(info['width'])
-        loaded = results.get('img_shape', size)[:2]
-        if tuple(loaded) != size:
-            raise DataError(f"{results.get('filename') or info.get('filename')}: the picture has {loaded[0]} x "
-                            f'{loaded[1]} pixels (height x width), its annotations say {size[0]} x {size[1]}')
+        if wrong := _other_size(results):
+            raise DataError(wrong)
         names = annotations.get('names') or [f"{info.get('filename')}: mask {i}"
                                              for i in range(len(annotations['masks']))]
         for name, mask in zip(names, annotations['masks']):
@@ -139,6 +144,18 @@ class LoadAnnotations:
         path = os.path.join(prefix, name) if prefix else name
         results['gt_semantic_seg'] = decode_image(read_bytes(path, self.backend), path, 'unchanged').squeeze()
         results['seg_fields'].append('gt_semantic_seg')
+
+
+def _other_size(results: dict) -> str:
+    """What to say where the loaded picture has another size than its annotations say; '' where it has not."""
+    info, loaded = results.get('img_info', {}), results.get('img_shape')
+    if loaded is None or not (info.get('height') and info.get('width')):
+        return ''
+    size = int(info['height']), int(info['width'])
+    if tuple(loaded[:2]) == size:
+        return ''
+    return (f"{results.get('filename') or info.get('filename')}: the picture has {loaded[0]} x {loaded[1]} pixels "
+            f'(height x width), its annotations say {size[0]} x {size[1]}')
 
 
 def _polygons(mask: Any, name: str) -> list[np.ndarray]:
@@ -172,3 +189,51 @@ class LoadProposals:
         results['proposals'] = proposals.copy() if len(proposals) else np.zeros((1, 4), dtype=np.float32)
         results['bbox_fields'].append('proposals')
         return results
+
+
+@PIPELINES.register_module()
+class FilterAnnotations:
+    """Drop objects that have become too small, e.g. by Resize and RandomCrop.
+
+    A sample that had no object to begin with is handed on as it is.
+
+    Args:
+        min_gt_bbox_wh: (w, h) in pixels; a box must be wider and higher.
+        min_gt_mask_area: pixels that a mask must have at least.
+        by_box, by_mask: which of the two count; with both an object must pass both.
+        keep_empty: 2.x's name for the opposite: True returns None when no object is left, so that another image is
+            taken; False hands the sample on without objects.
+
+    Raises:
+        ConfigError: neither ``by_box`` nor ``by_mask``, or the sample does not hold what is to be measured.
+    """
+
+    def __init__(self, min_gt_bbox_wh: Sequence[float] = (1., 1.), min_gt_mask_area: float = 1, by_box: bool = True,
+                 by_mask: bool = False, keep_empty: bool = True):
+        if not (by_box or by_mask):
+            raise ConfigError('FilterAnnotations needs by_box=True or by_mask=True')
+        if not isinstance(min_gt_bbox_wh, Sequence) or len(min_gt_bbox_wh) != 2:
+            raise ConfigError(f'FilterAnnotations.min_gt_bbox_wh is (w, h), not {min_gt_bbox_wh}')
+        self.min_gt_bbox_wh = tuple(min_gt_bbox_wh)
+        self.min_gt_mask_area = min_gt_mask_area
+        self.by_box = by_box
+        self.by_mask = by_mask
+        self.keep_empty = keep_empty
+
+    def __call__(self, results: dict) -> dict | None:
+        measured = ['gt_bboxes'] * self.by_box + ['gt_masks'] * self.by_mask
+        for key in measured:
+            if key not in results:
+                raise ConfigError(f"FilterAnnotations: the sample has no '{key}'; LoadAnnotations loads it")
+        if len(results[measured[-1]]) == 0:
+            return results
+        keep = np.ones(len(results[measured[-1]]), dtype=bool)
+        if self.by_box:
+            boxes = results['gt_bboxes']
+            keep &= ((boxes[:, 2:] - boxes[:, :2]) > self.min_gt_bbox_wh).all(axis=1)
+        if self.by_mask:
+            keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
+        for key in ('gt_bboxes', 'gt_labels', 'gt_masks', 'gt_keypoints'):
+            if key in results:
+                results[key] = results[key][np.flatnonzero(keep)]
+        return None if self.keep_empty and not keep.any() else results

@@ -44,7 +44,8 @@ class MultiScaleFlipAug:
         views = []
         for scale in self.img_scale:
             for flip, direction in flips:
-                # The transforms write into the sample; arrays they replace, lists of keys they only read.
-                view = {**results, self.scale_key: scale, 'flip': flip, 'flip_direction': direction}
+                # The transforms write into the sample: arrays they replace, lists of keys they may append to.
+                view = {key: list(value) if isinstance(value, list) else value for key, value in results.items()}
+                view.update({self.scale_key: scale, 'flip': flip, 'flip_direction': direction})
                 views.append(self.transforms(view, compact=compact))
         return {key: [view[key] for view in views] for key in views[0]}

@@ -1,0 +1,56 @@
+"""COCO, masks: large-scale jitter (Ghiasi et al. 2021), 100 epochs as 25 over the set repeated 4 times."""
+_base_ = '../_base_/default_runtime.py'
+dataset_type = 'CocoDataset'
+data_root = 'data/coco/'
+file_client_args = dict(backend='disk')
+image_size = (1024, 1024)
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+train_pipeline = [
+    dict(type='LoadImageFromFile', file_client_args=file_client_args),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='Resize', img_scale=image_size, ratio_range=(0.1, 2.0), multiscale_mode='range',
+        keep_ratio=True),
+    dict(
+        type='RandomCrop', crop_type='absolute_range', crop_size=image_size, recompute_bbox=True,
+        allow_negative_crop=True),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
+    dict(type='RandomFlip', flip_ratio=0.5),
+    dict(type='Normalize', **img_norm_cfg),
+    dict(type='Pad', size=image_size),
+    dict(type='DefaultFormatBundle'),
+    dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks']),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile', file_client_args=file_client_args),
+    dict(
+        type='MultiScaleFlipAug', img_scale=(1333, 800), flip=False,
+        transforms=[
+            dict(type='Resize', keep_ratio=True),
+            dict(type='RandomFlip'),
+            dict(type='Normalize', **img_norm_cfg),
+            dict(type='Pad', size_divisor=32),
+            dict(type='ImageToTensor', keys=['img']),
+            dict(type='Collect', keys=['img']),
+        ]),
+]
+data = dict(
+    samples_per_gpu=2, workers_per_gpu=2,
+    train=dict(
+        type='RepeatDataset', times=4,
+        dataset=dict(
+            type=dataset_type, pipeline=train_pipeline, img_prefix=data_root + 'train2017/',
+            ann_file=data_root + 'annotations/instances_train2017.json')),
+    val=dict(
+        type=dataset_type, pipeline=test_pipeline, img_prefix=data_root + 'val2017/',
+        ann_file=data_root + 'annotations/instances_val2017.json'),
+    test=dict(
+        type=dataset_type, pipeline=test_pipeline, img_prefix=data_root + 'val2017/',
+        ann_file=data_root + 'annotations/instances_val2017.json'))
+evaluation = dict(interval=5, metric=['bbox', 'segm'])
+
+# For 64 images a step.
+optimizer = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.00004)
+optimizer_config = dict(grad_clip=None)
+lr_config = dict(policy='step', step=[22, 24], warmup='linear', warmup_iters=500, warmup_ratio=0.067)
+runner = dict(type='EpochBasedRunner', max_epochs=25)

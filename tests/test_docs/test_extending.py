@@ -1,0 +1,93 @@
+"""docs/extending.md: exactly its code, trained and tested by exactly its command lines on a tiny set."""
+
+import importlib.util
+import re
+import shlex
+import sys
+import warnings
+
+import pytest
+import torch
+
+from boxdet.checkpoints.io import load_checkpoint
+from boxdet.engine.config import check_config, load_config
+from boxdet.errors import ConfigError
+
+# What keeps the trainings of a test short; the document's own are the config's 8 epochs.
+SHORT = ['--device', 'cpu', '--cfg-options', 'runner.max_epochs=1', 'data.workers_per_gpu=0', 'data.samples_per_gpu=4',
+         'model.train_cfg.rpn_proposal.max_per_img=50', 'log_config.interval=1']
+
+
+@pytest.fixture(scope='module')
+def document(repo_root):
+    return (repo_root / 'docs/extending.md').read_text()
+
+
+@pytest.fixture
+def project(document, repo_root, shapes_dir, tmp_path, monkeypatch):
+    """A folder with the document's files in their places, beside boxdet's own configs; it is the working folder."""
+    (tmp_path / 'configs').mkdir()
+    for name in ('_base_', 'shapes'):
+        (tmp_path / 'configs' / name).symlink_to(repo_root / 'configs' / name)
+    files = re.findall(r'^`(\S+\.py)`:\n\n```python\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ['my_parts.py', 'configs/mine/tiny.py']
+    for name, code in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path  # a class registers once, so that 'my_parts' stays imported from test to test
+
+
+def code_lines(text):
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def run(repo_root, command, *more):
+    """A command line of the document, in this process."""
+    python, tool, *arguments = shlex.split(command)
+    assert python == 'python'
+    spec = importlib.util.spec_from_file_location('boxdet_document_tool', repo_root / tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        module.main([*arguments, *more])
+
+
+def test_three_parts_in_under_forty_lines(project):
+    parts = code_lines((project / 'my_parts.py').read_text())
+    assert sum(line.startswith('@') for line in parts) == 3
+    assert len(parts + code_lines((project / 'configs/mine/tiny.py').read_text())) < 40
+
+
+def test_code_and_commands_of_the_document(project, document, repo_root, shapes_dir, capsys):
+    block, = re.findall(r'^```shell\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
+    make, train, test = block.splitlines()
+    assert make == 'python tools/make_shapes.py' and (repo_root / 'tools/make_shapes.py').exists()
+    (project / 'data').mkdir()
+    cfg = load_config('configs/mine/tiny.py')
+    assert cfg.data.train.ann_file.startswith('data/shapes/')
+    (project / 'data/shapes').symlink_to(shapes_dir)  # what that command makes, with 12 images
+
+    run(repo_root, train, '--seed', '0', '--no-validate', *SHORT)
+    weights = load_checkpoint('work_dirs/tiny/latest.pth')['state_dict']
+    assert weights['backbone.stages.4.0.weight'].shape == (128, 64, 3, 3)
+    temperature = weights['roi_head.bbox_head.temperature'].item()
+    assert temperature != 2.0 and abs(temperature - 2) < 0.1  # it began there and learns
+    run(repo_root, test, *SHORT[:2])
+    assert 'bbox_mAP: ' in capsys.readouterr().out
+
+
+def test_the_loss_is_log_cosh(project):
+    load_config('configs/mine/tiny.py')
+    pred, target = torch.tensor([[-60., 0, 0.5, 2]]), torch.tensor([[40., 0, 0, 1]])
+    expected = (pred - target).double().cosh().log().sum() / 4
+    torch.testing.assert_close(sys.modules['my_parts'].LogCoshLoss()(pred, target, avg_factor=4), expected.float())
+
+
+def test_a_wrong_keyword_names_the_nearest(project):
+    config = project / 'configs/mine/tiny.py'
+    config.write_text(config.read_text().replace('width=16', 'widht=16'))
+    with pytest.raises(ConfigError, match="TinyNet takes no 'widht'.*'width'"):
+        check_config(load_config(config))
