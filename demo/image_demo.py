@@ -13,7 +13,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import UserError  # noqa: E402
+from boxdet.errors import run_command  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,10 +35,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.apis import inference_detector, init_detector
-    from boxdet.visualization.draw import read_image
+    from boxdet.datasets.files import decode_image, read_bytes
     from boxdet.visualization.palette import class_colors
 
-    image = read_image(args.img)
+    image = decode_image(read_bytes(args.img), args.img)  # says what is wrong with a file, as training does
     model = init_detector(args.config, args.checkpoint, device=args.device)
     if args.palette == 'coco':
         from boxdet.datasets.coco import CocoDataset
@@ -57,8 +57,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -18,7 +18,7 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, UserError  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
 
 # Keys of config.evaluation that steer the evaluation during training; the others are options of evaluate().
 _TRAINING_ONLY = ('interval', 'start', 'by_epoch', 'save_best', 'rule', 'out_dir', 'tmpdir', 'gpu_collect',
@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
     from boxdet.engine.environment import choose_device, setup_processes
+    from boxdet.engine.preflight import check_files, check_metrics, check_num_classes, parts_of
     from boxdet.evaluation.evaluate import require_annotations
 
     cfg = load_config(args.config, args.cfg_options)
@@ -156,9 +157,15 @@ def main(argv: list[str] | None = None) -> None:
     if (args.eval or args.format_only) and not hasattr(dataset, 'coco'):
         raise ConfigError(
             f'data.test is a {type(dataset).__name__}: evaluate its data sets one at a time, in COCO format')
+    # What would end in an error is told before the hours of inference.
     if args.eval:
-        require_annotations(dataset)  # before the hours of inference
+        require_annotations(dataset)
+    for part in parts_of(dataset):
+        check_files(part, 'data.test')
     model = build_for_inference(cfg)
+    if args.eval or args.format_only:
+        check_num_classes(model, dataset, 'test')
+    check_metrics(model, args.eval or [])
     load_into(model, args.checkpoint, dataset.CLASSES)
     if args.fuse_conv_bn:
         model = fuse_conv_bn(model.eval())
@@ -191,22 +198,14 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
             print(f'predictions: {path}')
     if args.eval:
         metrics = evaluate(dataset, results, **options)
-        print(', '.join(f'{k}: {v:.4f}' if isinstance(v, float) else f'{k}: {v}' for k, v in metrics.items()))
+        # The values of single classes stand in the table of classwise=True.
+        line = {key: value for key, value in metrics.items() if not key.endswith('_precision')}
+        print(', '.join(f'{k}: {v:.4f}' if isinstance(v, float) else f'{k}: {v}' for k, v in line.items()))
         if args.work_dir:
             path = os.path.join(args.work_dir, f'eval_{time.strftime("%Y%m%d_%H%M%S")}.json')
             write_json(path, dict(config=args.config, checkpoint=args.checkpoint, metric=metrics))
             print(f'metrics: {path}')
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
-    """Warnings are for the user here: the text without our file and line."""
-    print(f'warning: {message}', file=sys.stderr)
-
-
 if __name__ == '__main__':
-    warnings.showwarning = show_warning
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -16,13 +16,12 @@ import argparse
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, UserError  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -147,18 +146,5 @@ def main(argv: list[str] | None = None) -> None:
     shut_down()
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
-    """Warnings are for the user here: the text without our file and line."""
-    print(f'warning: {message}', file=sys.stderr)
-
-
 if __name__ == '__main__':
-    warnings.showwarning = show_warning
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('interrupted; --auto-resume goes on from the last checkpoint', file=sys.stderr)
-        sys.exit(130)
+    run_command(main, 'interrupted; --auto-resume goes on from the last checkpoint')

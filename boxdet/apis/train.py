@@ -21,7 +21,7 @@ from boxdet.engine.distributed import get_dist_info, wrap_distributed
 from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
 from boxdet.engine.hooks import EvaluationHook
 from boxdet.engine.learning_rate import POLICIES
-from boxdet.engine.preflight import check_training, learning_rate_scale
+from boxdet.engine.preflight import check_metrics, check_training, learning_rate_scale
 from boxdet.engine.schedule import build_optimizer, build_update_step
 from boxdet.errors import ConfigError
 from boxdet.evaluation.evaluate import evaluate
@@ -62,6 +62,8 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     length = runner_config(cfg)
     validation = _validation_set(cfg) if validate and cfg.data.get('val') else None
     check_training(model, datasets[0], validation)
+    if validation is not None:
+        check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox')
     loaders = [_train_loader(one, cfg, length, distributed) for one in datasets]
 
     options = dict(cfg.get('optimizer_config') or {})

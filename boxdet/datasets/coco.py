@@ -186,7 +186,7 @@ class CocoDataset(CustomDataset):
         return dict(bboxes=self._boxes[span][objects], labels=self._labels[span][objects],
                     bboxes_ignore=self._boxes[span][self._usable[span] & self._crowd[span]],
                     masks=[masks[i] for i in objects],
-                    seg_map=self.data_infos[index]['filename'].rpartition('.')[0] + self.seg_suffix,
+                    seg_map=self.data_infos[index]['filename'].rsplit('.', 1)[0] + self.seg_suffix,
                     names=[f'{self.ann_file}: annotation {i}' for i in self._ann_ids[span][objects]])
 
     def get_cat_ids(self, index: int) -> list[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -209,13 +210,15 @@ def _import_modules(cfg: Config) -> None:
     wanted = cfg.custom_imports
     if not isinstance(wanted, Mapping):
         wanted = dict(imports=wanted)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `python tools/train.py` looks for modules in tools/ only
     names = wanted.get('imports', [])
     for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
         except ImportError as error:
             message = (f"custom_imports ({cfg.origin('custom_imports')}): cannot import '{name}': {error}; "
-                       'is its folder on PYTHONPATH?')
+                       'modules are looked for in the working directory and on PYTHONPATH')
             if not wanted.get('allow_failed_imports'):
                 raise ConfigError(message) from error
             warnings.warn(message, ConfigWarning, stacklevel=3)

@@ -20,7 +20,7 @@ from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
-from boxdet.evaluation.evaluate import evaluate
+from boxdet.evaluation.evaluate import evaluate, metric_names
 from boxdet.models.initialization import init_cfg_keywords
 from boxdet.models.settings import parse_test_cfg, parse_train_cfg
 from boxdet.registry import Registry, accepted_keywords
@@ -37,12 +37,16 @@ HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_p
 
 _MATCHING = ('anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler', 'pos_sampler', 'neg_sampler',
              'iou_calculator')
+# Built from dicts wherever they stand in ``model``; None leaves one out.
+_COMPONENTS = (*_MATCHING, 'backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'shared_head',
+               'bbox_roi_extractor', 'mask_roi_extractor', 'roi_layer', 'loss_cls', 'loss_bbox', 'loss_mask')
 _LAYERS = ('norm_cfg', 'conv_cfg', 'act_cfg', 'upsample_cfg', 'roi_layer', 'dcn')
 # Kept equal to what engine/schedule.py takes, by a test.
 OPTIMIZER_CONFIG_KEYS = ('type', 'grad_clip', 'cumulative_iters', 'loss_scale')
 FP16_KEYS = ('loss_scale', 'dtype')
 PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
                   'dcn_offset_lr_mult', 'bypass_duplicate')
+_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 _LOGGERS_ELSEWHERE = ('MMDetWandbHook', 'PaviLoggerHook', 'NeptuneLoggerHook', 'DvcliveLoggerHook', 'ClearMLLoggerHook',
                       'SegmindLoggerHook')
 _BESIDE_KEYWORDS = {'norm_cfg': ('requires_grad',), 'dcn': ('fallback_on_stride',)}
@@ -53,7 +57,7 @@ def check(cfg: Any) -> None:
     checker = _Checker(cfg)
     for name in ('model', 'train_cfg', 'test_cfg', 'data', 'optimizer', 'optimizer_config', 'fp16', 'lr_config',
                  'runner', 'checkpoint_config', 'evaluation', 'log_config', 'custom_hooks', 'dist_params',
-                 'auto_scale_lr', 'momentum_config'):
+                 'auto_scale_lr', 'momentum_config', 'total_epochs', 'log_level'):
         if cfg.get(name) is not None:
             getattr(checker, name)(cfg[name], name)
     for message in [*_misspelt_variables(cfg), *_idle_variables(cfg)]:
@@ -89,6 +93,10 @@ class _Checker:
                 said = f"{reader} takes no '{key}'" if reader else 'there is no such key'
                 self.fail(f'{path}.{key}', said + nearest(key, names))
 
+    def whole_number(self, value: Any, path: str, least: int) -> None:
+        if not isinstance(value, int) or value < least:
+            self.fail(path, f'must be a whole number, {least} at least, not {value!r}')
+
     def typed(self, value: Mapping, path: str, wanted: Registry, beside: tuple[str, ...] = ()) -> Any:
         """Check ``type`` and keywords of one dict, then what is inside it; return its class.
 
@@ -114,6 +122,8 @@ class _Checker:
                 self.typed(item, here, wanted, _BESIDE_KEYWORDS.get(key, ()))
             elif isinstance(item, (Mapping, list, tuple)):
                 self.inside(item, here, _registry_for(key, around))
+            elif key in _COMPONENTS and isinstance(item, (str, int, float)):
+                self.fail(here, f"must be a dict with a 'type', not {item!r}")
 
     def _class_of(self, kind: Any, path: str, wanted: Registry) -> Any:
         if not isinstance(kind, str):
@@ -164,6 +174,8 @@ class _Checker:
         loader = _loader_keywords()
         splits = ('train', 'val', 'test')
         self.keys(value, path, {*splits, *(f'{split}_dataloader' for split in splits), *loader})
+        for key, least in (('samples_per_gpu', 1), ('workers_per_gpu', 0)):
+            self.whole_number(value.get(key, least), f'{path}.{key}', least)
         for split in splits:
             item = value.get(split)
             for here, one in _each(item, f'{path}.{split}'):
@@ -177,6 +189,8 @@ class _Checker:
         if not isinstance(value, Mapping) or 'type' not in value:
             self.fail(path, "must be a dict with a 'type', such as dict(type='SGD', lr=0.02)")
         self.typed(value, path, registry.OPTIMIZERS, beside=('paramwise_cfg', 'constructor'))
+        if not isinstance(value.get('lr', 0.), (int, float)):
+            self.fail(f'{path}.lr', f"must be a number, not {value['lr']!r}")
         if value.get('paramwise_cfg'):
             self.keys(value['paramwise_cfg'], f'{path}.paramwise_cfg', PARAMWISE_KEYS)
 
@@ -203,6 +217,15 @@ class _Checker:
             self.fail(path, f"must be a dict such as dict(type='EpochBasedRunner', max_epochs=12), not {value!r}")
         cls = self._class_of(value.get('type', 'EpochBasedRunner'), path, registry.RUNNERS)
         self.keys(value, path, _explicit(cls.__init__) | {'type'}, reader=cls.__name__)
+        for key in ('max_epochs', 'max_iters'):
+            self.whole_number(value.get(key, 1), f'{path}.{key}', 1)
+
+    def total_epochs(self, value: Any, path: str) -> None:
+        self.whole_number(value, path, 1)
+
+    def log_level(self, value: Any, path: str) -> None:
+        if not isinstance(value, int) and value not in _LEVELS:
+            self.fail(path, f"'{value}' is none of {', '.join(_LEVELS)}{nearest(str(value), _LEVELS)}")
 
     def checkpoint_config(self, value: Any, path: str) -> None:
         self.keys(value, path, _explicit(registry.HOOKS.get('CheckpointHook')) | {'type'})
@@ -213,6 +236,16 @@ class _Checker:
             return
         known = _explicit(registry.HOOKS.get('EvaluationHook')) | _explicit(measure) | {'type'}
         self.keys(value, path, known - {'dataloader', 'evaluate', 'dataset', 'results', 'logger'})
+        if measure is evaluate:
+            options = {k: value[k] for k in ('metric', 'metric_items', 'proposal_nums') if k in value}
+            self.read(lambda: metric_names(**options), path)
+            best = value.get('save_best')
+            if best not in (None, 'auto') and not str(best).endswith('_precision'):  # those are of single classes
+                names = metric_names(**options)
+                if best not in names:
+                    near = nearest(str(best), names)
+                    self.fail(f'{path}.save_best',
+                              f"'{best}' is no metric of this evaluation{near}; it gives {', '.join(names)}")
 
     def _measure_of_dataset(self) -> Any:
         """The ``evaluate`` that a user's own data set brings along, or None."""
@@ -225,6 +258,9 @@ class _Checker:
         self.custom_hooks(value.get('hooks') or [], f'{path}.hooks')
 
     def custom_hooks(self, value: Any, path: str) -> None:
+        for i, one in enumerate(value):
+            if isinstance(one, (str, int, float)):
+                self.fail(f'{path}.{i}', f"must be a dict with a 'type', not {one!r}")
         for here, one in _each(value, path):
             self.typed(one, here, registry.HOOKS, beside=('priority',))
 

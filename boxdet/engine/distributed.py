@@ -9,6 +9,7 @@ import datetime
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,8 @@ def wrap_distributed(model: nn.Module, device: torch.device, find_unused_paramet
     ids = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == 'cuda' else None
     names = inspect.signature(DistributedDataParallel).parameters
     per_forward = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'  # torch renamed it
+    # Said of every 1x1 convolution, whose two memory layouts are the same bytes.
+    warnings.filterwarnings('ignore', message='Grad strides do not match bucket view strides')
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters,
                                    **{per_forward: False})
 

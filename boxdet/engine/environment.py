@@ -86,7 +86,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         count = torch.cuda.device_count()
         if not torch.cuda.is_available() or (device.index or 0) >= count:
             raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} sees {count} GPUs "
-                              '(use --device cpu to train without)')
+                              '(--device cpu works without)')
         torch.cuda.set_device(device)
     return device
 

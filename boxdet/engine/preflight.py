@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,15 +50,18 @@ def parts_of(dataset: Any) -> Iterator[Any]:
 
 # --- classes ---
 
-def check_num_classes(model: nn.Module, dataset: Any) -> None:
+def check_num_classes(model: nn.Module, dataset: Any, name: str = 'training') -> None:
     """Compare every head's ``num_classes`` with the data set's ``CLASSES``.
+
+    Args:
+        name: what to call the data, 'training' or 'test'.
 
     Raises:
         ConfigError: they differ, with the heads by name.
     """
     classes = getattr(dataset, 'CLASSES', None)
     if classes is None:
-        logger.warning('the training data set %s has no CLASSES: heads are not compared with it',
+        logger.warning('the %s data set %s has no CLASSES: heads are not compared with it', name,
                        type(dataset).__name__)
         return
     if isinstance(classes, str):
@@ -67,7 +70,7 @@ def check_num_classes(model: nn.Module, dataset: Any) -> None:
     wrong = [f'model.{name}.num_classes = {count}' for name, count in head_classes(model) if count != len(classes)]
     if wrong:
         shown = ', '.join(list(classes)[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '')
-        raise ConfigError(f"{'; '.join(wrong)}: the training data has {len(classes)} classes ({shown}); set num_classes "
+        raise ConfigError(f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); set num_classes "
                           f'to {len(classes)} or data.*.classes to the names')
 
 
@@ -78,6 +81,13 @@ def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
         if isinstance(count, int) and not isinstance(count, bool) and name and 'rpn_head' not in name.split('.') \
                 and not getattr(module, 'class_agnostic', False):
             yield name, count
+
+
+def check_metrics(model: nn.Module, metric: str | Sequence[str]) -> None:
+    """Raise ConfigError when ``metric`` asks for 'segm' and the model, which tells so, makes no masks."""
+    if 'segm' in ([metric] if isinstance(metric, str) else metric) and not getattr(model, 'with_mask', True):
+        raise ConfigError(f"metric 'segm' needs masks, and this {type(model).__name__} has no mask head: "
+                          "evaluate 'bbox'")
 
 
 def _compare(dataset: Any, validation: Any) -> None:
@@ -103,10 +113,7 @@ def check_data(dataset: Any, name: str) -> None:
     if len(dataset) == 0:
         raise DataError(f"{name}: no image is left to use{counts}; annotation file {getattr(dataset, 'ann_file', None)}")
     logger.info('%s: %d images%s', name, len(dataset), counts)
-    missing, total = missing_files(dataset)
-    if missing:
-        raise DataError(f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
-                        f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root")
+    check_files(dataset, name)
     _warn_of_annotations(dataset, name)
 
 
@@ -118,6 +125,14 @@ def _counts(dataset: Any) -> str:
     total = f"of {report['images']} in the file" if 'images' in report else ''
     parts = [total, f'left out: {left_out}' if left_out else '']
     return f" ({'; '.join(part for part in parts if part)})" if any(parts) else ''
+
+
+def check_files(dataset: Any, name: str) -> None:
+    """Raise DataError, with the first names, when image files of ``dataset`` (called ``name``) are not there."""
+    missing, total = missing_files(dataset)
+    if missing:
+        raise DataError(f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
+                        f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root")
 
 
 def missing_files(dataset: Any) -> tuple[list[str], int]:

@@ -137,6 +137,24 @@ def item_value(scores: Scores, item: str, limit: int, proposal_nums: Sequence[in
     return scores.ap(size=_SIZES.get(detail, 'all'), limit=limit)
 
 
+def metric_names(metric: str | Sequence[str] = 'bbox', metric_items: str | Sequence[str] | None = None,
+                 proposal_nums: Sequence[int] = (100, 300, 1000)) -> list[str]:
+    """The keys that ``evaluate`` gives with these options, but those of single classes and ``..._copypaste``.
+
+    Raises:
+        ConfigError: unknown metric or item.
+    """
+    metrics, nums = _checked_metrics(metric), sorted({int(n) for n in np.atleast_1d(proposal_nums)})
+    names = []
+    for name in metrics:
+        if name == 'proposal_fast':
+            names += [('proposal_fast_' if 'proposal' in metrics else '') + f'AR@{n}' for n in nums]
+            continue
+        items = _checked_items(name, metric_items, nums)
+        names += items if name == 'proposal' else [f'{name}_{item}' for item in items]
+    return names
+
+
 def _checked_metrics(metric: str | Sequence[str]) -> list[str]:
     metrics = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
     for name in metrics:

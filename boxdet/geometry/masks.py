@@ -70,7 +70,7 @@ def _quantize(polygon: np.ndarray) -> np.ndarray:
 
 
 def rescaled_hw(hw: tuple[int, int], scale: float | tuple[int, int]) -> tuple[int, int]:
-    """The size that mmcv's ``rescale_size`` gives an image of size ``hw``.
+    """The size that mmcv's ``rescale_size`` gives an image of size ``hw``; a pixel at least where that gives none.
 
     Args:
         hw: height, width.
@@ -87,7 +87,7 @@ def rescaled_hw(hw: tuple[int, int], scale: float | tuple[int, int]) -> tuple[in
         factor = scale
     else:
         factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
-    return int(height * float(factor) + 0.5), int(width * float(factor) + 0.5)
+    return max(int(height * float(factor) + 0.5), 1), max(int(width * float(factor) + 0.5), 1)
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:
@@ -240,8 +240,9 @@ def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndar
                     for v in (probs, boxes))
     height, width = (int(v) for v in image_hw)
     padded = np.pad(probs, ((0, 0), (1, 1), (1, 1)))  # the zeros outside take part in the interpolation
-    return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold)), (height, width))
-            for mask, box in zip(padded, boxes)]
+    with torch.autocast('cpu', enabled=False):
+        return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold)), (height, width))
+                for mask, box in zip(padded, boxes)]
 
 
 def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.float32) -> np.ndarray:
@@ -260,7 +261,9 @@ def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int],
     for start in range(0, len(col_low), block):
         low, fraction = col_low[start:start + block], col_fraction[start:start + block, None]
         columns = turned[low] * (1 - fraction) + turned[low + 1] * fraction              # (block, h + 2)
-        changes.append(window_changes(columns @ along_y >= threshold, y0, x0 + start, image_hw[0]))
+        # torch's product: numpy's has threads of its own, which are slow to meet where the cores are busy.
+        pasted = (torch.from_numpy(columns) @ torch.from_numpy(along_y)).numpy()         # (block, window height)
+        changes.append(window_changes(pasted >= threshold, y0, x0 + start, image_hw[0]))
     return np.concatenate(changes)
 
 

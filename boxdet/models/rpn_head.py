@@ -184,7 +184,7 @@ class RPNHead(nn.Module):
             places = None if mask is None else mask.nonzero().squeeze(1)
             own = anchors if places is None else anchors[places]
             matched = self.assigner.assign(own, objects.bboxes, None if ignored is None else ignored[i], None)
-            drawn = self.sampler.sample(matched, own, objects.bboxes, objects.labels)
+            drawn = self.sampler.sample(matched, own, objects.bboxes)  # of any class; a lone RPN is given no labels
             offset = i * len(anchors)
             pos.append((drawn.pos_inds if places is None else places[drawn.pos_inds]) + offset)
             neg.append((drawn.neg_inds if places is None else places[drawn.neg_inds]) + offset)

@@ -83,7 +83,8 @@ class RoITestSettings:
         score_thr: results score higher than this.
         nms: config of the suppression, by class.
         max_per_img: results of an image at most; <= 0 for no limit.
-        mask_thr_binary: a pixel belongs to the object from this probability on.
+        mask_thr_binary: a pixel belongs to the object from this probability on; above 0, the probability of every
+            pixel outside the box.
     """
     score_thr: float = 0.05
     nms: Mapping[str, Any] = field(default_factory=lambda: dict(type='nms', iou_threshold=0.5))
@@ -115,7 +116,7 @@ _SECTIONS = {
     'test_cfg': dict(rpn=ProposalSettings, rcnn=RoITestSettings),
 }
 _RANGES = {
-    'score_thr': (0, 1), 'mask_thr_binary': (0, 1), 'pos_weight': (None, None),
+    'score_thr': (0, 1), 'mask_thr_binary': (1e-6, 1), 'pos_weight': (None, None),
     'allowed_border': (None, None), 'min_bbox_size': (None, None)}
 _INTEGERS = ('nms_pre', 'max_per_img', 'nms_post', 'max_per_batch')
 

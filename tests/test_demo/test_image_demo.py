@@ -22,6 +22,7 @@ def run(repo_root, tiny_detector):
 def test_picture_is_written(run, tiny_detector, tmp_path):
     done = run('--score-thr', '0', '--out-file', tmp_path / 'new/out.png', '--palette', 'green')
     assert done.returncode == 0, done.stderr
+    assert all(line.startswith('warning: ') for line in done.stderr.splitlines()), done.stderr
     drawn, image = cv2.imread(str(tmp_path / 'new/out.png')), cv2.imread(str(tiny_detector.images[0]))
     assert drawn.shape == image.shape and not np.array_equal(drawn, image)
     assert (drawn.reshape(-1, 3) == [0, 255, 0]).all(axis=1).any() and 'objects above 0' in done.stdout
@@ -36,4 +37,11 @@ def test_without_a_display_the_error_names_out_file(run):
 
 def test_missing_image_is_one_line(run):
     done = run(img='missing.jpg')
-    assert (done.returncode, done.stderr.strip()) == (2, 'error: missing.jpg: No such file or directory')
+    assert (done.returncode, done.stderr.strip()) == (2, 'error: missing.jpg: no such file')
+
+
+def test_a_truncated_image_says_so(run, tiny_detector, tmp_path):
+    whole = tiny_detector.images[2].read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[:len(whole) * 2 // 3])
+    done = run(img=tmp_path / 'cut.jpg')
+    assert done.returncode == 2 and 'cut.jpg: the image file is truncated' in done.stderr

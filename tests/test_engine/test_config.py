@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import os
 import sys
 
 import pytest
@@ -136,6 +137,13 @@ def test_custom_imports_are_imported(write, tmp_path, monkeypatch):
     assert 'my_own_heads_module' not in sys.modules
     load_config(config)
     assert sys.modules.pop('my_own_heads_module').VALUE == 1
+
+
+def test_custom_imports_are_looked_for_in_the_working_directory(write, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p not in ('', os.getcwd())])
+    write('beside_the_user.py', 'VALUE = 2\n')
+    load_config(write('a.py', "custom_imports = dict(imports='beside_the_user')\n"))
+    assert sys.modules.pop('beside_the_user').VALUE == 2
 
 
 # ------------------------------------------------------------------------------ origins

@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from boxdet.datasets import build_dataset
-from boxdet.engine.preflight import check_data, check_num_classes, check_training, learning_rate_scale, missing_files
+from boxdet.engine.preflight import (check_data, check_metrics, check_num_classes, check_training, learning_rate_scale,
+                                     missing_files)
 from boxdet.errors import ConfigError, DataError
 
 
@@ -131,3 +132,12 @@ def test_scaling(log):
 def test_without_a_base(log):
     assert learning_rate_scale(2, 1, 1, 0.02) == 1.
     assert '1 process x 2 images x 1 accumulated = effective batch 2; learning rate 0.02' in log.text
+
+
+def test_masks_are_measured_of_models_that_make_them():
+    model = nn.Linear(1, 1)
+    check_metrics(model, 'segm')  # a user's own model, which does not tell
+    model.with_mask = False
+    check_metrics(model, ['bbox', 'proposal'])
+    with pytest.raises(ConfigError, match="'segm' needs masks, and this Linear has no mask head"):
+        check_metrics(model, ['bbox', 'segm'])

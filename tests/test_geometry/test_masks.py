@@ -75,6 +75,7 @@ def test_rescaled_hw():
     assert rescaled_hw((480, 640), (1333, 800)) == (800, 1067)
     assert rescaled_hw((640, 427), (800, 1333)) == (1199, 800)
     assert rescaled_hw((10, 11), 0.5) == (5, 6)
+    assert rescaled_hw((1, 3000), (1333, 800)) == (1, 1333)  # a line keeps a pixel
     with pytest.raises(ValueError):
         rescaled_hw((10, 11), 0)
 
@@ -155,6 +156,15 @@ def test_paste_odd_boxes_are_empty():
     assert paste_to_rle(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)) == []
     with pytest.raises(ValueError, match='threshold'):
         paste_to_rle(torch.ones(1, 28, 28), boxes[:1], (20, 30), 0)
+
+
+def test_paste_is_float32_under_autocast():
+    rng = np.random.default_rng(0)
+    probs, corner = rng.random((4, 28, 28), dtype=np.float32), rng.uniform(0, 60, (4, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 80, (4, 2))], axis=1).astype(np.float32)
+    expected = paste_to_rle(probs, boxes, (100, 120))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert paste_to_rle(probs, boxes, (100, 120)) == expected
 
 
 def test_paste_of_a_large_picture_needs_little_memory():

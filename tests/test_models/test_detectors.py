@@ -206,6 +206,21 @@ def test_half_precision_training_has_float32_losses(family):
     tiny_models.total(losses).backward()
 
 
+def test_training_and_testing_leave_backend_settings_alone():
+    def settings() -> list:
+        modules = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+        names = 'enabled', 'benchmark', 'deterministic', 'allow_tf32'
+        return [getattr(module, name, None) for module in modules for name in names] + [
+            torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()]
+
+    before = settings()
+    model, batch = build(tiny_models.mask_rcnn()).train(), tiny_models.batch((2, 1))
+    tiny_models.total(model.loss(batch)).backward()
+    model.eval().predict([batch, batch])
+    assert settings() == before
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_channels_last_gives_the_same(family):
     model, batch = build(family()), tiny_models.batch((1, 1))
@@ -262,7 +277,12 @@ def test_masks_lie_in_their_boxes_and_follow_the_threshold():
 
 def test_proposals_are_the_results_of_the_lone_rpn():
     model, batch = build(rpn()), tiny_models.batch((1, 1))
-    assert set(model.train()(batch)) == {'loss_rpn_cls', 'loss_rpn_bbox'}
+    torch.manual_seed(0)
+    losses = model.train()(batch)
+    assert set(losses) == {'loss_rpn_cls', 'loss_rpn_bbox'}
+    batch.gt = [objects.without('labels', 'masks') for objects in batch.gt]  # all that rpn/'s configs collect
+    torch.manual_seed(0)
+    assert tiny_models.total(model(batch)) == tiny_models.total(losses)
     found = model.eval().predict(batch)[0]
     assert found.num_classes == 1 and len(found) == 50 and not found.labels.any()
     assert (found.scores.diff() <= 0).all()
@@ -294,3 +314,19 @@ def test_pictures_of_results(tmp_path):
     cv2.imwrite(str(tmp_path / 'image.png'), image)
     assert np.array_equal(model.show_result(str(tmp_path / 'image.png'), result, score_thr=0.0), picture)
     assert np.array_equal(model.show_result(image, result, score_thr=1.0), image)
+
+
+def test_the_best_proposals_of_a_batch_reach_the_second_stage():
+    """maskrcnn-benchmark's FPN_POST_NMS_PER_BATCH, from the settings of training and of testing."""
+    cfg = tiny_models.faster_rcnn()
+    cfg['train_cfg']['rpn_proposal'] |= dict(max_per_batch=7)
+    cfg['test_cfg']['rpn'] |= dict(max_per_batch=5)
+    model, batch, seen = build(cfg), tiny_models.batch((2, 1)), []
+    roi_loss, roi_predict = model.roi_head.loss, model.roi_head.predict
+    model.roi_head.loss = lambda feats, proposals, *rest: seen.append(proposals) or roi_loss(feats, proposals, *rest)
+    model.roi_head.predict = lambda feats, proposals, *rest: seen.append(proposals) or roi_predict(
+        feats, proposals, *rest)
+    losses = model.train().loss(batch)
+    assert all(torch.isfinite(value).all() for key in ('loss_cls', 'loss_bbox') for value in [losses[key]])
+    model.eval().predict(batch)
+    assert [sum(map(len, proposals)) for proposals in seen] == [7, 5]

@@ -52,6 +52,7 @@ def test_absent_sections_are_none_and_settings_pass_through():
     (dict(rcnn=dict(nms=dict(type='nms'))), "model.test_cfg.rcnn.nms: nms: nms needs 'iou_threshold'"),
     (dict(rcnn=dict(nms=0.5)), "model.test_cfg.rcnn.nms must be a dict such as"),
     (dict(rcnn=dict(score_thr=5)), 'model.test_cfg.rcnn.score_thr must lie in [0, 1], not 5'),
+    (dict(rcnn=dict(mask_thr_binary=0)), 'model.test_cfg.rcnn.mask_thr_binary must lie in [1e-06, 1], not 0'),
     (dict(rcnn=dict(score_thr='high')), "model.test_cfg.rcnn.score_thr must be a number, not 'high'"),
     (dict(rpn=dict(max_per_img=10.5)), 'model.test_cfg.rpn.max_per_img must be an integer, not 10.5'),
     (dict(rpn=dict(nms=dict(type='nms', iou_threshold=50))),

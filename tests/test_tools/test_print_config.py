@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,14 @@ def run(repo_root):
         command = [sys.executable, 'tools/misc/print_config.py', *arguments]
         return subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
     return run
+
+
+def test_works_from_anywhere_without_an_installation(repo_root, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, str(repo_root / 'tools/misc/print_config.py'), str(repo_root / MASK_R101),
+                           '--explain', 'model.backbone.depth'], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment)
+    assert done.returncode == 0 and 'model.backbone.depth = 101' in done.stdout, done.stderr
 
 
 MASK_R101 = 'configs/mask_rcnn/mask_rcnn_r101_fpn_1x_coco.py'

@@ -100,6 +100,7 @@ def test_classwise_table_by_either_name(run, tmp_path):
     old = run('--eval', 'bbox', '--options', 'classwise=True')
     for out in (new, old):
         assert '| disc ' in out and '| cross ' in out
+        assert '\nbbox_mAP: ' in out and '_precision' not in out  # the line of metrics does not repeat the table
     assert 'bbox_disc_precision' in metrics_of(tmp_path)
 
 
@@ -174,6 +175,14 @@ def test_other_checkpoints_and_no_test_data(run, tmp_path):
         run('--eval', 'bbox', checkpoint='missing.pth')
     with pytest.raises((ConfigError, DataError), match='nowhere.json'):
         run('--eval', 'bbox', '--cfg-options', 'data.test.ann_file=nowhere.json')
+
+
+def test_data_that_does_not_fit_is_told_before_inference(run, monkeypatch):
+    monkeypatch.setattr('boxdet.apis.test.run_inference', lambda *_, **__: pytest.fail('inference began'))
+    with pytest.raises(DataError, match='data.test: 4 of 4 image files are missing: nowhere/a.png'):
+        run('--eval', 'bbox', '--cfg-options', 'data.test.img_prefix=nowhere/')
+    with pytest.raises(ConfigError, match=r'num_classes = 3; .*: the test data has 2 classes \(disc, bar\)'):
+        run('--eval', 'bbox', '--cfg-options', 'data.test.classes=[disc,bar]')
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -170,3 +171,110 @@ def test_nan_stops_with_one_line(run, shapes_dir, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         run('--work-dir', tmp_path, *options(shapes_dir, 'optimizer.lr=1e30', 'runner.max_epochs=4'))
     assert '\n' not in str(caught.value)
+
+
+def edited(shapes_dir, tmp_path, **change):
+    """The training annotations with their fourth one changed, and an option that names the new file."""
+    content = json.loads((shapes_dir / 'annotations/instances_train.json').read_text())
+    content['annotations'][3].update(change)
+    (tmp_path / 'edited.json').write_text(json.dumps(content))
+    return content['annotations'][3]['id'], f'data.train.ann_file={tmp_path}/edited.json'
+
+
+def test_a_category_outside_the_categories(run, shapes_dir, tmp_path):
+    number, option = edited(shapes_dir, tmp_path, category_id=77)
+    with pytest.raises(DataError, match=rf'edited.json: annotation {number} is of category 77, which is not among'):
+        run('--work-dir', tmp_path / 'wd', *options(shapes_dir, option))
+
+
+@pytest.mark.slow
+def test_a_box_without_area_is_named_and_left_out(run, shapes_dir, tmp_path, capsys):
+    number, option = edited(shapes_dir, tmp_path, bbox=[5, 5, 0, 10])
+    run('--work-dir', tmp_path / 'wd', '--no-validate', *options(shapes_dir, option))
+    assert f'1 boxes have no area, or lie outside their image, and are not used: annotation ids {number}' \
+        in capsys.readouterr().out
+    assert (tmp_path / 'wd/epoch_1.pth').exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_old_checkpoint_to_go_on_from(run, shapes_dir, tmp_path, monkeypatch):
+    from boxdet.engine.hooks import CheckpointHook
+    limits, save = resource.getrlimit(resource.RLIMIT_FSIZE), CheckpointHook.after_train_epoch
+
+    def save_while_there_is_room(hook, runner):
+        if runner.epoch == 1:  # files of a megabyte: the logs fit, a checkpoint does not
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, limits[1]))
+        save(hook, runner)
+
+    arguments = ['--work-dir', tmp_path, '--no-validate', *options(shapes_dir, 'runner.max_epochs=2')]
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointHook, 'after_train_epoch', save_while_there_is_room)
+        try:
+            with pytest.raises(CheckpointError, match='cannot write checkpoint .*epoch_2.pth.*older file .* untouched'):
+                run(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p.name for p in tmp_path.glob('*.pth')} == {'epoch_1.pth', 'latest.pth'}
+    assert not list(tmp_path.glob('.*.partial')) and load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1
+    run(*arguments, '--auto-resume')
+    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 2
+
+
+# --- the user's own code ---
+
+OWN_CODE = '''
+from mmengine.hooks import Hook
+from torch import nn
+from boxdet.datasets import PIPELINES
+from boxdet.models import BACKBONES
+from boxdet.registry import HOOKS
+
+@BACKBONES.register_module()
+class FourConvs(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(width if i else 3, width, 3, 2 if i else 4, 1) for i in range(4))
+
+    def forward(self, x):
+        levels = []
+        for conv in self.convs:
+            x = conv(x).relu()
+            levels.append(x)
+        return tuple(levels)
+
+@PIPELINES.register_module()
+class Darker:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, results):
+        assert results['gt_bboxes'].shape[1] == 4 and len(results['gt_masks']) == len(results['gt_labels'])
+        results['img'] = (results['img'] * self.factor).astype('uint8')
+        return results
+
+@HOOKS.register_module()
+class Shout(Hook):
+    def after_train_epoch(self, runner):
+        runner.logger.info('SHOUT %d', runner.iter)
+'''
+OWN_CONFIG = '''
+_base_ = '{base}'
+custom_imports = dict(imports='my_detector')
+model = dict(backbone=dict(_delete_=True, type='FourConvs', width=8), neck=dict(in_channels=[8, 8, 8, 8]))
+custom_hooks = [dict(type='Shout', priority='LOW')]
+train_pipeline = {{{{_base_.train_pipeline}}}}
+train_pipeline.insert(2, dict(type='Darker', factor=0.9))
+data = dict(train=dict(pipeline=train_pipeline))
+'''
+
+
+@pytest.mark.slow
+def test_backbone_transform_and_hook_of_a_users_own_file(repo_root, shapes_dir, tmp_path):
+    (tmp_path / 'my_detector.py').write_text(OWN_CODE)
+    (tmp_path / 'mine.py').write_text(OWN_CONFIG.format(base=repo_root / CONFIG))
+    done = subprocess.run([sys.executable, str(repo_root / 'tools/train.py'), 'mine.py', '--no-validate', '--device',
+                           'cpu', *options(shapes_dir)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert 'SHOUT 3' in done.stdout  # 12 images, 4 at a time
+    state = load_checkpoint(tmp_path / 'work_dirs/mine/epoch_1.pth')['state_dict']
+    assert state['backbone.convs.3.weight'].shape == (8, 8, 3, 3)

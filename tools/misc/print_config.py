@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
+
+from boxdet.errors import run_command  # noqa: E402  (everything heavier is imported in main)
 
 EXAMPLES = """
 examples:
@@ -46,23 +50,16 @@ def explanation(cfg: Any, key: str) -> str:
     return '\n'.join(lines)
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
     from boxdet.engine.config import check_config, load_config  # here, so that --help is quick
-    from boxdet.errors import UserError
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
-    try:
-        cfg = load_config(args.config, args.options, import_custom_modules=args.check)
-        if args.check:
-            check_config(cfg)
-            print(f'{args.config}: every key and type is known')
-        else:
-            print(explanation(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    cfg = load_config(args.config, args.options, import_custom_modules=args.check)
+    if args.check:
+        check_config(cfg)
+        print(f'{args.config}: every key and type is known')
+    else:
+        print(explanation(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_command(main)

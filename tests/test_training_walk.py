@@ -1,0 +1,54 @@
+"""A batch's way from the annotation file to the loss, followed while it runs: few files, and no two that call each other."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from boxdet.datasets import build_dataloader, build_dataset
+from boxdet.engine.config import load_config
+from boxdet.engine.loss_watch import total_loss
+from boxdet.models import build_detector
+
+PACKAGE = str(Path(__file__).resolve().parent.parent / 'boxdet') + '/'
+# HOUSE: about 30 files; what the peers need for the same walk is 39 to 73.
+MOST_FILES = 36
+
+
+class Walk:
+    """Which files of boxdet are entered, and from which file of boxdet each call came."""
+
+    def __init__(self):
+        self.files, self.calls = set(), set()
+
+    def __call__(self, frame, event, _):
+        here = frame.f_code.co_filename
+        if event != 'call' or not here.startswith(PACKAGE):
+            return
+        self.files.add(here.removeprefix(PACKAGE))
+        caller = frame.f_back
+        while caller is not None and not caller.f_code.co_filename.startswith(PACKAGE):
+            caller = caller.f_back
+        if caller is not None and caller.f_code.co_filename != here:
+            self.calls.add((caller.f_code.co_filename.removeprefix(PACKAGE), here.removeprefix(PACKAGE)))
+
+
+def test_mask_rcnn_training_walks_one_way(repo_root, shapes_dir):
+    cfg = load_config(repo_root / 'configs/shapes/mask_rcnn_r18_fpn_shapes.py', {
+        'data.train.ann_file': str(shapes_dir / 'annotations/instances_train.json'),
+        'data.train.img_prefix': str(shapes_dir / 'train')})
+    torch.manual_seed(0)
+    model = build_detector(cfg.model).train()
+    batches = iter(build_dataloader(build_dataset(cfg.data.train), 2, 0, seed=0))
+    walk = Walk()
+    before = sys.getprofile()
+    sys.setprofile(walk)
+    try:
+        total, _ = total_loss(model(next(batches).to('cpu'), mode='loss'))
+        total.backward()
+    finally:
+        sys.setprofile(before)
+    # It saw both ends of the way.
+    assert {'datasets/coco.py', 'datasets/collate.py', 'structures/masks.py', 'models/mask_head.py'} <= walk.files
+    assert sorted({tuple(sorted(call)) for call in walk.calls if call[::-1] in walk.calls}) == []
+    assert len(walk.files) <= MOST_FILES
