@@ -39,8 +39,8 @@ SKELETON = ((1, 2), (2, 3), (2, 4), (4, 6), (2, 5), (5, 7), (3, 8), (8, 10), (3,
 
 GENERATOR = 1          # raise it when the same settings give other pictures: existing folders are then drawn again
 SUPERSAMPLING = 4
-SMALLEST, LARGEST = 0.10, 0.60      # diameter of an object as a share of the image's longer side
-LEAST_VISIBLE = 0.45                # share of an object that must stay visible
+SMALLEST, LARGEST = 0.11, 0.60      # diameter of an object as a share of the image's longer side
+LEAST_VISIBLE = 0.70                # share of an object that must stay visible
 EMPTY_SHARE, CROWD_SHARE = 0.05, 0.08
 JPEG_QUALITY = 95
 
@@ -74,10 +74,10 @@ def unit_outline(name, rng):
     if name in ('circle', 'ring'):
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        return [circle] if name == 'circle' else [circle, circle * rng.uniform(0.45, 0.65)]
+        return [circle] if name == 'circle' else [circle, circle * rng.uniform(0.35, 0.55)]
     if name == 'star':
         angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
-        radii = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.42, 0.5))
+        radii = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.48, 0.56))
         return [np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)]
     corners = {'square': 4, 'triangle': 3}[name]
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
@@ -133,9 +133,9 @@ def draw_stickman(canvas, joints, radius):
     points = [tuple(int(round(v)) for v in joint) for joint in joints]
     for start, end in SKELETON:
         torso = (start, end) == (2, 3)
-        thickness = max(1, int(round(radius * (0.40 if torso else 0.24))))
+        thickness = max(1, int(round(radius * (0.50 if torso else 0.32))))
         cv2.line(canvas, points[start - 1], points[end - 1], 1, thickness)
-    cv2.circle(canvas, points[0], max(1, int(round(radius * 0.27))), 1, -1)
+    cv2.circle(canvas, points[0], max(1, int(round(radius * 0.32))), 1, -1)
 
 
 # ---------------------------------------------------------------------------------------------- composition
@@ -145,7 +145,7 @@ def try_place(shapes, new):
     """Put `new` on top of `shapes`, unless it or one of them would be hidden too far. Returns whether it was put."""
     remaining = [shape.visible & ~new.full for shape in shapes]
     for shape, visible in zip(shapes, remaining):
-        if visible.sum() < LEAST_VISIBLE * shape.full.sum():
+        if np.count_nonzero(visible) < LEAST_VISIBLE * np.count_nonzero(shape.full):
             return False
     for shape, visible in zip(shapes, remaining):
         shape.visible = visible
@@ -155,10 +155,8 @@ def try_place(shapes, new):
 
 def inside_share(shape, radius):
     """Rough share of a shape that lies inside the image: its drawn extent against its diameter."""
-    rows, columns = np.flatnonzero(shape.full.any(1)), np.flatnonzero(shape.full.any(0))
-    if not len(rows) or not len(columns):
-        return 0.0
-    return min(np.ptp(rows) + 1, np.ptp(columns) + 1) / (2 * radius * SUPERSAMPLING)
+    _, _, width, height = cv2.boundingRect(shape.full.view(np.uint8))
+    return min(width, height) / (2 * radius * SUPERSAMPLING)
 
 
 def compose(image_hw, rng):
@@ -170,7 +168,7 @@ def compose(image_hw, rng):
         return shapes
     if rng.random() < CROWD_SHARE:
         shapes.append(draw_crowd(image_hw, rng))
-    count = int(rng.integers(3, 12))
+    count = int(rng.integers(2, 9))
     diameters = side * np.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST), count))
     # The large ones mostly lie below, or the small ones would never be seen; the factor keeps exceptions.
     for diameter in sorted(diameters, key=lambda d: -d * rng.uniform(0.5, 1.5)):
@@ -181,7 +179,7 @@ def compose(image_hw, rng):
         for _ in range(12):
             center = rng.uniform((0, 0), (width, height))
             shape = draw_shape(name, center, radius, image_hw, rng)
-            if inside_share(shape, radius) >= 0.6 and try_place(shapes, shape):
+            if inside_share(shape, radius) >= 0.7 and try_place(shapes, shape):
                 break
     return shapes
 
@@ -255,8 +253,12 @@ def paint_background(image_hw, rng):
     image = image * (1 - 0.5 * clouds[1]) + colours[2] * 0.5 * clouds[1]
     image += (noise_field(image_hw, 3, rng) * rng.uniform(2, 12))[..., None]
     for _ in range(int(rng.integers(3, 10))):
-        alpha = clutter_coverage(image_hw, rng)[..., None] * rng.uniform(0.4, 1.0)
-        image = image * (1 - alpha) + texture(image_hw, muted(random_colour(rng)), muted(random_colour(rng)), rng) * alpha
+        alpha = clutter_coverage(image_hw, rng)
+        x, y, across, down = cv2.boundingRect((alpha > 0).view(np.uint8))
+        if not across:                      # a letter or scribble that fell outside
+            continue
+        window, alpha = image[y:y + down, x:x + across], alpha[y:y + down, x:x + across, None] * rng.uniform(0.4, 1.0)
+        window += (texture((down, across), muted(random_colour(rng)), muted(random_colour(rng)), rng) - window) * alpha
     return image
 
 
@@ -273,7 +275,7 @@ def clutter_coverage(image_hw, rng):
     step = length * np.array([math.cos(angle), math.sin(angle)])
 
     def stroke(start, end):
-        cv2.line(canvas, [int(v) for v in start], [int(v) for v in end], 255, thickness)
+        cv2.line(canvas, [int(v) for v in start], [int(v) for v in end], 1, thickness)
 
     if kind == 0:
         stroke(center - step, center + step)
@@ -283,24 +285,31 @@ def clutter_coverage(image_hw, rng):
         stroke(center - side_step / 2, center + side_step / 2)
     elif kind == 2:
         letter = 'AEFHKLMNRSWXZ2345679'[rng.integers(20)]
-        cv2.putText(canvas, letter, [int(v) for v in center], cv2.FONT_HERSHEY_SIMPLEX, length / 30, 255, thickness)
+        cv2.putText(canvas, letter, [int(v) for v in center], cv2.FONT_HERSHEY_SIMPLEX, length / 30, 1, thickness)
     else:
         walk = center + np.cumsum(rng.normal(0, length / 4, (8, 2)), axis=0)
-        cv2.polylines(canvas, [walk.astype(np.int32)], False, 255, max(1, thickness // 2))
-    return coverage(canvas > 0)
+        cv2.polylines(canvas, [walk.astype(np.int32)], False, 1, max(1, thickness // 2))
+    return coverage(canvas)
 
 
 def coverage(mask):
-    """(S*H, S*W) bool -> (H, W) float32, the covered share of every pixel."""
+    """(S*H, S*W) bool, or uint8 of 0 and 1 -> (H, W) float32, the covered share of every pixel."""
     height, width = mask.shape[0] // SUPERSAMPLING, mask.shape[1] // SUPERSAMPLING
-    return cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    mask = np.ascontiguousarray(mask).view(np.uint8) * np.uint8(240)         # 240 / 16 parts: no rounding up to S = 4
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA) / np.float32(240)
 
 
 def paint_shape(image, shape, rng):
-    """`image` (H, W, 3) float32 with `shape` painted on it: shadow, texture, rim."""
-    alpha = coverage(shape.full)[..., None]
-    ground = (image * alpha).sum((0, 1)) / max(float(alpha.sum()), 1e-6)
+    """Paint `shape` onto `image` (H, W, 3) float32, in place: shadow, texture, rim."""
+    left, top, width, height = cv2.boundingRect(shape.full.view(np.uint8))
+    # whole pixels around it, and room for the shadow
+    y0, x0 = max(0, top // SUPERSAMPLING - 1), max(0, left // SUPERSAMPLING - 1)
+    y1, x1 = (top + height) // SUPERSAMPLING + 12, (left + width) // SUPERSAMPLING + 10
+    window = image[y0:y1, x0:x1]
+    full = shape.full[y0 * SUPERSAMPLING:y1 * SUPERSAMPLING, x0 * SUPERSAMPLING:x1 * SUPERSAMPLING]
+    alpha = coverage(full)[..., None]
     first = random_colour(rng)
+    ground = (window * alpha).sum((0, 1)) / max(float(alpha.sum()), 1e-6)
     for _ in range(20):                     # an object in the colour of its ground would be a riddle, not a task
         if np.abs(first - ground).max() > 60:
             break
@@ -308,20 +317,20 @@ def paint_shape(image, shape, rng):
     second = np.clip(first + rng.uniform(-50, 50, 3), 0, 255).astype(np.float32)
     if rng.random() < 0.5:
         offset = np.float32([[1, 0, 2], [0, 1, 3]])
-        shadow = cv2.warpAffine(cv2.GaussianBlur(alpha[..., 0], (0, 0), 2), offset, image.shape[1::-1])
-        image = image * (1 - 0.45 * shadow[..., None])
-    fill = texture(image.shape[:2], first, second, rng)
+        shadow = cv2.warpAffine(cv2.GaussianBlur(alpha[..., 0], (0, 0), 2), offset, window.shape[1::-1])
+        window *= 1 - 0.45 * shadow[..., None]
+    fill = texture(window.shape[:2], first, second, rng)
     if rng.random() < 0.5:
-        inner = cv2.erode(shape.full.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=SUPERSAMPLING // 2)
-        fill = fill * (0.55 + 0.45 * coverage(inner > 0)[..., None])
-    return image * (1 - alpha) + fill * alpha
+        inner = cv2.erode(full.view(np.uint8), np.ones((3, 3), np.uint8), iterations=SUPERSAMPLING // 2)
+        fill *= 0.55 + 0.45 * coverage(inner)[..., None]
+    window += (fill - window) * alpha
 
 
 def paint(shapes, image_hw, rng):
     """(H, W, 3) uint8 BGR picture of the shapes, with sensor noise."""
     image = paint_background(image_hw, rng)
     for shape in shapes:
-        image = paint_shape(image, shape, rng)
+        paint_shape(image, shape, rng)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8))
     image = image + rng.normal(0, rng.uniform(1, 6), image.shape)
@@ -456,7 +465,7 @@ def settings_of(folder):
     return found[0] if found[0] == found[1] else {'incomplete': 'annotations'}
 
 
-def make_shapes(out, train=400, val=120, size=160, seed=0, force=False, progress=lambda split, done, count: None):
+def make_shapes(out, train=1000, val=120, size=160, seed=0, force=False, progress=lambda split, done, count: None):
     """Draw the data set into the folder `out`, as a whole or not at all.
 
     Args:
@@ -512,12 +521,12 @@ def show_progress(split, done, count):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Draw the shapes data set in COCO format: images, boxes, polygon and RLE masks, crowds, keypoints.',
-        epilog='Example: python tools/make_shapes.py --out data/shapes --train 400 --val 120\n'
+        epilog='Example: python tools/make_shapes.py --out data/shapes --train 1000 --val 120\n'
                'A folder that already holds the data set with the same settings is left alone; other settings draw\n'
                'it again. The new folder replaces the old one only when it is complete.',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='data/shapes', metavar='DIR', help='folder to write (default: %(default)s)')
-    parser.add_argument('--train', type=int, default=400, metavar='N', help='training images (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=1000, metavar='N', help='training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=120, metavar='N', help='validation images (default: %(default)s)')
     parser.add_argument('--size', type=int, default=160, metavar='PX',
                         help='longer side of an image; the other side is 4/5 of it (default: %(default)s)')

@@ -27,7 +27,7 @@ test_pipeline = [
         ]),
 ]
 data = dict(
-    samples_per_gpu=4, workers_per_gpu=0,
+    samples_per_gpu=4, workers_per_gpu=1,
     train=dict(
         type=dataset_type, classes=classes, pipeline=train_pipeline, img_prefix=data_root + 'train/',
         ann_file=data_root + 'annotations/instances_train.json'),
