@@ -129,7 +129,8 @@ def _draw_losses(axis: Any, losses: Mapping[str, Curve]) -> None:
         axis.set_yscale('log')
         axis.yaxis.set_major_formatter('{x:g}')
         axis.yaxis.set_minor_formatter('')
-        axis.legend(frameon=False, fontsize=8)
+        # Losses cross the whole panel: the legend stands below it.
+        axis.legend(frameon=False, fontsize=8, ncol=3, loc='upper center', bbox_to_anchor=(0.5, -0.16))
 
 
 def _draw_lines(axis: Any, lines: Mapping[str, Curve], title: str, marker: str) -> None:
