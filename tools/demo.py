@@ -145,7 +145,7 @@ def draw_enlarged(image: Any, instances: Any, classes: Any) -> Any:
     height, width = (ENLARGED * side for side in image.shape[:2])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     instances = instances.replace(bboxes=instances.bboxes * ENLARGED, masks=instances.masks.resize((height, width)))
-    return draw_instances(image, instances, classes, score_thr=0.5)
+    return draw_instances(image, instances, classes, score_thr=0.6)
 
 
 def main(argv: list[str] | None = None) -> None:

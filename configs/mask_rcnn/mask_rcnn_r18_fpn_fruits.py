@@ -60,7 +60,7 @@ data = dict(
 optimizer = dict(type='AdamW', lr=0.0005, weight_decay=0.05)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
 lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=100, warmup_ratio=0.01)
-runner = dict(type='EpochBasedRunner', max_epochs=12)
+runner = dict(type='EpochBasedRunner', max_epochs=14)
 log_config = dict(interval=30)
 checkpoint_config = dict(interval=1, max_keep_ckpts=1)
 evaluation = dict(interval=2, metric=['bbox', 'segm'])

@@ -2,6 +2,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -147,13 +149,37 @@ def test_threads_of_workers_are_capped(dataset):
     assert all(opencv <= 1 and of_torch == 1 and total <= 4 for opencv, of_torch, total in found), found
 
 
-def proportional_memory(pids):
-    """Sum of PSS in MB: memory that processes share is counted once."""
+# In a process of its own: what other tests left in this one's memory would be copied into the workers bit by bit.
+MEMORY_OF_AN_EPOCH = """
+import json, os, sys
+import numpy as np
+from boxdet.datasets import build_dataloader
+from boxdet.datasets.coco import CocoDataset
+
+def proportional_memory(pids):  # the sum of PSS in MB: memory that processes share is counted once
     total = 0
     for pid in pids:
         with open(f'/proc/{pid}/smaps_rollup') as file:
             total += next(int(line.split()[1]) for line in file if line.startswith('Pss:'))
     return total / 1024
+
+blank = np.zeros((8, 8, 3), dtype=np.uint8)
+
+def picture(results):
+    results['img'] = blank.copy()
+    return results
+
+dataset = CocoDataset(sys.argv[1], [picture, dict(type='LoadAnnotations'), dict(type='DefaultFormatBundle'),
+                                    dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'])], classes=('thing',))
+loader = build_dataloader(dataset, 16, 4, persistent_workers=True, seed=0)
+measured = []
+for epoch in range(3):
+    loader.sampler.set_epoch(epoch)
+    for place, _ in enumerate(loader):
+        if place in (30, len(loader) - 5):
+            measured.append(proportional_memory([os.getpid(), *(w.pid for w in loader._iterator._workers)]))
+print(json.dumps(measured))
+"""
 
 
 @pytest.mark.slow
@@ -166,23 +192,9 @@ def test_memory_stays_flat(tmp_path):
                         segmentation=[polygon]) for i in range(5 * len(images))]
     path = tmp_path / 'a.json'
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])))
-    del images, annotations
-    blank = np.zeros((8, 8, 3), dtype=np.uint8)
-
-    def picture(results):
-        results['img'] = blank.copy()
-        return results
-
-    dataset = CocoDataset(str(path), [picture, dict(type='LoadAnnotations'), dict(type='DefaultFormatBundle'),
-                                      dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'])], classes=('thing',))
-    loader = build_dataloader(dataset, 16, 4, persistent_workers=True, seed=0)
-    measured = []
-    for epoch in range(3):
-        loader.sampler.set_epoch(epoch)
-        for place, _ in enumerate(loader):
-            if place in (30, len(loader) - 5):
-                workers = [w.pid for w in loader._iterator._workers]
-                measured.append(proportional_memory([os.getpid(), *workers]))
+    done = subprocess.run([sys.executable, '-c', MEMORY_OF_AN_EPOCH, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
     assert len(measured) == 6
     # After the first images of the first epoch (caches, allocator), nothing more may be added.
     assert max(measured[1:]) - measured[0] < 25, measured

@@ -125,10 +125,10 @@ def test_finetuning_says_what_was_loaded(run, shapes_dir, tmp_path, capsys):
     run('--work-dir', tmp_path / 'a', '--no-validate', *options(shapes_dir))
     capsys.readouterr()
     run('--work-dir', tmp_path / 'b', '--no-validate', '--load-from', tmp_path / 'a' / 'epoch_1.pth',
-        *options(shapes_dir, 'model.roi_head.bbox_head.reg_class_agnostic=True'))
+        *options(shapes_dir, 'model.roi_head.bbox_head.reg_class_agnostic=False'))
     text = capsys.readouterr().out
     assert '2 of another shape' in text
-    assert 'roi_head.bbox_head.fc_reg.weight: checkpoint (24, 256), model (4, 256)' in text
+    assert 'roi_head.bbox_head.fc_reg.weight: checkpoint (4, 256), model (24, 256)' in text
 
 
 # --- bad input ---
