@@ -163,6 +163,10 @@ def state_dict_of(checkpoint: Mapping) -> dict[str, torch.Tensor]:
 
 # --- into a model ---
 
+# Deformable convolutions or plugins add some entries to a backbone; another depth or kind changes most.
+_LEAST_OF_BACKBONE = 0.75
+
+
 def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoint') -> LoadReport:
     """Load what fits of a checkpoint (or of a bare state dict) into ``model``.
 
@@ -170,13 +174,19 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoin
         source: what to call the checkpoint in the report and in errors.
 
     Raises:
-        CheckpointError: nothing fits, so the checkpoint is of another architecture.
+        CheckpointError: the checkpoint is of another architecture: nothing fits, or of the backbone too little.
     """
     state, own = state_dict_of(checkpoint), model.state_dict()
-    if not any(name in own and own[name].shape == value.shape for name, value in state.items()):
+    fitting = {name for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
         raise CheckpointError(
             f'{source} is a checkpoint of another architecture: none of its {len(state)} entries fits '
             f"{type(model).__name__} (it holds {_some(state)}; the model {_some(own)})")
+    # Heads are exchanged for other classes every day; a backbone half of which is random is nobody's wish.
+    theirs, ours, common = (sum(name.startswith('backbone.') for name in names) for names in (state, own, fitting))
+    if theirs and ours and common < _LEAST_OF_BACKBONE * max(theirs, ours):
+        raise CheckpointError(f'{source} is a checkpoint of another architecture: its backbone has {theirs} entries, '
+                              f'that of the model {ours}, and only {common} are the same in both')
     return load_fitting(model, state, source)
 
 

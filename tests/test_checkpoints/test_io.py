@@ -236,3 +236,23 @@ def test_partial_files_are_removed(tmp_path):
     (tmp_path / 'epoch_1.pth').write_bytes(b'x')
     remove_partial_files(tmp_path)
     assert os.listdir(tmp_path) == ['epoch_1.pth']
+
+
+def two_parts(depth, classes=3):
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(depth)))
+    model.head = torch.nn.Linear(4, classes)
+    return model
+
+
+@pytest.mark.parametrize('given, wanted', [(2, 4), (4, 2)])
+def test_a_backbone_of_another_depth_is_another_architecture(given, wanted):
+    """ResNet-101 weights in a ResNet-50 fill every entry, and still mean nothing."""
+    with pytest.raises(CheckpointError, match=f'a.pth is a checkpoint of another architecture: its backbone has {2 * given} '):
+        load_weights(two_parts(wanted), dict(state_dict=two_parts(given).state_dict()), 'a.pth')
+
+
+def test_other_classes_or_a_few_more_layers_are_not():
+    report = load_weights(two_parts(4, classes=5), dict(state_dict=two_parts(4).state_dict()), 'a.pth')
+    assert sorted(str(name).split(':')[0] for name in report.mismatched) == ['head.bias', 'head.weight']
+    assert len(load_weights(two_parts(4), dict(state_dict=two_parts(3).state_dict()), 'a.pth').missing) == 2
