@@ -182,7 +182,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoin
         raise CheckpointError(
             f'{source} is a checkpoint of another architecture: none of its {len(state)} entries fits '
             f"{type(model).__name__} (it holds {_some(state)}; the model {_some(own)})")
-    # Heads are exchanged for other classes every day; a backbone half of which is random is nobody's wish.
+    # Heads are exchanged for other classes every day; a backbone of which a good part stays random is nobody's wish.
     theirs, ours, common = (sum(name.startswith('backbone.') for name in names) for names in (state, own, fitting))
     if theirs and ours and common < _LEAST_OF_BACKBONE * max(theirs, ours):
         raise CheckpointError(f'{source} is a checkpoint of another architecture: its backbone has {theirs} entries, '
