@@ -5,14 +5,26 @@ Each message names the culprit: the file, the annotation id, the config key, and
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
-    """Base of everything a user can mend without reading our code."""
+    """Base of everything a user can mend without reading our code.
+
+    Attributes:
+        status: exit status of a command that it ends. heading: what its line begins with.
+    """
+    status = 2
+    heading = 'error: '
 
 
 class ConfigError(UserError):
@@ -41,12 +53,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ''
 
 
+# Called with the error that ends this process, before it is printed: a rank of several tells the others.
+last_words: list[Callable[[BaseException], None]] = []
+
+EXIT_NOTES = 'BOXDET_EXIT_NOTES'  # environment: the folder where tools/torchrun.py reads why its ranks ended
+_word = threading.Lock()  # taken once, by the thread that says why this process ends
+
+
 def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted') -> None:
     """Run a command line and leave the process: the one way in which all of them talk to the user.
 
-    A UserError is one line ``error: …`` and status 2, every warning one ``warning: …`` without our file and line (of
-    rank 0 where a launcher started several processes), Ctrl-C the line ``interrupted`` and status 130, a reader that
-    went away (``… | head``) status 1 in silence.
+    A UserError is one line with its heading and its status (``error: …`` and 2), every warning one ``warning: …``
+    without our file and line (of rank 0 where a launcher started several processes), Ctrl-C the line ``interrupted``
+    and status 130, a reader that went away (``… | head``) status 1 in silence. What several ranks would say alike, one
+    of them says.
 
     Args:
         main: returns the exit status; None is 0.
@@ -56,17 +76,81 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         status = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        status = error.status
+        _tell_others(error)
+        say_last(f'{error.heading}{error}', status)
+    except KeyboardInterrupt as error:
         status = 130
+        _tell_others(error)
+        say_last(interrupted, status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         status = 1
+    except SystemExit as end:
+        _leave_note('', end.code if isinstance(end.code, int) else int(end.code is not None), 'exit')
+        raise
+    except Exception as error:  # ours to mend: it keeps its traceback
+        _tell_others(error)
+        _leave_note(f'{type(error).__name__}: {" ".join(str(error).split())}', 1, 'crash')
+        raise
+    if status:
+        _leave_note('', status, 'exit')
+        _keep_status(signal.SIG_IGN)
     sys.exit(status)
 
 
+def say_last(text: str, status: int, kind: str = 'error', aloud: bool = True) -> None:
+    """Say why this process is about to end with ``status``: once, whichever thread comes first.
+
+    Under tools/torchrun.py the line goes to its folder of notes, and it prints what matters. Otherwise it is printed
+    here; ranks after the first wait a moment, in which rank 0 says the same and the launcher ends them.
+
+    Args:
+        kind: 'error', or 'lost' when another rank's end is the cause. aloud: print it where there are no notes.
+    """
+    if not _word.acquire(blocking=False):
+        time.sleep(5)  # the other thread ends the process
+        return
+    if _leave_note(text, status, kind) or not aloud:
+        return
+    if _rank() and kind == 'error':
+        _keep_status(lambda *_: os._exit(status))
+        time.sleep(10)
+    print(text, file=sys.stderr, flush=True)
+
+
+def _keep_status(on_sigterm: Any) -> None:
+    """A launcher ends the ranks that follow the first one, and reports the highest status: let it be theirs."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _tell_others(error: BaseException) -> None:
+    for tell in list(last_words):
+        tell(error)
+
+
+def _leave_note(text: str, status: int, kind: str) -> bool:
+    """Write for the launcher why this rank ends; False when none asks for it. The first note stays."""
+    folder = os.environ.get(EXIT_NOTES)
+    if not folder or not os.path.isdir(folder):
+        return False
+    note = Path(folder, f'{_rank()}.json')
+    if not note.exists():
+        part = note.with_suffix('.part')
+        part.write_text(json.dumps(dict(text=text, status=status, kind=kind)), encoding='utf-8')
+        os.replace(part, note)
+    return True
+
+
+def _rank() -> int:
+    """This process among those that torchrun, Slurm or Open MPI started; 0 alone."""
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        if os.environ.get(name, '').isdigit():
+            return int(os.environ[name])
+    return 0
+
+
 def _show_warning(message: Warning | str, *_: object) -> None:
-    if os.environ.get('RANK', '0') == '0':  # the others would say the same again
+    if _rank() == 0:  # the others would say the same again
         print(f'warning: {message}', file=sys.stderr)

@@ -133,24 +133,26 @@ MODELS = Registry('model', (
     'boxdet.models.backbones.resnet', 'boxdet.models.backbones.resnext', 'boxdet.models.backbones.vgg',
     'boxdet.models.necks.fpn',
     'boxdet.models.rpn_head', 'boxdet.models.roi_extractor', 'boxdet.models.bbox_head', 'boxdet.models.mask_head',
-    'boxdet.models.shared_head', 'boxdet.models.standard_roi_head', 'boxdet.models.cascade_roi_head',
-    'boxdet.models.losses', 'boxdet.models.detectors'))
+    'boxdet.models.keypoint_head', 'boxdet.models.shared_head', 'boxdet.models.standard_roi_head',
+    'boxdet.models.cascade_roi_head', 'boxdet.models.losses', 'boxdet.models.detectors'))
 DETECTORS = BACKBONES = NECKS = HEADS = ROI_EXTRACTORS = SHARED_HEADS = LOSSES = MODELS
 
-LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor'))
+LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor', 'boxdet.models.roi_sampling'))
 
 MATCHING = Registry('matching', (
     'boxdet.matching.anchors', 'boxdet.matching.box_coder', 'boxdet.matching.iou', 'boxdet.matching.assigner',
     'boxdet.matching.sampler'))
 ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPLERS = IOU_CALCULATORS = MATCHING
 
-DATASETS = Registry('dataset', ('boxdet.datasets.coco', 'boxdet.datasets.custom', 'boxdet.datasets.wrappers'))
+DATASETS = Registry('dataset', (
+    'boxdet.datasets.coco', 'boxdet.datasets.coco_keypoint', 'boxdet.datasets.cityscapes', 'boxdet.datasets.custom',
+    'boxdet.datasets.lvis', 'boxdet.datasets.voc', 'boxdet.datasets.wrappers'))
 PIPELINES = Registry('pipeline', (
     'boxdet.datasets.pipelines.loading', 'boxdet.datasets.pipelines.geometric', 'boxdet.datasets.pipelines.color',
     'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.mixing',
     'boxdet.datasets.pipelines.test_time'))
 
-HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers'))
+HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers', 'boxdet.engine.averaging'))
 RUNNERS = Registry('runner', ('boxdet.engine.runner',))
 OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--palette', default='vivid',
         help="colours of the classes: vivid, coco, voc, random, or one colour ('#rrggbb', 'green') for "
         'all (default: %(default)s)')
+    parser.add_argument('--async-test', action='store_true',
+                        help='detect through async_inference_detector, as a service with many requests does')
     return parser.parse_args(argv)
 
 
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         model.PALETTE = class_colors(args.palette, len(model.CLASSES or ()) or 1)
     start = time.perf_counter()
-    result = inference_detector(model, image)
+    result = asyncio.run(detect_async(model, image)) if args.async_test else inference_detector(model, image)
     seconds = time.perf_counter() - start
     shown = result[result.scores > args.score_thr]
     print(f'{len(shown)} objects above {args.score_thr:g} in {seconds:.2f} s')
@@ -54,6 +57,19 @@ def main(argv: list[str] | None = None) -> None:
                       out_file=args.out_file)
     if args.out_file:
         print(f'picture: {args.out_file}')
+
+
+async def detect_async(model, image):
+    """One request of a service, on a stream of its own where the model is on a GPU."""
+    import torch
+
+    from boxdet.apis import async_inference_detector, concurrent
+
+    device = next(model.parameters()).device
+    streams = asyncio.Queue()
+    streams.put_nowait(torch.cuda.Stream(device) if device.type == 'cuda' else None)
+    async with concurrent(streams):
+        return await async_inference_detector(model, image)
 
 
 if __name__ == '__main__':

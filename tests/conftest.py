@@ -9,6 +9,7 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: tests run side by side on few cores
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
+import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -28,6 +29,24 @@ def _shared(name: str) -> Path:
         if (folder / name).is_dir():
             return folder / name
     pytest.skip(f"no shared/{name} beside the checkout (set BOXDET_SHARED to the folder that holds '{name}')")
+
+
+@pytest.fixture(scope='session')
+def need():
+    """``need('ip', package='iproute2', root=True)``: go on only where these programs are installed.
+
+    Else the test is skipped; with BOXDET_CI=1, where everything is installed (.ci/run), it fails.
+    """
+    def check(*programs: str, package: str, root: bool = False) -> None:
+        where = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        missing = [name for name in programs if shutil.which(name, path=where) is None]
+        problem = 'needs root' if root and os.geteuid() else missing and (
+            f"no {', '.join(missing)} here: apt-get install {package}")
+        if problem and os.environ.get('BOXDET_CI') == '1':
+            pytest.fail(f'{problem} (BOXDET_CI=1 allows no skip)')
+        if problem:
+            pytest.skip(problem)
+    return check
 
 
 @pytest.fixture(scope='session')
@@ -143,3 +162,10 @@ def tiny_detector(tmp_path_factory):
     save_checkpoint(dict(meta=dict(CLASSES=('disc', 'bar', 'cross')), state_dict=model.state_dict()), folder / 'tiny.pth')
     return SimpleNamespace(folder=folder, config=folder / 'config.py', checkpoint=folder / 'tiny.pth', images=paths,
                            ann_file=folder / 'ann.json', classes=('disc', 'bar', 'cross'))
+
+
+@pytest.fixture(scope='session')
+def cityscapes_dir(tmp_path_factory) -> Path:
+    """A small folder in Cityscapes' shape, drawn and converted: leftImg8bit, gtFine, annotations. Do not write there."""
+    from tests import cityscapes_folder
+    return cityscapes_folder.draw_and_convert(tmp_path_factory.mktemp('cityscapes'))

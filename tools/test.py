@@ -20,11 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
 
-# Keys of config.evaluation that steer the evaluation during training; the others are options of evaluate().
-_TRAINING_ONLY = ('interval', 'start', 'by_epoch', 'save_best', 'rule', 'out_dir', 'tmpdir', 'gpu_collect',
-                  'type', 'dynamic_intervals', 'progress', 'priority', 'greater_keys', 'less_keys',
-                  'broadcast_bn_buffer')
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -34,12 +29,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file or address')
     what = parser.add_argument_group('what to do (one at least)')
     what.add_argument('--eval', nargs='+', metavar='METRIC',
-                      help='evaluate: bbox, segm, proposal, proposal_fast')
+                      help='evaluate; COCO: bbox, segm, keypoints, proposal, proposal_fast; VOC: mAP, recall; ...')
     what.add_argument('--out', metavar='FILE', help='save the results as .pkl or .json')
     what.add_argument(
         '--format-only', action='store_true',
         help='only write the predictions as COCO JSON, for a server: needs no annotations; --eval-options '
         'jsonfile_prefix=PREFIX names the files PREFIX.bbox.json, PREFIX.segm.json')
+    what.add_argument('--report', metavar='DIR',
+                      help="evaluate and write DIR/index.html: curves, classes, confusion, the worst errors with their "
+                      "pictures (metrics: those of --eval, else the config's)")
     what.add_argument('--show', action='store_true', help='show each picture in a window; any key goes on')
     what.add_argument('--show-dir', metavar='DIR', help='write the pictures with the detections drawn')
     parser.add_argument('--show-score-thr', type=float, default=0.3, metavar='SCORE',
@@ -60,8 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how the processes were started (default: %(default)s)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
-    parser.add_argument('--tmpdir', help='not needed any more: results are gathered directly (says so)')
-    parser.add_argument('--gpu-collect', action='store_true', help='not needed any more, likewise')
+    parser.add_argument('--tmpdir', metavar='DIR',
+                        help='bring the results of several processes together through files in this folder, which all '
+                             'machines see (default: through their connections)')
+    parser.add_argument('--gpu-collect', action='store_true',
+                        help='no effect, which it says: results need no GPU to travel')
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -69,11 +70,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse combinations that cannot be meant, before anything is loaded."""
-    if not (args.out or args.eval or args.format_only or args.show or args.show_dir):
-        raise ConfigError('nothing to do: give --eval, --out, --format-only, --show or --show-dir')
-    if args.eval and args.format_only:
+    if not (args.out or args.eval or args.report or args.format_only or args.show or args.show_dir):
+        raise ConfigError('nothing to do: give --eval, --report, --out, --format-only, --show or --show-dir')
+    if (args.eval or args.report) and args.format_only:
         raise ConfigError(
-            '--eval and --format-only exclude each other: the latter is for data without annotations')
+            f'{"--eval" if args.eval else "--report"} and --format-only exclude each other: the latter is for data '
+            'without annotations')
     if args.options and args.eval_options:
         raise ConfigError('--options is the old name of --eval-options: give one of them')
     if args.device and args.gpu_id is not None:
@@ -87,29 +89,20 @@ def check_args(args: argparse.Namespace) -> None:
         raise ConfigError('--show and --show-dir work with one process only')
 
 
-def evaluation_options(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
+def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict[str, Any]:
     """The keywords for evaluate(), or for format_results() with --format-only."""
     from boxdet.engine.config import parse_options
-    from boxdet.evaluation.evaluate import evaluate
-    from boxdet.registry import check_keywords
+    from boxdet.evaluation.evaluate import configured_options, writing_options
 
     given = parse_options(args.eval_options or args.options or [])
     flag = '--eval-options' if args.eval_options else '--options'
     if args.format_only:
-        folder = args.work_dir or '.'
-        options = {'jsonfile_prefix': os.path.join(folder, 'results'), **given}
-        for key in given:
-            if key != 'jsonfile_prefix':
-                raise ConfigError(f"{flag}: --format-only takes jsonfile_prefix=PREFIX, not '{key}'")
-        return options
+        return writing_options(dataset, given, args.work_dir or '.', flag)
     if not args.eval:
         if given:
             raise ConfigError(f'{flag} are options of --eval or --format-only: give one of them too')
         return {}
-    configured = {k: v for k, v in (cfg.get('evaluation') or {}).items() if k not in _TRAINING_ONLY}
-    check_keywords(evaluate, configured, 'evaluation')
-    check_keywords(evaluate, given, flag)
-    return {**configured, **given, 'metric': args.eval}
+    return configured_options(dataset, args.eval, cfg.get('evaluation'), given, flag)
 
 
 def build_test_data(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
@@ -146,26 +139,31 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.environment import choose_device, setup_processes
     from boxdet.engine.preflight import check_files, check_metrics, check_num_classes, parts_of
     from boxdet.evaluation.evaluate import require_annotations
+    from boxdet.evaluation.report import check_reportable, default_metrics
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)
-    options = evaluation_options(args, cfg)
     setup_processes(cfg)
-    init_dist(args.launcher, cfg.get('dist_params'))
+    init_dist(args.launcher, cfg.get('dist_params'), args.device)
     device = choose_device(args.device if args.gpu_id is None else f'cuda:{args.gpu_id}')
     dataset, loader = build_test_data(args, cfg)
-    if (args.eval or args.format_only) and not hasattr(dataset, 'coco'):
-        raise ConfigError(
-            f'data.test is a {type(dataset).__name__}: evaluate its data sets one at a time, in COCO format')
+    if args.report:
+        check_reportable(dataset)
+        args.eval = args.eval or default_metrics(cfg, dataset)
+    options = evaluation_options(args, cfg, dataset)
     # What would end in an error is told before the hours of inference.
     if args.eval:
         require_annotations(dataset)
     for part in parts_of(dataset):
         check_files(part, 'data.test')
     model = build_for_inference(cfg)
+    if args.report and not getattr(model, 'with_roi_head', True):
+        raise ConfigError('--report shows detections by class; an RPN gives proposals: use --eval proposal_fast')
     if args.eval or args.format_only:
         check_num_classes(model, dataset, 'test')
-    check_metrics(model, args.eval or [])
+    # The files of Cityscapes' server hold masks, as its metric does.
+    files_of = ['cityscapes'] if args.format_only and getattr(dataset, 'PROTOCOL', None) == 'cityscapes' else []
+    check_metrics(model, args.eval or files_of, dataset if args.eval else None)
     load_into(model, args.checkpoint, dataset.CLASSES)
     if args.fuse_conv_bn:
         model = fuse_conv_bn(model.eval())
@@ -187,6 +185,7 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
     """Write and print what was asked for; ``proposals``: an RPN made the results."""
     from boxdet.evaluation import evaluate, format_results, save_results
     from boxdet.evaluation.predictions import write_json
+    from boxdet.evaluation.report import write_report
 
     if args.out:
         save_results(results, args.out, proposals)
@@ -205,6 +204,10 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
             path = os.path.join(args.work_dir, f'eval_{time.strftime("%Y%m%d_%H%M%S")}.json')
             write_json(path, dict(config=args.config, checkpoint=args.checkpoint, metric=metrics))
             print(f'metrics: {path}')
+        if args.report:
+            meta = [args.config, args.checkpoint, dataset.ann_file, time.strftime('%Y-%m-%d %H:%M')]
+            page = write_report(args.report, dataset, results, metrics, Path(args.config).stem, meta)
+            print(f'report: {page}')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@
     python tools/train.py CONFIG --cfg-options data.samples_per_gpu=1 optimizer.lr=0.0025
     python tools/train.py CONFIG --auto-resume                          go on after an interruption
     python tools/train.py CONFIG --load-from coco.pth                   fine-tune: the weights only
+    kill -USR1 PID                                                      save after this iteration and end with status 75
     tools/dist_train.sh CONFIG 8                                        8 GPUs (without GPUs: 8 processes)
 
 The work_dir then holds <time>.log, <time>.log.json, the config, epoch_N.pth, latest.pth and, with
@@ -13,15 +14,17 @@ evaluation.save_best, best_<metric>_epoch_N.pth.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, UserError, run_command  # noqa: E402  (everything heavier is imported in main)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='go on from this checkpoint: weights, optimizer, epoch, random numbers')
     parser.add_argument('--auto-resume', action='store_true',
                         help='go on from the newest readable checkpoint in the work_dir, if there is one')
+    parser.add_argument('--requeue', action='store_true',
+                        help='in a Slurm job: when SIGUSR1 ended the training, have the job started again')
     parser.add_argument('--load-from', metavar='FILE', help='start from the weights of this checkpoint (fine-tuning)')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument('--seed', type=int, help='seed of all random numbers (default: a new one, which is logged)')
@@ -105,11 +110,12 @@ def prepare(args: argparse.Namespace, cfg: Any) -> tuple[Any, str]:
     """Join the other processes, open the log, seed; returns the logger and the time that names the log files."""
     from boxdet.engine.distributed import broadcast_object, get_dist_info, init_dist, is_main
     from boxdet.engine.environment import choose_seed, env_text, set_random_seed, setup_logger, setup_processes
+    from boxdet.engine.preflight import check_writable
     setup_processes(cfg)
-    init_dist(args.launcher, cfg.get('dist_params'))
+    init_dist(args.launcher, cfg.get('dist_params'), cfg.get('device'))
     timestamp = broadcast_object(time.strftime('%Y%m%d_%H%M%S'))
     if is_main():
-        os.makedirs(cfg.work_dir, exist_ok=True)
+        check_writable(cfg.work_dir, 'work_dir')
         cfg.dump(os.path.join(cfg.work_dir, Path(args.config).name))
     logger = setup_logger(os.path.join(cfg.work_dir, f'{timestamp}.log'), cfg.get('log_level', 'INFO'))
     cfg.seed = choose_seed(cfg.get('seed') if args.seed is None else args.seed)
@@ -121,19 +127,11 @@ def prepare(args: argparse.Namespace, cfg: Any) -> tuple[Any, str]:
     return logger, timestamp
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    check_args(args)
+def train(args: argparse.Namespace, cfg: Any, logger: Any, timestamp: str) -> None:
+    """Build model and data, and train."""
     from boxdet.apis.train import train_detector
     from boxdet.datasets import build_dataset
-    from boxdet.engine.config import check_config, load_config
-    from boxdet.engine.distributed import shut_down
     from boxdet.models import build_detector
-
-    cfg = load_config(args.config, args.cfg_options or args.options)
-    merge_args(args, cfg)
-    check_config(cfg)
-    logger, timestamp = prepare(args, cfg)
     find_resume(args, cfg, logger)
     model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
     if not cfg.get('resume_from'):
@@ -143,7 +141,41 @@ def main(argv: list[str] | None = None) -> None:
         datasets.append(build_dataset({**cfg.data.val, 'pipeline': cfg.data.train.pipeline}))
     train_detector(model, datasets, cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
                    timestamp=timestamp, meta=dict(exp_name=Path(args.config).name))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_args(args)
+    from boxdet.engine.config import check_config, load_config
+    from boxdet.engine.distributed import is_main, shut_down
+    from boxdet.engine.interruption import Interrupted, request_requeue
+
+    cfg = load_config(args.config, args.cfg_options or args.options)
+    merge_args(args, cfg)
+    check_config(cfg)
+    logger, timestamp = prepare(args, cfg)
+    try:
+        train(args, cfg, logger, timestamp)
+    except Interrupted as stop:
+        logger.warning(str(stop))
+        if args.requeue and is_main():
+            request_requeue(stop.number)
+        shut_down()
+        raise
+    except UserError as error:
+        write_to_file(logger, f'error: {error}')
+        raise
+    except Exception:
+        write_to_file(logger, traceback.format_exc())
+        raise
     shut_down()
+
+
+def write_to_file(logger: Any, text: str) -> None:
+    """Into the log file only: the console gets to know what ended the training anyway."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
 
 
 if __name__ == '__main__':

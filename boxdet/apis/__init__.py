@@ -5,16 +5,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inference import fuse_conv_bn, inference_detector, init_detector, show_result_pyplot
+    from .asynchronous import async_inference_detector, concurrent
+    from .inference import fuse_conv_bn, inference_detector, inference_stream, init_detector, show_result_pyplot
     from .test import multi_gpu_test, single_gpu_test
     from .train import set_random_seed, train_detector
 
-_HOMES = dict(init_detector='inference', inference_detector='inference', show_result_pyplot='inference',
+_HOMES = dict(init_detector='inference', inference_detector='inference', inference_stream='inference',
+              async_inference_detector='asynchronous', concurrent='asynchronous', show_result_pyplot='inference',
               fuse_conv_bn='inference', single_gpu_test='test', multi_gpu_test='test',
               train_detector='train', set_random_seed='train')
 
-__all__ = ['fuse_conv_bn', 'inference_detector', 'init_detector', 'multi_gpu_test', 'set_random_seed',
-           'show_result_pyplot', 'single_gpu_test', 'train_detector']
+__all__ = ['async_inference_detector', 'concurrent', 'fuse_conv_bn', 'inference_detector', 'inference_stream',
+           'init_detector', 'multi_gpu_test', 'set_random_seed', 'show_result_pyplot', 'single_gpu_test',
+           'train_detector']
 
 
 def __getattr__(name: str) -> Any:

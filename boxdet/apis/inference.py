@@ -7,44 +7,51 @@
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Union
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
 from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
 from boxdet.datasets.collate import collate
-from boxdet.datasets.pipelines.compose import Compose
 from boxdet.engine.config import load_config
 from boxdet.engine.environment import choose_device
-from boxdet.errors import ConfigError, DataError
+from boxdet.errors import ConfigError
 from boxdet.models import build_detector
+from boxdet.models.folding import fuse_conv_bn, ready_for_inference
 from boxdet.registry import DATASETS
 from boxdet.structures.instances import Instances
 from boxdet.visualization.palette import PaletteSpec
 
-Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image
+__all__ = ['fuse_conv_bn', 'inference_detector', 'inference_stream', 'init_detector', 'show_result_pyplot']
+
 _Waiting = tuple[int, Any, Any]  # a picture's index, its sample, and that sample collated alone
 
 
 # --- a model ---
 
 def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str | os.PathLike | None = None,
-                  device: str | torch.device = 'cuda:0',
-                  cfg_options: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a detector for inference.
+                  device: str | torch.device = 'cuda:0', cfg_options: Mapping[str, Any] | None = None, *,
+                  precision: str = 'fp32', compile: bool | str = False) -> nn.Module:  # noqa: A002, torch's word
+    """Build a detector for inference: batch norms folded into the convolutions, weights laid out channels last.
 
     Args:
         config: a config file or a Config; it is not changed.
-        checkpoint: a file or an address; without one the weights are random.
+        checkpoint: a file or an address, boxdet's or mmdetection 2.x's, torchvision's or detectron2's; without one
+            the weights are random.
         device: 'cuda:0', 'cpu', ...
         cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``.
+        precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
+            always computed in float32.
+        compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
+            pictures of few sizes follow.
 
     Returns:
         the detector in eval mode, with ``cfg`` (the config) and ``CLASSES`` (from the checkpoint, else the
@@ -68,7 +75,11 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     else:
         load_into(model, checkpoint, configured_classes(cfg))
     model.cfg = cfg
-    return model.to(device).eval()
+    model = ready_for_inference(model.eval(), precision).to(device)
+    if compile:
+        backend = compile if isinstance(compile, str) else 'inductor'
+        model.__dict__['extract_feat'] = torch.compile(model.extract_feat, backend=backend)
+    return model
 
 
 def build_for_inference(cfg: Any) -> nn.Module:
@@ -115,6 +126,8 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     model.CLASSES = classes_of(content)
     if model.CLASSES is None:
         model.CLASSES = None if classes is None else tuple(classes)
+        if 'converted_from' in (content.get('meta') or {}):  # those projects never write classes down
+            return
         warnings.warn(f'{source} does not tell its classes; those of the config are used', stacklevel=3)
         return
     difference = compare_classes(content, classes, source)
@@ -141,17 +154,22 @@ def configured_classes(cfg: Any) -> tuple[str, ...] | None:
 
 # --- its results ---
 
-def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture],
-                       batch_size: int | None = None) -> Instances | list[Instances]:
+def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batch_size: int | None = None,
+                       channel_order: str = 'bgr', exif_orientation: bool | None = None,
+                       prefetch: int | None = None) -> Instances | list[Instances]:
     """Detect on one picture or several, through ``model.cfg.data.test.pipeline``.
 
     Args:
         model: of ``init_detector``.
-        imgs: a file name, an array (H, W, 3) uint8 in BGR order as OpenCV reads, the bytes of an image file,
-            or a PIL image; or a list, tuple or iterator of them.
+        imgs: a file name, an array (H, W, 3) uint8, the bytes of an image file, or a PIL image; or a list,
+            tuple or iterator of them.
         batch_size: pictures of the same input size that go through the network together; default 1 on the
             CPU, 8 on a GPU. Pictures of other sizes are never padded for the sake of a batch, so the results
             are those of single pictures.
+        channel_order: of arrays: 'bgr' as OpenCV reads, or 'rgb'.
+        exif_orientation: turn files, bytes and PIL images upright by their EXIF orientation, or not; None: as the
+            config's LoadImageFromFile does (it does unless its color_type says 'ignore_orientation').
+        prefetch: pictures that threads read and prepare ahead, 0 for none; by default two batches.
 
     Returns:
         the Instances of one picture, in its original pixels; a list of them, in order, for several.
@@ -159,32 +177,68 @@ def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture],
     Raises:
         DataError: a picture that cannot be read. ConfigError: the config has no test pipeline.
     """
-    single = isinstance(imgs, (str, os.PathLike, np.ndarray, bytes)) or _is_pil(imgs)
-    device = next(model.parameters()).device
+    if is_picture(imgs):
+        sample = preparation(model, channel_order, exif_orientation)(imgs)
+        return _predict(model, [(0, sample, collate([sample]))])[0]
+    return [result for _, result in inference_stream(model, imgs, batch_size, prefetch, channel_order, exif_orientation)]
+
+
+def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int | None = None,
+                     prefetch: int | None = None, channel_order: str = 'bgr',
+                     exif_orientation: bool | None = None) -> Iterator[tuple[Picture, Instances]]:
+    """Detect on pictures as they come, also on an endless stream of them.
+
+    A thread reads ``imgs`` and others prepare the pictures, a few ahead of the network, which runs in the caller's
+    thread. An exception of ``imgs`` or of a picture reaches the caller in its turn; closing the generator ends the threads
+    (and leaves ``imgs`` alone from then on).
+
+    Args:
+        imgs: read lazily. The rest: as in ``inference_detector``.
+
+    Yields:
+        each picture as it was given, with its result; in order.
+    """
+    prepare = preparation(model, channel_order, exif_orientation)  # what is wrong with the config, before any thread
     if batch_size is None:
-        batch_size = 1 if device.type == 'cpu' else 8
-    from_file, in_memory = _pipelines(model)
+        batch_size = 1 if next(model.parameters()).device.type == 'cpu' else 8
+    if batch_size < 1:
+        raise ConfigError(f'batch_size is {batch_size}; it is 1 or more')
+    ahead = 2 * batch_size if prefetch is None else prefetch
+    return _stream(model, prepared_ahead(prepare, imgs, ahead), batch_size)
+
+
+def _stream(model: nn.Module, prepared: Iterator[tuple[Picture, dict]],
+            batch_size: int) -> Iterator[tuple[Picture, Instances]]:
+    pictures: dict[int, Picture] = {}     # given and not yet handed back
     results: dict[int, Instances] = {}
     waiting: dict[Any, list[_Waiting]] = {}  # by input size, until a batch of them is full
-    for index, picture in enumerate([imgs] if single else imgs):
-        sample = _prepare(picture, index, from_file, in_memory)
-        batch = collate([sample])  # one Batch, or a list of them: views, which stay alone
-        size = index if isinstance(batch, list) else tuple(batch.images.shape[1:])
-        group = waiting.setdefault(size, [])
-        group.append((index, sample, batch))
-        full = len(group) >= batch_size or isinstance(batch, list)
-        if full or sum(map(len, waiting.values())) > 4 * batch_size:
-            results.update(_predict(model, group, device))
-            group.clear()
+    turn = 0
+    with contextlib.closing(prepared):
+        for index, (picture, sample) in enumerate(prepared):
+            batch = collate([sample])  # one Batch, or a list of them: views, which stay alone
+            size = index if isinstance(batch, list) else tuple(batch.images.shape[1:])
+            group = waiting.setdefault(size, [])
+            group.append((index, sample, batch))
+            pictures[index] = picture
+            if len(group) >= batch_size or isinstance(batch, list):
+                results.update(_predict(model, waiting.pop(size) if isinstance(batch, list) else group))
+                group.clear()
+            if len(pictures) > 4 * batch_size:  # a rare size does not hold up all that come after it
+                oldest = next((g for g in waiting.values() if g and g[0][0] == turn), [])
+                results.update(_predict(model, oldest))
+                oldest.clear()
+            while turn in results:
+                yield pictures.pop(turn), results.pop(turn)
+                turn += 1
     for group in waiting.values():
-        results.update(_predict(model, group, device))
-    ordered = [results[i] for i in range(len(results))]
-    return ordered[0] if single else ordered
+        results.update(_predict(model, group))
+    yield from ((pictures[index], results[index]) for index in sorted(pictures))
 
 
-def _predict(model: nn.Module, group: Sequence[_Waiting], device: torch.device) -> dict[int, Instances]:
+def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances]:
     if not group:
         return {}
+    device = next(model.parameters()).device
     batch = group[0][2] if len(group) == 1 else collate([sample for _, sample, _ in group])
     batch = batch.to(device) if not isinstance(batch, list) else [view.to(device) for view in batch]
     training = model.training
@@ -194,70 +248,9 @@ def _predict(model: nn.Module, group: Sequence[_Waiting], device: torch.device) 
         with torch.no_grad():
             found = model(batch, mode='predict', rescale=True)
     finally:
-        model.train(training)
+        if training:
+            model.train()
     return {index: result for (index, _, _), result in zip(group, found)}
-
-
-def _pipelines(model: nn.Module) -> tuple[Compose, Compose]:
-    """The test pipeline as it is, and for arrays in place of files; built once while the config stays."""
-    if getattr(model, 'cfg', None) is None:
-        raise ConfigError('the model has no cfg: make it with init_detector, or set model.cfg')
-    test = (model.cfg.get('data') or {}).get('test') or {}
-    if isinstance(test, Sequence):
-        test = test[0]
-    while 'pipeline' not in test and isinstance(test.get('dataset'), Mapping):
-        test = test['dataset']
-    steps = test.get('pipeline')
-    if not steps:
-        raise ConfigError(
-            f"{getattr(model.cfg, 'filename', None) or 'the config'}: data.test has no 'pipeline'")
-    kept = model.__dict__.get('_test_pipelines')
-    if kept is None or kept[0] != steps:
-        given = list(steps)
-        if _type_of(given[0]) == 'LoadImageFromFile':
-            given[0] = {**given[0], 'type': 'LoadImageFromWebcam'}
-        kept = (copy.deepcopy(list(steps)), Compose(list(steps)), Compose(given))
-        model.__dict__['_test_pipelines'] = kept
-    return kept[1], kept[2]
-
-
-def _type_of(step: Any) -> str:
-    return str(step.get('type', '')).rpartition('.')[2] if isinstance(step, Mapping) else type(step).__name__
-
-
-def _prepare(picture: Picture, index: int, from_file: Compose, in_memory: Compose) -> Any:
-    """The sample that the test pipeline makes of ``picture``."""
-    if isinstance(picture, (str, os.PathLike)):
-        return from_file(dict(img_info=dict(filename=os.fspath(picture)), img_prefix=None), compact=True)
-    image = _decode(picture, index)
-    if getattr(in_memory.transforms[0], 'channel_order', 'bgr') == 'rgb':
-        image = np.ascontiguousarray(image[:, :, ::-1])
-    return in_memory(dict(img_info=dict(filename=None), img_prefix=None, img=image), compact=True)
-
-
-def _decode(picture: Any, index: int) -> np.ndarray:
-    """An array, the bytes of an image file or a PIL image as (H, W, 3) uint8 in BGR order."""
-    if isinstance(picture, (bytes, bytearray, memoryview)):
-        image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if len(picture) else None
-        if image is None:
-            raise DataError(f'picture {index}: {len(picture)} bytes that are no image file')
-        return image
-    if _is_pil(picture):
-        return np.ascontiguousarray(np.asarray(picture.convert('RGB'))[:, :, ::-1])
-    if not isinstance(picture, np.ndarray):
-        raise DataError(
-            f'picture {index} is a {type(picture).__name__}: give a file name, array, bytes or PIL image')
-    if picture.ndim == 2:
-        picture = np.repeat(picture[:, :, None], 3, axis=2)
-    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape or picture.dtype != np.uint8:
-        raise DataError(
-            f'picture {index} is an array {picture.shape} of {picture.dtype}: it has to be '
-            '(height, width, 3) of uint8 in BGR order')
-    return picture
-
-
-def _is_pil(picture: Any) -> bool:
-    return any(kind.__module__.startswith('PIL.') for kind in type(picture).__mro__)
 
 
 def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instances, score_thr: float = 0.3,
@@ -278,7 +271,8 @@ def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instance
 
     image = read_image(img) if isinstance(img, (str, os.PathLike)) else img
     drawn = draw_instances(image, result, model.CLASSES, score_thr,
-                           model.PALETTE if palette is None else palette)
+                           model.PALETTE if palette is None else palette,
+                           skeleton=getattr(model, 'skeleton', ()))
     if out_file is not None:
         write_image(drawn, out_file)
     height, width = drawn.shape[:2]
@@ -290,25 +284,3 @@ def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instance
         plt.close(figure)
     else:
         plt.show()
-
-
-# --- folding batch norm ---
-
-@torch.no_grad()
-def fuse_conv_bn(model: nn.Module) -> nn.Module:
-    """Fold each batch norm that directly follows a convolution into its weights: the same function, less
-    work.
-
-    A norm follows a convolution when it is registered right after it in the same module, as in the ResNets
-    and ConvModules here. Only for inference: the model is changed and no longer matches checkpoints.
-    """
-    for parent in model.modules():
-        before: tuple[str, nn.Module] | None = None
-        for name, child in list(parent.named_children()):
-            if before is not None and isinstance(child, nn.modules.batchnorm._BatchNorm) \
-                    and isinstance(before[1], nn.Conv2d) and before[1].out_channels == child.num_features \
-                    and child.track_running_stats:
-                setattr(parent, before[0], nn.utils.fuse_conv_bn_eval(before[1].eval(), child.eval()))
-                setattr(parent, name, nn.Identity())
-            before = (name, child)
-    return model

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ __all__ = ['multi_gpu_test', 'run_inference', 'single_gpu_test']
 
 def single_gpu_test(model: nn.Module, data_loader: Any, show: bool = False,
                     out_dir: str | os.PathLike | None = None, show_score_thr: float = 0.3,
-                    progress: bool = True) -> list[Instances]:
+                    progress: bool = True) -> Sequence[Instances]:
     """Predict every image of ``data_loader``.
 
     Args:
@@ -53,20 +54,19 @@ def single_gpu_test(model: nn.Module, data_loader: Any, show: bool = False,
 
 
 def multi_gpu_test(model: nn.Module, data_loader: Any, tmpdir: str | None = None,
-                   gpu_collect: bool = False) -> list[Instances] | None:
+                   gpu_collect: bool = False) -> Sequence[Instances] | None:
     """Predict with all ranks, each its share of ``data_loader``.
 
     Args:
-        tmpdir, gpu_collect: how mmdetection 2.x brought the results together. Here they travel between the
-            processes
-            as they are, on the CPU: neither is needed, and giving one is a warning.
+        tmpdir: bring the results together through files in this folder, which all machines see; without it they
+            travel between the processes.
+        gpu_collect: was mmdetection 2.x's way around slow shared folders, through the GPUs' memory. Results are on
+            the CPU here and need no GPU to travel, so that it changes nothing and says so.
 
     Returns:
         on rank 0 what ``single_gpu_test`` returns, whatever the number of ranks; None on the others.
     """
-    if tmpdir is not None or gpu_collect:
-        warnings.warn(
-            'tmpdir and gpu_collect have no effect: results are gathered between the processes directly',
-            stacklevel=2)
+    if gpu_collect:
+        warnings.warn('gpu_collect has no effect: results travel between the processes on the CPU', stacklevel=2)
     detector = unwrap(model)
-    return run_inference(detector, data_loader, detector.device)
+    return run_inference(detector, data_loader, detector.device, tmpdir=tmpdir)

@@ -17,16 +17,16 @@ from torch import nn
 
 from boxdet.checkpoints.io import load_state
 from boxdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
-from boxdet.engine.distributed import get_dist_info, wrap_distributed
+from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
-from boxdet.engine.hooks import EvaluationHook
+from boxdet.engine.hooks import EvaluationHook, output_folder
 from boxdet.engine.learning_rate import POLICIES
-from boxdet.engine.preflight import check_metrics, check_training, learning_rate_scale
-from boxdet.engine.schedule import build_optimizer, build_update_step
+from boxdet.engine.preflight import check_metrics, check_training, check_writable, learning_rate_scale, scale_steps
+from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
-from boxdet.evaluation.evaluate import evaluate
+from boxdet.evaluation.evaluate import evaluate, option_names
 from boxdet.models.initialization import set_checkpoint_loader
-from boxdet.registry import HOOKS, RUNNERS, accepted_keywords, check_keywords
+from boxdet.registry import HOOKS, RUNNERS, check_keywords
 
 __all__ = ['choose_seed', 'set_random_seed', 'train_detector']
 
@@ -58,27 +58,32 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     logger = logging.getLogger('boxdet')
     if not logger.handlers:
         logger = setup_logger(work_dir / f'{timestamp}.log', cfg.get('log_level', 'INFO'))
+    _check_folders(cfg, work_dir)
     device = choose_device(cfg.get('device'))
-    length = runner_config(cfg)
+    length, lr_config = runner_config(cfg), cfg.get('lr_config')
     validation = _validation_set(cfg) if validate and cfg.data.get('val') else None
     check_training(model, datasets[0], validation)
     if validation is not None:
-        check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox')
-    loaders = [_train_loader(one, cfg, length, distributed) for one in datasets]
+        check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox', validation)
+    loaders = [_train_loader(datasets[0], cfg, length, distributed),
+               *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
 
     options = dict(cfg.get('optimizer_config') or {})
     scale = learning_rate_scale(loaders[0].batch_size, get_dist_info()[1],
                                 options.get('cumulative_iters', 1), cfg.optimizer.get('lr', 0.),
                                 cfg.get('auto_scale_lr'))
+    if scale != 1 and (cfg.get('auto_scale_lr') or {}).get('scale_steps'):
+        length, lr_config = scale_steps(scale, length, lr_config)
     model.CLASSES = datasets[0].CLASSES
     model = _place(model, device, cfg)
+    frozen = freeze(model, cfg.frozen_modules) if cfg.get('frozen_modules') else ()
     step = build_update_step(build_optimizer(model, cfg.optimizer, scale), options, cfg.get('fp16'), device.type)
     runner = RUNNERS.build(length, model=wrap_distributed(model, device, cfg.get('find_unused_parameters', False)),
                            train_loader=loaders[0], update_step=step, work_dir=work_dir, logger=logger, device=device,
                            meta=_meta(cfg, datasets[0], meta), timestamp=timestamp,
-                           workflow=cfg.get('workflow') or [('train', 1)],
+                           workflow=cfg.get('workflow') or [('train', 1)], frozen=frozen,
                            validation_loader=loaders[1] if len(loaders) > 1 else None)
-    for hook, priority in _hooks(cfg, runner.by_epoch):
+    for hook, priority in _hooks(cfg, lr_config, runner.by_epoch):
         runner.register_hook(hook, priority)
     if validation is not None:
         runner.register_hook(_evaluation_hook(cfg, validation, runner.by_epoch, distributed))
@@ -117,6 +122,17 @@ def _place(model: nn.Module, device: torch.device, cfg: Any) -> nn.Module:
     return model.to(device)
 
 
+def _check_folders(cfg: Any, work_dir: Path) -> None:
+    """Look before the training, not after its first epoch, whether what it will write can be written."""
+    if not is_main():
+        return
+    check_writable(work_dir, 'work_dir')
+    for key in ('checkpoint_config', 'evaluation'):
+        out_dir = (cfg.get(key) or {}).get('out_dir')
+        if out_dir is not None:
+            check_writable(output_folder(out_dir, work_dir), f'{key}.out_dir')
+
+
 # --- loaders ---
 
 def _split_options(cfg: Any, split: str) -> dict[str, Any]:
@@ -126,10 +142,10 @@ def _split_options(cfg: Any, split: str) -> dict[str, Any]:
     return {**shared, **cfg.data.get(f'{split}_dataloader', {})}
 
 
-def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool) -> Any:
+def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool, **more: Any) -> Any:
     options = dict(samples_per_gpu=1, workers_per_gpu=2, num_gpus=1, dist=distributed, seed=cfg.get('seed'),
                    runner_type=length['type'])
-    return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train')})
+    return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train'), **more})
 
 
 def _validation_set(cfg: Any) -> Any:
@@ -151,23 +167,21 @@ def _validation_batch(cfg: Any) -> int:
 def _evaluation_hook(cfg: Any, dataset: Any, by_epoch: bool, distributed: bool) -> EvaluationHook:
     options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': _validation_batch(cfg)}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
-    own = getattr(dataset, 'evaluate', None)  # a user's data set may come with its own
-    measure = evaluate if own is None else lambda data, results, **kwargs: own(results, **kwargs)
     chosen = {'by_epoch': by_epoch, **{k: v for k, v in (cfg.get('evaluation') or {}).items() if k != 'type'}}
-    if own is None:
-        check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in accepted_keywords(evaluate)[0]},
-                       'evaluation')
-    return EvaluationHook(dataset, loader, measure, **chosen)
+    options = option_names(dataset)
+    if options is not None:
+        check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in (*options, 'metric')}, 'evaluation')
+    return EvaluationHook(dataset, loader, evaluate, **chosen)
 
 
 # --- hooks ---
 
-def _hooks(cfg: Any, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
+def _hooks(cfg: Any, lr_config: Mapping | None, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
     """(hook, priority or None) of ``lr_config``, ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
     if cfg.get('momentum_config'):
         raise ConfigError('momentum_config: boxdet keeps the momentum constant; take the key out')
-    if cfg.get('lr_config'):
-        yield _lr_hook(cfg.lr_config, by_epoch), None
+    if lr_config:
+        yield _lr_hook(lr_config, by_epoch), None
     if cfg.get('checkpoint_config'):
         yield HOOKS.build({'type': 'CheckpointHook', 'by_epoch': by_epoch, **cfg.checkpoint_config}), None
     log = dict(cfg.get('log_config') or dict(hooks=[dict(type='TextLoggerHook')]))
@@ -175,7 +189,7 @@ def _hooks(cfg: Any, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
         yield HOOKS.build({'interval': log.get('interval', 10), 'by_epoch': by_epoch, **one}), 'VERY_LOW'
     for one in cfg.get('custom_hooks') or []:
         if isinstance(one, Mapping):
-            yield HOOKS.build({k: v for k, v in one.items() if k != 'priority'}), one.get('priority', 'NORMAL')
+            yield HOOKS.build({k: v for k, v in one.items() if k != 'priority'}), one.get('priority')
         else:
             yield one, None
 

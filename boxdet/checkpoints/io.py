@@ -5,6 +5,7 @@ A checkpoint is a dict: ``meta`` (boxdet_version, epoch, iter, CLASSES, PALETTE,
 """
 from __future__ import annotations
 
+import logging
 import os
 import re
 import zipfile
@@ -16,6 +17,7 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
+from boxdet.checkpoints.convert import recognise
 from boxdet.checkpoints.unpickling import read_pickle, stand_ins_allowed, thaw
 from boxdet.errors import CheckpointError, nearest
 from boxdet.models.initialization import LoadReport, load_fitting
@@ -114,11 +116,17 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
         map_location: where tensors go, as in torch.load.
 
     Returns:
-        the dict in the file; a bare state dict comes as ``{'meta': {}, 'state_dict': …}``.
+        the dict in the file; a bare state dict comes as ``{'meta': {}, 'state_dict': …}``. Weights of torchvision or
+        detectron2 are converted.
 
     Raises:
         CheckpointError: not found, damaged, or it holds objects that are not allowed.
     """
+    return _in_boxdets_names(read_as_written(address, map_location), str(address))
+
+
+def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
+    """As ``load_checkpoint``, but the weights of other projects keep their names."""
     path = find_checkpoint(address)
     content = read_pickle(path) if path.suffix == '.pkl' else _read(path, map_location)
     if not isinstance(content, Mapping):
@@ -128,6 +136,19 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
     if isinstance(content.get('model'), Mapping):  # DETR, torchvision's references and detectron2 call it so
         return {'meta': {}, **{k: v for k, v in content.items() if k != 'model'}, 'state_dict': content['model']}
     return {'meta': {}, 'state_dict': dict(content)}
+
+
+def _in_boxdets_names(checkpoint: dict, source: str) -> dict:
+    """The checkpoint itself, or what another project's weights are here; ``meta['converted_from']`` then names it."""
+    other = recognise([name.removeprefix('module.') for name in checkpoint['state_dict']])
+    if other is None:
+        return checkpoint
+    try:
+        state = other.to_boxdet(state_dict_of(checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
+    logging.getLogger('boxdet').info('%s: converted %d entries from %s', source, len(state), other.NAME)
+    return {**checkpoint, 'meta': {**(checkpoint.get('meta') or {}), 'converted_from': other.NAME}, 'state_dict': state}
 
 
 def _read(path: Path, map_location: Any) -> Any:
@@ -238,7 +259,7 @@ def _some(names: Any, limit: int = 3) -> str:
 def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
     """Write a checkpoint so that ``path`` holds either the old file or the whole new one, also after a power cut.
 
-    It goes to a temporary file beside ``path``, is forced to the disk, its archive is checked, then it is renamed.
+    It goes to a temporary file beside ``path``, is forced to the disk, read back with its checksums, then renamed.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was.
@@ -274,7 +295,11 @@ def _reason_behind(error: BaseException) -> str:
 
 
 def _check_archive(path: Path) -> None:
-    """Every entry's header and extent lies inside the file: cheap, and a short write does not pass it."""
+    """Every entry lies inside the file and has the bytes that its checksum is of.
+
+    Raises:
+        zipfile.BadZipFile: it does not.
+    """
     with zipfile.ZipFile(path) as archive:
         entries, size = archive.infolist(), path.stat().st_size
         if not any(entry.filename.endswith('data.pkl') for entry in entries):
@@ -282,6 +307,9 @@ def _check_archive(path: Path) -> None:
         for entry in entries:
             if entry.header_offset + entry.compress_size > size:
                 raise zipfile.BadZipFile(f'{entry.filename} ends beyond the file')
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f'{damaged} is not what was written')
 
 
 def _sync_folder(folder: Path) -> None:
@@ -308,8 +336,7 @@ def is_readable(path: str | Path) -> bool:
     """Whether ``path`` is a checkpoint archive that is complete: entries, extents and checksums."""
     try:
         _check_archive(Path(path))
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+        return True
     except (OSError, zipfile.BadZipFile, RuntimeError):
         return False
 

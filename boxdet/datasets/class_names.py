@@ -13,9 +13,13 @@ COCO_CLASSES = (
     'tv', 'laptop', 'mouse', 'remote', 'keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink',
     'refrigerator', 'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier', 'toothbrush')
 
-# COCO's category ids leave these out: eleven of its first 91 categories were never annotated.
-_COCO_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _COCO_UNUSED_IDS)
+# COCO's category ids leave these out: eleven of its first 91 categories were never annotated (91 is the last of them).
+_COCO_UNUSED = {12: 'street sign', 26: 'hat', 29: 'shoe', 30: 'eye glasses', 45: 'plate', 66: 'mirror', 68: 'window',
+                69: 'desk', 71: 'door', 83: 'blender'}
+COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _COCO_UNUSED)
+
+# Label k is category id k + 1: the order of torchvision's detectors, which have outputs for the unused ones, too.
+COCO_CLASSES_BY_ID = tuple(_COCO_UNUSED.get(i) or COCO_CLASSES[COCO_CATEGORY_IDS.index(i)] for i in range(1, 91))
 
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
                'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES
+from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_CLASSES_BY_ID
 from boxdet.datasets.custom import CustomDataset
 from boxdet.datasets.files import read_json
 from boxdet.datasets.records import Records
@@ -35,30 +37,48 @@ class CocoDataset(CustomDataset):
             an unknown category or without a box, a box that is not finite, classes that the file does not know.
     """
     CLASSES = COCO_CLASSES
+    PROTOCOL = 'coco'
 
     def load_annotations(self, ann_file: str) -> Records:
         """Read and check ``ann_file``; returns the image entries, each with 'filename'."""
-        data = read_json(ann_file)
+        data = self._read(ann_file)
         if not isinstance(data, dict) or not isinstance(data.get('images'), list):
             raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file")
         if 'annotations' not in data and not self.test_mode:
             raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only")
         self._coco = None
+        # A file that is evaluated against is parsed once only; ``coco`` takes it over.
+        self._parsed = data if self.test_mode and data.get('annotations') else None
         self._rows = np.arange(len(data['images']))  # place in the file of each image that is kept
         self.img_ids = [self._image_id(image, i) for i, image in enumerate(data['images'])]
-        _check_unique(self.img_ids, f'{ann_file}: image id')
-        self._sizes = np.array([(i.get('width') or np.inf, i.get('height') or np.inf) for i in data['images']],
-                               dtype=np.float64).reshape(-1, 2)
+        check_unique(self.img_ids, f'{ann_file}: image id')
+        self._sizes = np.array([self._image_size(i) for i in data['images']], dtype=np.float64).reshape(-1, 2)
         self._set_categories(data.get('categories'))
         self._set_annotations(data.get('annotations') or [])
-        return Records({**image, 'filename': image['file_name']} for image in data['images'])
+        return Records({**image, 'filename': self._file_name(image)} for image in data['images'])
+
+    def _read(self, ann_file: str) -> Any:
+        """The parsed file; in ``test_mode``, which keeps it for ``coco``, polygons are float64 arrays."""
+        return read_json(ann_file, _with_packed_polygons if self.test_mode else None)
+
+    def _file_name(self, image: dict) -> str | None:
+        """Where the picture of an image entry lies under ``img_prefix``; None where the entry does not say."""
+        return image.get('file_name')
 
     def _image_id(self, image: Any, place: int) -> Any:
-        if not isinstance(image, dict) or 'id' not in image or 'file_name' not in image:
+        if not isinstance(image, dict) or 'id' not in image or not self._file_name(image):
             raise DataError(f"{self.ann_file}: images[{place}] needs an 'id' and a 'file_name'")
         if not self.test_mode and not (image.get('width') and image.get('height')):
             raise DataError(f"{self.ann_file}: image {image['id']} has no 'width' and 'height'")
         return image['id']
+
+    def _image_size(self, image: dict) -> tuple[float, float]:
+        """(width, height), infinite where the entry does not say."""
+        size = image.get('width') or math.inf, image.get('height') or math.inf
+        if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+            raise DataError(f"{self.ann_file}: image {image['id']} has width {image.get('width')!r} and height "
+                            f"{image.get('height')!r}; they are numbers of pixels")
+        return size
 
     # -- categories
 
@@ -71,8 +91,8 @@ class CocoDataset(CustomDataset):
             known = self.CLASSES == COCO_CLASSES
             self.cat_ids = list(COCO_CATEGORY_IDS if known else range(1, len(self.CLASSES) + 1))
         else:
-            self._file_categories = {c['id']: c['name'] for c in categories}
-            _check_unique([c['id'] for c in categories], f'{self.ann_file}: category id')
+            self._file_categories = self._names_by_id(categories)
+            check_unique([c['id'] for c in categories], f'{self.ann_file}: category id')
             ids = {name: i for i, name in reversed(self._file_categories.items())}
             absent = [name for name in self.CLASSES if name not in ids]
             if absent and (self.classes_given or len(absent) == len(self.CLASSES)):
@@ -82,6 +102,20 @@ class CocoDataset(CustomDataset):
             unused = iter(range(max(self._file_categories) + 1, max(self._file_categories) + 1 + len(absent)))
             self.cat_ids = [ids[name] if name in ids else next(unused) for name in self.CLASSES]
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+
+    def _names_by_id(self, categories: list[dict]) -> dict[int, str]:
+        for place, category in enumerate(categories):
+            known = category if isinstance(category, dict) else {}
+            if 'name' not in known or not isinstance(known.get('id'), (int, float)):
+                raise DataError(f"{self.ann_file}: categories[{place}] needs a 'name', and an 'id' that is a number: "
+                                f'{category}')
+        by_name: dict[str, int] = {}
+        for category in categories:
+            other = by_name.setdefault(category['name'], category['id'])
+            if other != category['id'] and category['name'] in self.CLASSES:
+                raise DataError(f"{self.ann_file}: categories {other} and {category['id']} are both called "
+                                f"'{category['name']}'")
+        return {category['id']: category['name'] for category in categories}
 
     def _absent_classes(self, absent: list[str], known: list[str]) -> str:
         listed = ', '.join(known[:20]) + (', ...' if len(known) > 20 else '')
@@ -102,15 +136,18 @@ class CocoDataset(CustomDataset):
             categories = [a['category_id'] for a in annotations]
         except (KeyError, TypeError):
             self._raise_incomplete(annotations)
-        _check_unique(self._ann_ids.tolist(), f'{self.ann_file}: annotation id')
+        check_unique(self._ann_ids.tolist(), f'{self.ann_file}: annotation id')
         self._check_categories(annotations, categories)
         boxes = self._boxes_of(annotations)
-        areas = np.array([a.get('area', 1) for a in annotations], dtype=np.float64)
+        areas = self._areas_of(annotations)
         crowd = np.array([bool(a.get('iscrowd')) for a in annotations], dtype=bool)
         ignored = np.array([bool(a.get('ignore')) for a in annotations], dtype=bool)
         labels = np.array([self.cat2label.get(c, -1) for c in categories], dtype=np.int64)
         degenerate = self._degenerate(boxes, areas, rows)
 
+        if len(rows) and rows.max() < 0:
+            raise DataError(f"{self.ann_file}: none of the {len(rows)} annotations is of a listed image (annotation "
+                            f"{annotations[0]['id']} is of image {annotations[0]['image_id']!r})")
         order = np.argsort(rows, kind='stable')
         self.filter_report['without_image'] = int((rows < 0).sum())
         order = order[self.filter_report['without_image']:]
@@ -120,9 +157,11 @@ class CocoDataset(CustomDataset):
         self._boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)[order].astype(np.float32)
         self._usable = (~degenerate & ~ignored)[order] & (self._labels >= 0)
         self.filter_report['degenerate_boxes'] = self._ann_ids[degenerate[order]].tolist()
-        masks = [annotations[i].get('segmentation') if use else None
-                 for i, use in zip(order, self._usable & ~self._crowd)]
-        self._masks = Records(masks[start:end] for start, end in zip(self._starts, self._starts[1:]))
+        self._order = order
+        # Training reads masks all the time, in many workers; evaluation has them in ``coco``.
+        self._masks = None if self.test_mode else Records(
+            [annotations[i].get('segmentation') if self._usable[k] and not self._crowd[k] else None
+             for k, i in enumerate(order[start:end], start)] for start, end in zip(self._starts, self._starts[1:]))
 
     def _raise_incomplete(self, annotations: list[dict]) -> None:
         for i, annotation in enumerate(annotations):
@@ -162,6 +201,18 @@ class CocoDataset(CustomDataset):
                             f'{boxes[wrong[0]].tolist()}' + (f' (and {len(wrong) - 1} more)' if wrong[1:].size else ''))
         return boxes
 
+    def _areas_of(self, annotations: list[dict]) -> np.ndarray:
+        """(A,) float64; 1 where an annotation does not tell."""
+        areas = [a.get('area') for a in annotations]
+        try:
+            return np.array([1 if area is None else area for area in areas], dtype=np.float64)
+        except (TypeError, ValueError):
+            for annotation, area in zip(annotations, areas):
+                if not isinstance(area, (int, float, type(None))):
+                    raise DataError(f"{self.ann_file}: annotation {annotation['id']} has 'area' {area!r}, which is no "
+                                    'number') from None
+            raise
+
     def _degenerate(self, boxes: np.ndarray, areas: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(A,) bool by 2.x's rule: less than a pixel wide or high, no area, or outside its image."""
         sizes = self._sizes[rows]
@@ -182,12 +233,21 @@ class CocoDataset(CustomDataset):
         """
         span = self._span(index)
         objects = np.flatnonzero(self._usable[span] & ~self._crowd[span])
-        masks = self._masks[self._rows[index]]
         return dict(bboxes=self._boxes[span][objects], labels=self._labels[span][objects],
                     bboxes_ignore=self._boxes[span][self._usable[span] & self._crowd[span]],
-                    masks=[masks[i] for i in objects],
+                    masks=self._segmentations(index, objects),
                     seg_map=self.data_infos[index]['filename'].rsplit('.', 1)[0] + self.seg_suffix,
                     names=[f'{self.ann_file}: annotation {i}' for i in self._ann_ids[span][objects]])
+
+    def _segmentations(self, index: int, objects: np.ndarray) -> list[Any]:
+        """COCO segmentations of some of an image's annotations, numbered ``objects`` (N,)."""
+        if self._masks is not None:
+            masks = self._masks[self._rows[index]]
+            return [masks[i] for i in objects]
+        annotations = self.coco.dataset['annotations']
+        masks = [annotations[i].get('segmentation') for i in self._order[self._span(index)][objects]]
+        return [[p.tolist() if isinstance(p, np.ndarray) else p for p in mask] if isinstance(mask, list) else mask
+                for mask in masks]
 
     def get_cat_ids(self, index: int) -> list[int]:
         """Category ids of all annotations of an image."""
@@ -195,38 +255,68 @@ class CocoDataset(CustomDataset):
 
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """Numbers of the images to train on: large enough and, by ``filter_empty_gt``, with a wanted object."""
-        counts = np.diff(self._starts)
-        wanted = np.concatenate([[0], np.cumsum(self._labels >= 0)])
-        wanted = wanted[self._starts[1:]] - wanted[self._starts[:-1]]
-        empty, other = counts == 0, (counts > 0) & (wanted == 0)
-        small = self._sizes.min(axis=1) < min_size
-        left_out = small | ((empty | other) if self.filter_empty_gt else False)
-        self.filter_report.update(too_small=int(small.sum()), empty=int(empty.sum()),
-                                  without_wanted_class=int(other.sum()))
+        small, reasons = self._sizes.min(axis=1) < min_size, self._without_object()
+        left_out = small | (np.any(list(reasons.values()), axis=0) if self.filter_empty_gt else False)
+        self.filter_report.update(too_small=int(small.sum()), **{why: int(of.sum()) for why, of in reasons.items()})
         self._rows = np.flatnonzero(~left_out)
         self.img_ids = [self.img_ids[i] for i in self._rows]
         return self._rows.tolist()
 
+    def _without_object(self) -> dict[str, np.ndarray]:
+        """Which images ``filter_empty_gt`` leaves out, one bool each, by the reason; an image has one at most."""
+        counts, wanted = np.diff(self._starts), self._per_image(self._labels >= 0)
+        return dict(empty=counts == 0, without_wanted_class=(counts > 0) & (wanted == 0))
+
+    def _per_image(self, chosen: np.ndarray) -> np.ndarray:
+        """How many of each image's annotations are ``chosen`` (A,) bool."""
+        total = np.concatenate([[0], np.cumsum(chosen)])
+        return total[self._starts[1:]] - total[self._starts[:-1]]
+
     @property
     def coco(self) -> Any:
-        """The file as pycocotools' COCO, which evaluation asks for; read at the first use."""
+        """The file as pycocotools' COCO, which evaluation asks for; made at the first use.
+
+        In ``test_mode`` polygons are arrays.
+        """
         if self._coco is None:
             from pycocotools.coco import COCO  # brings matplotlib along
+            self._coco = COCO()
+            self._coco.dataset, self._parsed = self._parsed or self._read(self.ann_file), None
             with contextlib.redirect_stdout(io.StringIO()):
-                self._coco = COCO(self.ann_file)
+                self._coco.createIndex()
         return self._coco
 
     def __getstate__(self) -> dict:
         # Workers that are spawned get no copy of what only evaluation reads.
-        return {**self.__dict__, '_coco': None}
+        return {**self.__dict__, '_coco': None, '_parsed': None}
 
 
-def _check_unique(ids: Sequence[Any], what: str) -> None:
+def check_unique(ids: Sequence[Any], what: str) -> None:
+    """Raise DataError, naming the first, when one of ``ids``, called ``what``, is there twice."""
     if len(set(ids)) < len(ids):
         seen: set[Any] = set()
         twice = next(i for i in ids if i in seen or seen.add(i))
         raise DataError(f'{what} {twice} is used more than once')
 
 
+def _with_packed_polygons(entry: dict) -> dict:
+    """``entry`` of a COCO file; lists of coordinates become float64 arrays, a fourth of their size in memory."""
+    polygons = entry.get('segmentation')
+    if isinstance(polygons, list):
+        # What is no list of numbers stays as it is, for others to complain about.
+        with contextlib.suppress(TypeError, OverflowError):
+            entry['segmentation'] = [np.array(array('d', polygon)) for polygon in polygons]
+    return entry
+
+
 def _is_box(box: Any) -> bool:
     return isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
+
+
+@DATASETS.register_module()
+class CocoByIdDataset(CocoDataset):
+    """COCO for models whose label k is category id k + 1, ids that nothing was annotated with included (torchvision's).
+
+    Arguments as CocoDataset.
+    """
+    CLASSES = COCO_CLASSES_BY_ID

@@ -42,6 +42,9 @@ class CustomDataset:
         filter_empty_gt: leave out images without objects in training.
         file_client_args: ``dict(backend='disk')``.
         min_size: leave out images with a side shorter than this in training.
+        on_error: what an image (or annotation) that cannot be read does to a training: 'raise' ends it, 'skip' has the
+            loader take another image, and say so. In testing it is always an error.
+        max_errors: with 'skip', so many different ones may be skipped before the training ends.
 
     Attributes:
         flag: (len,) uint8, 1 for images wider than high; batches are made of one kind.
@@ -52,11 +55,13 @@ class CustomDataset:
     """
     CLASSES: tuple[str, ...] | None = None
     PALETTE: Any = None
+    PROTOCOL = 'custom'  # how boxdet.evaluation measures it
 
     def __init__(self, ann_file: str, pipeline: Sequence[Any], classes: str | Sequence[str] | None = None,
                  data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,
                  seg_suffix: str = '.png', proposal_file: str | None = None, test_mode: bool = False,
-                 filter_empty_gt: bool = True, file_client_args: dict | None = None, min_size: int = 32):
+                 filter_empty_gt: bool = True, file_client_args: dict | None = None, min_size: int = 32,
+                 on_error: str = 'raise', max_errors: int = 100):
         self.data_root = data_root
         self.ann_file, self.img_prefix, self.seg_prefix, self.proposal_file = (
             self._under_root(path) for path in (ann_file, img_prefix, seg_prefix, proposal_file))
@@ -64,6 +69,9 @@ class CustomDataset:
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
         self.min_size = min_size
+        if on_error not in ('raise', 'skip'):
+            raise ConfigError(f"{type(self).__name__}.on_error is '{on_error}': it is 'raise' or 'skip'")
+        self.on_error, self.max_errors = on_error, max_errors
         self.backend = check_file_client(file_client_args)
         self.classes_given = classes is not None
         self.CLASSES = self.get_classes(classes)
@@ -114,17 +122,35 @@ class CustomDataset:
 
     def get_ann_info(self, index: int) -> dict:
         """Annotations of an image: 'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, ..."""
+        if 'ann' not in self.data_infos[index]:
+            raise DataError(f"{self.ann_file}: {self.img_info(index)['filename']} has no 'ann'")
         annotations = dict(self.data_infos[index]['ann'])
         for key, dtype, width in (('bboxes', np.float32, 4), ('labels', np.int64, 0), ('bboxes_ignore', np.float32, 4)):
             if key != 'bboxes_ignore' or key in annotations:
-                array = np.asarray(annotations[key], dtype=dtype)
-                annotations[key] = array.reshape(-1, width) if width else array.reshape(-1)
+                annotations[key] = self._array(index, key, annotations.get(key, ()), dtype, width)
         name, boxes, labels = self.img_info(index)['filename'], annotations['bboxes'], annotations['labels']
         if len(boxes) != len(labels):
             raise DataError(f'{self.ann_file}: {name} has {len(boxes)} boxes and {len(labels)} labels')
         if not np.isfinite(boxes).all():
             raise DataError(f'{self.ann_file}: {name} has a box that is not finite')
+        backwards = np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+        if len(backwards):
+            raise DataError(f'{self.ann_file}: {name} has a box that ends before it begins, '
+                            f'{boxes[backwards[0]].tolist()}: boxes are x1, y1, x2, y2')
+        if len(labels) and self.CLASSES is not None and not 0 <= labels.min() <= labels.max() < len(self.CLASSES):
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise DataError(f'{self.ann_file}: {name} has label {wrong}, and the {len(self.CLASSES)} classes count '
+                            'from 0')
         return annotations
+
+    def _array(self, index: int, key: str, value: Any, dtype: Any, width: int) -> np.ndarray:
+        """``value`` as (N, width), or (N,) without ``width``."""
+        try:
+            array = np.asarray(value, dtype=dtype)
+            return array.reshape(-1, width) if width else array.reshape(-1)
+        except (TypeError, ValueError):
+            shape = f'rows of {width} numbers' if width else 'whole numbers'
+            raise DataError(f"{self.ann_file}: '{key}' of {self.img_info(index)['filename']} are not {shape}") from None
 
     def get_cat_ids(self, index: int) -> list[int]:
         """Labels of an image's objects."""
@@ -169,6 +195,11 @@ class CustomDataset:
         self.flag = np.array([info['width'] > info['height'] for info in self.data_infos], dtype=np.uint8)
 
     # -- what others use
+
+    @property
+    def has_annotations(self) -> bool:
+        """Whether there is something to evaluate against."""
+        return len(self) > 0 and 'ann' in self.data_infos[0]
 
     @property
     def metainfo(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import os
 import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 
 from boxdet.errors import ConfigError, DataError, nearest
 
+_EXIF_ORIENTATION = 0x0112
 IMAGE_BACKENDS = ('disk', 'http')
 _COLOR_FLAGS = {
     'color': cv2.IMREAD_COLOR,  # turned upright by the EXIF orientation, as mmcv's 'color'
@@ -95,6 +97,34 @@ def decode_image(data: np.ndarray, path: str, color_type: str = 'color', channel
     return image
 
 
+def image_size(path: str, backend: str = 'disk') -> tuple[int, int]:
+    """(width, height) of a picture as it is loaded, turned upright by its EXIF orientation; mostly from its header.
+
+    Raises:
+        DataError: missing, empty, or not an image.
+    """
+    from PIL import Image
+
+    if backend == 'disk' and os.path.isfile(path):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # nothing is decompressed here
+                with Image.open(path) as image:
+                    # Asked for the EXIF data of a PNG that has none in its header, Pillow decodes the picture.
+                    may_turn = image.format != 'PNG' or 'exif' in image.info
+                    turned = may_turn and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+                    return (image.height, image.width) if turned else image.size
+        except Exception:  # what Pillow does not know OpenCV may; its message names the file
+            pass
+    height, width = decode_image(read_bytes(path, backend), path).shape[:2]
+    return width, height
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The bytes of a PNG file of ``image`` (H, W[, 3]), uint8 or uint16, channels in the order BGR."""
+    return cv2.imencode('.png', image)[1].tobytes()
+
+
 def _breaks_off(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG ends early: OpenCV decodes such files without an error, the rest being grey."""
     head = data[:8].tobytes()
@@ -124,22 +154,35 @@ def _jpeg_scan_start(content: bytes) -> int:
     return at
 
 
-def read_json(path: str) -> Any:
+def read_json(path: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
     """Parse a JSON file.
+
+    Args:
+        object_hook: takes each object as soon as it is parsed, and returns what is to stand in its place.
 
     Raises:
         DataError: missing, or not JSON; the message holds line and column.
     """
-    content = read_bytes(path).tobytes()
+    content = read_bytes(path)
     try:
-        return json.loads(content)
+        # Decoded in place, and the bytes dropped: annotation files of half a gigabyte are held once, not three times.
+        text = str(content.data, json.detect_encoding(content[:4].tobytes()), 'surrogatepass')
+        del content
+        return json.loads(text, object_hook=object_hook)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f'{path}: not valid JSON ({error})') from error
 
 
 def read_names(path: str) -> tuple[str, ...]:
-    """Class names, one a line; empty lines are left out."""
-    lines = read_bytes(path).tobytes().decode('utf-8').splitlines()
+    """Names of classes or images, one a line; empty lines are left out.
+
+    Raises:
+        DataError: missing, empty, or not UTF-8.
+    """
+    try:
+        lines = read_bytes(path).tobytes().decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start})') from error
     return tuple(line.strip() for line in lines if line.strip())
 
 

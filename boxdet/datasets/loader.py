@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,28 +30,57 @@ class _Failed:
         self.error = error
 
 
+class _Replaced:
+    """A sample (or a batch) with the reasons why it stands in for others that cannot be read."""
+
+    def __init__(self, content: Any, reasons: Sequence[str]):
+        self.content, self.reasons = content, list(reasons)
+
+    def pin_memory(self) -> _Replaced:
+        return _Replaced(self.content.pin_memory(), self.reasons)
+
+
+_MOST_REPLACEMENTS = 20  # unreadable images in a row: then it is not a few files that are broken
+
+
 class _SeededSamples(Dataset):
     """Samples by SampleKey. The random state of each follows from its key, so that neither the number of workers nor
     what was drawn before matters."""
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, may_replace: bool = False):
         self.dataset = dataset
         self.takes_compact = _takes_compact(dataset)
+        self.may_replace = may_replace
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> dict | _Failed:
+    def __getitem__(self, key: SampleKey) -> dict | _Replaced | _Failed:
         # Without workers this is the training process, whose own random numbers must not depend on the data.
         with contextlib.nullcontext() if get_worker_info() else _kept_random_state():
             seed = int(np.random.SeedSequence([key.seed, key.epoch, key.index]).generate_state(1)[0])
             random.seed(seed)
             np.random.seed(seed)
             torch.default_generator.manual_seed(seed)
+            return self._sample(key.index)
+
+    def _sample(self, index: int) -> dict | _Replaced | _Failed:
+        reasons: list[str] = []
+        while True:
             try:
-                return self.dataset.sample(key.index, compact=True) if self.takes_compact else self.dataset[key.index]
+                sample = self.dataset.sample(index, compact=True) if self.takes_compact else self.dataset[index]
+                return _Replaced(sample, reasons) if reasons else sample
             except UserError as error:
-                return _Failed(error)
+                reasons.append(str(error))
+                if not self.may_replace or not isinstance(error, DataError) or len(reasons) > _MOST_REPLACEMENTS:
+                    return _Failed(error)
+            index = self._another(index)
+
+    def _another(self, index: int) -> int:
+        """Another image, which fits into the same batch; it follows from the sample's seed."""
+        flag = getattr(self.dataset, 'flag', None)
+        fitting = np.arange(len(self)) if flag is None else np.flatnonzero(flag == flag[index])
+        return int(np.random.choice(fitting))
 
 
 @contextlib.contextmanager
@@ -74,14 +106,22 @@ def _takes_compact(dataset: Any) -> bool:
 
 def _collate_or_fail(samples: Sequence[Any]) -> Any:
     failed = next((s for s in samples if isinstance(s, _Failed)), None)
-    return failed or collate(samples)
+    if failed:
+        return failed
+    reasons = [reason for s in samples if isinstance(s, _Replaced) for reason in s.reasons]
+    batch = collate([s.content if isinstance(s, _Replaced) else s for s in samples])
+    return _Replaced(batch, reasons) if reasons else batch
 
 
 class BatchLoader(DataLoader):
     """A DataLoader of Batches that tells its sampler how far it has come, and says clearly what went wrong.
 
-    ``len`` is the number of batches of an epoch.
+    ``len`` is the number of batches of an epoch; ``unreadable`` tells of the images so far for which others were taken.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[Batch | list[Batch]]:
         batches = super().__iter__()
@@ -96,14 +136,47 @@ class BatchLoader(DataLoader):
                 raise
             if isinstance(batch, _Failed):
                 raise batch.error
+            if isinstance(batch, _Replaced):
+                self._tell(batch.reasons)
+                batch = batch.content
             self._note(len(batch[0] if isinstance(batch, list) else batch))
             yield batch
         if isinstance(self.sampler, EpochSampler):
             self.sampler.finish()
 
+    def _tell(self, reasons: Sequence[str]) -> None:
+        """Log what is new (an image comes again in every epoch), and end the training when it is too much."""
+        most = _most_errors(self.dataset.dataset)
+        for reason in reasons:
+            if reason in self.unreadable:
+                continue
+            self.unreadable.append(reason)
+            if len(self.unreadable) > most:
+                raise DataError(f'{len(self.unreadable)} images could not be read, more than max_errors={most}; the '
+                                f'last one: {reason}')
+            logging.getLogger('boxdet').warning("on_error='skip': image %d of at most %d is skipped: %s",
+                                                len(self.unreadable), most, reason)
+
     def _note(self, count: int) -> None:
         if isinstance(self.sampler, EpochSampler):
             self.sampler.advance(count)
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers, or the data set itself."""
+    inside = getattr(dataset, 'datasets', None) or ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    for part in inside:
+        yield from _parts(part)
+    if not inside:
+        yield dataset
+
+
+def _may_replace(dataset: Any) -> bool:
+    return all(getattr(part, 'on_error', 'raise') == 'skip' for part in _parts(dataset))
+
+
+def _most_errors(dataset: Any) -> int:
+    return sum(part.max_errors for part in _parts(dataset))
 
 
 def _dead_worker(message: str, workers: int) -> str:
@@ -117,6 +190,19 @@ def _start_worker(worker_id: int) -> None:
     # One thread each: the workers are as many as the cores that are to be busy.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # Slurm sends its signals to every process of a job. The training then wants one more batch and a checkpoint, so a
+    # worker lives on for a while; the training process ends it as ever.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_: Any) -> None:
+    timer = threading.Timer(_SECONDS_TO_FINISH, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+_SECONDS_TO_FINISH = 30.  # what Slurm gives a job between SIGTERM and SIGKILL
 
 
 def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = False,
@@ -154,8 +240,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         options.update(persistent_workers=persistent_workers, prefetch_factor=2)
     if 'worker_init_fn' in kwargs:
         kwargs = {**kwargs, 'worker_init_fn': partial(_start_worker_and, kwargs['worker_init_fn'])}
-    return BatchLoader(_SeededSamples(dataset), batch_size=batch_size, sampler=sampler, num_workers=workers,
-                       **{**options, **kwargs})
+    samples = _SeededSamples(dataset, may_replace=shuffle and _may_replace(dataset))
+    return BatchLoader(samples, batch_size=batch_size, sampler=sampler, num_workers=workers, **{**options, **kwargs})
 
 
 def _start_worker_and(then: Any, worker_id: int) -> None:

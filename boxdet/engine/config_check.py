@@ -20,7 +20,7 @@ from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
-from boxdet.evaluation.evaluate import evaluate, metric_names
+from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
 from boxdet.models.settings import parse_test_cfg, parse_train_cfg
 from boxdet.registry import Registry, accepted_keywords
@@ -30,7 +30,7 @@ SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'mome
             'checkpoint_config', 'log_config', 'evaluation', 'load_from', 'resume_from', 'auto_resume', 'workflow',
             'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
             'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
-            'find_unused_parameters', 'train_cfg', 'test_cfg')
+            'find_unused_parameters', 'frozen_modules', 'train_cfg', 'test_cfg')
 # Variables that 2.x configs share by habit; nothing reads them.
 HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
           'gpu_ids')
@@ -38,8 +38,9 @@ HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_p
 _MATCHING = ('anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler', 'pos_sampler', 'neg_sampler',
              'iou_calculator')
 # Built from dicts wherever they stand in ``model``; None leaves one out.
-_COMPONENTS = (*_MATCHING, 'backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'shared_head',
-               'bbox_roi_extractor', 'mask_roi_extractor', 'roi_layer', 'loss_cls', 'loss_bbox', 'loss_mask')
+_COMPONENTS = (*_MATCHING, 'backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'keypoint_head',
+               'shared_head', 'bbox_roi_extractor', 'mask_roi_extractor', 'keypoint_roi_extractor', 'roi_layer',
+               'loss_cls', 'loss_bbox', 'loss_mask', 'loss_keypoint')
 _LAYERS = ('norm_cfg', 'conv_cfg', 'act_cfg', 'upsample_cfg', 'roi_layer', 'dcn')
 # Kept equal to what engine/schedule.py takes, by a test.
 OPTIMIZER_CONFIG_KEYS = ('type', 'grad_clip', 'cumulative_iters', 'loss_scale')
@@ -75,10 +76,10 @@ class _Checker:
         place = self._origin(self._cfg, path)
         raise ConfigError(f'{path}{f" ({place})" if place else ""}: {message}')
 
-    def read(self, parse: Callable[[], Any], path: str) -> None:
+    def read(self, parse: Callable[[], Any], path: str) -> Any:
         """Let the reader of a section judge it; the path that begins its message gets the file that set it."""
         try:
-            parse()
+            return parse()
         except ConfigError as error:
             found = re.match(re.escape(path) + r'[\w.]*', str(error))
             where = found.group(0) if found else path
@@ -179,7 +180,10 @@ class _Checker:
         for split in splits:
             item = value.get(split)
             for here, one in _each(item, f'{path}.{split}'):
-                self.typed(one, here, registry.DATASETS, beside=('samples_per_gpu',) if split != 'train' else ())
+                beside = ('samples_per_gpu',) if split != 'train' else ()
+                # a list of files becomes a ConcatDataset, which takes this
+                several = isinstance(one, Mapping) and isinstance(one.get('ann_file'), (list, tuple))
+                self.typed(one, here, registry.DATASETS, beside=(*beside, 'separate_eval') if several else beside)
             if value.get(f'{split}_dataloader') is not None:
                 self.keys(value[f'{split}_dataloader'], f'{path}.{split}_dataloader', loader)
 
@@ -231,27 +235,39 @@ class _Checker:
         self.keys(value, path, _explicit(registry.HOOKS.get('CheckpointHook')) | {'type'})
 
     def evaluation(self, value: Any, path: str) -> None:
-        measure = self._measure_of_dataset() or evaluate
-        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(measure).parameters.values()):
+        dataset, parts = self._validation_class()
+        options = option_names(dataset)
+        if options is None:
             return
-        known = _explicit(registry.HOOKS.get('EvaluationHook')) | _explicit(measure) | {'type'}
+        known = _explicit(registry.HOOKS.get('EvaluationHook')) | {*options, 'metric', 'type'}
         self.keys(value, path, known - {'dataloader', 'evaluate', 'dataset', 'results', 'logger'})
-        if measure is evaluate:
-            options = {k: value[k] for k in ('metric', 'metric_items', 'proposal_nums') if k in value}
-            self.read(lambda: metric_names(**options), path)
-            best = value.get('save_best')
-            if best not in (None, 'auto') and not str(best).endswith('_precision'):  # those are of single classes
-                names = metric_names(**options)
-                if best not in names:
-                    near = nearest(str(best), names)
-                    self.fail(f'{path}.save_best',
-                              f"'{best}' is no metric of this evaluation{near}; it gives {', '.join(names)}")
+        given = {k: value[k] for k in (*options, 'metric') if k in value}
+        names = self.read(lambda: metric_names(dataset, **given), path)
+        if names is not None and parts:
+            names = [f'{i}_{name}' for i in range(parts) for name in names]
+        best = value.get('save_best')
+        if names is None or best in (None, 'auto') or str(best).endswith('_precision'):  # those are of single classes
+            return
+        if best not in names:
+            self.fail(f'{path}.save_best', f"'{best}' is no metric of this evaluation{nearest(str(best), names)}; it "
+                                           f"gives {', '.join(names)}")
 
-    def _measure_of_dataset(self) -> Any:
-        """The ``evaluate`` that a user's own data set brings along, or None."""
-        val = (self._cfg.get('data') or {}).get('val')
-        kind = val.get('type') if isinstance(val, Mapping) else None
-        return getattr(registry.DATASETS.get(kind), 'evaluate', None) if kind else None
+    def _validation_class(self) -> tuple[Any, int]:
+        """The class of ``data.val`` (else ``data.test``, else COCO's), or of its first part; how many parts are
+        evaluated one by one, 0 for none.
+        """
+        data = self._cfg.get('data') or {}
+        val, parts = data.get('val') or data.get('test') or {}, 0
+        if isinstance(val, Mapping) and val.get('type') == 'ConcatDataset':
+            parts = len(val.get('datasets') or ()) if val.get('separate_eval', True) else 0
+            val = val.get('datasets') or ()
+        elif isinstance(val, (list, tuple)):
+            parts = len(val)
+        elif isinstance(val, Mapping) and isinstance(val.get('ann_file'), (list, tuple)):
+            parts = len(val['ann_file']) if val.get('separate_eval', True) else 0
+        if isinstance(val, (list, tuple)):
+            val = next((one for one in val if isinstance(one, Mapping)), {})
+        return registry.DATASETS.get(val.get('type') or 'CocoDataset'), parts
 
     def log_config(self, value: Any, path: str) -> None:
         self.keys(value, path, ('interval', 'hooks'))
@@ -271,7 +287,7 @@ class _Checker:
         self.fail(path, 'boxdet keeps the momentum constant; take this key out')
 
     def auto_scale_lr(self, value: Any, path: str) -> None:
-        self.keys(value, path, ('enable', 'base_batch_size'))
+        self.keys(value, path, ('enable', 'base_batch_size', 'scale_steps'))
 
 
 # ------------------------------------------------------------------------------ what is read where

@@ -5,12 +5,16 @@ without them the same commands run gloo processes. Without a launcher every func
 """
 from __future__ import annotations
 
+import contextlib
 import datetime
 import inspect
+import itertools
 import os
 import re
+import socket
+import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,23 +22,27 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from boxdet.engine.peer_watch import PeerWatch
 from boxdet.errors import ConfigError, nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 DEFAULT_PORT = 29500
+_SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 # --- start ---
 
-def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None) -> None:
-    """Join the processes that ``launcher`` started; 'none' does nothing.
+def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None, device: str | None = None) -> None:
+    """Join the processes that ``launcher`` started; 'none' does nothing. From then on a rank that dies ends the others.
 
     Args:
         dist_params: the config's: ``backend`` ('nccl' becomes 'gloo' where there is no GPU), ``port`` (slurm, mpi),
-            ``timeout`` in seconds.
+            ``timeout`` in seconds of every collective of the training.
+        device: where the models go, when that is decided; 'cpu' needs gloo.
 
     Raises:
-        ConfigError: an unknown launcher or key, or the launcher's environment variables are missing.
+        ConfigError: an unknown launcher or key, the launcher's environment variables are missing, or fewer GPUs than
+            processes.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"--launcher '{launcher}'{nearest(launcher, LAUNCHERS)}")
@@ -46,14 +54,19 @@ def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None) -> No
             raise ConfigError(f"dist_params takes no '{key}'{nearest(key, ['backend', 'port', 'timeout'])}")
     {'pytorch': _check_torchrun, 'slurm': _from_slurm, 'mpi': _from_mpi}[launcher](options.get('port'))
     backend = options.get('backend') or 'nccl'
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or str(device) == 'cpu':
         backend = 'gloo'
     else:
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count())
+        _choose_gpu(backend)
+    _choose_interface()
     kwargs = {}
     if options.get('timeout'):
         kwargs['timeout'] = datetime.timedelta(seconds=float(options['timeout']))
-    dist.init_process_group(backend, **kwargs)
+    try:
+        dist.init_process_group(backend, **kwargs)
+    except dist.DistNetworkError as error:
+        raise ConfigError(_no_meeting(launcher, error)) from error
+    _watch_peers()
 
 
 def _check_torchrun(port: int | None) -> None:
@@ -64,21 +77,30 @@ def _check_torchrun(port: int | None) -> None:
 
 
 def _from_slurm(port: int | None) -> None:
-    try:
-        rank, world, nodes = (os.environ[n] for n in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'))
-    except KeyError as error:
-        raise ConfigError(f'--launcher slurm needs {error.args[0]} in the environment: start with srun') from error
-    if 'MASTER_ADDR' not in os.environ:
-        os.environ['MASTER_ADDR'] = first_host(nodes)
-    # Jobs that share a node must not meet on one port, so it follows from the job's number.
-    job = int(re.sub(r'\D', '', os.environ.get('SLURM_JOB_ID', '')) or 0)
-    _set_environment(rank, world, os.environ.get('SLURM_LOCALID', rank), port or 20000 + job % 20000)
+    # A step may use fewer tasks and nodes than its job has; srun tells of both.
+    world = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS')
+    nodes = os.environ.get('SLURM_STEP_NODELIST') or os.environ.get('SLURM_NODELIST')
+    rank = os.environ.get('SLURM_PROCID')
+    for name, value in (('SLURM_PROCID', rank), ('SLURM_NTASKS', world), ('SLURM_NODELIST', nodes)):
+        if not value:
+            raise ConfigError(f'--launcher slurm needs {name} in the environment: start with srun')
+    os.environ.setdefault('MASTER_ADDR', first_host(nodes))
+    _set_environment(rank, world, os.environ.get('SLURM_LOCALID', rank), port or slurm_port())
+
+
+def slurm_port() -> int:
+    """A port that follows from the numbers of job and step, as jobs that share a node must not meet on one.
+
+    It lies below 32768, where Linux begins to give ports to outgoing connections.
+    """
+    job, step = (int(re.sub(r'\D', '', os.environ.get(f'SLURM_{name}_ID', '')) or 0) for name in ('JOB', 'STEP'))
+    return 20000 + (job + 1000 * step) % 12000
 
 
 def first_host(node_list: str) -> str:
-    """The first host of Slurm's compressed list: ``gpu[03-05,09],login1`` -> ``gpu03``."""
-    match = re.match(r'([^\[,]+)(?:\[(\w+))?', node_list)
-    return match.group(1) + (match.group(2) or '')
+    """The first host of Slurm's compressed list: ``gpu[03-05,09]-ib,login1`` -> ``gpu03-ib``."""
+    first = re.match(r'(?:[^\[,]|\[[^\]]*\])*', node_list).group(0)  # up to the first comma outside of brackets
+    return re.sub(r'\[(\w+)[^\]]*\]', r'\1', first)
 
 
 def _from_mpi(port: int | None) -> None:
@@ -95,8 +117,70 @@ def _set_environment(rank: str, world: str, local_rank: str, port: int) -> None:
     os.environ.setdefault('MASTER_PORT', str(port))
 
 
+def _choose_gpu(backend: str) -> None:
+    gpus, here = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if backend == 'nccl' and here > gpus:
+        raise ConfigError(f'{here} processes on a machine with {gpus} GPUs: NCCL wants one for each (start fewer, or '
+                          "with --cfg-options dist_params.backend=gloo, or with CUDA_VISIBLE_DEVICES= on the CPU)")
+    torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)) % gpus)
+
+
+def _choose_interface() -> None:
+    """Let gloo talk over the network that leads to MASTER_ADDR.
+
+    Left alone it takes the address that the machine's name has, which is a loopback or of another network on many.
+    """
+    if 'GLOO_SOCKET_IFNAME' in os.environ:
+        return
+    name = _interface_towards(os.environ['MASTER_ADDR'])
+    # Rank 0's machine reaches itself over the loopback, where no other machine finds it.
+    if name and (name != 'lo' or os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']):
+        os.environ['GLOO_SOCKET_IFNAME'] = name
+
+
+def _interface_towards(host: str) -> str | None:
+    """The name of the network interface whose IPv4 address a packet to ``host`` would carry; None if not found."""
+    try:
+        import fcntl
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            address = socket.inet_aton(probe.getsockname()[0])
+            if address[0] == 127:
+                return 'lo'
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # an interface without an address
+                    if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack('256s', name.encode()))[20:24] == address:
+                        return name
+    except (OSError, ImportError):
+        pass
+    return None
+
+
+def _no_meeting(launcher: str, error: Exception) -> str:
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    how = 'PORT=N tools/dist_train.sh' if launcher == 'pytorch' else '--cfg-options dist_params.port=N'
+    if 'EADDRINUSE' in str(error):
+        return f'port {place} is taken, perhaps by another training: choose another with {how}'
+    return f"rank {os.environ['RANK']} did not meet the others at {place}: {' '.join(str(error).split())[:200]}"
+
+
+_watch: PeerWatch | None = None
+
+
+def _watch_peers() -> None:
+    global _watch
+    rank, world = get_dist_info()
+    if world > 1:
+        _watch = PeerWatch(rank, world, int(os.environ.get('LOCAL_RANK', rank)), os.environ['MASTER_ADDR'],
+                           broadcast_object)
+
+
 def shut_down() -> None:
-    """Leave the group, so that the process ends without a warning."""
+    """Leave the group, so that the process ends without a warning and the other ranks without alarm."""
+    global _watch, _object_group
+    if _watch is not None:
+        _watch.close()
+    _watch = _object_group = None
     if is_distributed():
         dist.destroy_process_group()
 
@@ -120,6 +204,14 @@ def is_main() -> bool:
 
 # --- the model ---
 
+class _DataParallel(DistributedDataParallel):
+    """torch's, which refuses models on the CPU that hold a SyncBatchNorm; ours (models/layers.py) works there."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        if next(module.parameters()).device.type != 'cpu':
+            super()._passing_sync_batchnorm_handle(module)
+
+
 def wrap_distributed(model: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
     """Wrap ``model`` (already on ``device``) so that gradients are averaged over the ranks; as it is for one rank.
 
@@ -132,8 +224,7 @@ def wrap_distributed(model: nn.Module, device: torch.device, find_unused_paramet
     per_forward = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'  # torch renamed it
     # Said of every 1x1 convolution, whose two memory layouts are the same bytes.
     warnings.filterwarnings('ignore', message='Grad strides do not match bucket view strides')
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters,
-                                   **{per_forward: False})
+    return _DataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters, **{per_forward: False})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -154,12 +245,14 @@ _object_group: Any = None
 
 
 def _group_for_objects() -> Any:
-    """A gloo group: pickled objects travel between CPUs and need no GPU memory. Every rank asks at the same point."""
+    """A gloo group: pickled objects travel between CPUs and need no GPU memory. Every rank asks at the same point.
+
+    Here ranks wait while rank 0 evaluates a large data set, so that its time limit is none; PeerWatch has an eye on
+    who is alive.
+    """
     global _object_group
-    if dist.get_backend() == 'gloo':
-        return dist.group.WORLD
     if _object_group is None:
-        _object_group = dist.new_group(backend='gloo')
+        _object_group = dist.new_group(backend='gloo', timeout=datetime.timedelta(days=7))
     return _object_group
 
 
@@ -181,13 +274,27 @@ def all_gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def gather_objects(value: Any) -> list[Any] | None:
-    """The ``value`` of every rank, by rank, on rank 0; None elsewhere."""
-    if not is_distributed():
-        return [value]
-    values: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
-    dist.gather_object(value, values, dst=0, group=_group_for_objects())
-    return values
+def from_other_ranks(items: Iterable[Any], piece: int = 32) -> Iterator[Any]:
+    """On rank 0 every other rank's ``items``, by rank, as they come; on the others nothing, once theirs are sent.
+
+    They travel ``piece`` at a time: no process ever holds more than one piece of them beside its own.
+    """
+    rank, world = get_dist_info()
+    if rank == 0:
+        for source in range(1, world):
+            while (box := _receive(source)) is not None:
+                yield from box
+    else:
+        waiting = iter(items)
+        while part := list(itertools.islice(waiting, piece)):
+            dist.send_object_list([part], dst=0, group=_group_for_objects())
+        dist.send_object_list([None], dst=0, group=_group_for_objects())
+
+
+def _receive(source: int) -> Any:
+    box = [None]
+    dist.recv_object_list(box, src=source, group=_group_for_objects())
+    return box[0]
 
 
 def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
@@ -204,16 +311,3 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if is_distributed():
         dist.barrier()
-
-
-def in_order(parts: Sequence[Sequence[tuple[int, Any]]], total: int) -> list[Any]:
-    """Lay the ranks' (index, item) pairs out by index; the copies that padded a short rank fall on their original.
-
-    Raises:
-        RuntimeError: an index that no rank delivered.
-    """
-    items = {index: item for part in parts for index, item in part}
-    absent = [i for i in range(total) if i not in items]
-    if absent:
-        raise RuntimeError(f'no rank delivered the results {absent[:5]} of {total}')
-    return [items[i] for i in range(total)]

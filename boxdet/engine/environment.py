@@ -104,6 +104,19 @@ def setup_processes(cfg: Mapping[str, Any]) -> None:
 
 # --- log ---
 
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk makes fall silent behind one warning, not a traceback for every line."""
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f'warning: cannot write {self.baseFilename}: {error.strerror}', file=sys.stderr)
+
+
 def setup_logger(log_file: str | Path | None = None, level: int | str = 'INFO') -> logging.Logger:
     """The logger 'boxdet': to the console, and to ``log_file`` on rank 0. Other ranks report errors only.
 
@@ -116,7 +129,7 @@ def setup_logger(log_file: str | Path | None = None, level: int | str = 'INFO') 
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if log_file is not None and is_main():
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, encoding='utf-8'))
+        handlers.append(_LogFile(log_file, encoding='utf-8'))
     level = level if is_main() else logging.ERROR
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s - %(name)s - %(levelname)s - %(message)s'))

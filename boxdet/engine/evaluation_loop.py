@@ -1,15 +1,19 @@
 """A detector over every image of a loader: for the evaluation in training and for testing."""
 from __future__ import annotations
 
+import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from boxdet.engine.distributed import gather_objects, get_dist_info, in_order, is_main, unwrap
+from boxdet.engine.distributed import all_gather_objects, from_other_ranks, get_dist_info, is_main, unwrap
+from boxdet.errors import DataError
+from boxdet.evaluation.stored_results import StoredResults
 from boxdet.structures.instances import Instances
 
 OnResult = Callable[[int, Any, Instances], None]  # (index in the data set, ImageMeta, result)
@@ -17,7 +21,7 @@ OnResult = Callable[[int, Any, Instances], None]  # (index in the data set, Imag
 
 @torch.no_grad()
 def run_inference(model: nn.Module, loader: Any, device: torch.device | str, progress: bool = True,
-                  on_result: OnResult | None = None) -> list[Instances] | None:
+                  on_result: OnResult | None = None, tmpdir: str | Path | None = None) -> Sequence[Instances] | None:
     """Predict every image of ``loader``, in the order of its data set.
 
     Args:
@@ -27,33 +31,77 @@ def run_inference(model: nn.Module, loader: Any, device: torch.device | str, pro
         device: where the batches go.
         progress: tell how far it is: a bar on a terminal, else a line now and then.
         on_result: called with every image's index, meta and result as they come, on the rank that has it.
+        tmpdir: with several ranks, bring the results together through files in this folder, which every machine sees,
+            instead of the connections between the ranks. The files are deleted.
 
     Returns:
-        one result an image, on the CPU; with several ranks on rank 0 only, None on the others.
+        one result an image, packed on the CPU or disk until it is read; with several ranks on rank 0 only, None on
+        the others. A copy that padded a rank's share counts once.
+
+    Raises:
+        RuntimeError: the detector or a rank did not deliver every image.
     """
     model = unwrap(model).eval()
     total = len(loader.dataset)
     indices = _indices(loader)
-    found: list[tuple[int, Instances]] = []
+    results = StoredResults(total)
+    own: list[int] = []
     shown = Progress(total, get_dist_info()[1]) if progress and is_main() else None
     for batch in loader:
         views = [view.to(device) for view in batch] if isinstance(batch, list) else batch.to(device)
         metas = views[0].metas if isinstance(views, list) else views.metas
-        results = model(views, mode='predict', rescale=True)
-        if len(results) != len(metas):
-            raise RuntimeError(f'the detector returned {len(results)} results for {len(metas)} images')
-        for meta, result in zip(metas, results):
+        found = model(views, mode='predict', rescale=True)
+        if len(found) != len(metas):
+            raise RuntimeError(f'the detector returned {len(found)} results for {len(metas)} images')
+        for meta, result in zip(metas, found):
             index = next(indices)
             result = result.to('cpu')
             if on_result is not None:
                 on_result(index, meta, result)
-            found.append((index, result))
+            results.put(index, result)
+            own.append(index)
         if shown is not None:
             shown.advance(len(metas))
     if shown is not None:
         shown.close()
-    parts = gather_objects(found)
-    return None if parts is None else in_order(parts, total)
+    mine = ((index, results.packed(index)) for index in own)
+    for index, data in from_other_ranks(mine) if tmpdir is None else _from_files(mine, Path(tmpdir)):
+        results.put_packed(index, data)
+    if not is_main():
+        return None
+    if results.missing():
+        raise RuntimeError(f'no rank delivered the results {results.missing()[:5]} of {total}')
+    return results
+
+
+def _from_files(own: Iterable[tuple[int, bytes]], folder: Path) -> Iterator[tuple[int, bytes]]:
+    """``from_other_ranks`` through one file a rank: (index, length) as two int64, then so many bytes, and again.
+
+    Raises:
+        DataError: the folder cannot be written, or rank 0 does not see what the others wrote.
+    """
+    rank, world = get_dist_info()
+    if rank != 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f'results_{rank}', 'wb') as file:
+                for index, data in own:
+                    file.write(_ENTRY.pack(index, len(data)) + data)
+        except OSError as error:
+            raise DataError(f'--tmpdir: cannot write {error.filename or folder}: {error.strerror}') from error
+    all_gather_objects(None)  # all are written
+    for path in (folder / f'results_{other}' for other in range(1, world if rank == 0 else 1)):
+        if not path.exists():
+            raise DataError(f'--tmpdir: rank 0 does not see {path}: the folder must be one that all machines share')
+        with open(path, 'rb') as file:
+            while head := file.read(_ENTRY.size):
+                index, length = _ENTRY.unpack(head)
+                yield index, file.read(length)
+        path.unlink()
+    all_gather_objects(None)  # all are read: the next evaluation may write
+
+
+_ENTRY = struct.Struct('<qq')
 
 
 def _indices(loader: Any) -> Iterator[int]:
@@ -69,11 +117,12 @@ class Progress:
     """``[####      ] 400/5000, 12.3 images/s, 0:06:14 left`` on one line of a terminal; plain lines elsewhere.
 
     Args:
-        total: images to come, of all ranks. ranks: each counts for so many.
+        total: images to come, of all ranks. ranks: each counts for so many. unit: what is counted.
     """
 
-    def __init__(self, total: int, ranks: int = 1, stream: Any = None, seconds_between: float = 30.):
-        self.total, self.ranks, self.done = total, ranks, 0
+    def __init__(self, total: int, ranks: int = 1, stream: Any = None, seconds_between: float = 30.,
+                 unit: str = 'images'):
+        self.total, self.ranks, self.unit, self.done = total, ranks, unit, 0
         self.stream = stream or sys.stdout
         self.on_terminal = self.stream.isatty()
         self._between = 0.1 if self.on_terminal else seconds_between
@@ -98,7 +147,7 @@ class Progress:
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate = self.done / seconds
         left = int((self.total - self.done) / rate) if rate else 0
-        text = (f'{self.done}/{self.total} images, {rate:.1f} images/s, '
+        text = (f'{self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, '
                 f'{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left')
         if self.on_terminal:
             filled = 30 * self.done // max(self.total, 1)

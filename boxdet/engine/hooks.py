@@ -2,7 +2,8 @@
 
 A hook of one's own derives from ``Hook`` and joins by ``@HOOKS.register_module()`` and ``custom_hooks``; its stages are
 mmengine's (``before_run, before_train, before_train_epoch, before_train_iter, after_train_iter, after_train_epoch,
-after_val_epoch, after_train, after_run``), called with the runner and whatever else they name.
+before_val, after_val, after_val_epoch, after_train, after_run, before_save_checkpoint, after_load_checkpoint``), called
+with the runner and whatever else they name.
 """
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.registry import HOOKS
 
-__all__ = ['CheckInvalidLossHook', 'CheckpointHook', 'EvaluationHook', 'Hook', 'LrUpdaterHook', 'NumClassCheckHook']
+__all__ = ['CheckInvalidLossHook', 'CheckpointHook', 'EarlyStoppingHook', 'EvaluationHook', 'Hook', 'LrUpdaterHook',
+           'NumClassCheckHook']
 
 
 @HOOKS.register_module()
@@ -70,7 +73,8 @@ class CheckpointHook(Hook):
         self._folder = Path()
 
     def before_run(self, runner: Any) -> None:
-        self._folder = output_folder(self.out_dir, runner.work_dir)
+        self._folder = runner.checkpoint_folder = output_folder(self.out_dir, runner.work_dir)
+        self._saved_at = -1
         if is_main() and self._folder.is_dir():
             remove_partial_files(self._folder)
 
@@ -84,18 +88,28 @@ class CheckpointHook(Hook):
         if not self.by_epoch and (self._is_due(count) or self.save_last and count == runner.max_iters):
             self._save(runner, f'iter_{count}.pth')
 
+    def after_train(self, runner: Any) -> None:
+        # A training that ended before its time, by early stopping, has not had its last checkpoint.
+        if self.save_last and runner.iter != self._saved_at and runner.iter < runner.max_iters:
+            self._save(runner, f'epoch_{runner.epoch}.pth' if self.by_epoch else f'iter_{runner.iter}.pth')
+
     def _is_due(self, count: int) -> bool:
         return self.interval > 0 and count % self.interval == 0
 
     def _save(self, runner: Any, name: str) -> None:
         runner.logger.info('Saving checkpoint %s', name)
+        interrupted = runner.meta['hook_msgs'].pop('interrupted_ckpt', None)
         path = runner.save_checkpoint(self._folder / name, save_optimizer=self.save_optimizer)
+        self._saved_at = runner.train_loop.completed()['iter']
         if is_main():
             point_to(self._folder / 'latest.pth', path)
             if self.max_keep_ckpts > 0:
                 self._delete_old(name)
+                if interrupted and Path(interrupted) != path:
+                    Path(interrupted).unlink(missing_ok=True)
 
     def _delete_old(self, newest: str) -> None:
+        # The new file has just been read back (``save_checkpoint``), so that a good one is always left.
         kind, _, number = newest.removesuffix('.pth').partition('_')
         found = {int(match.group(1)): path for path in self._folder.glob(f'{kind}_*.pth')
                  if (match := re.fullmatch(rf'{kind}_(\d+)\.pth', path.name))}
@@ -105,7 +119,7 @@ class CheckpointHook(Hook):
             found[n].unlink(missing_ok=True)
 
 
-def output_folder(out_dir: str | None, work_dir: str) -> Path:
+def output_folder(out_dir: str | None, work_dir: str | Path) -> Path:
     """Where files go: the work_dir, or the folder of its name inside ``out_dir``."""
     return Path(work_dir) if out_dir is None else Path(out_dir) / Path(work_dir).name
 
@@ -138,6 +152,8 @@ class EvaluationHook(Hook):
         rule: 'greater' or 'less'; found from the metric's name when None.
         out_dir: where the best checkpoint goes, see ``CheckpointHook``.
         progress: show the images' progress.
+        tmpdir: see ``run_inference``. gpu_collect: 2.x's, has no effect (docs/distributed.md).
+        broadcast_bn_buffer: evaluate rank 0's BN statistics on every rank, which are those of the checkpoint.
         **options: of ``evaluate``: metric, classwise, …
 
     Raises:
@@ -147,7 +163,10 @@ class EvaluationHook(Hook):
 
     def __init__(self, dataset: Any, dataloader: Any, evaluate: Callable[..., Mapping[str, Any]], interval: int = 1,
                  start: int | None = None, by_epoch: bool = True, save_best: str | None = None,
-                 rule: str | None = None, out_dir: str | None = None, progress: bool = True, **options: Any):
+                 rule: str | None = None, out_dir: str | None = None, progress: bool = True, tmpdir: str | None = None,
+                 gpu_collect: bool = False, broadcast_bn_buffer: bool = True, **options: Any):
+        if gpu_collect:
+            warnings.warn('evaluation.gpu_collect has no effect: results travel between the processes on the CPU')
         if interval < 1 or (start is not None and start < 0):
             raise ConfigError(f'evaluation: interval {interval} must be 1 at least, start {start} not negative')
         if rule not in (None, 'greater', 'less'):
@@ -155,13 +174,16 @@ class EvaluationHook(Hook):
         self.dataset, self.dataloader, self.evaluate, self.options = dataset, dataloader, evaluate, options
         self.interval, self.start, self.by_epoch = interval, start, by_epoch
         self.save_best, self.rule, self.out_dir, self.progress = save_best, rule, out_dir, progress
+        self.tmpdir, self.broadcast_bn_buffer = tmpdir, broadcast_bn_buffer
 
     def before_train(self, runner: Any) -> None:
+        if self.by_epoch and runner.inner_iter:  # within an epoch nothing is due
+            return
         done = runner.epoch if self.by_epoch else runner.iter
         begins_here = self.start is not None and done >= self.start
-        # A checkpoint is written before its evaluation: the best score it holds lacks its own.
-        unscored = self.save_best is not None and done > 0 and self._is_due(done)
-        if begins_here or unscored:
+        # A checkpoint is written before its evaluation: what it holds of scores lacks its own.
+        scores_count = self.save_best is not None or any(getattr(hook, 'needs_scores', False) for hook in runner.hooks)
+        if begins_here or scores_count and done > 0 and self._is_due(done):
             self._run(runner, done, runner.epoch, runner.iter)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -181,13 +203,16 @@ class EvaluationHook(Hook):
         """Evaluate; neither the random numbers nor the mode of the training notice."""
         runner.loss_watch.flush()
         states, model = random_states(), unwrap(runner.model)
-        broadcast_buffers(model)
-        results = run_inference(model, self.dataloader, runner.device, progress=self.progress)
+        runner.call_hook('before_val')
+        if self.broadcast_bn_buffer:
+            broadcast_buffers(model)
+        results = run_inference(model, self.dataloader, runner.device, progress=self.progress, tmpdir=self.tmpdir)
         metrics = None
         if is_main():
             metrics = dict(self.evaluate(self.dataset, results, logger=runner.logger, **self.options))
         metrics = broadcast_object(metrics)
-        model.train()
+        runner.call_hook('after_val')
+        runner.set_training()
         set_random_states(states)
         runner.report_metrics(metrics, epoch, step, len(self.dataloader))
         if self.save_best is not None:
@@ -227,6 +252,67 @@ def rule_of(metric: str) -> str:
         if any(part.lower() in metric.lower() for part in parts):
             return rule
     raise ConfigError(f"evaluation.save_best '{metric}': say evaluation.rule='greater' or 'less'")
+
+
+@HOOKS.register_module()
+class EarlyStoppingHook(Hook):
+    """Ends the training when a metric has not become better for some evaluations; mmengine's keywords.
+
+    Args:
+        monitor: the metric, or with ``workflow=[..., ('val', 1)]`` the validation loss.
+        rule: 'greater' or 'less'; found from the metric's name when None.
+        min_delta: what counts as better: more than this.
+        patience: evaluations without anything better.
+        check_finite: also end at a value that is NaN or infinite.
+        stopping_threshold: also end when the metric is as good as this.
+    """
+    priority = 'LOW'
+    needs_scores = True
+
+    def __init__(self, monitor: str, rule: str | None = None, min_delta: float = 0., patience: int = 5,
+                 check_finite: bool = True, stopping_threshold: float | None = None):
+        if rule not in (None, 'greater', 'less') or patience < 1 or min_delta < 0:
+            raise ConfigError(f"EarlyStoppingHook: rule '{rule}' must be 'greater' or 'less', patience {patience} 1 at "
+                              f'least, min_delta {min_delta} not negative')
+        self.monitor, self.sign = monitor, -1 if (rule or rule_of(monitor)) == 'less' else 1
+        self.min_delta, self.patience, self.check_finite = min_delta, patience, check_finite
+        self.stopping_threshold = stopping_threshold
+        self._others: list[set[str]] = []  # names that came without the one looked for
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any], epoch: int) -> None:
+        if self.monitor not in metrics:
+            self._check_name(metrics, runner)
+            return
+        score = float(metrics[self.monitor])
+        # Plain values in the checkpoint's meta: a resume goes on counting.
+        state = runner.meta['hook_msgs'].setdefault('early_stopping', dict(best=None, waited=0))
+        reason = self._judge(score, state)
+        if reason:
+            runner.logger.info('early stopping after epoch %d: %s %s', epoch, self.monitor, reason)
+            runner.train_loop.stop_training = True
+
+    def _judge(self, score: float, state: dict[str, Any]) -> str:
+        """Note the score; why to stop, or ''."""
+        if not math.isfinite(score):
+            state['waited'] += 1
+            return f'is {score}' if self.check_finite else ''
+        if state['best'] is None or self.sign * (score - state['best']) > self.min_delta:
+            state.update(best=score, waited=0)
+        else:
+            state['waited'] += 1
+        if self.stopping_threshold is not None and self.sign * (score - self.stopping_threshold) >= 0:
+            return f'is {score:g}, as good as asked for'
+        if state['waited'] >= self.patience:
+            return f"was not better than {state['best']:g} for {state['waited']} evaluations"
+        return ''
+
+    def _check_name(self, metrics: Mapping[str, Any], runner: Any) -> None:
+        # Metrics and validation losses come by the same way; a name that neither has comes with none of them.
+        if set(metrics) in self._others and not runner.meta['hook_msgs'].get('early_stopping'):
+            names = sorted(set().union(*self._others))
+            raise ConfigError(f"EarlyStoppingHook.monitor '{self.monitor}' is no metric of this training"
+                              f'{nearest(self.monitor, names)}; it gives {", ".join(names)}')
+        self._others.append(set(metrics))
 
 
 @HOOKS.register_module()

@@ -49,7 +49,7 @@ class LoggerHook(Hook):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def after_train_iter(self, runner: Any, batch_idx: int) -> None:
-        length = len(runner.data_loader)
+        length = runner.train_loop.iters_per_epoch
         count = batch_idx + 1 if self.by_epoch else runner.iter + 1
         rest_is_all = not self.ignore_last or length < self.interval
         is_short = runner.iter + 1 == runner.max_iters < self.interval
@@ -128,7 +128,7 @@ class TextLoggerHook(LoggerHook):
     def _train_line(self, runner: Any, entry: dict[str, Any]) -> str:
         del entry['mode']
         epoch, count = entry.pop('epoch'), entry.pop('iter')
-        head = (f'Epoch [{epoch}][{count}/{len(runner.data_loader)}]' if self.by_epoch
+        head = (f'Epoch [{epoch}][{count}/{runner.train_loop.iters_per_epoch}]' if self.by_epoch
                 else f'Iter [{count}/{runner.max_iters}]')
         began, first = self._start
         seconds = (time.perf_counter() - began) / (runner.iter + 1 - first) * (runner.max_iters - runner.iter - 1)

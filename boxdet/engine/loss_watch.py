@@ -114,7 +114,8 @@ class LossWatch:
             files = ', '.join(str(meta.filename) for meta in metas)
             parts = ', '.join(f'{name} {value:.4g}' for name, value in by_name.items())
             raise TrainingError(f'the loss is not finite at iteration {iteration}: {parts}; images: {files}')
-        self._buffer.update(by_name)
+        # With a loss scale a gradient norm may overflow now and then: that update is not made, and counts in no mean.
+        self._buffer.update({name: value for name, value in by_name.items() if math.isfinite(value)})
 
 
 def _start_copy(values: torch.Tensor) -> tuple[torch.Tensor, Any]:

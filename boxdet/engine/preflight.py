@@ -5,10 +5,12 @@ names that the annotations do not have, a data set without images. What may be m
 """
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,9 +27,11 @@ def check_training(model: nn.Module, dataset: Any, validation: Any = None) -> No
     """Check the training set, the validation set (or None) and the model against each other.
 
     Raises:
-        ConfigError: the numbers of classes differ. DataError: images are missing, or none is left to train on.
+        ConfigError: the numbers of classes or keypoints differ. DataError: images are missing, or none is left to
+            train on.
     """
     check_num_classes(model, dataset)
+    check_keypoints(model, dataset)
     for name, data in (('train', dataset), ('val', validation)):
         if data is None:
             continue
@@ -83,11 +87,57 @@ def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
             yield name, count
 
 
-def check_metrics(model: nn.Module, metric: str | Sequence[str]) -> None:
-    """Raise ConfigError when ``metric`` asks for 'segm' and the model, which tells so, makes no masks."""
-    if 'segm' in ([metric] if isinstance(metric, str) else metric) and not getattr(model, 'with_mask', True):
-        raise ConfigError(f"metric 'segm' needs masks, and this {type(model).__name__} has no mask head: "
-                          "evaluate 'bbox'")
+def check_keypoints(model: nn.Module, dataset: Any, name: str = 'training') -> None:
+    """Compare the keypoint head, where the model has one, with the joints of each data set inside ``dataset``.
+
+    Args:
+        name: what to call the data, 'training' or 'test'.
+
+    Raises:
+        ConfigError: no joints, another number of them, or other pairs that a mirror swaps.
+    """
+    if not getattr(model, 'with_keypoint', False):
+        return
+    head, where = model.roi_head.keypoint_head, 'model.roi_head.keypoint_head'
+    for part in parts_of(dataset):
+        kind, names = type(part).__name__, getattr(part, 'KEYPOINT_NAMES', None)
+        if names is None:
+            raise ConfigError(f'{type(model).__name__} learns keypoints, and the {name} data set {kind} has none: '
+                              "type='CocoKeypointDataset' reads them")
+        if len(names) != head.num_keypoints:
+            raise ConfigError(f'{where}.num_keypoints = {head.num_keypoints}: {part.ann_file} has {len(names)} '
+                              f"keypoints ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})")
+        ours = getattr(head, 'flip_pairs', None)
+        if ours is not None and _unordered(ours) != _unordered(part.FLIP_PAIRS):
+            raise ConfigError(f'{where}.flip_pairs = {list(ours)}: the {name} data set {kind} swaps '
+                              f'{list(part.FLIP_PAIRS)} in a mirror; the two have to agree')
+
+
+def _unordered(pairs: Sequence[Sequence[int]]) -> set[frozenset[int]]:
+    return {frozenset(pair) for pair in pairs}
+
+
+def check_metrics(model: nn.Module, metric: str | Sequence[str], dataset: Any = None) -> None:
+    """Raise ConfigError when ``metric`` asks for what the model, which tells so, has no head for, or what ``dataset``,
+    where it is given, does not know.
+    """
+    wanted = [metric] if isinstance(metric, str) else metric
+    for name, flag, head, what in (('segm', 'with_mask', 'mask', 'masks'), ('cityscapes', 'with_mask', 'mask', 'masks'),
+                                   ('keypoints', 'with_keypoint', 'keypoint', 'keypoints')):
+        if name in wanted and not getattr(model, flag, True):
+            raise ConfigError(f"metric '{name}' needs {what}, and this {type(model).__name__} has no {head} head: "
+                              "evaluate 'bbox'")
+    if 'cityscapes' in wanted and dataset is not None:
+        from boxdet.evaluation.cityscapes import check_ground_truth
+        for part in parts_of(dataset):
+            if getattr(part, 'PROTOCOL', None) == 'cityscapes':  # others refuse the metric's name
+                check_ground_truth(part)
+    if 'keypoints' in wanted and dataset is not None:
+        check_keypoints(model, dataset, 'test')
+        for part in parts_of(dataset):
+            if part.SIGMAS is None:
+                raise ConfigError(f"metric 'keypoints' needs sigmas=[...] of the {len(part.KEYPOINT_NAMES)} keypoints "
+                                  f'of {part.ann_file}: only those of COCO are known')
 
 
 def _compare(dataset: Any, validation: Any) -> None:
@@ -165,6 +215,26 @@ def _warn_of_annotations(dataset: Any, name: str) -> None:
                        len(dataset.CLASSES), ', '.join(absent[:_SHOWN]), ', …' if len(absent) > _SHOWN else '')
 
 
+# --- folders ---
+
+def check_writable(folder: str | os.PathLike, name: str) -> None:
+    """Make ``folder`` (called ``name``) and write a file into it.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+    """
+    path = Path(folder)
+    probe = path / f'.{os.getpid()}.partial'
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b'x')
+    except OSError as error:
+        raise ConfigError(f'{name} {path} cannot be written: {error.strerror}') from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
 # --- batch and learning rate ---
 
 def learning_rate_scale(samples_per_gpu: int, world_size: int, accumulation: int, learning_rate: float,
@@ -198,3 +268,29 @@ def learning_rate_scale(samples_per_gpu: int, world_size: int, accumulation: int
     logger.log(level, '%s; base batch %d; learning rate %g%s', text, base, learning_rate, advice)
     return 1.
 
+
+def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None
+                ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Make a schedule that is counted in iterations as much shorter as the batch is larger: the same images are seen.
+
+    Detectron.pytorch's adaptive adjustment, asked for by ``auto_scale_lr.scale_steps``. Epochs stay as they are.
+
+    Args:
+        scale: effective batch / base batch. length: the config's ``runner``. lr_config: the config's.
+
+    Returns:
+        new ``runner`` and ``lr_config``.
+    """
+    length, rates = dict(length), None if lr_config is None else dict(lr_config)
+    if 'max_iters' in length:
+        length['max_iters'] = max(round(length['max_iters'] / scale), 1)
+    if rates is not None and not rates.get('by_epoch', 'max_iters' not in length):
+        for key in ('step', 'periods'):
+            value = rates.get(key)
+            if isinstance(value, int):
+                rates[key] = max(round(value / scale), 1)
+            elif value is not None:
+                rates[key] = [round(one / scale) for one in value]
+    logger.info('auto_scale_lr.scale_steps: the schedule is %g times as long: runner %s, lr_config %s', 1 / scale,
+                length, rates)
+    return length, rates

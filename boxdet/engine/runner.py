@@ -7,8 +7,11 @@ hook; the passes over the data are train_loop.py's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import logging
+import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +24,13 @@ from torch import nn
 
 from boxdet.checkpoints.io import (compare_classes, describe, find_checkpoint, load_checkpoint, load_weights,
                                    save_checkpoint)
-from boxdet.engine.distributed import all_gather_objects, get_dist_info, is_main, unwrap
+from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
+from boxdet.engine.config_difference import differences
 from boxdet.engine.environment import random_states, set_random_states
+from boxdet.engine.hooks import point_to
+from boxdet.engine.interruption import Interrupted, StopSignals
 from boxdet.engine.learning_rate import Progress
-from boxdet.engine.loss_watch import LogBuffer, LossWatch, total_loss
+from boxdet.engine.loss_watch import LogBuffer, LossWatch, TrainingError, total_loss
 from boxdet.engine.schedule import UpdateStep
 from boxdet.engine.train_loop import TrainLoop
 from boxdet.errors import CheckpointError, ConfigError
@@ -42,12 +48,17 @@ class Runner(_MMEngineRunner):
         work_dir: where files go. logger: the log. meta: goes into every checkpoint (CLASSES, config, seed, …).
         timestamp: names the log files. device: of the model.
         workflow: 2.x's, ``[('train', 1)]`` or ``[('train', 1), ('val', 1)]``.
+        frozen: modules of the model that stay in evaluation mode, so that BN statistics of theirs stand still.
+
+    Attributes:
+        checkpoint_folder: where checkpoints go.
     """
 
     def __init__(self, model: nn.Module, train_loader: Any, update_step: UpdateStep, work_dir: str | Path,
                  logger: logging.Logger | None = None, meta: Mapping | None = None, timestamp: str | None = None,
                  device: torch.device | str | None = None, workflow: Sequence = (('train', 1),),
-                 validation_loader: Any = None, max_epochs: int | None = None, max_iters: int | None = None):
+                 validation_loader: Any = None, max_epochs: int | None = None, max_iters: int | None = None,
+                 frozen: Sequence[nn.Module] = ()):
         _check_workflow(workflow, validation_loader)
         parameter = next(model.parameters(), None)
         self.device = torch.device(device) if device is not None else parameter.device if parameter is not None \
@@ -60,7 +71,11 @@ class Runner(_MMEngineRunner):
                          optim_wrapper=update_step, default_scope=None, experiment_name=Path(work_dir).name)
         self.logger = logger or logging.getLogger('boxdet')
         self._remove_empty_log_folder()
-        self._train_loop = TrainLoop(self, train_loader, max_epochs, max_iters, workflow, validation_loader)
+        self._train_loop = TrainLoop(self, train_loader, max_epochs, max_iters, workflow, validation_loader,
+                                     update_step.accumulation)
+        self.checkpoint_folder = Path(work_dir)
+        self._frozen = tuple(frozen)
+        self._stop = StopSignals()
         self.log_buffer = LogBuffer()
         self.loss_watch = LossWatch(self.log_buffer, self.device)
         self.mode = 'train'
@@ -132,7 +147,7 @@ class Runner(_MMEngineRunner):
     def progress(self) -> Progress:
         """How far the training is."""
         loop = self.train_loop
-        return Progress(loop.iter, loop.epoch, loop.max_iters, loop.max_epochs, len(loop.dataloader))
+        return Progress(loop.iter, loop.epoch, loop.max_iters, loop.max_epochs, loop.iters_per_epoch)
 
     def current_lr(self) -> list[float]:
         """The learning rate of each parameter group."""
@@ -159,30 +174,71 @@ class Runner(_MMEngineRunner):
     # --- training ---
 
     def train(self) -> nn.Module:
-        """Train to the end; returns the model."""
-        self.optim_wrapper.initialize_count_status(self.model, self.iter, self.max_iters)
-        self.call_hook('before_run')
-        self.train_loop.run()
-        self.call_hook('after_run')
+        """Train to the end; returns the model.
+
+        Raises:
+            Interrupted: SIGTERM or SIGUSR1 came; a checkpoint is written.
+            TrainingError: a loss that is no number, or a file that cannot be written.
+        """
+        try:
+            with self._stop:
+                self.call_hook('before_run')
+                self.train_loop.run()
+                self.call_hook('after_run')
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise TrainingError(f'cannot write {error.filename or self.work_dir}: {error.strerror} (after iteration '
+                                f'{self.iter}); the checkpoints are untouched, --auto-resume goes on') from error
         return self.model
 
-    def train_step(self, batch: Any) -> dict[str, Any]:
-        """One forward, backward and, when its turn has come, update.
+    def train_step(self, batches: Sequence[Any]) -> dict[str, Any]:
+        """One update: forward and backward of each batch, then the step on the mean of their gradients, each batch
+        weighted by its images, as in one large batch.
 
         Returns:
-            dict(loss, log_vars, num_samples): the values still on the device.
+            dict(loss, log_vars, num_samples): the values, of the last batch, still on the device.
 
         Raises:
             TrainingError: a loss is NaN or infinite (on a GPU it is noticed one iteration late, not to wait for it).
         """
-        with self.optim_wrapper.optim_context(self.model):
-            total, values = total_loss(self.model(batch, mode='loss'))
-        self.loss_watch.record(self.iter + 1, values, batch.metas)
-        self.optim_wrapper.update_params(total)
-        if self.optim_wrapper.grad_norm is not None:
-            self.loss_watch.record(self.iter + 1, dict(grad_norm=self.optim_wrapper.grad_norm), batch.metas)
-            self.optim_wrapper.grad_norm = None
-        return dict(loss=total.detach(), log_vars=values, num_samples=len(batch))
+        step, images = self.optim_wrapper, sum(len(batch) for batch in batches)
+        for i, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            with step.optim_context(self.model, completes=i == len(batches) - 1):
+                total, values = total_loss(self.model(batch, mode='loss'))
+            self.loss_watch.record(self.iter + 1, values, batch.metas)
+            step.backward(total if len(batches) == 1 else total * (len(batch) / images))
+        step.step()
+        step.zero_grad()
+        if step.grad_norm is not None:
+            self.loss_watch.record(self.iter + 1, dict(grad_norm=step.grad_norm), batch.metas)
+            step.grad_norm = None
+        return dict(loss=total.detach(), log_vars=values, num_samples=images)
+
+    def set_training(self) -> None:
+        """Put the model into training mode, all but what is frozen."""
+        self.model.train()
+        for module in self._frozen:
+            module.eval()
+
+    def stop_if_asked(self) -> None:
+        """Between two iterations: if a signal asked for it, write a checkpoint and end the training.
+
+        Raises:
+            Interrupted: the checkpoint is written.
+        """
+        number = self._stop.agreed()
+        if not number:
+            return
+        path = self.checkpoint_folder / f'iter_{self.iter}.pth'
+        self.meta['hook_msgs']['interrupted_ckpt'] = str(path)
+        self.save_checkpoint(path)
+        if is_main():
+            point_to(path.with_name('latest.pth'), path)
+        broadcast_object(None)  # a launcher ends the others when the first rank leaves: not while rank 0 still writes
+        raise Interrupted(f'stopped by {signal.Signals(number).name} at iteration {self.iter}, saved {path}; '
+                          '--auto-resume goes on from there', number)
 
     def report_metrics(self, metrics: Mapping[str, Any], epoch: int, step: int, batches: int) -> None:
         """Hand the metrics of a validation of ``batches`` batches after ``epoch`` epochs, ``step`` iterations to the
@@ -201,8 +257,8 @@ class Runner(_MMEngineRunner):
         randoms = all_gather_objects(random_states())
         if not is_main():
             return Path(path)
-        meta = {**self.meta, **self.train_loop.completed(), 'boxdet_version': __version__,
-                'world_size': self.world_size, 'time': time.asctime()}
+        meta = {**self.meta, **self.train_loop.completed(), **self._batch(), 'boxdet_version': __version__,
+                'time': time.asctime()}
         checkpoint = dict(meta=meta, state_dict={k: v.cpu() for k, v in unwrap(self.model).state_dict().items()})
         if save_optimizer:
             checkpoint.update(optimizer=self.optimizer.state_dict(), random=randoms)
@@ -238,7 +294,10 @@ class Runner(_MMEngineRunner):
         if report.missing or report.mismatched:
             one_line = describe(report).replace('\n ', ';')
             raise CheckpointError(f'cannot resume: {one_line}')
+        if 'online_state_dict' in checkpoint:  # of a training with averaged weights: those it goes on with
+            unwrap(self.model).load_state_dict(checkpoint['online_state_dict'], strict=False)
         self._compare_classes(checkpoint, filename)
+        self._compare_config(meta, filename)
         self._load_optimizer(checkpoint, filename)
         self._set_progress(checkpoint, filename)
         self._load_random_states(checkpoint)
@@ -267,15 +326,30 @@ class Runner(_MMEngineRunner):
         if loop.finished:
             self.logger.warning('%s is at epoch %d, iteration %d: the config asks for no more than that', filename,
                                 loop.epoch, loop.iter)
-        before, inner = meta.get('world_size', self.world_size), loop.inner_iter
         self._load_sampler(checkpoint, filename)
-        if before != self.world_size:
-            self.logger.warning('%s was saved by %d ranks, now there are %d: the order of images and the random '
-                                'numbers cannot continue exactly', filename, before, self.world_size)
-            # The same share of the epoch is another number of iterations now.
-            loop.inner_iter = inner * before // self.world_size
-            if loop.by_epoch:
-                loop.iter = loop.epoch * len(loop.dataloader) + loop.inner_iter
+        now = self._batch()
+        before = {key: meta.get(key, value) for key, value in now.items()}
+        if before != now:
+            self.logger.warning('%s was saved with %s, now there are %s: the order of images and the random numbers '
+                                'cannot continue exactly; the epoch goes on at the same share of it', filename,
+                                *(', '.join(f'{key} {value}' for key, value in one.items()) for one in (before, now)))
+            self._rescale_progress(math.prod(before.values()) / math.prod(now.values()))
+
+    def _batch(self) -> dict[str, int]:
+        """What the images of one update are made of."""
+        return dict(world_size=self.world_size, samples_per_gpu=getattr(self.data_loader, 'batch_size', None) or 1,
+                    accumulation=self.train_loop.accumulation)
+
+    def _rescale_progress(self, factor: float) -> None:
+        """The same share of the epoch is ``factor`` times as many iterations now."""
+        loop, sampler = self.train_loop, self.data_loader.sampler
+        loop.inner_iter = min(int(loop.inner_iter * factor), loop.iters_per_epoch)
+        if loop.by_epoch:
+            loop.iter = loop.epoch * loop.iters_per_epoch + loop.inner_iter
+        if hasattr(sampler, 'consumed'):
+            batch = self._batch()
+            done = loop.inner_iter if loop.by_epoch else loop.iter
+            sampler.consumed = done * batch['accumulation'] * batch['samples_per_gpu']
 
     def _load_sampler(self, checkpoint: Mapping, filename: str) -> None:
         sampler = self.data_loader.sampler
@@ -290,10 +364,19 @@ class Runner(_MMEngineRunner):
         if self.rank < len(states):
             set_random_states(states[self.rank])
 
+    def _compare_config(self, meta: Mapping, filename: str) -> None:
+        changed = differences(str(meta.get('config') or ''), str(self.meta.get('config') or ''))
+        if changed:
+            self.logger.info('the config differs from that of %s:\n%s', filename, '\n'.join(changed))
+
     def _compare_classes(self, checkpoint: Mapping, address: Any) -> None:
         note = compare_classes(checkpoint, self.meta.get('CLASSES'), str(address))
         if note:
             self.logger.warning(note)
+
+
+# Of a full or broken disk: the user's to mend, and no fault of the program.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def _check_workflow(workflow: Sequence, validation_loader: Any) -> None:

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,43 +132,71 @@ def _multipliers(prefix: str, name: str, module: nn.Module, paramwise: Mapping) 
     return rate, decay
 
 
+# --- frozen parts ---
+
+def freeze(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:
+    """Take what ``patterns`` name out of the training: its weights get no gradient.
+
+    Args:
+        patterns: names of modules, with all that is in them, or of parameters; ``*``, ``?`` and ``[12]`` as in file
+            names: 'backbone.layer[12]', 'roi_head.*.fc_reg', '*.bias'.
+
+    Returns:
+        the modules, which are to stay in evaluation mode (BN statistics, dropout).
+
+    Raises:
+        ConfigError: a pattern that fits nothing, or no weight is left to train.
+    """
+    frozen = []
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = [modules[name] for name in fnmatch.filter(modules, pattern) if name]
+        single = [parameters[name] for name in fnmatch.filter(parameters, pattern)]
+        if not found and not single:
+            raise ConfigError(f"frozen_modules: '{pattern}' fits no module or parameter of {type(model).__name__}"
+                              f'{nearest(pattern, [*modules, *parameters])}')
+        for parameter in (*single, *(p for module in found for p in module.parameters())):
+            parameter.requires_grad_(False)
+        frozen += found
+    left = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
+    if not left:
+        raise ConfigError(f'frozen_modules {patterns}: no weight is left to train')
+    logger.info('frozen_modules: %d modules stand still; %.2f of %.2f million weights are trained', len(frozen),
+                left / 1e6, sum(parameter.numel() for parameter in parameters.values()) / 1e6)
+    return frozen
+
+
 # --- one update ---
 
 class UpdateStep(OptimWrapper):
     """Backward, clip, update: 2.x's ``optimizer_config`` and ``fp16``.
 
+    The weights, their gradients and the optimizer's state are float32 throughout: autocast rounds copies of them for
+    convolutions and products only, and the heads compute their losses in float32.
+
     Args:
         optimizer: what updates.
         grad_clip: ``dict(max_norm=, norm_type=)`` of torch's clip_grad_norm_, or None.
-        cumulative_iters: gradients of so many iterations make one update; their losses are averaged.
+        accumulation: so many batches make one update; the caller runs ``backward`` on each.
         amp_dtype: None for float32, else torch.float16 or torch.bfloat16 for autocast.
-        loss_scale: 'dynamic', a number, or GradScaler's arguments; used with float16.
+        loss_scale: 'dynamic', a number that stays, or GradScaler's arguments; used with float16.
         device_type: 'cpu' or 'cuda'.
     """
 
-    def __init__(self, optimizer: Optimizer, grad_clip: Mapping | None = None, cumulative_iters: int = 1,
+    def __init__(self, optimizer: Optimizer, grad_clip: Mapping | None = None, accumulation: int = 1,
                  amp_dtype: torch.dtype | None = None, loss_scale: Any = 'dynamic', device_type: str = 'cpu'):
-        super().__init__(optimizer, accumulative_counts=cumulative_iters,
-                         clip_grad=dict(grad_clip) if grad_clip else None)
-        self.amp_dtype, self.device_type = amp_dtype, device_type
+        super().__init__(optimizer, clip_grad=dict(grad_clip) if grad_clip else None)
+        self.accumulation, self.amp_dtype, self.device_type = accumulation, amp_dtype, device_type
         self.scaler = _grad_scaler(loss_scale, device_type) if amp_dtype is torch.float16 else None
+        self._fixed_scale = None if loss_scale == 'dynamic' or isinstance(loss_scale, Mapping) else float(loss_scale)
         self.grad_norm: torch.Tensor | None = None  # of the last update, on the device: reading it is the log's choice
 
-    @property
-    def accumulation(self) -> int:
-        """Iterations that make one update."""
-        return self._accumulative_counts
-
-    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Say where the training starts and ends, so that the last, shorter accumulation is weighted right."""
-        self._inner_count, self._max_counts = init_counts, max_counts
-        self._remainder_counts = max_counts % self._accumulative_counts
-
     @contextlib.contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Around the forward: autocast, and no exchange of gradients between updates."""
-        with super().optim_context(model), torch.autocast(self.device_type, self.amp_dtype or torch.bfloat16,
-                                                          enabled=self.amp_dtype is not None):
+    def optim_context(self, model: nn.Module, completes: bool = True) -> Iterator[None]:
+        """Around the forward: autocast, and no exchange of gradients before the batch that ``completes`` an update."""
+        alone = contextlib.nullcontext() if completes or not hasattr(model, 'no_sync') else model.no_sync()
+        with alone, torch.autocast(self.device_type, self.amp_dtype or torch.bfloat16,
+                                   enabled=self.amp_dtype is not None):
             yield
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
@@ -175,7 +204,7 @@ class UpdateStep(OptimWrapper):
         super().backward(loss if self.scaler is None else self.scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        """Clip and update the parameters."""
+        """Clip and update the parameters; with a loss scale not when a gradient overflowed."""
         if self.scaler is None:
             super().step(**kwargs)
             return
@@ -183,7 +212,7 @@ class UpdateStep(OptimWrapper):
             self.scaler.unscale_(self.optimizer)
             self._clip_grad()
         self.scaler.step(self.optimizer, **kwargs)
-        self.scaler.update()
+        self.scaler.update(self._fixed_scale)
 
     def _clip_grad(self) -> None:
         # mmengine's reads the norm back at once, which waits for the GPU at every iteration.
@@ -198,8 +227,7 @@ def _grad_scaler(loss_scale: Any, device_type: str) -> torch.amp.GradScaler:
     if isinstance(loss_scale, Mapping):
         check_keywords(torch.amp.GradScaler, loss_scale, 'fp16.loss_scale')
         return torch.amp.GradScaler(device_type, **loss_scale)
-    # A fixed scale is a dynamic one that never grows, as in 2.x.
-    return torch.amp.GradScaler(device_type, init_scale=float(loss_scale), growth_interval=2 ** 31 - 1)
+    return torch.amp.GradScaler(device_type, init_scale=float(loss_scale))
 
 
 def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = None, fp16: Mapping | None = None,
@@ -225,15 +253,21 @@ def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = N
         if key not in ('loss_scale', 'dtype'):
             raise ConfigError(f"fp16 takes no '{key}'{nearest(key, ['loss_scale', 'dtype'])}")
     dtype = _amp_dtype(precision.get('dtype'), device_type) if precision else None
-    return UpdateStep(optimizer, options.get('grad_clip'), int(options.get('cumulative_iters', 1)), dtype,
+    accumulation = options.get('cumulative_iters', 1)
+    if not isinstance(accumulation, int) or accumulation < 1:
+        raise ConfigError(f'optimizer_config.cumulative_iters must be a whole number, 1 at least, not {accumulation!r}')
+    return UpdateStep(optimizer, options.get('grad_clip'), accumulation, dtype,
                       precision.get('loss_scale', 'dynamic'), device_type)
 
 
 def _amp_dtype(name: str | None, device_type: str) -> torch.dtype:
     dtypes = {'float16': torch.float16, 'fp16': torch.float16, 'bfloat16': torch.bfloat16, 'bf16': torch.bfloat16}
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix('torch.')
     if name is None:
         if device_type == 'cpu':
-            logger.info('fp16: this CPU training uses bfloat16, which needs no loss scale')
+            logger.info("fp16: this CPU training uses bfloat16, which needs no loss scale (fp16.dtype='float16' "
+                        'insists on the other)')
         return torch.bfloat16 if device_type == 'cpu' else torch.float16
     if name not in dtypes:
         raise ConfigError(f"fp16.dtype '{name}'{nearest(name, dtypes)}")

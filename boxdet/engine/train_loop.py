@@ -1,10 +1,13 @@
 """The passes over the training data: batches, stages of the hooks, counting, and the workflow's validation losses.
 
+An iteration is one update of the weights. With accumulation it takes several batches, so that max_iters, learning
+rates, checkpoints and logs are counted as with the large batch; the last update of an epoch takes what is left.
 Epochs and iterations count completed ones; inside ``after_train_iter`` and ``after_train_epoch`` the current one is not
 counted yet, as in mmcv and mmengine.
 """
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 from mmengine.runner import BaseLoop
 from torch import nn
 
-from boxdet.engine.distributed import unwrap
+from boxdet.engine.distributed import mean_over_ranks, unwrap
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.loss_watch import LogBuffer, total_loss
 from boxdet.errors import ConfigError
@@ -27,93 +30,116 @@ class TrainLoop(BaseLoop):
         loader: yields batches with ``.to(device)``; its sampler may have ``set_epoch``, and
             ``state_dict``/``load_state_dict`` to go on in the middle of an epoch.
         max_epochs, max_iters: exactly one is given.
+        accumulation: batches of one iteration.
         validation_loader: for ``('val', n)`` phases of ``workflow``.
     """
 
     def __init__(self, runner: Any, loader: Any, max_epochs: int | None = None, max_iters: int | None = None,
-                 workflow: Sequence[tuple[str, int]] = (('train', 1),), validation_loader: Any = None):
+                 workflow: Sequence[tuple[str, int]] = (('train', 1),), validation_loader: Any = None,
+                 accumulation: int = 1):
         super().__init__(runner, loader)
         if len(loader) == 0:
             raise ConfigError('the training loader is empty: fewer images than samples_per_gpu?')
         self.by_epoch = max_epochs is not None
-        self.max_epochs = int(max_epochs) if self.by_epoch else -(-int(max_iters) // len(loader))
-        self.max_iters = self.max_epochs * len(loader) if self.by_epoch else int(max_iters)
+        self.accumulation = accumulation
+        self.iters_per_epoch = math.ceil(len(loader) / accumulation)
+        self.max_epochs = int(max_epochs) if self.by_epoch else math.ceil(int(max_iters) / self.iters_per_epoch)
+        self.max_iters = self.max_epochs * self.iters_per_epoch if self.by_epoch else int(max_iters)
         self.workflow = [(mode, int(count)) for mode, count in workflow]
         self.validation_loader = validation_loader
         self.epoch = self.iter = self.inner_iter = 0
         self.stop_training = False
         self._batches: Iterator | None = None
+        self._at_end_of_epoch = False
         self._in_iteration = 0  # 1 once the current iteration's update is made, before it is counted
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self.stop_training or self.iter >= self.max_iters
+        """Whether there is nothing left to train, and no epoch whose end is still to be dealt with."""
+        return self.stop_training or self.iter >= self.max_iters and not (self.by_epoch and self.inner_iter)
 
     def completed(self) -> dict[str, int]:
-        """Epochs, iterations, and iterations of the epoch begun, that are done: also inside an ``after_`` stage."""
-        inner, length = self.inner_iter + self._in_iteration, len(self.dataloader)
-        return dict(epoch=self.epoch + inner // length, iter=self.iter + self._in_iteration, inner_iter=inner % length)
+        """Epochs, iterations, and iterations of the epoch begun, that are done: also inside an ``after_`` stage.
+
+        An epoch of which only the end is missing (its evaluation, its checkpoint) is not done: a resume deals with it.
+        """
+        inner, iterations = self.inner_iter + self._in_iteration, self.iter + self._in_iteration
+        if inner == self.iters_per_epoch and (self._at_end_of_epoch or not self.by_epoch):
+            return dict(epoch=self.epoch + 1, iter=iterations, inner_iter=0)
+        return dict(epoch=self.epoch, iter=iterations, inner_iter=inner)
 
     def run(self) -> nn.Module:
         """Train to the end."""
         self.runner.call_hook('before_train')
-        while not self.finished:
-            for mode, count in self.workflow:
-                for _ in range(count):
-                    if mode == 'train' and not self.finished:
-                        self._train_epoch()
-                    elif mode == 'val':
-                        self._validate_losses()
+        try:
+            while not self.finished:
+                for mode, count in self.workflow:
+                    for _ in range(count):
+                        if mode == 'train' and not self.finished:
+                            self._train_epoch()
+                        elif mode == 'val':
+                            self._validate_losses()
+        finally:
+            self._batches = None  # ends the loader's processes, also after an error
         self.runner.call_hook('after_train')
         return self.runner.model
 
     def _train_epoch(self) -> None:
         runner = self.runner
         runner.mode = 'train'
-        runner.model.train()
+        runner.set_training()
         if self.by_epoch:
             _set_epoch(self.dataloader, self.epoch)
             runner.call_hook('before_train_epoch')
         # In a resumed epoch the sampler knows how much of it is done and yields the rest only.
-        while self.inner_iter < len(self.dataloader) and not self.finished:
+        while self.inner_iter < self.iters_per_epoch and not self.finished:
             started = time.perf_counter()
-            batch = self._next_batch().to(runner.device)
-            self._iteration(batch, time.perf_counter() - started)
-        if self.by_epoch and self.inner_iter == len(self.dataloader):
-            next(self._batches, None)  # lets the loader see the end of the epoch
+            self._iteration(self._next_batches(), started)
+        if self.by_epoch and self.inner_iter == self.iters_per_epoch:
+            next(self._batches or iter(()), None)  # lets the loader see the end of the epoch
             self._batches = None
             runner.loss_watch.flush()
+            self._at_end_of_epoch = True
             runner.call_hook('after_train_epoch')
+        self._at_end_of_epoch = False
         self.epoch += 1
         self.inner_iter = 0
 
-    def _next_batch(self) -> Any:
-        """The next batch; when training by iterations over a loader that ends, the first one of another pass."""
+    def _next_batches(self) -> list[Any]:
+        """The batches of the next iteration; at the end of an epoch there may be fewer."""
+        left = len(self.dataloader) - self.inner_iter * self.accumulation
+        count = min(self.accumulation, left) if self.by_epoch else self.accumulation
+        return [self._next_batch(i) for i in range(count)]
+
+    def _next_batch(self, place: int) -> Any:
+        """The next batch, number ``place`` of its iteration; when training by iterations over a loader that ends, the
+        first one of another pass."""
         if self._batches is None:
             self._batches = iter(self.dataloader)
         batch = next(self._batches, None)
         if batch is None and not self.by_epoch:
-            _set_epoch(self.dataloader, self.epoch)
+            _set_epoch(self.dataloader, (self.iter * self.accumulation + place) // len(self.dataloader))
             self._batches = iter(self.dataloader)
             batch = next(self._batches, None)
         if batch is not None:
             return batch
-        raise RuntimeError(f'the loader promised {len(self.dataloader)} batches an epoch and gave {self.inner_iter}')
+        raise RuntimeError(f'the loader promised {len(self.dataloader)} batches an epoch and gave '
+                           f'{self.inner_iter * self.accumulation + place}')
 
-    def _iteration(self, batch: Any, data_time: float) -> None:
+    def _iteration(self, batches: list[Any], started: float) -> None:
         runner = self.runner
-        started = time.perf_counter()
-        runner.data_batch = batch
-        runner.call_hook('before_train_iter', batch_idx=self.inner_iter, data_batch=batch)
-        runner.outputs = runner.train_step(batch)
+        data_time = time.perf_counter() - started
+        runner.data_batch = batches[-1]
+        runner.call_hook('before_train_iter', batch_idx=self.inner_iter, data_batch=batches[-1])
+        runner.outputs = runner.train_step(batches)
         self._in_iteration = 1
-        runner.log_buffer.update(dict(data_time=data_time, time=data_time + time.perf_counter() - started))
-        runner.call_hook('after_train_iter', batch_idx=self.inner_iter, data_batch=batch, outputs=runner.outputs)
+        runner.log_buffer.update(dict(data_time=data_time, time=time.perf_counter() - started))
+        runner.call_hook('after_train_iter', batch_idx=self.inner_iter, data_batch=batches[-1], outputs=runner.outputs)
         runner.data_batch = None  # its memory is free while the next one is loaded
         self._in_iteration = 0
         self.iter += 1
         self.inner_iter += 1
+        runner.stop_if_asked()
 
     @torch.no_grad()
     def _validate_losses(self) -> None:
@@ -121,14 +147,16 @@ class TrainLoop(BaseLoop):
         runner, states = self.runner, random_states()
         runner.mode = 'val'
         buffer = LogBuffer()
+        runner.call_hook('before_val')
         model = unwrap(runner.model).eval()
         for batch in self.validation_loader:
             batch = batch.to(runner.device)
             _, values = total_loss(model(batch, mode='loss'))
             buffer.update({name: float(value) for name, value in values.items()}, count=len(batch))
         set_random_states(states)
-        model.train()
-        runner.report_metrics(buffer.means_since(), self.epoch, self.iter, len(self.validation_loader))
+        runner.call_hook('after_val')
+        runner.set_training()
+        runner.report_metrics(mean_over_ranks(buffer.means_since()), self.epoch, self.iter, len(self.validation_loader))
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

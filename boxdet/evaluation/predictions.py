@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,29 @@ import numpy as np
 import torch
 
 from boxdet.errors import DataError
+from boxdet.evaluation.stored_results import StoredResults
+from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
 
-KINDS = ('bbox', 'segm', 'proposal')
+KINDS = ('bbox', 'segm', 'keypoints', 'proposal')
 
 
 def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence[int],
-                     kind: str) -> list[dict]:
+                     kind: str, keypoint_offset: float = HALF_PIXEL) -> list[dict]:
     """The COCO result dicts of one image: ``image_id, category_id, bbox (x, y, width, height), score`` for
-    'bbox'; 'segm' holds ``segmentation`` (RLE, counts as text) in place of ``bbox``.
+    'bbox'; 'segm' holds ``segmentation`` (RLE, counts as text) in place of ``bbox``, 'keypoints' holds ``keypoints``
+    (x, y, score of each joint in a row).
 
     ``bbox`` is left out of 'segm' because pycocotools would then take the box's area for the mask's, which
-    moves small/medium/large mask AP. 'proposal' is 'bbox' with every category 1.
+    moves small/medium/large mask AP; likewise of 'keypoints', whose area is that of the joints' extent.
+    'proposal' is 'bbox' with every category 1.
+
+    Args:
+        keypoint_offset: the data set's, see ``Instances.to_coco``.
 
     Raises:
-        DataError: 'segm' asked of objects without masks.
+        DataError: 'segm' asked of objects without masks, or 'keypoints' of objects without joints.
     """
     if kind == 'proposal':
         rows = instances.without('masks',
@@ -41,15 +48,64 @@ def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence
         return rows.to_coco(image_id, [1])
     if kind == 'bbox':
         return instances.without('masks', 'keypoints').to_coco(image_id, category_ids)
-    if 'masks' not in instances:
+    field, other, head = ('keypoints', 'masks', 'keypoint') if kind == 'keypoints' else ('masks', 'keypoints', 'mask')
+    if field not in instances:
         if len(instances):
             raise DataError(
-                f"image {image_id}: the results hold no masks; 'segm' needs a model with a mask head")
+                f"image {image_id}: the results hold no {field}; '{kind}' needs a model with a {head} head")
         return []
-    rows = instances.without('keypoints').to_coco(image_id, category_ids)
+    rows = instances.without(other).to_coco(image_id, category_ids, keypoint_offset)
     for row in rows:
         del row['bbox']
     return rows
+
+
+def from_coco_predictions(path: str | os.PathLike, image_ids: Sequence[int],
+                          category_ids: Sequence[int]) -> list[Instances]:
+    """Read a file of COCO result dicts (boxes or masks): one Instances for each of ``image_ids``.
+
+    Raises:
+        DataError: no such file, or a row of another image or category, naming it.
+    """
+    rows = _read_result_list(path)
+    places = {image_id: place for place, image_id in enumerate(image_ids)}
+    labels = {category: label for label, category in enumerate(category_ids)}
+    by_image: list[list[dict]] = [[] for _ in image_ids]
+    for number, row in enumerate(rows):
+        for key, known in (('image_id', places), ('category_id', labels)):
+            if row.get(key) not in known:
+                raise DataError(f"{path}: row {number} is of {key} {row.get(key)}, which the annotations do not have")
+        by_image[places[row['image_id']]].append(row)
+    try:
+        return [_from_coco_rows(own, labels) for own in by_image]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: not a COCO result list ({type(error).__name__}: {error})') from error
+
+
+def _read_result_list(path: str | os.PathLike) -> list[dict]:
+    try:
+        rows = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f'{path}: {error.strerror}') from error
+    except ValueError as error:
+        raise DataError(f'{path}: not JSON ({error})') from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and 'image_id' in row for row in rows):
+        raise DataError(f"{path}: not a COCO result list, whose rows hold 'image_id', 'category_id', 'score' and "
+                        "'bbox' or 'segmentation'")
+    return rows
+
+
+def _from_coco_rows(rows: Sequence[dict], labels: dict[int, int]) -> Instances:
+    fields: dict[str, Any] = {}
+    if rows and 'segmentation' in rows[0]:
+        fields['masks'] = RleMasks([row['segmentation'] for row in rows])
+    if rows and 'bbox' not in rows[0]:
+        boxes = torch.from_numpy(fields['masks'].bboxes())
+    else:
+        boxes = torch.tensor([row['bbox'] for row in rows], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+    return Instances(bboxes=boxes.float(), scores=torch.tensor([float(row['score']) for row in rows]),
+                     labels=torch.tensor([labels[row['category_id']] for row in rows], dtype=torch.long), **fields)
 
 
 def from_legacy(result: Any) -> Instances:
@@ -93,7 +149,7 @@ def save_results(results: Iterable[Instances], path: str | os.PathLike, proposal
 
     A dict holds ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and where there are any ``masks`` (COCO
     RLE dicts) and ``keypoints``; ``image_size`` (height, width) and ``num_classes``. Reading the pickle needs
-    numpy only.
+    numpy only. One image at a time is in memory.
 
     Args:
         proposals: the results of an RPN: write one array (N, 5) an image as x1, y1, x2, y2, score, the form
@@ -104,38 +160,85 @@ def save_results(results: Iterable[Instances], path: str | os.PathLike, proposal
     """
     path, suffix = Path(path), check_results_path(path)
     plain = _as_proposals if proposals else _as_plain
-    rows = [plain(from_legacy(result)) for result in results]
-    if suffix == '.json':
-        write_atomically(path, lambda file: file.write(json.dumps(rows, default=_json_value).encode()))
-    else:
-        write_atomically(path, lambda file: pickle.dump(rows, file, protocol=4))
+    rows = (plain(from_legacy(result)) for result in results)
+    write_atomically(path, lambda file: (_write_json_rows if suffix == '.json' else _write_pickled_rows)(file, rows))
 
 
-def load_results(path: str | os.PathLike) -> list[Instances]:
+def load_results(path: str | os.PathLike) -> Sequence[Instances]:
     """Read what ``save_results`` wrote, or mmdetection 2.x's ``results.pkl``. No code of the file is run.
+
+    Returns:
+        a ``StoredResults``: packed in memory, and beyond a limit on disk. Of a file of ``save_results`` one image at a
+        time is read.
 
     Raises:
         DataError: the file is missing, damaged, or holds anything but numbers, texts and their containers.
     """
     path, suffix = Path(path), check_results_path(path)
     try:
-        data = path.read_bytes()
-        rows = json.loads(data) if suffix == '.json' else _PlainUnpickler(io.BytesIO(data)).load()
+        with open(path, 'rb') as file:
+            return StoredResults.of(_from_row(row, suffix) for row in _rows_of(file, suffix))
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from error
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise DataError(f'{path}: not a results file ({type(error).__name__}: {error})') from error
+
+
+# A pickled list whose items are pickled one by one, so that neither writer nor reader holds all of them: what follows
+# the pickle's end, which any other reader leaves alone, is where each item lies.
+_INDEXED = b'results with index 1'
+_PROTOCOL, _EMPTY_LIST, _APPEND, _STOP = b'\x80\x03', b']', b'a', b'.'
+
+
+def _write_pickled_rows(file: Any, rows: Iterable[Any]) -> None:
+    file.write(_PROTOCOL + _EMPTY_LIST)
+    bounds = []
+    for row in rows:
+        # Protocol 3 numbers its memo explicitly: each item starts over, and the numbers of the last one are replaced.
+        data = pickle.dumps(row, protocol=3)[len(_PROTOCOL):-len(_STOP)]
+        bounds.append((file.tell(), len(data)))
+        file.write(data + _APPEND)
+    file.write(_STOP)
+    file.write(np.array(bounds, '<i8').tobytes() + np.array(len(bounds), '<i8').tobytes() + _INDEXED)
+
+
+def _write_json_rows(file: Any, rows: Iterable[Any]) -> None:
+    """One row a line."""
+    file.write(b'[')
+    for number, row in enumerate(rows):
+        file.write((b',' if number else b'') + b'\n' + json.dumps(row, default=_json_value).encode())
+    file.write(b'\n]\n')
+
+
+def _rows_of(file: Any, suffix: str) -> Iterator[Any]:
+    """The rows of a results file, one after the other where it tells where they lie."""
+    size = file.seek(0, os.SEEK_END)
+    tail = len(_INDEXED) + 8
+    file.seek(max(size - tail, 0))
+    end = file.read()
+    if suffix == '.pkl' and end.endswith(_INDEXED) and len(end) == tail:
+        count = int(np.frombuffer(end[:8], '<i8')[0])
+        if not 0 <= 16 * count <= size:
+            raise DataError('damaged: its index does not fit the file')
+        file.seek(size - tail - 16 * count)
+        for start, length in np.frombuffer(file.read(16 * count), '<i8').reshape(-1, 2).tolist():
+            file.seek(start)
+            yield _PlainUnpickler(io.BytesIO(_PROTOCOL + file.read(length) + _STOP)).load()
+        return
+    file.seek(0)
+    rows = json.load(file) if suffix == '.json' else _PlainUnpickler(file).load()
     if not isinstance(rows, list):
-        raise DataError(f'{path}: a results file holds a list, one entry an image, not {type(rows).__name__}')
-    try:
-        if suffix == '.json':  # proposals come as lists
-            rows = [
-                np.array(row, np.float32).reshape(-1, 5) if isinstance(row, list) else row for row in rows]
-        return [_from_plain(row) if isinstance(row, dict) else from_legacy(row) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f'{path}: not a results file ({type(error).__name__}: {error})') from error
+        raise DataError(f'a results file holds a list, one entry an image, not {type(rows).__name__}')
+    yield from rows
+
+
+def _from_row(row: Any, suffix: str) -> Instances:
+    if isinstance(row, dict):
+        return _from_plain(row)
+    # Proposals come as lists from JSON.
+    return from_legacy(np.array(row, np.float32).reshape(-1, 5) if suffix == '.json' else row)
 
 
 def check_results_path(path: str | os.PathLike) -> str:
@@ -180,14 +283,11 @@ def _from_plain(row: dict[str, Any]) -> Instances:
         labels=torch.from_numpy(np.array(row.pop('labels'), np.int64)))
     masks = row.pop('masks', None)
     if masks is not None:
-        rles = [
-            dict(rle,
-                 counts=rle['counts'].encode('ascii') if isinstance(rle['counts'], str) else rle['counts'])
-            for rle in masks]
-        size = image_size or (tuple(rles[0]['size']) if rles else (0, 0))
-        fields['masks'] = RleMasks(rles, *size)
+        fields['masks'] = RleMasks(masks, *(image_size or ()))
     for name, value in row.items():
         fields[name] = torch.from_numpy(np.array(value, np.float32))
+    if 'keypoints' in fields and fields['keypoints'].dim() != 3:  # JSON of an image without objects: no J to read
+        fields['keypoints'] = fields['keypoints'].reshape(0, 0, 3)
     return Instances(tuple(image_size) if image_size else None, num_classes, **fields)
 
 
@@ -210,6 +310,11 @@ class _PlainUnpickler(pickle.Unpickler):
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     write_atomically(Path(path), lambda file: file.write(json.dumps(value).encode()))
+
+
+def write_json_list(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Write ``rows`` as a JSON list, one a line, whole or not at all; they are asked for one at a time."""
+    write_atomically(Path(path), lambda file: _write_json_rows(file, rows))
 
 
 def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 
 
 def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
-                    proposal_nums: Sequence[int], iou_thrs: Sequence[float]) -> np.ndarray:
+                    proposal_nums: Sequence[int], iou_thrs: Sequence[float], border: float = 0.) -> np.ndarray:
     """Share of the ground-truth boxes that are found, a box and a proposal being matched once, best overlap
     first.
 
     Args:
         truths: one array (G, 4) xyxy an image. proposals: one array (P, 4) xyxy an image, best first.
-        proposal_nums: M; how many of the first proposals of an image count. iou_thrs: T.
+        proposal_nums: M; how many of the first proposals of an image count. iou_thrs: T. border: see ``box_iou``.
 
     Returns:
         (M, T) float64; 0 where there is no ground truth at all.
@@ -27,7 +27,7 @@ def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray
         total += len(boxes)
         if not len(boxes) or not len(candidates):
             continue
-        overlaps = box_iou(boxes, candidates[:max(proposal_nums)])
+        overlaps = box_iou(boxes, candidates[:max(proposal_nums)], border)
         for row, num in enumerate(proposal_nums):
             matched = greedy_overlaps(overlaps[:, :num], thrs.min())
             hits[row] += (matched[:, None] >= thrs).sum(axis=0)
@@ -51,10 +51,21 @@ def greedy_overlaps(overlaps: np.ndarray, floor: float) -> np.ndarray:
     return matched
 
 
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (G, P) of xyxy boxes (G, 4) and (P, 4), in float32 as mmdetection 2.x computes it."""
-    boxes, others = np.asarray(boxes, np.float32), np.asarray(others, np.float32)
+def box_iou(boxes: np.ndarray, others: np.ndarray, border: float = 0., dtype: type = np.float32) -> np.ndarray:
+    """IoU (G, P) of xyxy boxes (G, 4) and (P, 4).
+
+    Args:
+        border: 1 for Pascal VOC's way of measuring: the last pixel belongs to a box, which is x2 - x1 + 1 wide.
+        dtype: float32 is what mmdetection 2.x computes proposals in.
+    """
+    boxes, others = np.asarray(boxes, dtype), np.asarray(others, dtype)
     shared = (np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-              - np.maximum(boxes[:, None, :2], others[None, :, :2])).clip(min=0).prod(axis=2)
-    areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, others))
-    return shared / np.maximum(areas[:, None] + other_areas[None] - shared, 1e-6)
+              - np.maximum(boxes[:, None, :2], others[None, :, :2]) + dtype(border)).clip(min=0).prod(axis=2)
+    areas, other_areas = (box_areas(b, border) for b in (boxes, others))
+    return shared / np.maximum(areas[:, None] + other_areas[None] - shared, dtype(1e-6))
+
+
+def box_areas(boxes: np.ndarray, border: float = 0.) -> np.ndarray:
+    """Area (N,) of xyxy boxes (N, 4); ``border`` as in ``box_iou``."""
+    width, height = (boxes[:, 2:] - boxes[:, :2] + boxes.dtype.type(border)).T
+    return width * height

@@ -1,12 +1,12 @@
-"""Keypoints: heatmaps, flips, similarity.
+"""Keypoints: heatmaps and flips.
 
 The half-pixel rule, stated here and nowhere else: joints are continuous coordinates, in which pixel i of an image or
 of a heatmap covers [i, i + 1) and has its centre at i + 0.5. A joint at x lies in the heatmap cell
 floor((x - x0) * W / w) of a box [x0, x0 + w); a cell c stands for the place x0 + (c + 0.5) * w / W (Heckbert 1990;
-Detectron). Annotation files such as COCO's count pixels, so ``pixels_to_joints`` adds 0.5 on reading and
-``joints_to_pixels`` takes it off on writing.
+Detectron). Annotation and result files such as COCO's count pixels: ``HALF_PIXEL`` is added to what is read from them
+(``CocoKeypointDataset.keypoint_offset``) and taken off what is written (``Instances.to_coco``).
 
-Letters: R rois, N results, G ground-truth objects, J joints, H, W height and width of heatmaps.
+Letters: R rois, J joints, H, W height and width of heatmaps.
 """
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ import torch
 from torch.nn import functional as F
 
 HALF_PIXEL = 0.5
-
-
-def pixels_to_joints(keypoints: torch.Tensor) -> torch.Tensor:
-    """Pixel indices (..., 2 or 3) as x, y and what else, to continuous coordinates of the pixels' centres."""
-    return torch.cat([keypoints[..., :2] + HALF_PIXEL, keypoints[..., 2:]], dim=-1)
-
-
-def joints_to_pixels(keypoints: torch.Tensor) -> torch.Tensor:
-    """The reverse of ``pixels_to_joints``."""
-    return torch.cat([keypoints[..., :2] - HALF_PIXEL, keypoints[..., 2:]], dim=-1)
 
 
 def encode_heatmaps(keypoints: torch.Tensor, boxes: torch.Tensor,
@@ -87,15 +77,36 @@ def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.
     return joints, scores
 
 
-def flip_keypoints(keypoints: torch.Tensor, width: float, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Mirror joints (..., J, 2 or 3) with their image of ``width`` pixels; left and right ones change places."""
-    swapped = keypoints[..., flip_order(keypoints.shape[-2], flip_pairs), :]
-    return torch.cat([width - swapped[..., :1], swapped[..., 1:]], dim=-1)
+def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Detectron's score of joints: the exponential of ``logits`` (R, J) over the sum of the heatmaps' (R, J, H, W).
+
+    The logit was found on the enlarged heatmap and the sum is over the small one, so that large and small objects can
+    be compared; where the enlarging overshoots it exceeds 1.
+    """
+    return (-(heatmaps.detach().float().flatten(2) - logits[..., None]).logsumexp(dim=-1)).exp()
 
 
-def flip_heatmaps(heatmaps: torch.Tensor, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+def flip_keypoints(keypoints: torch.Tensor, shape: Sequence[int], flip_pairs: Sequence[tuple[int, int]],
+                   direction: str = 'horizontal') -> torch.Tensor:
+    """Mirror joints (..., J, 2 or 3) with their image of ``shape`` (H, W, ...); left and right ones change places.
+
+    ``direction`` 'diagonal' turns the image by half a circle: no mirror, and every joint keeps its name.
+    """
+    x, y, rest = keypoints[..., :1], keypoints[..., 1:2], keypoints[..., 2:]
+    x = shape[1] - x if direction != 'vertical' else x
+    y = shape[0] - y if direction != 'horizontal' else y
+    return torch.cat([x, y, rest], dim=-1)[..., _order(keypoints.shape[-2], flip_pairs, direction), :]
+
+
+def flip_heatmaps(heatmaps: torch.Tensor, flip_pairs: Sequence[tuple[int, int]],
+                  direction: str = 'horizontal') -> torch.Tensor:
     """Mirror heatmaps (..., J, H, W) as ``flip_keypoints`` mirrors joints."""
-    return heatmaps[..., flip_order(heatmaps.shape[-3], flip_pairs), :, :].flip(-1)
+    axes = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1))[direction]
+    return heatmaps[..., _order(heatmaps.shape[-3], flip_pairs, direction), :, :].flip(axes)
+
+
+def _order(num_joints: int, flip_pairs: Sequence[tuple[int, int]], direction: str) -> list[int]:
+    return list(range(num_joints)) if direction == 'diagonal' else flip_order(num_joints, flip_pairs)
 
 
 def flip_order(num_joints: int, flip_pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -114,31 +125,3 @@ def flip_order(num_joints: int, flip_pairs: Sequence[tuple[int, int]]) -> list[i
     for left, right in flip_pairs:
         order[left], order[right] = right, left
     return order
-
-
-def object_keypoint_similarity(keypoints: torch.Tensor, gt_keypoints: torch.Tensor, gt_areas: torch.Tensor,
-                               sigmas: Sequence[float] | torch.Tensor,
-                               gt_boxes: torch.Tensor | None = None) -> torch.Tensor:
-    """OKS (N, G) of COCO's keypoint evaluation, in [0, 1].
-
-    Args:
-        keypoints: (N, J, 2 or 3). gt_keypoints: (G, J, 3) x, y, visibility.
-        gt_areas: (G,) areas of the objects. sigmas: (J,) spread of each joint.
-        gt_boxes: (G, 4); an object without labelled joints is compared by how far the joints lie outside of its box
-            doubled about its centre. Without boxes such an object has a similarity of 0.
-    """
-    spread = (2 * torch.as_tensor(sigmas, dtype=gt_keypoints.dtype, device=gt_keypoints.device)) ** 2  # (J,)
-    labelled = gt_keypoints[..., 2] > 0                                                  # (G, J)
-    place = keypoints[:, None, :, :2]                                                    # (N, 1, J, 2)
-    offset = place - gt_keypoints[None, ..., :2]                                         # (N, G, J, 2)
-    counted = labelled
-    if gt_boxes is not None:
-        nameless = ~labelled.any(dim=1)                                                  # (G,)
-        size = gt_boxes[:, 2:] - gt_boxes[:, :2]
-        low, high = (gt_boxes[:, :2] - size)[:, None], (gt_boxes[:, :2] + 2 * size)[:, None]  # (G, 1, 2)
-        outside = (low - place).clamp(min=0) + (place - high).clamp(min=0)
-        offset = torch.where(nameless[:, None, None], outside, offset)
-        counted = labelled | nameless[:, None]
-    tiny = torch.finfo(torch.float64).eps  # as pycocotools guards
-    error = offset.square().sum(-1) / spread / (gt_areas[:, None] + tiny) / 2            # (N, G, J)
-    return ((-error).exp() * counted).sum(-1) / counted.sum(-1).clamp(min=1)

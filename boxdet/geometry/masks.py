@@ -9,7 +9,7 @@ non-zero, so that work and memory go with the object's size and not with the ima
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Window = tuple[int, int, np.ndarray]
 
 # pycocotools rounds polygon corners to a fifth of a pixel before it draws them.
 _POLYGON_STEPS = 5
+_FAR = 10**6  # pixels from the origin that no corner of a polygon is
 # Columns of a pasted mask are evaluated in blocks of about this many pixels: a mask that fills a 12-megapixel
 # picture takes a few megabytes.
 _PASTE_BLOCK = 1 << 18
@@ -62,8 +63,15 @@ def _clamp(value: int, low: int, high: int) -> int:
 
 
 def _quantize(polygon: np.ndarray) -> np.ndarray:
-    """Corners (P, 2) in fifths of a pixel, rounded as pycocotools' C code does: add a half and cut towards zero."""
-    return np.trunc(np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * _POLYGON_STEPS + 0.5).astype(np.int64)
+    """Corners (P, 2) in fifths of a pixel, rounded as pycocotools' C code does: add a half and cut towards zero.
+
+    Raises:
+        ValueError: a corner that is not finite or far off; pycocotools, which walks along every edge, would crash.
+    """
+    corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    if not (np.abs(corners) < _FAR).all():
+        raise ValueError(f'a polygon with a corner that is not finite or beyond {_FAR} pixels')
+    return np.trunc(corners * _POLYGON_STEPS + 0.5).astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------- resampling
@@ -177,16 +185,45 @@ def compress_rle(rle: dict) -> dict:
     Raises:
         ValueError: the counts do not add up to the size, or are no RLE.
     """
-    height, width = (int(v) for v in rle['size'])
-    counts = rle['counts']
-    if isinstance(counts, str):
-        return dict(size=[height, width], counts=counts.encode('ascii'))
+    height, width = rle['size']
+    height, width, counts = int(height), int(width), rle['counts']
     if isinstance(counts, bytes):
-        return dict(size=[height, width], counts=counts)
+        return {'size': [height, width], 'counts': counts}
+    if isinstance(counts, str):
+        return {'size': [height, width], 'counts': counts.encode('ascii')}
     counts = np.asarray(counts, dtype=np.int64)
     if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
         raise ValueError(f'RLE counts add up to {counts.sum()}, not to {height} x {width}')
     return coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+
+
+def run_lengths(counts: bytes | str | list[int]) -> np.ndarray:
+    """The run lengths of a COCO RLE: background first, then in turn.
+
+    The compressed form writes each length in 5-bit groups from the lowest, bit 6 telling that more follow;
+    from the fourth length on it holds the difference to the last but one.
+
+    Raises:
+        ValueError: compressed counts that end within a length.
+    """
+    if not isinstance(counts, (bytes, str)):
+        return np.asarray(counts, dtype=np.int64)
+    if isinstance(counts, str):
+        counts = counts.encode('ascii')
+    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if not len(groups):
+        return np.zeros(1, np.int64)
+    last = np.flatnonzero((groups & 32) == 0)
+    if not len(last):
+        raise ValueError('RLE counts that break off')
+    first = np.concatenate([[0], last[:-1] + 1])
+    sizes = last - first + 1
+    shifts = 5 * (np.arange(last[-1] + 1) - np.repeat(first, sizes))
+    values = np.add.reduceat((groups[:last[-1] + 1] & 31) << shifts, first)
+    values -= ((groups[last] & 16) >> 4) << (5 * sizes)  # the sign bit of the last group
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
 
 
 def window_changes(columns: np.ndarray, y0: int, x0: int, height: int) -> np.ndarray:
@@ -219,7 +256,7 @@ def encode_window(window: Window, image_hw: tuple[int, int]) -> dict:
 
 
 def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndarray, image_hw: tuple[int, int],
-                 threshold: float = 0.5) -> list[dict]:
+                 threshold: float = 0.5, whole_pixels: bool = False) -> list[dict]:
     """Put mask-head outputs into the image and encode them, without ever holding a bitmap of the image's size.
 
     Equal to ``grid_sample`` (bilinear, align_corners=False, zeros outside) of each mask over the whole image, its value
@@ -230,6 +267,8 @@ def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndar
         boxes: (N, 4) xyxy in image pixels; may reach over the image's edge.
         image_hw: H, W.
         threshold: above 0.
+        whole_pixels: as torchvision does it: each box, enlarged by half a mask cell on every side, is cut to whole
+            pixels, and its mask resized to that many.
 
     Returns:
         N COCO RLE dicts ``{'size': [H, W], 'counts': bytes}``.
@@ -239,16 +278,18 @@ def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndar
     probs, boxes = (np.asarray(v.detach().float().cpu() if isinstance(v, torch.Tensor) else v, dtype=np.float32)
                     for v in (probs, boxes))
     height, width = (int(v) for v in image_hw)
+    positions = _whole_pixel_positions if whole_pixels else _source_positions
     padded = np.pad(probs, ((0, 0), (1, 1), (1, 1)))  # the zeros outside take part in the interpolation
     with torch.autocast('cpu', enabled=False):
-        return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold)), (height, width))
-                for mask, box in zip(padded, boxes)]
+        return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold), positions),
+                            (height, width)) for mask, box in zip(padded, boxes)]
 
 
-def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.float32) -> np.ndarray:
+def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.float32,
+                   positions: Callable[..., tuple[int, np.ndarray, np.ndarray]]) -> np.ndarray:
     """Changes of one pasted mask; ``mask`` (h + 2, w + 2) has its border of zeros."""
-    x0, col_low, col_fraction = _source_positions(box[0], box[2], mask.shape[1] - 2, image_hw[1])
-    y0, row_low, row_fraction = _source_positions(box[1], box[3], mask.shape[0] - 2, image_hw[0])
+    x0, col_low, col_fraction = positions(box[0], box[2], mask.shape[1] - 2, image_hw[1])
+    y0, row_low, row_fraction = positions(box[1], box[3], mask.shape[0] - 2, image_hw[0])
     if not len(col_low) or not len(row_low):
         return np.zeros(0, dtype=np.int64)
     along_y = np.zeros((mask.shape[0], len(row_low)), dtype=np.float32)                  # (h + 2, window height)
@@ -292,3 +333,20 @@ def _source_positions(start: np.float32, end: np.float32, cells: int,
     at = at[inside[0]:inside[-1] + 1]
     low = np.floor(at)
     return first + int(inside[0]), low.astype(np.int64) + 1, at - low
+
+
+def _whole_pixel_positions(start: np.float32, end: np.float32, cells: int,
+                           length: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """As ``_source_positions``, for a bordered mask that is resized to a whole number of pixels."""
+    if not (np.isfinite(start) and np.isfinite(end)):
+        return 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    half = (end - start) * np.float32(0.5) * np.float32((cells + 2) / cells)
+    centre = (end + start) * np.float32(0.5)
+    first, last = int(centre - half), int(centre + half)
+    size = max(last - first + 1, 1)
+    shown = np.arange(max(first, 0), min(first + size, length))
+    # The arithmetic of torch's interpolate (bilinear, align_corners=False).
+    at = (shown - first + np.float32(0.5)).astype(np.float32) * np.float32((cells + 2) / size) - np.float32(0.5)
+    at = at.clip(0, cells + 1)
+    low = np.minimum(np.floor(at), cells)
+    return max(first, 0), low.astype(np.int64), at - low

@@ -4,6 +4,7 @@ Letters: L levels, A anchors a cell, H, W height and width of a level, S scales,
 """
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -108,27 +109,35 @@ class AnchorGenerator:
         key = (tuple((int(h), int(w)) for h, w in featmap_sizes), dtype, torch.device(device))
         if len(key[0]) != self.num_levels:
             raise ValueError(f'{len(key[0])} feature maps for {self.num_levels} strides')
-        if key in self._grids:
-            self._grids.move_to_end(key)
-        else:
+        grids = self._grids.get(key)
+        if grids is None:
             # Grids outlive the call: made in inference mode, they could not take part in a later training step.
             with torch.inference_mode(False):
-                self._grids[key] = [self._grid(level, size, dtype, device) for level, size in enumerate(key[0])]
+                steps = self._steps(key[0])
+                grids = [self._grid(level, size, steps[level], dtype, device) for level, size in enumerate(key[0])]
+            self._grids[key] = grids
+        # Threads may share the generator: what one of them is about to touch another may have thrown away.
+        with contextlib.suppress(KeyError):
+            self._grids.move_to_end(key)
             while len(self._grids) > _REMEMBERED:
                 self._grids.popitem(last=False)
-        return list(self._grids[key])
+        return list(grids)
 
     def grid_anchors(self, featmap_sizes: Sequence[tuple[int, int]],
                      device: torch.device | str = 'cuda') -> list[torch.Tensor]:
         """``grid_priors`` under the name that 2.x gave it first."""
         return self.grid_priors(featmap_sizes, device=device)
 
-    def _grid(self, level: int, size: tuple[int, int], dtype: torch.dtype,
+    def _steps(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+        """L distances in pixels from cell to cell, (horizontal, vertical), for maps of these sizes."""
+        return self.strides
+
+    def _grid(self, level: int, size: tuple[int, int], step: tuple[float, float], dtype: torch.dtype,
               device: torch.device | str) -> torch.Tensor:
         height, width = size
         base = self.base_anchors[level].to(device=device, dtype=dtype)                       # (A, 4)
-        x = torch.arange(width, device=device).to(dtype) * self.strides[level][0]
-        y = torch.arange(height, device=device).to(dtype) * self.strides[level][1]
+        x = torch.arange(width, device=device).to(dtype) * step[0]
+        y = torch.arange(height, device=device).to(dtype) * step[1]
         x, y = x[None].expand(height, width), y[:, None].expand(height, width)
         corners = torch.stack([x, y, x, y], dim=-1)[:, :, None] + base                       # (H, W, A, 4)
         return corners.reshape(-1, 4)
@@ -148,9 +157,26 @@ class AnchorGenerator:
         return {**self.__dict__, '_grids': OrderedDict()}
 
     def __repr__(self) -> str:
-        return (f'AnchorGenerator(strides={self.strides}, ratios={self.ratios}, scales={self.scales}, '
+        return (f'{type(self).__name__}(strides={self.strides}, ratios={self.ratios}, scales={self.scales}, '
                 f'base_sizes={self.base_sizes}, scale_major={self.scale_major}, centers={self.centers}, '
                 f'center_offset={self.center_offset})')
+
+
+@ANCHOR_GENERATORS.register_module()
+class TorchvisionAnchorGenerator(AnchorGenerator):
+    """Anchors as ``torchvision.models.detection`` lays them; arguments as in ``AnchorGenerator``.
+
+    Corners are rounded to whole pixels. A level's cells are as far apart as the input's size divided by the level's,
+    rounded down: 61 pixels for the 13 rows of the last level of an input 800 pixels high, and not 64. The input's size
+    is that of the finest level times its stride.
+    """
+
+    def _base_anchors(self, level: int) -> torch.Tensor:
+        return super()._base_anchors(level).round()
+
+    def _steps(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+        height, width = sizes[0][0] * self.strides[0][1], sizes[0][1] * self.strides[0][0]
+        return [(width // w, height // h) for h, w in sizes]
 
 
 def _scales(scales: Sequence[float] | None, octave_base_scale: float | None,

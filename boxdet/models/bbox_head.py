@@ -232,10 +232,16 @@ class BBoxHead(nn.Module):
         row, label = (scores[:, :self.num_classes] > settings.score_thr).nonzero(as_tuple=True)
         if bbox_pred is not None:
             bbox_pred = self._of_class(bbox_pred[row], label)
-        found = self.decode(boxes[row], bbox_pred, image_hw)
-        dets, keep = batched_nms(found, scores[row, label], label, settings.nms)
+        found, score = self.decode(boxes[row], bbox_pred, image_hw), scores[row, label]
+        if settings.min_bbox_size >= 0:
+            big = ((found[:, 2:] - found[:, :2]) > settings.min_bbox_size).all(dim=1)
+            found, score, label = found[big], score[big], label[big]
+        dets, keep = batched_nms(found, score, label, settings.nms)
         if settings.max_per_img > 0:
             dets, keep = dets[:settings.max_per_img], keep[:settings.max_per_img]
+        if not settings.keep_empty:
+            full = (dets[:, 2:4] > dets[:, :2]).all(dim=1)
+            dets, keep = dets[full], keep[full]
         return Instances(tuple(image_hw),
                          self.num_classes,
                          bboxes=dets[:, :4],

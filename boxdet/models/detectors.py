@@ -18,7 +18,7 @@ from boxdet.geometry.masks import paste_to_rle
 from boxdet.models.frames import to_input, to_original
 from boxdet.models.initialization import initialize
 from boxdet.models.settings import parse_test_cfg, parse_train_cfg
-from boxdet.models.test_time_augmentation import merge_boxes, merge_masks, merge_proposals
+from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keywords
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
@@ -66,6 +66,16 @@ class _Detector(nn.Module):
         return self.with_roi_head and self.roi_head.with_mask
 
     @property
+    def with_keypoint(self) -> bool:
+        """Whether the second stage gives keypoints."""
+        return self.with_roi_head and getattr(self.roi_head, 'with_keypoint', False)
+
+    @property
+    def skeleton(self) -> tuple[tuple[int, int], ...]:
+        """The joints that drawings connect, counted from 0; () without a keypoint head."""
+        return getattr(self.roi_head.keypoint_head, 'skeleton', ()) if self.with_keypoint else ()
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
@@ -76,7 +86,7 @@ class _Detector(nn.Module):
 
     def extract_feat(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map images (B, 3, H, W) to the levels that the heads read."""
-        feats = self.backbone(images)
+        feats = self.backbone(images.to(next(self.parameters()).dtype))  # a model in half precision reads half
         return tuple(self.neck(feats)) if self.with_neck else tuple(feats)
 
     def forward(self, batch: Batch | Sequence[Batch], mode: str = 'loss', **options: Any) -> Any:
@@ -122,7 +132,8 @@ class _Detector(nn.Module):
         picture = draw.draw_instances(image, result, self.CLASSES, score_thr, self.PALETTE,
                                       thickness=thickness,
                                       font_scale=None if font_size is None else font_size / 22,
-                                      bbox_color=bbox_color, text_color=text_color, mask_color=mask_color)
+                                      bbox_color=bbox_color, text_color=text_color, mask_color=mask_color,
+                                      skeleton=self.skeleton)
         if out_file is not None:
             draw.write_image(picture, out_file)
         if show:
@@ -186,17 +197,18 @@ class TwoStageDetector(_Detector):
             rescale: give boxes and masks in the original image's pixels; in the network input's otherwise.
 
         Returns:
-            B Instances(bboxes (N, 4), scores (N,), labels (N,)[, masks RleMasks]), best first, on the CPU.
+            B Instances(bboxes (N, 4), scores (N,), labels (N,)[, masks RleMasks][, keypoints (N, J, 3)]), best first,
+            on the CPU.
         """
         views = [self._on_device(view) for view in ([batch] if isinstance(batch, Batch) else batch)]
         feats, metas = [self.extract_feat(view.images) for view in views], [view.metas for view in views]
         proposals = [self._propose(levels, view) for levels, view in zip(feats, views)]
         if len(views) == 1:
             results = [r.to('cpu') for r in self.roi_head.predict(feats[0], proposals[0], metas[0])]
-            results = [to_original(r, meta) for r, meta in zip(results, metas[0])] if rescale else results
+            results = [to_original(r, meta, self._pairs) for r, meta in zip(results, metas[0])] if rescale else results
         else:
             results = self._merge_views(feats, proposals, metas)
-            results = results if rescale else [to_input(r, meta) for r, meta in zip(results, metas[0])]
+            results = results if rescale else [to_input(r, meta, self._pairs) for r, meta in zip(results, metas[0])]
         return [self._with_masks(r.to('cpu')) for r in results]
 
     def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
@@ -214,15 +226,23 @@ class TwoStageDetector(_Detector):
             # Every view brings the same proposals.
             joint = [to_original(p, meta) for p, meta in zip(proposals[0], metas[0])]
         results = merge_boxes(self.roi_head, feats, joint, metas, self.test_cfg.rcnn)
-        return merge_masks(self.roi_head, feats, results, metas) if self.with_mask else results
+        if self.with_mask:
+            results = merge_masks(self.roi_head, feats, results, metas)
+        return merge_keypoints(self.roi_head, feats, results, metas) if self.with_keypoint else results
+
+    @property
+    def _pairs(self) -> Any:
+        """The joints that a mirror swaps, where the model knows."""
+        return getattr(self.roi_head.keypoint_head, 'flip_pairs', None) if self.with_keypoint else None
 
     def _with_masks(self, result: Instances) -> Instances:
         """Paste mask probabilities into the image and encode them."""
         if 'mask_probs' not in result:
             return result
         height, width = result.image_size
-        codes = paste_to_rle(result.mask_probs, result.bboxes, (height, width),
-                             self.test_cfg.rcnn.mask_thr_binary)
+        settings = self.test_cfg.rcnn
+        codes = paste_to_rle(result.mask_probs, result.bboxes, (height, width), settings.mask_thr_binary,
+                             settings.paste_whole_pixels)
         return result.without('mask_probs').replace(masks=RleMasks(codes, height, width))
 
 
@@ -234,6 +254,11 @@ class FasterRCNN(TwoStageDetector):
 @DETECTORS.register_module()
 class MaskRCNN(TwoStageDetector):
     """Mask R-CNN (He et al. 2017)."""
+
+
+@DETECTORS.register_module()
+class KeypointRCNN(TwoStageDetector):
+    """Mask R-CNN's keypoint variant (He et al. 2017, section 5), with or without masks."""
 
 
 @DETECTORS.register_module()

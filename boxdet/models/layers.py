@@ -113,25 +113,43 @@ def build_conv_layer(cfg: Mapping | None, *args: Any, **kwargs: Any) -> nn.Modul
 
 # --- norms ---
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of every rank's tensor, on every rank; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 @LAYERS.register_module(name='SyncBN')
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over all processes, also on the CPU, where torch's own refuses; alone it is plain BN."""
 
     def forward(self, x: Tensor) -> Tensor:
-        together = self.training and dist.is_available() and dist.is_initialized()
-        if x.device.type != 'cpu' or not together or dist.get_world_size(self.process_group) == 1:
+        if x.device.type != 'cpu':
             return super().forward(x)
-        return self._forward_over_cpus(x)
+        together = self.training and dist.is_available() and dist.is_initialized()
+        if together and dist.get_world_size(self.process_group) > 1:
+            return self._forward_over_cpus(x)
+        return _BatchNorm.forward(self, x)
 
     def _forward_over_cpus(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # differentiable; slow to import
         c, group = x.shape[1], self.process_group or dist.group.WORLD
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.new_tensor([x.numel() // c])
-        total, count = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]), group=group).split([c, 1])
+        total, count = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), count]), group).split([c, 1])
         mean = total / count
         centred = wide - mean.view(1, c, 1, 1)
-        var = all_reduce(centred.square().sum((0, 2, 3)), group=group) / count
+        var = _SumOverRanks.apply(centred.square().sum((0, 2, 3)), group) / count
         if self.track_running_stats:
             self._follow(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
         scale = (var + self.eps).rsqrt()
@@ -141,7 +159,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:  # it is None while with_cp repeats a forward pass
+            self.num_batches_tracked.add_(1)
         step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, step)
         self.running_var.lerp_(unbiased_var, step)

@@ -1,5 +1,13 @@
 """The mask head (He et al. 2017, section 3): a small fully convolutional network on each roi.
 
+The heads of Detectron and Detectron.pytorch, ``mask_rcnn_fcn_head_NAME``, as options of ``FCNMaskHead``:
+
+v1up4convs      the default; v1up4convs_gn: ``norm_cfg``
+v1up            ``num_convs=2``
+v0upshare       ``num_convs=0`` behind the roi head's ``shared_head``
+v0up            ``num_convs=0`` behind a ``res_layer`` of its own
+MRCNN.DILATION  ``dilation``; MRCNN.UPSAMPLE_RATIO: ``upsample_ratio``
+
 Letters: B images, R rois, P positive rois, K classes, C channels, h, w height and width of the output.
 """
 from __future__ import annotations
@@ -16,7 +24,7 @@ from boxdet.errors import ConfigError, nearest
 from boxdet.models.initialization import initialize, kaiming_init
 from boxdet.models.layers import ConvModule, build_conv_layer, build_upsample_layer
 from boxdet.models.settings import RoITrainSettings
-from boxdet.registry import HEADS, LOSSES
+from boxdet.registry import HEADS, LOSSES, SHARED_HEADS
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 
@@ -39,6 +47,9 @@ class FCNMaskHead(nn.Module):
         predictor_cfg: layer config of the last one, 1x1.
         loss_mask: config of the loss.
         init_cfg: initial weights; by default He's for every layer.
+        dilation: of the convolutions.
+        upsample_ratio: enlarge the logits so many times more, bilinearly; ``mask_size`` grows with it.
+        res_layer: config of a ``ResLayer`` that comes first, in place of the roi head's ``shared_head``.
 
     Raises:
         ConfigError: another kind of enlargement.
@@ -48,7 +59,7 @@ class FCNMaskHead(nn.Module):
                  conv_kernel_size: int = 3, conv_out_channels: int = 256, num_classes: int = 80,
                  class_agnostic: bool = False, upsample_cfg: Any = None, conv_cfg: Any = None,
                  norm_cfg: Any = None, predictor_cfg: Any = None, loss_mask: Any = None,
-                 init_cfg: Any = None):
+                 init_cfg: Any = None, dilation: int = 1, upsample_ratio: int = 1, res_layer: Any = None):
         super().__init__()
         upsample = dict(upsample_cfg or dict(type='deconv', scale_factor=2))
         if upsample.get('type') not in _UPSAMPLE:
@@ -61,9 +72,12 @@ class FCNMaskHead(nn.Module):
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.loss_mask = LOSSES.build(loss_mask
                                       or dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0))
+        self.upsample_ratio = upsample_ratio
+        self.res_layer = None if res_layer is None else SHARED_HEADS.build(res_layer)
         self.convs = nn.ModuleList(
             ConvModule(in_channels if i == 0 else conv_out_channels, conv_out_channels, conv_kernel_size,
-                       padding=(conv_kernel_size - 1) // 2, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+                       padding=(conv_kernel_size - 1) // 2 * dilation, dilation=dilation, conv_cfg=conv_cfg,
+                       norm_cfg=norm_cfg)
             for i in range(num_convs))
         channels = conv_out_channels if num_convs else in_channels
         self.upsample, self.relu_after_upsample = _upsample_layer(upsample, channels, conv_out_channels)
@@ -84,6 +98,8 @@ class FCNMaskHead(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Map roi features (R, C, ., .) to those of the last layer, (R, conv_out_channels, h, w)."""
+        if self.res_layer is not None:
+            x = self.res_layer(x)
         for conv in self.convs:
             x = conv(x)
         if self.upsample is not None:
@@ -94,7 +110,12 @@ class FCNMaskHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map roi features (R, C, ., .) to mask logits (R, K, h, w), (R, 1, h, w) if class-agnostic."""
-        return self.conv_logits(self.features(x))
+        return self._enlarged(self.conv_logits(self.features(x)))
+
+    def _enlarged(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.upsample_ratio == 1:
+            return logits
+        return F.interpolate(logits, scale_factor=self.upsample_ratio, mode='bilinear', align_corners=False)
 
     def forward_labels(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The logits of each roi's own class only, (R, h, w): for K classes a K-th of the work of
@@ -111,7 +132,8 @@ class FCNMaskHead(nn.Module):
         x = self.features(x)                                                            # (R, C, h, w)
         weight = last.weight[labels].flatten(2).transpose(1, 2)                          # (R, 1, C)
         logits = torch.bmm(weight, x.flatten(2)).squeeze(1).view(len(x), *x.shape[2:])   # (R, h, w)
-        return logits if last.bias is None else logits + last.bias[labels, None, None]
+        logits = logits if last.bias is None else logits + last.bias[labels, None, None]
+        return self._enlarged(logits[:, None])[:, 0]
 
     # ------------------------------------------------------------------------------------------ training
 

@@ -14,6 +14,7 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import roi_align, roi_pool
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.roi_align import roi_align_rows
 from boxdet.registry import LAYERS, ROI_EXTRACTORS
 
 # Where a roi is put on the levels that are not its own: outside of every feature map, without area, so that
@@ -36,7 +37,7 @@ def rescale_rois(rois: torch.Tensor, factor: float) -> torch.Tensor:
 
 @LAYERS.register_module()
 class RoIAlign(nn.Module):
-    """RoIAlign (He et al. 2017, section 3) by torchvision.
+    """RoIAlign (He et al. 2017, section 3).
 
     Args:
         output_size: side of the output, or (h, w).
@@ -44,12 +45,13 @@ class RoIAlign(nn.Module):
         sampling_ratio: points a bin and axis; 0 for as many as the bin has feature pixels.
         pool_mode: 'avg'; torchvision has no other.
         aligned: shift by half a feature pixel; False is the way of the old Detectron.
-        use_torchvision: accepted as mmdetection 2.x had it; there is no other operator here.
+        use_torchvision: always torchvision's operator, and not on the CPU without gradients the faster way of
+            ``geometry.roi_align``; the numbers are the same up to rounding.
     """
 
     def __init__(self, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
                  sampling_ratio: int = 0, pool_mode: str = 'avg', aligned: bool = True,
-                 use_torchvision: bool = True):
+                 use_torchvision: bool = False):
         super().__init__()
         if pool_mode != 'avg':
             raise ConfigError(f"RoIAlign: pool_mode is '{pool_mode}'; only 'avg' exists here")
@@ -57,9 +59,14 @@ class RoIAlign(nn.Module):
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = int(sampling_ratio)
         self.aligned = aligned
+        self.use_torchvision = use_torchvision
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
+        needs_gradient = torch.is_grad_enabled() and (features.requires_grad or rois.requires_grad)
+        if features.device.type == 'cpu' and not needs_gradient and not self.use_torchvision:
+            return roi_align_rows(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio,
+                                  self.aligned)
         return _in_float32(features, rois, lambda x, r: roi_align(
             x, r, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned))
 

@@ -125,8 +125,11 @@ class RPNHead(nn.Module):
 
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return objectness (B, A * C, H, W) and deltas (B, A * 4, H, W) of each of the L levels."""
-        hidden = [F.relu(self.rpn_conv(x), inplace=False) for x in feats]
-        return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
+        outs = []
+        for x in feats:  # a level after the other: what is hidden of the largest one is as large as the level
+            hidden = F.relu(self.rpn_conv(x), inplace=not torch.is_grad_enabled())
+            outs.append((self.rpn_cls(hidden), self.rpn_reg(hidden)))
+        return [cls for cls, _ in outs], [reg for _, reg in outs]
 
     # ------------------------------------------------------------------------------------------ training
 

@@ -85,11 +85,17 @@ class RoITestSettings:
         max_per_img: results of an image at most; <= 0 for no limit.
         mask_thr_binary: a pixel belongs to the object from this probability on; above 0, the probability of every
             pixel outside the box.
+        min_bbox_size: boxes must be wider and higher than this many network-input pixels; negative keeps all.
+        keep_empty: keep results without area, as mmdetection does; detectron2 drops them from the ``max_per_img`` best.
+        paste_whole_pixels: masks are put on boxes whose corners are cut to whole pixels, torchvision's way.
     """
     score_thr: float = 0.05
     nms: Mapping[str, Any] = field(default_factory=lambda: dict(type='nms', iou_threshold=0.5))
     max_per_img: int = 100
     mask_thr_binary: float = 0.5
+    min_bbox_size: float = -1
+    keep_empty: bool = True
+    paste_whole_pixels: bool = False
 
 
 @dataclass(frozen=True)

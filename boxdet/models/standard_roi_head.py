@@ -1,8 +1,8 @@
-"""The second stage: pool the proposals, classify and move their boxes, predict masks (Ren et al. 2015; He et
-al. 2017).
+"""The second stage: pool the proposals, classify and move their boxes, predict masks and joints (Ren et al. 2015;
+He et al. 2017).
 
-Letters: B images, R rois of the batch, P positive rois, N boxes of an image, K classes, C channels, h, w of
-the features.
+Letters: B images, R rois of the batch, P positive rois, N boxes of an image, K classes, J joints, C channels, h, w of
+the features, H, W of heatmaps.
 """
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from boxdet.structures.instances import Instances
 
 @HEADS.register_module()
 class StandardRoIHead(nn.Module):
-    """One box head and, if wanted, one mask head.
+    """One box head and, if wanted, one mask head and one keypoint head.
 
     Args:
         bbox_roi_extractor, bbox_head: configs; a head without them predicts masks only.
         mask_roi_extractor, mask_head: configs; without an extractor of its own the mask head reads the box
             features.
+        keypoint_roi_extractor, keypoint_head: configs, likewise.
         shared_head: config of layers that all roi features pass first.
         train_cfg: RoITrainSettings or a dict of them; None where the head is not trained.
         test_cfg: RoITestSettings or a dict of them.
@@ -42,7 +43,8 @@ class StandardRoIHead(nn.Module):
 
     def __init__(self, bbox_roi_extractor: Any = None, bbox_head: Any = None, mask_roi_extractor: Any = None,
                  mask_head: Any = None, shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
-                 pretrained: str | None = None, init_cfg: Any = None):
+                 pretrained: str | None = None, init_cfg: Any = None, keypoint_roi_extractor: Any = None,
+                 keypoint_head: Any = None):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
@@ -60,6 +62,13 @@ class StandardRoIHead(nn.Module):
             self.mask_head = HEADS.build(mask_head)
             if mask_roi_extractor is not None:
                 self.mask_roi_extractor = ROI_EXTRACTORS.build(mask_roi_extractor)
+            elif self.with_shared_head and getattr(self.mask_head, 'res_layer', None) is not None:
+                raise ConfigError('model.roi_head: a mask_head with a res_layer of its own needs a mask_roi_extractor: '
+                                  'the box features have passed the shared_head')
+        if keypoint_head is not None:
+            self.keypoint_head = HEADS.build(keypoint_head)
+            if keypoint_roi_extractor is not None:
+                self.keypoint_roi_extractor = ROI_EXTRACTORS.build(keypoint_roi_extractor)
         self.assigner, self.sampler = build_matching(self.train_cfg)
         self.init_cfg = init_cfg
 
@@ -72,6 +81,11 @@ class StandardRoIHead(nn.Module):
     def with_mask(self) -> bool:
         """Whether there is a mask head."""
         return hasattr(self, 'mask_head')
+
+    @property
+    def with_keypoint(self) -> bool:
+        """Whether there is a keypoint head."""
+        return hasattr(self, 'keypoint_head')
 
     @property
     def with_shared_head(self) -> bool:
@@ -102,13 +116,21 @@ class StandardRoIHead(nn.Module):
         if self.shares_extractor:
             return self.box_features(feats, rois)
         pooled = self.mask_roi_extractor(feats, rois)
+        shared = self.with_shared_head and getattr(self.mask_head, 'res_layer', None) is None
+        return self.shared_head(pooled) if shared else pooled
+
+    def keypoint_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+        """What the keypoint head reads: (R, C, h, w) for rois (R, 5)."""
+        if not hasattr(self, 'keypoint_roi_extractor'):
+            return self.box_features(feats, rois)
+        pooled = self.keypoint_roi_extractor(feats, rois)
         return self.shared_head(pooled) if self.with_shared_head else pooled
 
     # ------------------------------------------------------------------------------------------ training
 
     def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
              ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> dict[str, torch.Tensor]:
-        """Return ``loss_cls``, ``acc``, ``loss_bbox`` and, with masks, ``loss_mask``.
+        """Return ``loss_cls``, ``acc``, ``loss_bbox`` and, with the heads for it, ``loss_mask``, ``loss_keypoint``.
 
         Args:
             feats: the neck's levels, (B, C, ., .) each.
@@ -126,7 +148,20 @@ class StandardRoIHead(nn.Module):
             else:
                 pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in samples]))
             losses.update(mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg))
+        if self.with_keypoint:
+            losses.update(self._keypoint_loss(feats, samples, gt))
         return losses
+
+    def _keypoint_loss(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
+                       gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
+        """The keypoint head's loss on those positives that hold a labelled joint."""
+        targets = self.keypoint_head.targets(samples, gt)
+        rois = boxes_to_rois([s.pos_boxes for s in samples])[targets.rois]
+        logits = self.keypoint_head(self.keypoint_features(feats, rois))
+        # Positives that a full sample has, where the sampler knows a number.
+        positives = getattr(self.sampler, 'num', 0) * getattr(self.sampler, 'pos_fraction', 0)
+        full_sample = len(samples) * positives * self.keypoint_head.num_keypoints
+        return self.keypoint_head.loss(logits, targets[targets.rois], full_sample)
 
     # ------------------------------------------------------------------------------------------ results
 
@@ -134,14 +169,19 @@ class StandardRoIHead(nn.Module):
                 metas: Sequence[ImageMeta]) -> list[Instances]:
         """Return B Instances(bboxes, scores, labels), in network-input pixels and best first.
 
-        With a mask head they also hold ``mask_probs`` (N, h, w): probabilities within each box.
+        With a mask head they also hold ``mask_probs`` (N, h, w): probabilities within each box; with a keypoint
+        head ``keypoints`` (N, J, 3): x, y, score.
         """
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.bbox_head, boxes, scores, deltas, metas, self.test_cfg)
-        if not self.with_mask:
-            return results
-        probs = self.mask_probs(feats, [r.bboxes for r in results], [r.labels for r in results])
-        return [r.replace(mask_probs=p) for r, p in zip(results, probs.split([len(r) for r in results]))]
+        boxes, counts = [r.bboxes for r in results], [len(r) for r in results]
+        if self.with_mask:
+            probs = self.mask_probs(feats, boxes, [r.labels for r in results])
+            results = [r.replace(mask_probs=p) for r, p in zip(results, probs.split(counts))]
+        if self.with_keypoint:
+            joints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
+            results = [r.replace(keypoints=j) for r, j in zip(results, joints.split(counts))]
+        return results
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
                  metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
@@ -160,6 +200,10 @@ class StandardRoIHead(nn.Module):
         """
         pooled = self.mask_features(feats, boxes_to_rois(boxes))
         return self.mask_head.predict(pooled, torch.cat(list(labels)))
+
+    def keypoint_heatmaps(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Heatmap logits (R, J, H, W) within the boxes (N, 4) of B images, in network-input pixels."""
+        return self.keypoint_head(self.keypoint_features(feats, boxes_to_rois(boxes)))
 
 
 # ---------------------------------------------------------------------------------------------- shared with

@@ -1,7 +1,7 @@
-"""Several views of the same images, scaled and flipped, seen together: proposals, boxes and masks merged.
+"""Several views of the same images, scaled and flipped, seen together: proposals, boxes, masks and joints merged.
 
 The views of an image vote in the original image's pixels: proposals are joined and suppressed; each merged
-proposal is seen in every view, and its boxes, class probabilities and masks are averaged.
+proposal is seen in every view, and its boxes, class probabilities, masks and heatmaps are averaged.
 
 Letters: V views, B images of a view, N boxes of an image, K classes, h, w height and width of a mask-head
 output. ``metas[v][i]`` is image i in view v.
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from boxdet.geometry.nms import batched_nms, multiclass_nms
-from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_masks
+from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_heatmaps, flip_masks
 from boxdet.models.settings import ProposalSettings, RoITestSettings
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
@@ -77,3 +77,18 @@ def merge_masks(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], re
         probs = roi_head.mask_probs(levels, boxes, labels)
         total = total + torch.cat([flip_masks(p, meta) for p, meta in zip(probs.split(counts), own)])
     return [r.replace(mask_probs=p) for r, p in zip(results, (total / len(feats)).split(counts))]
+
+
+def merge_keypoints(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], results: Sequence[Instances],
+                    metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
+    """Add ``keypoints`` (N, J, 3) to results in original pixels, from heatmaps averaged over V views (logits, as
+    Detectron averages them).
+    """
+    head, total, counts = roi_head.keypoint_head, 0, [len(r) for r in results]
+    for levels, own in zip(feats, metas):
+        boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
+        heatmaps = roi_head.keypoint_heatmaps(levels, boxes).float()                    # (R, J, H, W)
+        total = total + torch.cat([flip_heatmaps(h, meta, head.flip_pairs)
+                                   for h, meta in zip(heatmaps.split(counts), own)])
+    joints = head.predict(total / len(feats), torch.cat([r.bboxes for r in results]))
+    return [r.replace(keypoints=j) for r, j in zip(results, joints.split(counts))]

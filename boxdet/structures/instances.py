@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxdet.errors import UserError
+from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.masks import RleMasks
 
 
@@ -126,12 +128,15 @@ class Instances:
         masks = list(self.masks)
         return boxes, [[masks[i] for i in index] for index in members]
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict]:
-        """COCO result dicts: ``bbox`` as x, y, width, height; ``segmentation`` as RLE with text counts.
+    def to_coco(self, image_id: int, category_ids: Sequence[int],
+                keypoint_offset: float = HALF_PIXEL) -> list[dict]:
+        """COCO result dicts: ``bbox`` as x, y, width, height; ``segmentation`` as RLE with text counts; ``keypoints``
+        as x, y, score of each joint in a row.
 
         Args:
             image_id: the image's id in the annotation file.
             category_ids: the category id of each label.
+            keypoint_offset: pixels from the file's joints to ours: COCO's count pixels (see ``geometry.keypoints``).
         """
         arrays = self.numpy()
         boxes = arrays['bboxes'].astype(np.float64)
@@ -143,17 +148,50 @@ class Instances:
             row['segmentation'] = dict(size=list(mask['size']),
                                        counts=counts.decode('ascii') if isinstance(counts, bytes) else counts)
         for row, joints in zip(rows, arrays.get('keypoints', ())):
-            row['keypoints'] = np.asarray(joints, dtype=np.float64).ravel().tolist()
+            joints = np.asarray(joints, dtype=np.float64) - (keypoint_offset, keypoint_offset, 0)
+            row['keypoints'] = joints.ravel().tolist()
         return rows
+
+    def to_supervision(self, class_names: Sequence[str] | None = None, masks: bool = True) -> Any:
+        """``supervision.Detections`` of that package, which has to be installed.
+
+        Args:
+            class_names: name of each label, for supervision's annotators.
+            masks: decode the masks too, one byte a pixel each.
+
+        Raises:
+            UserError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise UserError('to_supervision() needs the package supervision: pip install supervision') from error
+        arrays = self.numpy()
+        data = {} if class_names is None else {'class_name': np.array([class_names[k] for k in arrays['labels']], dtype=str)}
+        if 'keypoints' in arrays:
+            data['keypoints'] = arrays['keypoints']
+        bitmaps = self.masks_bitmaps().astype(bool) if masks and 'masks' in self else None
+        return Detections(xyxy=arrays['bboxes'], confidence=arrays['scores'], class_id=arrays['labels'], mask=bitmaps,
+                          data=data)
 
     def masks_bitmaps(self) -> np.ndarray:
         """The masks as (N, H, W) uint8 bitmaps; one byte a pixel, so decode what you need only."""
         return self.masks.to_bitmaps()
 
+    def __getstate__(self) -> dict:
+        # A pickled view would take the whole tensor that it is a part of along.
+        own = {name: value.clone() if isinstance(value, torch.Tensor) and _is_part(value) else value
+               for name, value in self._fields.items()}
+        return {**self.__dict__, '_fields': own}
+
     def __repr__(self) -> str:
         parts = ', '.join(f'{name}={tuple(value.shape)}' if hasattr(value, 'shape') else f'{name}=<{len(value)}>'
                           for name, value in self._fields.items())
         return f'Instances({len(self)}: {parts})'
+
+
+def _is_part(value: torch.Tensor) -> bool:
+    return value.untyped_storage().nbytes() > value.numel() * value.element_size()
 
 
 def _select(value: Any, index: Any) -> Any:

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from boxdet.errors import DataError
 from boxdet.geometry.masks import (Window, compress_rle, encode_window, nearest_index, polygon_area,
-                                   rasterize_polygons, rescaled_hw, roi_align_axis)
+                                   rasterize_polygons, rescaled_hw, roi_align_axis, run_lengths)
 
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 
@@ -79,6 +79,9 @@ class _Source:
         if not isinstance(segmentation, dict):
             return rasterize_polygons(segmentation, (height, width))
         rle = compress_rle(segmentation)
+        lengths = run_lengths(rle['counts'])
+        if (lengths < 0).any() or lengths.sum() != height * width:
+            raise ValueError(f'RLE counts add up to {lengths.sum()}, not to {height} x {width}')
         x0, y0, w, h = (int(v) for v in coco_mask.toBbox(rle))
         return y0, x0, np.ascontiguousarray(coco_mask.decode(rle)[y0:y0 + h, x0:x0 + w])
 
@@ -89,6 +92,21 @@ class _Source:
 
 def _unpacked_source(y0: int, x0: int, rle: dict, name: str) -> _Source:
     return _Source(None, (y0, x0, coco_mask.decode(rle)), name)
+
+
+def usable_polygons(segmentation: Any, name: str) -> list[Sequence[float]]:
+    """The polygons of three points and more, [x1, y1, x2, y2, ...] each; others are left out as 2.x does.
+
+    Raises:
+        DataError: no such polygon, or no list of polygons; ``name`` is what to call it.
+    """
+    if not isinstance(segmentation, (list, tuple)) or not all(
+            isinstance(polygon, (list, tuple, np.ndarray)) for polygon in segmentation):
+        raise DataError(f"{name}: 'segmentation' is a list of polygons, each [x1, y1, x2, y2, ...], or an RLE")
+    usable = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if not usable:
+        raise DataError(f"{name}: no polygon of three points or more (x and y of each) in its 'segmentation'")
+    return usable
 
 
 class BitmapMasks:
@@ -124,12 +142,17 @@ class BitmapMasks:
             names: what errors call each of them, e.g. 'annotations.json: annotation 17'.
 
         Raises:
-            DataError: an RLE of another size; when drawn, also counts that do not fit the size.
+            DataError: an RLE of another size, or no polygon of three points; when drawn, also counts that do not fit
+                the size.
         """
         result = cls([], height, width)
         names = names or [f'mask {i}' for i in range(len(segmentations))]
         for segmentation, name in zip(segmentations, names):
-            if isinstance(segmentation, dict) and tuple(segmentation['size']) != (height, width):
+            if not isinstance(segmentation, dict):
+                segmentation = usable_polygons(segmentation, name)
+            elif 'counts' not in segmentation or 'size' not in segmentation:
+                raise DataError(f"{name}: an RLE has 'size' and 'counts', not {', '.join(segmentation) or 'nothing'}")
+            elif tuple(segmentation['size']) != (height, width):
                 raise DataError(f"{name}: RLE of size {tuple(segmentation['size'])} on an image of {(height, width)}")
             result._sources.append(_Source((segmentation, height, width), name=name))
         return result

@@ -1,9 +1,9 @@
-"""Instances drawn on an image with OpenCV: masks, outlines, boxes and labels.
+"""Instances drawn on an image with OpenCV: masks, outlines, boxes, skeletons and labels.
 
 Everything scales with the image, so that a thumbnail and a 12-megapixel photo are equally readable. Masks are
 filled on one copy of the image, which is blended in once.
 
-Letters: N instances, H and W the image.
+Letters: N instances, J joints, H and W the image.
 """
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ import cv2
 import numpy as np
 
 from boxdet.errors import DataError, UserError
+from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
 from boxdet.visualization.mask_windows import mask_windows
-from boxdet.visualization.palette import Color, ColorSpec, PaletteSpec, class_colors, parse_color, readable_on
+from boxdet.visualization.palette import (Color, ColorSpec, PaletteSpec, class_color, class_colors, parse_color,
+                                          readable_on)
 
 _MASK_OPACITY = 0.42
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_JOINT_THRESHOLD = 0.05  # detectron2's: a joint of a lower score is a guess
+_SUBPIXEL_BITS = 3
 
 
 def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequence[str] | None = None,
                    score_thr: float = 0.3, palette: PaletteSpec = None, thickness: float | None = None,
                    font_scale: float | None = None, show_mask: bool = True,
                    bbox_color: ColorSpec | None = None, text_color: ColorSpec | None = None,
-                   mask_color: ColorSpec | None = None) -> np.ndarray:
+                   mask_color: ColorSpec | None = None, skeleton: Sequence[tuple[int, int]] = (),
+                   joint_thr: float = _JOINT_THRESHOLD) -> np.ndarray:
     """Draw ``instances`` on a copy of ``image``.
 
     Args:
         image: (H, W, 3) uint8 in BGR order, or (H, W) grey.
-        instances: ``bboxes`` in pixels of ``image``, ``labels``, and where they have them ``scores`` and
-            ``masks``.
+        instances: ``bboxes`` in pixels of ``image``, ``labels``, and where they have them ``scores``, ``masks`` and
+            ``keypoints``.
         class_names: name of each label.
         score_thr: instances with a score at or below it are left out; without ``scores`` all are drawn.
         palette: see ``palette.class_colors``; fixed vivid colours without it.
         thickness, font_scale: line width in pixels and OpenCV's font scale; from the image's size without
             them.
         bbox_color, text_color, mask_color: one RGB colour (or its name) for all boxes, texts, masks.
+        skeleton: joints, counted from 0, that lines connect.
+        joint_thr: joints with a score (or, of ground truth, a visibility) at or below it are left out.
 
     Returns:
         (H, W, 3) uint8 in BGR order.
@@ -71,6 +78,8 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
     for i in order:
         x0, y0, x1, y1 = corners[i]
         cv2.rectangle(canvas, (x0, y0), (x1, y1), _bgr(box_colors[i]), width, cv2.LINE_8)
+    if 'keypoints' in instances:
+        _draw_joints(canvas, arrays['keypoints'][order], boxes[order], skeleton, joint_thr, width)
     texts = [
         _label_text(k, None if scores is None else float(scores[i]), class_names)
         for i, k in enumerate(labels)]
@@ -129,6 +138,40 @@ def _draw_masks(canvas: np.ndarray, masks: object, colors: Sequence[Color], widt
         # Smoothed edges cost four times as much on wide lines, where they are hardly seen.
         cv2.drawContours(canvas, smooth, -1, light, width, cv2.LINE_AA if width == 1 else cv2.LINE_8)
     return canvas
+
+
+def _draw_joints(canvas: np.ndarray, keypoints: np.ndarray, boxes: np.ndarray, skeleton: Sequence[tuple[int, int]],
+                 threshold: float, width: int) -> None:
+    """Draw the joints (N, J, 3) and bones of N instances, the later ones on top; one colour a bone and a joint.
+
+    Lines are thinner on small objects, whose joints would else be one blot. All bones of a colour and thickness are one
+    call.
+    """
+    height, wide = canvas.shape[:2]
+    place = np.clip(np.nan_to_num(keypoints[..., :2] - HALF_PIXEL), (-wide, -height), (2 * wide, 2 * height))
+    points = np.rint(place * (1 << _SUBPIXEL_BITS)).astype(np.int32)                     # (N, J, 2)
+    seen = keypoints[..., 2] > threshold                                                 # (N, J)
+    extent = np.sqrt(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1))
+    thickness = np.clip(np.rint(extent / 50), 1, 2 * width).astype(int)                  # (N,)
+    for t in np.unique(thickness).tolist():
+        for start, end in skeleton:
+            chosen = (thickness == t) & seen[:, start] & seen[:, end]
+            _draw_segments(canvas, points[chosen][:, [start, end]], _bgr(class_color(max(start, end))), t)
+    dots = np.where(extent > 80, thickness + 1, 1) << _SUBPIXEL_BITS                     # (N,) radius
+    for i, joint in zip(*(index.tolist() for index in np.nonzero(seen))):
+        spot, radius = points[i, joint].tolist(), int(dots[i])
+        if extent[i] > 80:  # on a small object there is no room for a rim
+            cv2.circle(canvas, spot, radius + (1 << _SUBPIXEL_BITS), (255, 255, 255), cv2.FILLED, cv2.LINE_8,
+                       _SUBPIXEL_BITS)
+        cv2.circle(canvas, spot, radius, _bgr(class_color(joint)), cv2.FILLED, cv2.LINE_8, _SUBPIXEL_BITS)
+
+
+def _draw_segments(canvas: np.ndarray, segments: np.ndarray, color: Color, thickness: int) -> None:
+    """Lines (n, 2, 2) from point to point, in fractions of pixels."""
+    if len(segments):
+        # Smoothed edges cost eight times as much on wide lines, where they are hardly seen.
+        kind = cv2.LINE_AA if thickness == 1 else cv2.LINE_8
+        cv2.polylines(canvas, list(np.ascontiguousarray(segments)), False, color, thickness, kind, _SUBPIXEL_BITS)
 
 
 def _draw_labels(canvas: np.ndarray, corners: Sequence[Sequence[int]], texts: Sequence[str],

@@ -68,7 +68,7 @@ def curves(rows: Sequence[Mapping[str, Any]], epoch_length: int | None = None) -
     return found
 
 
-def _epoch_length(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]]) -> int | None:
+def epoch_length(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]]) -> int | None:
     """Iterations of an epoch as far as the log shows them; None where ``iter`` runs on over the epochs."""
     if not all('epoch' in row for row in (*train, *val)):
         return None
@@ -86,10 +86,10 @@ def training_curves(log: str | os.PathLike, out_file: str | os.PathLike, title: 
         DataError: the log holds nothing to draw.
     """
     train, val = read_log(log)
-    length = _epoch_length(train, val)
+    length = epoch_length(train, val)
     trained, validated = curves(train, length), curves(val, length)
     metrics = {k: v for k, v in validated.items() if 'mAP' in k or k.startswith(('AR@', 'recall'))}
-    figure, axes = _new_figure(3 if metrics else 2)
+    figure, axes = new_figure(3 if metrics else 2)
     _draw_losses(axes[0], {k: v for k, v in trained.items() if 'loss' in k})
     _draw_lines(axes[1], {k: v for k, v in trained.items() if k.startswith('lr')}, 'learning rate', marker='')
     if metrics:
@@ -102,14 +102,15 @@ def training_curves(log: str | os.PathLike, out_file: str | os.PathLike, title: 
         axis.set_xlabel('iteration' if length is None else 'epoch')
     if title:
         figure.suptitle(title, fontsize=12, fontweight='bold')
-    return _save(figure, out_file)
+    return save_figure(figure, out_file)
 
 
-def _new_figure(columns: int) -> tuple[Any, Any]:
+def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Any, Any]:
+    """A figure without a display, and its ``columns`` axes; sizes of one in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * columns, 4.0), layout='constrained')
+    figure = Figure(figsize=(width * columns, height), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
@@ -142,10 +143,22 @@ def _draw_lines(axis: Any, lines: Mapping[str, Curve], title: str, marker: str) 
         axis.legend(frameon=False, fontsize=8)
 
 
-def _save(figure: Any, out_file: str | os.PathLike) -> Path:
+def save_figure(figure: Any, out_file: str | os.PathLike) -> Path:
+    """Write ``figure``, whole or not at all; the ending names the format.
+
+    Raises:
+        DataError: an unknown ending, or a folder that does not take the file.
+    """
     out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_file, dpi=130)
+    part = out_file.with_name(f'.part-{out_file.name}')
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(part, dpi=130)
+        os.replace(part, out_file)
+    except OSError as error:
+        raise DataError(f'cannot write {out_file}: {error.strerror}') from error
+    except ValueError as error:
+        raise DataError(f"{out_file}: figures have no format '{out_file.suffix}' (.png, .pdf and .svg are usual)") from error
     return out_file
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from boxdet.geometry.masks import run_lengths
+
 Window = tuple[int, int, np.ndarray]  # left, top, mask (h, w) uint8 of 0 and 1
 
 
@@ -68,27 +70,3 @@ def rle_window(rle: Mapping[str, Any]) -> Window | None:
     steps[row + bottoms] -= 1
     window = np.cumsum(steps, dtype=np.int8).reshape(w, h + 1)[:, :h].T  # (w, h + 1) -> (h, w)
     return left, top, np.ascontiguousarray(window).view(np.uint8)
-
-
-def run_lengths(counts: bytes | str | list[int]) -> np.ndarray:
-    """The run lengths of a COCO RLE: background first, then in turn.
-
-    The compressed form writes each length in 5-bit groups from the lowest, bit 6 telling that more follow;
-    from the fourth length on it holds the difference to the last but one.
-    """
-    if not isinstance(counts, (bytes, str)):
-        return np.asarray(counts, dtype=np.int64)
-    if isinstance(counts, str):
-        counts = counts.encode('ascii')
-    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if not len(groups):
-        return np.zeros(1, np.int64)
-    last = np.flatnonzero((groups & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    sizes = last - first + 1
-    shifts = 5 * (np.arange(last[-1] + 1) - np.repeat(first, sizes))
-    values = np.add.reduceat((groups[:last[-1] + 1] & 31) << shifts, first)
-    values -= ((groups[last] & 16) >> 4) << (5 * sizes)  # the sign bit of the last group
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values

@@ -50,5 +50,5 @@ def test_show_without_a_display_says_so(model, loader, monkeypatch):
 
 
 def test_one_process_of_many_is_all_of_them(model, loader):
-    with pytest.warns(UserWarning, match='no effect'):
-        assert len(multi_gpu_test(model, loader, tmpdir='somewhere')) == 4
+    with pytest.warns(UserWarning, match='gpu_collect has no effect'):
+        assert len(multi_gpu_test(model, loader, gpu_collect=True)) == 4

@@ -1,6 +1,8 @@
 """No code of a file runs: malicious checkpoints and pickles are refused, honest old ones are read."""
 import collections
+import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -72,6 +74,31 @@ def test_a_pickled_storage_cannot_hide_code(tmp_path):
     with pytest.raises(CheckpointError, match='refused'):
         read_pickle(tmp_path / 'x.pkl')
     assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('inside', ['zip', 'pickle'])
+def test_archives_in_archives_are_refused(tmp_path, inside):
+    """A hand-made archive: its data.pkl is a whole malicious checkpoint again, or a plain malicious pickle."""
+    marker = tmp_path / 'pwned'
+    bad = Calls(os.system, f'touch {marker}')
+    content = pickle.dumps(dict(state_dict=dict(w=1), extra=bad), 2)
+    if inside == 'zip':
+        torch.save(dict(state_dict={}, extra=bad), tmp_path / 'inner.pth')
+        content = (tmp_path / 'inner.pth').read_bytes()
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+        archive.writestr('x/data.pkl', content)
+        archive.writestr('x/version', '3')
+        archive.writestr('x/byteorder', 'little')
+    with pytest.raises(CheckpointError, match=r'x\.pth is (refused|damaged)'):
+        load_checkpoint(tmp_path / 'x.pth')
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings('ignore')  # torch's, that its format is old
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth is (refused|damaged)'):
+        load_checkpoint(tmp_path / 'x.pth')
 
 
 @pytest.mark.parametrize('protocol', [2, 4])

@@ -1,5 +1,6 @@
 """CocoDataset: annotations, classes, filtering, and one clear line for each kind of broken file."""
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -156,6 +157,25 @@ def test_a_file_without_annotations_serves_for_testing(tmp_path):
     bare = open_dataset(write(tmp_path, None, categories=None), test_mode=True, classes=None)
     assert bare.cat_ids == list(COCO_CATEGORY_IDS) and len(bare.cat_ids) == 80 and bare.cat_ids[-1] == 90
     assert bare.coco.getImgIds() == [1, 2]
+
+
+def test_in_test_mode_masks_are_kept_once(tmp_path):
+    """As arrays, in ``coco`` only; what they are is the same, also in a worker that gets no ``coco``."""
+    path = write(tmp_path, [annotation(4, image=2), annotation(1), annotation(2, category=1, box=(1.5, 2.5, 3, 4))])
+    training, testing = open_dataset(path), open_dataset(path, test_mode=True)
+    for dataset in (testing, pickle.loads(pickle.dumps(testing))):
+        assert [dataset.get_ann_info(i)['masks'] for i in (0, 1)] == [training.get_ann_info(i)['masks'] for i in (0, 1)]
+        polygon, = dataset.coco.anns[2]['segmentation']
+        assert polygon.dtype == np.float64 and polygon.tolist() == [1.5, 2.5, 4.5, 2.5, 1.5, 6.5]
+        assert dataset.coco.annToRLE(dataset.coco.anns[2]) == training.coco.annToRLE(training.coco.anns[2])
+
+
+@pytest.mark.parametrize('segmentation', [
+    [['1', '2', '3', '4', '5', '6']], [1, 2, 3, 4], [], [[10**400, 1, 2, 3, 4, 5]], None, 'text'])
+def test_masks_that_are_no_polygons_stay_as_they_are(tmp_path, segmentation):
+    path = write(tmp_path, [{**annotation(1), 'segmentation': segmentation}])
+    assert open_dataset(path, test_mode=True).coco.anns[1]['segmentation'] == segmentation
+    assert open_dataset(path, test_mode=True).get_ann_info(0)['masks'] == [segmentation]
 
 
 def test_data_root_is_joined(tmp_path):

@@ -3,8 +3,8 @@ import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.pipelines.geometric import (Expand, MinIoURandomCrop, Pad, RandomCrop, RandomFlip, Resize,
-                                                 flip_boxes)
+from boxdet.datasets.pipelines.geometric import (AspectCrop, Expand, MinIoURandomCrop, Pad, RandomCrop, RandomFlip,
+                                                 Resize, flip_boxes)
 from boxdet.errors import ConfigError
 from boxdet.structures.masks import BitmapMasks
 
@@ -211,6 +211,69 @@ def test_expand():
     outside[top:top + 48, left:left + 64] = False
     assert (results['img'][outside] == [30, 20, 10]).all() and (results['gt_semantic_seg'][outside] == 9).all()
     assert Expand(prob=0.0)(sample())['img'].shape == (48, 64, 3)
+
+
+
+def long_sample(boxes, height=40, width=200):
+    """A picture whose columns are numbered, with objects at ``boxes``."""
+    bitmaps = np.zeros((len(boxes), height, width), dtype=np.uint8)
+    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes):
+        bitmap[y1:y2, x1:x2] = 1
+    image = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (height, width, 3)).copy()
+    joints = np.array([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes], dtype=np.float32).reshape(-1, 2, 3)
+    return dict(img=image, img_shape=image.shape, img_fields=['img'], gt_labels=np.arange(len(boxes)),
+                gt_bboxes=np.array(boxes, dtype=np.float32).reshape(-1, 4), gt_masks=BitmapMasks(bitmaps, height, width),
+                gt_keypoints=joints, keypoint_fields=['gt_keypoints'], bbox_fields=['gt_bboxes'],
+                mask_fields=['gt_masks'])
+
+
+def test_aspect_crop_keeps_all_objects_where_they_fit():
+    """40 x 200 at a ratio of 2 leaves 80 columns; objects from 100 to 150: it starts between 70 and 100."""
+    starts = set()
+    for seed in range(60):
+        np.random.seed(seed)
+        results = AspectCrop(0.5, 2.0)(long_sample([[100, 5, 120, 15], [130, 10, 150, 40]]))
+        assert results['img'].shape == results['img_shape'] == results['pad_shape'] == (40, 80, 3)
+        start = int(results['img'][0, 0, 0])
+        starts.add(start)
+        assert results['gt_bboxes'].tolist() == [[100 - start, 5, 120 - start, 15], [130 - start, 10, 150 - start, 40]]
+        assert np.array_equal(results['gt_masks'].bboxes(), results['gt_bboxes'])
+        assert results['gt_keypoints'][1].tolist() == [[130 - start, 10, 2], [150 - start, 40, 1]]
+    assert starts <= {*range(70, 101)} and len(starts) > 15
+
+
+def test_aspect_crop_of_objects_that_do_not_fit():
+    """Objects from 20 to 180 reach 80 columns too far: it starts in the first half of that, from 20 to 60."""
+    starts = set()
+    for seed in range(60):
+        np.random.seed(seed)
+        results = AspectCrop(0.5, 2.0)(long_sample([[20, 5, 40, 15], [90, 0, 180, 20], [170, 0, 180, 20]]))
+        start = int(results['img'][0, 0, 0])
+        starts.add(start)
+        expected = [box for box in ([max(20 - start, 0), 5, max(40 - start, 0), 15],
+                                    [max(90 - start, 0), 0, min(180 - start, 80), 20]) if box[2] > box[0]]
+        assert results['gt_bboxes'].tolist() == expected
+        assert results['gt_labels'].tolist() == [i for i in range(2) if i or start < 40]  # the third is always outside
+        assert len(results['gt_masks']) == len(results['gt_keypoints']) == len(expected)
+    assert starts <= {*range(20, 61)} and len(starts) > 20
+
+
+def test_aspect_crop_of_upright_empty_and_ordinary_images():
+    upright = {k: v for k, v in long_sample([]).items() if k in ('img', 'img_shape', 'gt_bboxes', 'bbox_fields')}
+    upright['img'] = np.ascontiguousarray(upright['img'].transpose(1, 0, 2))
+    heights, starts = set(), set()
+    for seed in range(40):
+        np.random.seed(seed)
+        results = AspectCrop(0.7, 1.5)(dict(upright))
+        heights.add(results['img_shape'])
+        starts.add(int(results['img'][0, 0, 0]))
+    assert heights == {(58, 40, 3)} and len(starts) > 20 and max(starts) <= 142  # ceil(40 / 0.7)
+    ordinary = long_sample([[3, 4, 30, 20]], width=80)
+    before = ordinary['img'].copy()
+    results = AspectCrop()(ordinary)
+    assert np.array_equal(results['img'], before) and results['gt_bboxes'].tolist() == [[3, 4, 30, 20]]
+    with pytest.raises(ConfigError, match='aspect_lo=3 and aspect_hi=2'):
+        AspectCrop(aspect_lo=3, aspect_hi=2)
 
 
 def test_min_iou_random_crop():

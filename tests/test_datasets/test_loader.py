@@ -1,12 +1,15 @@
 """The loader: the same samples for any number of workers, capped threads, flat memory, clear errors."""
 import json
+import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -124,8 +127,72 @@ def test_errors_of_the_data_come_out_plain(dataset, workers):
     assert str(error.value).startswith(path) and 'truncated' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_dying_worker_is_reported(dataset):
-    dataset.pipeline.transforms.insert(0, lambda results: os._exit(3))
+def broken(dataset, tmp_path, *numbers):
+    """Cut the files of these images short."""
+    for number in numbers:
+        os.truncate(tmp_path / f'{number}.png', 500)
+    dataset.on_error = 'skip'
+    return dataset
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_unreadable_images_are_skipped_when_asked(dataset, tmp_path, caplog, workers):
+    logging.getLogger('boxdet').propagate = True
+    whole = contents(build_dataloader(dataset, 2, 0, seed=5))
+    loader = build_dataloader(broken(dataset, tmp_path, 1, 4), 2, workers, seed=5)
+    found = contents(loader)
+    names = [[os.path.basename(n)[0] for n in batch[1]] for batch in found]
+    before = [[os.path.basename(n)[0] for n in batch[1]] for batch in whole]
+    assert not {'1', '4'} & {n for batch in names for n in batch}
+    changed = {a for x, y in zip(before, names) for a, b in zip(x, y) if a != b}
+    assert changed == {'1', '4'} and len(loader.unreadable) == 2  # the other images stay, in their order
+    assert f"on_error='skip': image 1 of at most 100 is skipped: {tmp_path}" in caplog.text
+    # The stand-ins are of the same aspect group, and the same for any number of workers.
+    assert all(len({int(n) % 3 == 0 for n in batch}) == 1 for batch in names)
+    assert same(found, contents(build_dataloader(dataset, 2, 0, seed=5)))
+    told = len(caplog.records)
+    list(loader)
+    assert len(loader.unreadable) == 2 and len(caplog.records) == told  # the same ones, an epoch later
+
+
+def test_skipping_has_a_limit(dataset, tmp_path):
+    broken(dataset, tmp_path, 1, 4).max_errors = 1
+    with pytest.raises(DataError, match=r'2 images could not be read, more than max_errors=1; the last one: .*\.png'):
+        list(build_dataloader(dataset, 2, 1, seed=5))
+    dataset.max_errors = 10 ** 6
+    for number in range(9):
+        os.truncate(tmp_path / f'{number}.png', 500)
+    with pytest.raises(DataError, match='truncated'):  # nothing is left to take
+        list(build_dataloader(dataset, 2, 0, seed=5))
+
+
+def test_an_evaluation_skips_nothing(dataset, tmp_path):
+    with pytest.raises(DataError, match='4.png'):
+        list(build_dataloader(broken(dataset, tmp_path, 4), 2, 0, shuffle=False))
+
+
+def test_on_error_is_the_data_set_s_keyword(dataset):
+    from boxdet.errors import ConfigError
+    made = CocoDataset(dataset.ann_file, PIPELINE, classes=('thing',), on_error='skip', max_errors=3)
+    assert (made.on_error, made.max_errors) == ('skip', 3)
+    with pytest.raises(ConfigError, match="CocoDataset.on_error is 'ignore': it is 'raise' or 'skip'"):
+        CocoDataset(dataset.ann_file, PIPELINE, classes=('thing',), on_error='ignore')
+
+
+def test_signals_of_slurm_do_not_end_workers(dataset):
+    """They go to every process of a job, and the training wants one more batch and a checkpoint."""
+    batches = iter(build_dataloader(dataset, 1, 2, seed=5))
+    next(batches)
+    workers = [child.pid for child in psutil.Process().children()]
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGUSR1)
+    assert len(workers) >= 2 and len(list(batches)) == 8
+
+
+@pytest.mark.parametrize('death', [lambda results: os._exit(3), lambda results: os.kill(os.getpid(), signal.SIGKILL)])
+def test_a_dying_worker_is_reported(dataset, death):
+    dataset.pipeline.transforms.insert(0, death)
     with pytest.raises(DataError, match='data-loading process died.*workers_per_gpu=1'):
         list(build_dataloader(dataset, 2, 1))
 

@@ -13,7 +13,7 @@ from toy_training import ToyDetector, toy_loader
 
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine import distributed
-from boxdet.engine.distributed import first_host, in_order, init_dist
+from boxdet.engine.distributed import first_host, init_dist
 from boxdet.engine.evaluation_loop import run_inference
 from boxdet.errors import ConfigError
 
@@ -45,6 +45,7 @@ def test_two_processes(tmp_path):
     # 5 images on 2 ranks: rank 0 evaluates all of them, and every rank learns the metrics.
     assert facts[0]['evaluated'] == [5, 5] and facts[1]['evaluated'] == []
     assert facts[0]['metrics'] == facts[1]['metrics'] and len(facts[0]['metrics']) == 2
+    assert list((tmp_path / 'exchange').iterdir()) == []  # the results came through it, and are gone
     assert facts[0]['gathered'] == facts[1]['gathered'] == [0, 10] and facts[1]['broadcast'] == 'from 0'
     assert facts[1]['mean'] == dict(a=0.5, b=2.) and facts[1]['scores'] is None
     # The results of two ranks are those of one.
@@ -61,7 +62,7 @@ def test_two_processes(tmp_path):
 def test_one_process_needs_no_group():
     init_dist('none')
     assert distributed.get_dist_info() == (0, 1) and distributed.is_main()
-    assert distributed.all_gather_objects(3) == [3] and distributed.gather_objects(3) == [3]
+    assert distributed.all_gather_objects(3) == [3] and list(distributed.from_other_ranks([3])) == []
     assert distributed.broadcast_object('x') == 'x' and distributed.mean_over_ranks(dict(a=1.)) == dict(a=1.)
     model = ToyDetector()
     assert distributed.wrap_distributed(model, torch.device('cpu')) is model is distributed.unwrap(model)
@@ -70,14 +71,8 @@ def test_one_process_needs_no_group():
     distributed.shut_down()
 
 
-def test_results_are_laid_out_by_index():
-    assert in_order([[(0, 'a'), (2, 'c'), (4, 'e')], [(1, 'b'), (3, 'd'), (0, 'a')]], 5) == list('abcde')
-    with pytest.raises(RuntimeError, match=r'no rank delivered the results \[1\] of 2'):
-        in_order([[(0, 'a')]], 2)
-
-
 @pytest.mark.parametrize('nodes, host', [('gpu03', 'gpu03'), ('gpu[03-05,09],login1', 'gpu03'), ('a1,a2', 'a1'),
-                                         ('node-[1,3]', 'node-1')])
+                                         ('node-[1,3]', 'node-1'), ('r[1-2]n[07,09]-ib,x', 'r1n07-ib')])
 def test_first_host_of_a_slurm_list(nodes, host):
     assert first_host(nodes) == host
 
@@ -95,7 +90,7 @@ def test_launchers_without_their_environment(monkeypatch, launcher, message):
 
 @pytest.mark.parametrize('launcher, given, port', [
     ('slurm', dict(SLURM_PROCID='3', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_NODELIST='n[07-08]',
-                   SLURM_JOB_ID='12345'), '32345'),
+                   SLURM_JOB_ID='12345'), '20345'),
     ('mpi', dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_SIZE='8', OMPI_COMM_WORLD_LOCAL_RANK='1'), '29500')])
 @pytest.mark.parametrize('chosen', [None, 31000])
 def test_launchers_environments_are_translated(monkeypatch, launcher, given, port, chosen):
@@ -107,11 +102,47 @@ def test_launchers_environments_are_translated(monkeypatch, launcher, given, por
     asked = []
     monkeypatch.setattr(distributed.dist, 'init_process_group', lambda *args, **kwargs: asked.append((*args, kwargs)))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(distributed, '_watch_peers', lambda: None)
+    monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')
     init_dist(launcher, dict(backend='nccl', port=chosen, timeout=60))
     assert (os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['LOCAL_RANK']) == ('3', '8', '1')
     assert os.environ['MASTER_ADDR'] == ('n07' if launcher == 'slurm' else '127.0.0.1')
     assert os.environ['MASTER_PORT'] == (port if chosen is None else str(chosen))
     assert asked == [('gloo', dict(timeout=datetime.timedelta(seconds=60)))]
+
+
+def test_port_of_a_slurm_job(monkeypatch):
+    ports = set()
+    for job, step in ((12345, 0), (12345, 1), (12346, 0), (4294967295, 7)):
+        monkeypatch.setenv('SLURM_JOB_ID', str(job))
+        monkeypatch.setenv('SLURM_STEP_ID', str(step))
+        ports.add(distributed.slurm_port())
+    assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
+
+
+@pytest.mark.parametrize('params, device, backend', [
+    (dict(backend='nccl'), 'cpu', 'gloo'), (dict(backend='gloo'), None, 'gloo'), ({}, None, 'nccl')])
+def test_backend_on_a_machine_with_gpus(monkeypatch, params, device, backend):
+    for name, value in dict(RANK='0', WORLD_SIZE='2', LOCAL_RANK='1', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+                            MASTER_PORT='1', GLOO_SOCKET_IFNAME='lo').items():
+        monkeypatch.setenv(name, value)
+    asked, gpus = [], []
+    monkeypatch.setattr(distributed.dist, 'init_process_group', lambda name, **_: asked.append(name))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', gpus.append)
+    monkeypatch.setattr(distributed, '_watch_peers', lambda: None)
+    init_dist('pytorch', params, device)
+    assert asked == [backend] and gpus == ([] if device == 'cpu' else [1])
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '3')
+    if backend == 'nccl':
+        with pytest.raises(ConfigError, match='3 processes on a machine with 2 GPUs'):
+            init_dist('pytorch', params, device)
+
+
+def test_interface_towards_a_host():
+    assert distributed._interface_towards('127.0.0.1') == 'lo'
+    assert distributed._interface_towards('no.such.host.invalid') is None
 
 
 def test_unknown_dist_params():

@@ -17,7 +17,7 @@ def test_results_in_order(batch, capsys):
                             on_result=lambda index, meta, result: calls.append((index, meta.filename, result)))
     assert len(results) == 5 and not model.training and not results[0].scores.requires_grad
     assert [(i, name) for i, name, _ in calls] == [(i, f'img_{i}.jpg') for i in range(5)]
-    assert all(result is seen for result, (_, _, seen) in zip(results, calls))
+    assert all(torch.equal(result.scores, seen.scores) for result, (_, _, seen) in zip(results, calls))
     assert '5/5 images' in capsys.readouterr().out
 
 

@@ -2,11 +2,12 @@
 import os
 
 import pytest
+import torch
 from mmengine.hooks import Hook
 from toy_training import same, toy_loader, toy_runner, weights
 
 from boxdet.checkpoints.io import load_checkpoint
-from boxdet.engine.hooks import CheckpointHook, EvaluationHook, LrUpdaterHook, rule_of
+from boxdet.engine.hooks import CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, rule_of
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import HOOKS
 
@@ -56,6 +57,29 @@ def test_a_longer_training_before_is_not_deleted(tmp_path):
     (tmp_path / 'epoch_30.pth').write_bytes(b'of another training')
     toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
     assert names(tmp_path) == ['epoch_3.pth', 'epoch_30.pth', 'latest.pth']
+
+
+def test_the_last_good_one_is_never_deleted(tmp_path, monkeypatch):
+    """A checkpoint that reads back wrong is not renamed into place, and costs no older one its life."""
+    from boxdet.checkpoints import io
+    real, calls = os.fsync, []
+
+    def flip_a_bit(handle):
+        real(handle)
+        path = os.readlink(f'/proc/self/fd/{handle}')
+        calls.append(path)
+        if 'epoch_2' in path:
+            with open(path, 'r+b') as file:
+                content = bytearray(file.read())
+                weights = torch.load(path, weights_only=True)['state_dict']['conv.weight']
+                content[content.index(weights.numpy().tobytes()) + 40] ^= 1
+                file.seek(0)
+                file.write(content)
+    monkeypatch.setattr(io.os, 'fsync', flip_a_bit)
+    with pytest.raises(CheckpointError, match=r'cannot write checkpoint .*epoch_2\.pth: '):
+        toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
+    assert names(tmp_path) == ['epoch_1.pth', 'latest.pth']
+    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1
 
 
 def test_full_disk_ends_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
@@ -166,6 +190,51 @@ def test_rules():
 def test_wrong_evaluation_options(options):
     with pytest.raises(ConfigError, match='evaluation'):
         evaluation([], **options)
+
+
+# --- early stopping ---
+
+@pytest.mark.parametrize('scores, options, epochs', [
+    ([.1, .3, .2, .3, .4, .5], dict(patience=2), 4), ([.1, .2, .21, .22, .5], dict(patience=2, min_delta=.05), 4),
+    ([.5, .4, .3, .2, .1, .0], dict(patience=2, rule='less'), 6), ([.1, .2, .9, .1], dict(stopping_threshold=.8), 3),
+    ([.1, float('nan'), .2], dict(), 2), ([.1, float('nan'), .2, .3, .4, .5], dict(check_finite=False), 6)])
+def test_early_stopping(tmp_path, scores, options, epochs):
+    stop = EarlyStoppingHook('bbox_mAP', **options)
+    runner = toy_runner(tmp_path, 6, hooks=[evaluation(scores), stop, CheckpointHook(interval=10)])
+    runner.train()
+    assert runner.epoch == epochs
+    assert names(tmp_path) == [f'epoch_{epochs}.pth', 'latest.pth']  # what it stopped at is saved
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(tmp_path):
+    scores = [.5, .4, .3, .2, .1]
+
+    def run(name, length, values, resume=None):
+        hooks = [evaluation(values), EarlyStoppingHook('bbox_mAP', patience=3), CheckpointHook(interval=1)]
+        runner = toy_runner(tmp_path / name, length, hooks=hooks)
+        if resume:
+            runner.resume(str(resume))
+        runner.train()
+        return runner.epoch
+    assert run('whole', 9, scores) == 4
+    assert run('part', 3, scores) == 3
+    # The checkpoint of epoch 3 was written before its evaluation, which is made up for.
+    assert run('rest', 9, scores[2:], resume=tmp_path / 'part' / 'epoch_3.pth') == 4
+
+
+def test_early_stopping_on_the_validation_loss(tmp_path):
+    hook = EarlyStoppingHook('loss_cls', patience=1, min_delta=100.)
+    runner = toy_runner(tmp_path, 9, hooks=[hook], workflow=[('train', 1), ('val', 1)],
+                        validation_loader=toy_loader(5, shuffle=False))
+    runner.train()
+    assert runner.epoch == 2
+
+
+def test_wrong_early_stopping(tmp_path):
+    with pytest.raises(ConfigError, match="monitor 'bbox_map' is no metric .*did you mean 'bbox_mAP'"):
+        toy_runner(tmp_path, 3, hooks=[evaluation([.1] * 3), EarlyStoppingHook('bbox_map')]).train()
+    with pytest.raises(ConfigError, match='patience 0'):
+        EarlyStoppingHook('bbox_mAP', patience=0)
 
 
 def test_2x_hooks_are_known():

@@ -2,6 +2,7 @@
 import json
 import logging
 import re
+import struct
 import sys
 import types
 
@@ -120,6 +121,83 @@ def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):
           HOOKS.build(dict(type='MlflowLoggerHook', interval=2, exp_name='e')), max_epochs=1)
     assert got['wandb'][0] == dict(project='p', dir=str(tmp_path)) and got['mlflow'][0] == 'e'
     assert got['wandb'][1:] == got['mlflow'][1:] and [step for step, _ in got['wandb'][1:]] == [2, 4, 4]
+
+
+# --- the table of the documentation ---
+
+LOSSES = ('loss_cls', 'loss_levels', 'acc')
+
+
+def documented(repo_root):
+    """{'train': {key: tracker's key or ''}, 'val': ...} of docs/reliability.md, NAME replaced by the toy's names."""
+    lines = (repo_root / 'docs/reliability.md').read_text().partition('## What is logged')[2].splitlines()
+    table = dict(train={}, val={})
+    for row in (line for line in lines if line.startswith('| `')):
+        key, tracker, modes, _ = [cell.strip(' `') for cell in row.strip('|').split('|', 3)]
+        for mode in modes.split(', '):
+            names = ((*LOSSES,) if mode == 'train' else ('bbox_mAP', 'AR@100')) if key == 'NAME' else (key,)
+            table[mode].update({key.replace('NAME', name): tracker.replace('NAME', name) for name in names})
+    return table
+
+
+def of_json(folder, table):
+    entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()][1:]
+    return {mode: {frozenset(e) - {'bbox_mAP_copypaste'} for e in entries if e['mode'] == mode} for mode in table}
+
+
+def of_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder / 'tf_logs'))
+    events.Reload()
+    return set(events.Tags()['scalars'])
+
+
+def of_wandb(folder):
+    """Read the offline run's file: LevelDB's log format behind a header of 7 bytes, each record a protobuf."""
+    from wandb.proto import wandb_internal_pb2
+    content, place, data, names = next(folder.glob('wandb/offline-run-*/*.wandb')).read_bytes(), 7, b'', set()
+    while place + 7 < len(content):
+        if 32768 - place % 32768 < 7:  # no room for a record's head: the block is filled up
+            place += 32768 - place % 32768
+        _, length, part = struct.unpack_from('<IHB', content, place)
+        data += content[place + 7:place + 7 + length]
+        place += 7 + length
+        if part in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            names |= {item.key or item.nested_key[0] for item in record.history.item}
+            data = b''
+    return {name for name in names if not name.startswith('_')}
+
+
+def of_mlflow(folder):
+    import mlflow
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name('shapes').experiment_id])
+    assert len(runs) == 1 and [m.step for m in client.get_metric_history(runs[0].info.run_id, 'train/loss')] == [2, 4]
+    return {name.replace('_at_', '@') for name in runs[0].data.metrics}
+
+
+@pytest.mark.parametrize('backend', ['json', 'tensorboard', 'wandb', 'mlflow'])
+def test_the_table_of_the_documentation(tmp_path, monkeypatch, repo_root, backend):
+    """Each backend, the real one, holds the keys that docs/reliability.md names, and no others."""
+    table = documented(repo_root)
+    assert len(table['train']) == 12 and len(table['val']) == 6
+    if backend != 'json':
+        pytest.importorskip(backend)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', (tmp_path / 'mlruns').as_uri())
+    monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
+    hook = dict(json=dict(type='TextLoggerHook'), tensorboard=dict(type='TensorboardLoggerHook'),
+                wandb=dict(type='WandbLoggerHook', init_kwargs=dict(project='p')),
+                mlflow=dict(type='MlflowLoggerHook', exp_name='shapes'))[backend]
+    train(tmp_path, HOOKS.build(dict(hook, interval=2)), metrics={**METRICS, 'AR@100': 0.5}, max_epochs=1)
+    if backend == 'json':
+        assert of_json(tmp_path, table) == {mode: {frozenset(keys)} for mode, keys in table.items()}
+    else:
+        found = dict(tensorboard=of_tensorboard, wandb=of_wandb, mlflow=of_mlflow)[backend](tmp_path)
+        assert found == {tracker for keys in table.values() for tracker in keys.values() if tracker}
 
 
 def test_names_for_trackers():

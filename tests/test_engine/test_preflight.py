@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from boxdet.datasets import build_dataset
-from boxdet.engine.preflight import (check_data, check_metrics, check_num_classes, check_training, learning_rate_scale,
-                                     missing_files)
+from boxdet.engine.preflight import (check_data, check_keypoints, check_metrics, check_num_classes, check_training,
+                                     check_writable, learning_rate_scale, missing_files, scale_steps)
 from boxdet.errors import ConfigError, DataError
 
 
@@ -141,3 +141,76 @@ def test_masks_are_measured_of_models_that_make_them():
     check_metrics(model, ['bbox', 'proposal'])
     with pytest.raises(ConfigError, match="'segm' needs masks, and this Linear has no mask head"):
         check_metrics(model, ['bbox', 'segm'])
+
+
+# --- keypoints
+
+def keypoint_model(**head):
+    from boxdet.models import build_detector
+    from tests.test_models import tiny_models
+    cfg = tiny_models.keypoint_rcnn()
+    cfg['roi_head']['keypoint_head'] |= head
+    cfg['roi_head']['bbox_head']['num_classes'] = 1
+    return build_detector(cfg)
+
+
+def animals(tmp_path, **keywords):
+    names = ['nose', 'left_paw', 'right_paw', 'left_ear', 'right_ear']
+    row = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 30, 30], area=900, iscrowd=0, keypoints=[9, 9, 2] * 5)
+    path = tmp_path / 'animals.json'
+    path.write_text(json.dumps(dict(images=[dict(id=1, file_name='1.jpg', width=64, height=64)], annotations=[row],
+                                    categories=[dict(id=1, name='cat', keypoints=names)])))
+    return build_dataset(dict(type='CocoKeypointDataset', ann_file=str(path), pipeline=[], classes=('cat',),
+                              **keywords))
+
+
+def test_keypoint_models_and_data_sets_are_compared(coco, tmp_path):
+    animal = animals(tmp_path)
+    check_keypoints(keypoint_model(), animal)
+    check_keypoints(keypoint_model(flip_pairs=[(4, 3), (2, 1)]), animal)                # another order is the same
+    check_keypoints(keypoint_model(flip_pairs=None), animal)
+    check_keypoints(Detector(), coco(GOOD))
+    repeated = build_dataset(dict(type='RepeatDataset', times=2, dataset=coco(GOOD)))
+    with pytest.raises(ConfigError, match='KeypointRCNN learns keypoints, .* training data set CocoDataset has none'):
+        check_training(keypoint_model(), coco(GOOD, classes=('cat',)))
+    with pytest.raises(ConfigError, match='CocoDataset has none'):
+        check_keypoints(keypoint_model(), repeated)
+    with pytest.raises(ConfigError, match=r'num_keypoints = 4: .*animals.json has 5 keypoints \(nose, left_paw'):
+        check_keypoints(keypoint_model(num_keypoints=4, flip_pairs=[(1, 2)], skeleton=[]), animal)
+    with pytest.raises(ConfigError, match=r'flip_pairs = \[\(1, 2\)\]: .* swaps \[\(1, 2\), \(3, 4\)\]'):
+        check_keypoints(keypoint_model(flip_pairs=[(1, 2)]), animal)
+
+
+def test_metric_keypoints_needs_a_head_joints_and_sigmas(coco, tmp_path):
+    check_metrics(keypoint_model(), ['bbox', 'keypoints'], animals(tmp_path, sigmas=[.1] * 5))
+    with pytest.raises(ConfigError, match='has no keypoint head'):
+        from boxdet.models import build_detector
+        from tests.test_models import tiny_models
+        check_metrics(build_detector(tiny_models.faster_rcnn()), 'keypoints')
+    with pytest.raises(ConfigError, match='the test data set CocoDataset has none'):
+        check_metrics(keypoint_model(), 'keypoints', coco(GOOD))
+    with pytest.raises(ConfigError, match=r'needs sigmas=\[...\] of the 5 keypoints of .*animals.json'):
+        check_metrics(keypoint_model(), 'keypoints', animals(tmp_path))
+
+
+@pytest.mark.parametrize('length, rates, expected', [
+    (dict(type='IterBasedRunner', max_iters=90000), dict(policy='step', step=[60000, 80000]),
+     (dict(type='IterBasedRunner', max_iters=180000), dict(policy='step', step=[120000, 160000]))),
+    (dict(type='IterBasedRunner', max_iters=9), dict(policy='CosineRestart', by_epoch=False, periods=[4, 5], min_lr=0),
+     (dict(type='IterBasedRunner', max_iters=18),
+      dict(policy='CosineRestart', by_epoch=False, periods=[8, 10], min_lr=0))),
+    (dict(type='EpochBasedRunner', max_epochs=12), dict(policy='step', step=[8, 11]),
+     (dict(type='EpochBasedRunner', max_epochs=12), dict(policy='step', step=[8, 11]))),
+    (dict(type='IterBasedRunner', max_iters=90000), None, (dict(type='IterBasedRunner', max_iters=180000), None))])
+def test_half_the_batch_doubles_a_schedule_of_iterations(log, length, rates, expected):
+    before = dict(length), None if rates is None else dict(rates)
+    assert scale_steps(0.5, length, rates) == expected
+    assert (length, rates) == before and 'the schedule is 2 times as long' in log.text
+
+
+def test_folders_are_tried_before(tmp_path):
+    check_writable(tmp_path / 'a' / 'b', 'work_dir')
+    assert list((tmp_path / 'a' / 'b').iterdir()) == []
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ConfigError, match=f'work_dir {tmp_path}/file/run cannot be written: Not a directory'):
+        check_writable(tmp_path / 'file' / 'run', 'work_dir')

@@ -1,10 +1,18 @@
 """Training loops: epochs and iterations counted, a resume that is bit for bit, errors that name things."""
+import errno
+import os
+import signal
+
 import pytest
+import torch
 from mmengine.hooks import Hook
 from toy_training import ToyDetector, same, toy_loader, toy_runner, weights
 
 from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
 from boxdet.engine.hooks import CheckpointHook, LrUpdaterHook
+from boxdet.engine.interruption import Interrupted
+from boxdet.engine.loss_watch import TrainingError
+from boxdet.engine.schedule import freeze
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import RUNNERS
 
@@ -101,6 +109,134 @@ def test_validation_losses_leave_the_training_alone(tmp_path):
     assert set(reported[0][1]) == {'loss_cls', 'loss_levels', 'acc', 'loss'}
 
 
+# --- accumulation ---
+
+class PlainToy(ToyDetector):
+    """Without batch statistics and random numbers a large batch is the mean of its images."""
+
+    def __init__(self):
+        super().__init__(drop=0.)
+        self.bn = torch.nn.Identity()
+
+
+class Rates(Hook):
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner):
+        self.seen.append((runner.iter, runner.current_lr()[0]))
+
+
+@pytest.mark.parametrize('length', [dict(max_epochs=2), dict(max_iters=7)])
+@pytest.mark.parametrize('images, batch, accumulation', [(12, 1, 4), (12, 2, 2), (10, 1, 4)])
+def test_accumulation_equals_the_large_batch(tmp_path, images, batch, accumulation, length):
+    if length == dict(max_iters=7) and images == 10:
+        pytest.skip('the two endless loaders cut the passes differently')
+
+    def train(name, size, options):
+        rates = Rates()
+        hooks = [LrUpdaterHook(policy='step', step=[3, 5], by_epoch=False, warmup='linear', warmup_iters=3), rates,
+                 CheckpointHook(interval=2, by_epoch=False)]
+        runner = toy_runner(tmp_path / name, hooks=hooks, model=PlainToy(), optimizer_config=options,
+                            loader=toy_loader(images, size, shuffle=False), **length)
+        runner.train()
+        return runner, rates.seen, sorted(p.name for p in (tmp_path / name).iterdir())
+    torch.manual_seed(0)
+    large, large_rates, large_files = train('large', batch * accumulation, dict(grad_clip=dict(max_norm=0.1)))
+    torch.manual_seed(0)
+    small, small_rates, small_files = train('small', batch, dict(grad_clip=dict(max_norm=0.1),
+                                                                 cumulative_iters=accumulation))
+    # Rates, lengths and checkpoints are counted in updates; only the sums are rounded in another order.
+    assert large_rates == small_rates and large_files == small_files and large.iter == small.iter
+    for name, value in weights(large).items():
+        torch.testing.assert_close(value, weights(small)[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('at', [1, 2, 3, 4, 5])
+def test_resume_with_accumulation(tmp_path, by_epoch, at):
+    length = dict(max_epochs=3) if by_epoch else dict(max_iters=7)
+
+    def runner(name, **kwargs):  # 8 batches of one image: updates of 3, 3 and 2
+        loader = toy_loader(8, 1, runner_type='EpochBasedRunner' if by_epoch else 'IterBasedRunner')
+        return toy_runner(tmp_path / name, hooks=hooks(interval=1, by_epoch=False), loader=loader,
+                          optimizer_config=dict(cumulative_iters=3), **length, **kwargs)
+    whole = runner('whole')
+    whole.train()
+    rest = runner('rest', seed=99)
+    rest.resume(str(tmp_path / 'whole' / f'iter_{at}.pth'))
+    rest.train()
+    assert whole.iter == (9 if by_epoch else 7) and same(weights(whole), weights(rest))
+
+
+# --- precision ---
+
+@pytest.mark.parametrize('fp16', [dict(dtype='bf16'), dict(dtype='float16'), dict(dtype='float16', loss_scale=512.)])
+def test_resume_with_mixed_precision(tmp_path, fp16):
+    whole = toy_runner(tmp_path / 'whole', 3, hooks=hooks(interval=1), fp16=fp16)
+    whole.train()
+    assert all(v.dtype is torch.float32 for v in weights(whole).values() if v.is_floating_point())
+    rest = toy_runner(tmp_path / 'rest', 3, hooks=hooks(), fp16=fp16, seed=99)
+    rest.resume(str(tmp_path / 'whole' / 'epoch_1.pth'))
+    rest.train()
+    assert same(weights(whole), weights(rest))
+    if rest.optim_wrapper.scaler is not None:
+        assert rest.optim_wrapper.scaler.state_dict() == whole.optim_wrapper.scaler.state_dict()
+
+
+# --- frozen parts ---
+
+def test_frozen_modules_stand_still(tmp_path):
+    model = ToyDetector()
+    frozen = freeze(model, ['conv', 'bn'])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    runner = toy_runner(tmp_path, 1, model=model, frozen=frozen)
+    runner.train()
+    moved = {name for name, value in weights(runner).items() if not torch.equal(value, before[name])}
+    assert moved == {'head.weight', 'head.bias'}  # not even the running statistics
+
+
+# --- stopping ---
+
+def stop_at(iteration, number):
+    class Stop(Hook):
+        def after_train_iter(self, runner):
+            if runner.iter + 1 == iteration:
+                os.kill(os.getpid(), number)
+    return Stop()
+
+
+@pytest.mark.parametrize('at', [2, 4, 12])  # within an epoch, at the end of one, at the very end
+def test_a_signal_ends_behind_a_checkpoint(tmp_path, at):
+    seen = []
+
+    class Epochs(Hook):
+        def after_train_epoch(self, runner):
+            seen.append(runner.epoch)
+    whole = toy_runner(tmp_path / 'whole', 3, hooks=hooks(interval=1))
+    whole.train()
+    stopped = toy_runner(tmp_path / 'a', 3, hooks=[*hooks(interval=1), stop_at(at, signal.SIGUSR1), Epochs()])
+    handler = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Interrupted, match=rf'stopped by SIGUSR1 at iteration {at}, saved .*iter_{at}\.pth') as caught:
+        stopped.train()
+    assert caught.value.status == 75 and signal.getsignal(signal.SIGUSR1) is handler
+    assert os.readlink(tmp_path / 'a' / 'latest.pth') == f'iter_{at}.pth'
+    rest = toy_runner(tmp_path / 'a', 3, seed=99, hooks=[*hooks(interval=1, max_keep_ckpts=3), Epochs()])
+    rest.resume(str(tmp_path / 'a' / f'iter_{at}.pth'))
+    rest.train()
+    assert same(weights(whole), weights(rest)) and seen == [0, 1, 2]  # no end of an epoch is left out
+    assert sorted(p.name for p in (tmp_path / 'a').glob('*_*.pth')) == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    class Full(Hook):
+        def after_train_iter(self, runner):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'x.json')
+    message = '^cannot write x.json: No space left on device .after iteration 0.*auto-resume'
+    with pytest.raises(TrainingError, match=message):
+        toy_runner(tmp_path, 1, hooks=[Full()]).train()
+
+
 # --- resume ---
 
 def hooks(**checkpoint):
@@ -132,7 +268,8 @@ def test_resume_within_an_epoch(tmp_path, by_epoch, at):
     whole.train()
     rest = toy_runner(tmp_path / 'rest', hooks=hooks(), seed=99, **length)
     rest.resume(str(tmp_path / 'whole' / f'iter_{at}.pth'))
-    assert (rest.iter, rest.inner_iter) == (at, at % 4)
+    # Of an epoch that was saved at its last iteration the end (evaluation, checkpoint) is still to come.
+    assert (rest.iter, rest.epoch, rest.inner_iter) == ((4, 0, 4) if by_epoch and at == 4 else (at, at // 4, at % 4))
     rest.train()
     assert same(weights(whole), weights(rest))
 
@@ -169,6 +306,33 @@ def test_resume_and_load_tell_of_differences(tmp_path, caplog):
         fresh.load_weights(str(tmp_path / 'epoch_1.pth'))
     assert fresh.iter == 0 and same(weights(fresh), checkpoint['state_dict'])
     assert 'epoch_1.pth: 9 entries loaded, 0 missing, 0 unused' in caplog.text
+
+
+@pytest.mark.parametrize('change, epoch, iteration, inner', [
+    (dict(batch=4), 0, 1, 1), (dict(batch=1), 0, 6, 6), (dict(optimizer_config=dict(cumulative_iters=2)), 0, 1, 1)])
+def test_another_batch_goes_on_at_the_same_share_of_the_epoch(tmp_path, caplog, change, epoch, iteration, inner):
+    toy_runner(tmp_path, 2, hooks=hooks(interval=3, by_epoch=False), loader=toy_loader(8, 2)).train()
+    batch, config = change.pop('batch', 2), change
+    rest = toy_runner(tmp_path, 2, hooks=hooks(), loader=toy_loader(8, batch), **config)
+    rest.logger.propagate = True
+    rest.resume(str(tmp_path / 'iter_3.pth'))  # three quarters of the first epoch
+    assert 'cannot continue exactly' in caplog.text and 'samples_per_gpu 2' in caplog.text
+    assert (rest.epoch, rest.iter, rest.inner_iter) == (epoch, iteration, inner)
+    rest.train()
+    assert (rest.epoch, rest.iter) == (2, rest.max_iters)
+
+
+def test_the_config_s_difference_is_told(tmp_path, caplog):
+    def runner(text):
+        made = toy_runner(tmp_path, 2, hooks=hooks(interval=1))
+        made.meta['config'], made.logger.propagate = text, True
+        return made
+    runner("a = dict(b=[1, 2], c=3)\nresume_from = None\nold = dict(type='X')").train()
+    with caplog.at_level('INFO', logger='boxdet'):
+        runner("a = dict(b=[1, 4], c=3)\nresume_from = 'y.pth'\nd = 1").resume(str(tmp_path / 'epoch_1.pth'))
+    told = caplog.text.partition('the config differs')[2]
+    assert "epoch_1.pth:\n  a.b: [1, 2] -> [1, 4]\n  old.type: 'X' -> (absent)\n  d: (absent) -> 1\n" in told
+    assert 'resume_from' not in told and 'a.c' not in told
 
 
 def test_checkpoint_meta(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from boxdet.engine.schedule import build_optimizer, build_update_step
+from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 
 
@@ -92,37 +92,60 @@ def test_gradients_are_clipped_and_the_norm_is_kept():
     assert model.weight.grad is None
 
 
-@pytest.mark.parametrize('iterations', [4, 5])
-def test_accumulation_averages(iterations):
-    torch.manual_seed(0)
-    model, data = nn.Linear(3, 1), torch.randn(iterations, 3)
-    step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1), dict(cumulative_iters=2))
-    step.initialize_count_status(model, 0, iterations)
-    reference = nn.Linear(3, 1)
-    reference.load_state_dict(model.state_dict())
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
-    for row in data:
-        step.update_params(model(row).square().mean())
-    for chunk in data.split(2):  # the last one is shorter when 2 does not divide
-        optimizer.zero_grad()
-        reference(chunk).square().mean().backward()
-        optimizer.step()
-    torch.testing.assert_close(model.state_dict(), reference.state_dict())
-
-
 def test_bfloat16_on_the_cpu():
     model = nn.Linear(3, 1)
-    step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1), None, dict(loss_scale=512.), 'cpu')
+    for fp16 in (dict(loss_scale=512.), dict(dtype='bf16'), dict(dtype=torch.bfloat16)):
+        step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), None, fp16, 'cpu')
+        with step.optim_context(model):
+            out = model(torch.ones(1, 3))
+        assert out.dtype is torch.bfloat16 and step.scaler is None
+        step.update_params(out.float().sum())
+        # The masters, and what the optimizer remembers, are float32.
+        assert model.weight.dtype is torch.float32
+        assert all(state['momentum_buffer'].dtype is torch.float32 for state in step.optimizer.state.values())
+
+
+@pytest.mark.parametrize('loss_scale, scale, after_overflow', [
+    (512., 512., 512.), ('dynamic', 65536., 32768.), (dict(init_scale=64., growth_interval=100), 64., 32.)])
+def test_float16_with_a_loss_scale(loss_scale, scale, after_overflow):
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(4, 3) * 0.1
+    plain = nn.Linear(3, 1)
+    plain.load_state_dict(model.state_dict())
+    step = build_update_step(torch.optim.SGD(model.parameters(), lr=0.1), dict(grad_clip=dict(max_norm=0.5)),
+                             dict(loss_scale=loss_scale, dtype='float16'), 'cpu')
     with step.optim_context(model):
-        out = model(torch.ones(1, 3))
-    assert out.dtype is torch.bfloat16 and step.scaler is None
-    step.update_params(out.float().sum())
-    assert model.weight.dtype is torch.float32
+        out = model(x)
+    assert out.dtype is torch.float16 and float(step.scaler.get_scale()) == scale
+    step.update_params(out.float().square().mean())
+    assert float(step.grad_norm) < 10  # clipped by its own size, not by the scaled one
+    reference = build_update_step(torch.optim.SGD(plain.parameters(), lr=0.1), dict(grad_clip=dict(max_norm=0.5)))
+    reference.update_params(plain(x).square().mean())
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=2e-3, atol=2e-3)
+    before = model.weight.clone()
+    step.update_params(model(x).sum() * float('inf'))
+    assert torch.equal(model.weight, before)  # an overflow is no update
+    assert float(step.scaler.get_scale()) == after_overflow
 
 
 @pytest.mark.parametrize('config, fp16, message', [
+    (dict(cumulative_iters=0), None, 'cumulative_iters must be a whole number, 1 at least, not 0'),
     (dict(grad_clp=None), None, "did you mean 'grad_clip'"), (dict(type='OptimHook'), None, "did you mean 'Optimizer"),
     (None, dict(loss_scal=1), "did you mean 'loss_scale'"), (None, dict(dtype='float8'), "fp16.dtype 'float8'")])
 def test_wrong_update_steps(config, fp16, message):
     with pytest.raises(ConfigError, match=message):
         build_update_step(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1), config, fp16)
+
+
+# --- frozen parts ---
+
+def test_modules_are_frozen_by_pattern():
+    model = Net()
+    frozen = freeze(model, ['backbone.[1]', '*.bias'])
+    assert frozen == [model.backbone[1]]
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {'backbone.0.weight', 'head.weight'}
+    assert freeze(Net(), 'backbone')[0].__class__ is nn.Sequential
+    with pytest.raises(ConfigError, match="frozen_modules: 'bakcbone' fits no module .*did you mean 'backbone'"):
+        freeze(model, 'bakcbone')
+    with pytest.raises(ConfigError, match='no weight is left'):
+        freeze(model, '*')

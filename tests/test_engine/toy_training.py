@@ -62,7 +62,7 @@ def toy_loader(length=8, batch=2, shuffle=True, bad=(), workers=0, seed=0, **kwa
 
 
 def toy_runner(work_dir, max_epochs=2, max_iters=None, hooks=(), optimizer=None, optimizer_config=None, model=None,
-               loader=None, seed=0, **kwargs):
+               loader=None, seed=0, fp16=None, **kwargs):
     """A runner over the toy, seeded, with ``hooks``. Every rank may call it."""
     torch.manual_seed(seed)
     model = ToyDetector() if model is None else model
@@ -71,7 +71,7 @@ def toy_runner(work_dir, max_epochs=2, max_iters=None, hooks=(), optimizer=None,
         else dict(type='IterBasedRunner', max_iters=max_iters)
     loader = loader or toy_loader(runner_type=length['type'])
     runner = RUNNERS.build(length, model=model, train_loader=loader, work_dir=work_dir,
-                           update_step=build_update_step(optim, optimizer_config), timestamp='20200101_000000',
+                           update_step=build_update_step(optim, optimizer_config, fp16), timestamp='20200101_000000',
                            logger=logging.getLogger('boxdet'), meta=dict(CLASSES=('a', 'b'), seed=seed), **kwargs)
     for hook in hooks:
         runner.register_hook(hook)

@@ -28,7 +28,7 @@ def main(out: Path) -> None:
         return dict(bbox_mAP=float(torch.cat([r.scores for r in results]).mean()))
     hooks = [CheckpointHook(interval=1), TextLoggerHook(interval=2),
              EvaluationHook(None, toy_loader(5, 2, shuffle=False, dist=True), evaluate, progress=False,
-                            save_best='auto')]
+                            save_best='auto', tmpdir=str(out / 'exchange'))]
     runner = toy_runner(out / 'run', 2, hooks=hooks, model=model, loader=toy_loader(8, 1, dist=True))
     metrics, report = [], runner.report_metrics
     runner.report_metrics = lambda values, *args: (metrics.append(values), report(values, *args))

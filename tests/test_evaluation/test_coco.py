@@ -1,5 +1,5 @@
-"""COCO metrics against pycocotools itself, called directly on perturbed ground truth: the difference is
-0.0.
+"""COCO metrics against pycocotools itself, called directly on perturbed ground truth and on random cases: the
+difference is 0.0.
 """
 
 import contextlib
@@ -12,10 +12,11 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from boxdet.errors import DataError
+from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation import evaluate
-from boxdet.evaluation.coco import coco_scores
+from boxdet.evaluation.coco import Joints, coco_scores
 from boxdet.evaluation.predictions import coco_predictions
+from boxdet.evaluation.stored_results import StoredResults
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
 
@@ -151,14 +152,11 @@ def _only(results, source: Dataset, target: Dataset) -> list[Instances]:
     return kept
 
 
-def test_ground_truth_and_predictions_stay_as_they_are(dataset, results):
+def test_the_ground_truth_stays_as_it_is(dataset, results):
     annotation = next(a for a in dataset.coco.dataset['annotations'] if not a['iscrowd'])
     before = dict(annotation)
-    rows = [r for i, result in zip(dataset.img_ids, results)
-            for r in coco_predictions(result, i, dataset.cat_ids, 'segm')]
-    first = dict(rows[0])
-    coco_scores(dataset.coco, rows, 'segm', dataset.img_ids, dataset.cat_ids)
-    assert annotation == before and rows[0] == first
+    coco_scores(dataset.coco, results, 'segm', dataset.img_ids, dataset.cat_ids)
+    assert annotation == before
 
 
 def tiny(annotations, **image) -> Dataset:
@@ -205,3 +203,85 @@ def test_iou_of_chosen_thresholds():
     assert evaluate(dataset, results, iou_thrs=0.85, logger='silent')['bbox_mAP'] == 0
     assert evaluate(dataset, results, iou_thrs=[0.75],
                     logger='silent')['bbox_mAP_50'] == -1  # 0.5 was not asked for
+
+
+# --- random cases: crowds, equal scores and overlaps, ids in any order, keypoints ---
+
+def pycocotools_arrays(dataset: Dataset, results, kind: str, limits, agnostic=False, thrs=None):
+    """pycocotools' whole precision and recall, from the rows that a server gets."""
+    rows = [row for image_id, result in zip(dataset.img_ids, results)
+            for row in coco_predictions(result, image_id, dataset.cat_ids, kind, 0.5)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dict(dataset.coco.dataset, annotations=[dict(a) for a in dataset.coco.dataset['annotations']])
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(rows), kind)
+        params = evaluation.params
+        params.imgIds, params.catIds, params.maxDets = dataset.img_ids, dataset.cat_ids, list(limits)
+        params.useCats = int(not agnostic)
+        params.iouThrs = params.iouThrs if thrs is None else np.array(thrs)
+        if kind == 'keypoints':
+            params.kpt_oks_sigmas = np.array(dataset.SIGMAS)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval['precision'], evaluation.eval['recall']
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('kind, options', [
+    ('bbox', {}), ('segm', {}), ('keypoints', dict(limits=[20])), ('bbox', dict(limits=[1, 3, 100])),
+    ('bbox', dict(agnostic=True)), ('segm', dict(thrs=[0.1, 1.0], limits=[5]))], ids=str)
+def test_every_number_of_random_cases(random_data_set, seed, kind, options):
+    dataset, results = random_data_set(seed)
+    options = dict(dict(limits=[100, 300, 1000]), **options)
+    precision, recall = pycocotools_arrays(dataset, results, kind, **options)
+    scores = coco_scores(dataset.coco, StoredResults.of(results), kind, dataset.img_ids, dataset.cat_ids,
+                         options['limits'], options.get('thrs'), options.get('agnostic', False), Joints(dataset.SIGMAS, 0.5))
+    assert (precision > 0).any() and (precision == 0).any()
+    assert np.array_equal(scores.precision, precision) and np.array_equal(scores.recall, recall)
+
+
+def test_blocks_are_matched_as_one(random_data_set, monkeypatch):
+    dataset, results = random_data_set(5)
+    whole = coco_scores(dataset.coco, results, 'segm', dataset.img_ids, dataset.cat_ids)
+    monkeypatch.setattr('boxdet.evaluation.coco._BLOCK', 30)
+    parts = coco_scores(dataset.coco, results, 'segm', dataset.img_ids, dataset.cat_ids)
+    assert np.array_equal(whole.precision, parts.precision) and np.array_equal(whole.recall, parts.recall)
+
+
+def test_more_masks_than_pycocotools_takes_at_once():
+    """Its areas of more than 255 masks at once are an error with numpy 2."""
+    dataset = tiny([dict(id=1, image_id=7, category_id=3, bbox=[0, 0, 10, 10], area=100, iscrowd=0,
+                         segmentation=[[0, 0, 10, 0, 10, 10, 0, 10]])])
+    bitmap = np.zeros((100, 200), np.uint8, order='F')
+    bitmap[:10, :10] = 1
+    masks = RleMasks([coco_masks.encode(bitmap)] * 300, 100, 200)
+    many = found([[0, 0, 10, 10]] * 300, [0.5] * 300, [0] * 300, masks=masks)
+    assert evaluate(dataset, [many], 'segm', logger='silent')['segm_mAP'] == pytest.approx(1.0)
+
+
+def test_keypoints_by_name(random_data_set, capsys):
+    dataset, results = random_data_set(1)
+    values = evaluate(dataset, results, ['bbox', 'keypoints'], classwise=True)
+    precision, recall = pycocotools_arrays(dataset, results, 'keypoints', [20])
+    assert values['keypoints_mAP'] == precision[..., 0, 0][precision[..., 0, 0] > -1].mean()
+    assert [key for key in values if key.startswith('keypoints')] == [
+        f'keypoints_{end}' for end in ('mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l', 'mAP_copypaste', 'c9_precision',
+                                       'c2_precision', 'c5_precision')]
+    assert ' Average Recall    (AR) @[ IoU=0.75      | area=   all | maxDets=  20 ]' in capsys.readouterr().out
+    items = evaluate(dataset, results, ['bbox', 'keypoints'], logger='silent', metric_items=['mAP_s', 'AR_50', 'mAP'])
+    assert list(items) == ['bbox_mAP_s', 'bbox_mAP', 'bbox_mAP_copypaste', 'keypoints_AR_50', 'keypoints_mAP',
+                           'keypoints_mAP_copypaste']
+    assert items['keypoints_AR_50'] == recall[0, :, 0, 0].mean()
+
+
+def test_keypoints_need_joints_and_sigmas(random_data_set):
+    dataset, results = random_data_set(1)
+    with pytest.raises(DataError, match="hold no keypoints: metric 'keypoints' needs a model with a keypoint head"):
+        evaluate(dataset, [r.without('keypoints') for r in results], 'keypoints', logger='silent')
+    dataset.SIGMAS = None
+    with pytest.raises(ConfigError, match=r'give the data set sigmas=\(...\)'):
+        evaluate(dataset, results, 'keypoints', logger='silent')
+    plain = Dataset(dataset.coco, dataset.cat_ids)
+    with pytest.raises(ConfigError, match='needs a CocoKeypointDataset'):
+        evaluate(plain, results, 'keypoints', logger='silent')

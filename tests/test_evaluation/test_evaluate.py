@@ -125,20 +125,45 @@ def test_chosen_items():
     assert list(values) == ['bbox_mAP_50', 'bbox_AR@300', 'bbox_AR_s@1000', 'bbox_mAP_copypaste']
 
 
-def test_more_detections_than_count_are_noted(caplog):
-    """101 wrong detections with high scores before the right one: found only with a higher limit."""
-    wrong, right = torch.tensor([[0., 0, 1, 1]]).repeat(101, 1), torch.tensor([[10., 10, 60, 50]])
-    crowded = Instances(SIZE, 2, bboxes=torch.cat([wrong, right]), scores=torch.linspace(1, 0.1, 102),
-                        labels=torch.ones(102, dtype=torch.long))
-    empty = empty_result(SIZE, 2)
+def crowded(count: int) -> list[Instances]:
+    """``count`` wrong detections with high scores before the right one."""
+    boxes = torch.cat([torch.tensor([[0., 0, 1, 1]]).repeat(count, 1), torch.tensor([[10., 10, 60, 50]])])
+    full = Instances(SIZE, 2, bboxes=boxes, scores=torch.linspace(1, 0.1, count + 1),
+                     labels=torch.ones(count + 1, dtype=torch.long))
+    return [empty_result(SIZE, 2), full, empty_result(SIZE, 2)]
+
+
+def test_as_many_detections_count_as_the_model_gives(caplog):
     logger = logging.getLogger('boxdet.test')
     with caplog.at_level(logging.WARNING):
-        assert evaluate(Dataset(), [empty, crowded, empty], logger=logger)['bbox_mAP'] == 0
-    assert '1 images have more than 100 detections of one class' in caplog.text
+        assert evaluate(Dataset(), crowded(101), logger=logger)['bbox_mAP'] > 0
+    assert '1 images have more than 100 detections of one class (up to 102): bbox counts all' in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert evaluate(Dataset(), [empty, crowded, empty], max_dets=200, logger=logger)['bbox_mAP'] > 0
+        assert evaluate(Dataset(), crowded(101), max_dets=100, logger=logger)['bbox_mAP'] == 0
+    assert '1 images have more than 100 detections of one class; bbox counts the 100 best' in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert evaluate(Dataset(), crowded(101), max_dets=200, logger=logger)['bbox_mAP'] > 0
+        assert evaluate(Dataset(), crowded(50), logger=logger)['bbox_mAP'] > 0
     assert not caplog.records
+
+
+def test_500_perfect_boxes_on_one_image(caplog):
+    dataset, boxes = Dataset(), [[x * 3, y * 3, x * 3 + 2, y * 3 + 2] for x in range(25) for y in range(20)]
+    dataset.coco.dataset['annotations'] = [
+        dict(id=i, image_id=1, category_id=9, iscrowd=0, area=4, bbox=[x, y, 2, 2]) for i, (x, y, *_) in enumerate(boxes)]
+    dataset.coco.createIndex()
+    full = Instances(SIZE, 2, bboxes=torch.tensor(boxes, dtype=torch.float32), scores=torch.linspace(1, 0.1, 500),
+                     labels=torch.ones(500, dtype=torch.long))
+    with caplog.at_level(logging.WARNING):
+        values = evaluate(dataset, [full, empty_result(SIZE, 2), empty_result(SIZE, 2)], logger=logging.getLogger('t'))
+    assert values['bbox_mAP'] == 1 and '(up to 500)' in caplog.text
+
+
+def test_max_dets_of_nothing():
+    with pytest.raises(ConfigError, match='max_dets=0: at least 1'):
+        evaluate(Dataset(), perfect(), max_dets=0, logger='silent')
 
 
 @pytest.mark.parametrize('options, message', [

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import roi_heads
@@ -58,16 +57,14 @@ def test_empty():
     assert joints.shape == (0, 17, 2) and scores.shape == (0, 17)
     cells, valid = K.encode_heatmaps(torch.zeros(0, 17, 3), torch.zeros(0, 4), 56)
     assert cells.shape == valid.shape == (0, 17)
-    oks = K.object_keypoint_similarity(torch.zeros(0, 3, 2), torch.zeros(2, 3, 3), torch.ones(2), [.1] * 3)
-    assert oks.shape == (0, 2)
-    assert K.flip_keypoints(torch.zeros(0, 3, 3), 10, [(1, 2)]).shape == (0, 3, 3)
+    assert K.flip_keypoints(torch.zeros(0, 3, 3), (8, 10), [(1, 2)]).shape == (0, 3, 3)
 
 
 def test_flip():
     joints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
-    flipped = K.flip_keypoints(joints, 10, [(1, 2)])
+    flipped = K.flip_keypoints(joints, (8, 10), [(1, 2)])
     assert flipped.tolist() == [[[9, 5, 2], [7, 7, 0], [8, 6, 1]]]
-    assert torch.equal(K.flip_keypoints(flipped, 10, [(1, 2)]), joints)
+    assert torch.equal(K.flip_keypoints(flipped, (8, 10), [(1, 2)]), joints)
     maps = torch.randn(2, 3, 4, 5)
     assert torch.equal(K.flip_heatmaps(maps, [(1, 2)])[0, 1], maps[0, 2].flip(-1))
     # A joint and its heatmap flip to the same place.
@@ -76,35 +73,31 @@ def test_flip():
     heat[0, 0, 1, 1] = heat[0, 1, 2, 3] = heat[0, 2, 3, 0] = 1
     place = K.decode_heatmaps(heat, box)[0]
     assert torch.allclose(K.decode_heatmaps(K.flip_heatmaps(heat, [(1, 2)]), box)[0],
-                          K.flip_keypoints(place, 5, [(1, 2)]))
+                          K.flip_keypoints(place, (4, 5), [(1, 2)]))
     with pytest.raises(ValueError, match='pair'):
         K.flip_order(3, [(1, 3)])
     with pytest.raises(ValueError, match='pair'):
         K.flip_order(3, [(0, 1), (1, 2)])
 
 
-def test_half_pixel_rule():
-    pixels = torch.tensor([[3., 4, 2]])
-    assert K.pixels_to_joints(pixels).tolist() == [[3.5, 4.5, 2]]
-    assert torch.equal(K.joints_to_pixels(K.pixels_to_joints(pixels)), pixels)
+def test_flips_up_down_and_half_turns():
+    joints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
+    # Upside down is a mirror image too; a half turn is none, so left stays left.
+    assert K.flip_keypoints(joints, (8, 10), [(1, 2)], 'vertical').tolist() == [[[1, 3, 2], [3, 1, 0], [2, 2, 1]]]
+    assert K.flip_keypoints(joints, (8, 10), [(1, 2)], 'diagonal').tolist() == [[[9, 3, 2], [8, 2, 1], [7, 1, 0]]]
+    maps = torch.randn(2, 3, 4, 5)
+    assert torch.equal(K.flip_heatmaps(maps, [(1, 2)], 'vertical')[1, 2], maps[1, 1].flip(0))
+    assert torch.equal(K.flip_heatmaps(maps, [(1, 2)], 'diagonal')[1, 2], maps[1, 2].flip(0, 1))
 
 
-def test_oks_equals_pycocotools():
-    mask = pytest.importorskip('pycocotools.cocoeval')
-    rng = np.random.default_rng(0)
-    joints, sigmas = 17, mask.Params(iouType='keypoints').kpt_oks_sigmas
-    gt = rng.uniform(0, 100, (3, joints, 3))
-    gt[..., 2] = rng.integers(0, 3, (3, joints))
-    gt[2, :, 2] = 0                                                                      # compared by its box
-    boxes = np.array([[0., 0, 90, 80], [10, 10, 30, 40], [20, 30, 20, 10]])
-    found = rng.uniform(-20, 120, (4, joints, 3))
-    found[0, :, :2] = gt[0, :, :2] + rng.normal(0, 2, (joints, 2))
-    evaluator = mask.COCOeval(iouType='keypoints')
-    evaluator._gts[1, 1] = [dict(keypoints=g.ravel(), bbox=b, area=float(i + 1) * 500)
-                            for i, (g, b) in enumerate(zip(gt, boxes))]
-    evaluator._dts[1, 1] = [dict(keypoints=d.ravel(), score=-i) for i, d in enumerate(found)]
-    expected = evaluator.computeOks(1, 1)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    arrays = found, gt, np.array([500., 1000, 1500]), sigmas, corners
-    ours = K.object_keypoint_similarity(*map(torch.from_numpy, arrays))
-    assert np.allclose(ours.numpy(), expected, atol=1e-9) and ours[0, 0] > 0.5
+def test_probabilities_are_detectrons():
+    maps = torch.randn(3, 2, 7, 6, generator=torch.Generator().manual_seed(0)) * 3
+    boxes = rois(3)
+    _, logits = K.decode_heatmaps(maps, boxes)
+    found = K.heatmap_probabilities(maps, logits)
+    for r in range(3):
+        for j in range(2):
+            above = (maps[r, j].double() - logits[r, j]).exp().sum()
+            assert found[r, j].item() == pytest.approx(1 / above.item(), rel=1e-5)
+    huge = torch.full((1, 1, 2, 2), 500.)
+    assert K.heatmap_probabilities(huge, torch.tensor([[500.]])).item() == pytest.approx(0.25)

@@ -181,3 +181,20 @@ def test_paste_of_a_large_picture_needs_little_memory():
 def test_window_changes_of_a_full_column_join():
     changes = window_changes(np.ones((3, 4), dtype=bool), 0, 2, 4)
     assert encode_runs(changes, (4, 6)) == compress_rle(dict(size=[4, 6], counts=[8, 12, 4]))
+
+
+def test_whole_pixel_paste_is_torchvisions():
+    """Boxes of any size, also over the picture's edge, pasted by torchvision and encoded as full bitmaps."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.nn.functional.interpolate(torch.rand(60, 1, 5, 5, generator=generator), size=28, mode='bicubic')
+    corner = torch.rand(60, 2, generator=generator) * torch.tensor([130., 90.]) - 10
+    boxes = torch.cat([corner, corner + torch.rand(60, 2, generator=generator) ** 2 * 120 + 12], dim=1)
+    bitmaps = paste_masks_in_image(probs, boxes, (90, 130))[:, 0].numpy() >= 0.5
+    found = paste_to_rle(probs[:, 0], boxes, (90, 130), whole_pixels=True)
+    assert bitmaps.any(axis=(1, 2)).sum() > 30
+    for rle, bitmap in zip(found, bitmaps):
+        # A value of exactly one half may be rounded the other way.
+        assert np.count_nonzero((coco_mask.decode(rle) > 0) != bitmap) <= 1
+    outside = paste_to_rle(probs[:1, 0], torch.tensor([[-90., -90., -50., -50.]]), (90, 130), whole_pixels=True)
+    assert coco_mask.area(outside[0]) == 0

@@ -88,3 +88,28 @@ def test_built_on_meta_and_empty_maps():
 def test_wrong_options(options):
     with pytest.raises(ConfigError):
         A.AnchorGenerator(strides=[4, 8], ratios=[1.0], **options)
+
+
+def test_torchvisions_anchors():
+    """Whole-pixel corners, and levels whose cells are as far apart as the input's size says: 61 pixels, not 64."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator as Theirs
+    from torchvision.models.detection.image_list import ImageList
+
+    from boxdet.matching.anchors import TorchvisionAnchorGenerator
+    ours = TorchvisionAnchorGenerator(strides=[4, 8, 16, 32, 64], ratios=[0.5, 1.0, 2.0], scales=[8])
+    theirs = Theirs(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
+    sizes = [(200, 304), (100, 152), (50, 76), (25, 38), (13, 19)]
+    expected = theirs(ImageList(torch.zeros(1, 3, 800, 1216), [(800, 1216)]), [torch.zeros(1, 1, *s) for s in sizes])[0]
+    assert torch.equal(torch.cat(ours.grid_priors(sizes, device='cpu')), expected)
+
+
+def test_threads_may_share_a_generator():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from boxdet.matching.anchors import AnchorGenerator
+    generator = AnchorGenerator(strides=[16], ratios=[1.0], scales=[8])
+    sizes = [[(h, w)] for h in range(1, 9) for w in range(1, 9)] * 20
+    with ThreadPoolExecutor(8) as pool:
+        grids = list(pool.map(lambda size: generator.grid_priors(size, device='cpu')[0], sizes))
+    assert all(len(grid) == size[0][0] * size[0][1] for grid, size in zip(grids, sizes))
+    assert len(generator._grids) <= 8

@@ -39,11 +39,14 @@ def test_names_and_shapes():
                                      dict(upsample_cfg=dict(type='bilinear', scale_factor=2)),
                                      dict(upsample_cfg=dict(type=None)),
                                      dict(norm_cfg=dict(type='GN', num_groups=4)),
-                                     dict(predictor_cfg=dict(type='ConvWS'))])
+                                     dict(predictor_cfg=dict(type='ConvWS')),
+                                     dict(dilation=2),
+                                     dict(upsample_ratio=2)])
 def test_the_logits_of_one_class_are_those_of_all(changes):
     head, x, labels = build(**changes), torch.randn(5, 16, 14, 14), torch.tensor([2, 0, 1, 1, 2])
     every = head(x)
     size = 14 if changes.get('upsample_cfg', {}).get('type', 'deconv') is None else 28
+    size *= changes.get('upsample_ratio', 1)
     assert every.shape == (5, 1 if head.class_agnostic else K, size, size)
     expected = every[:, 0] if head.class_agnostic else every[torch.arange(5), labels]
     torch.testing.assert_close(head.forward_labels(x, labels), expected, rtol=1e-4, atol=1e-5)
@@ -119,3 +122,57 @@ def test_initial_weights():
 def test_an_unknown_enlargement_is_an_error():
     with pytest.raises(ConfigError, match="'carafe'"):
         build(upsample_cfg=dict(type='carafe', scale_factor=2))
+
+
+RES5 = dict(type='ResLayer', depth=50, stage=3, stride=2, style='caffe', norm_cfg=dict(type='BN', requires_grad=False))
+# Detectron.pytorch's mask_rcnn_fcn_head_NAME: our options, channels and side of the features, side of the masks, layers
+VARIANTS = {
+    'v1up4convs': (dict(num_convs=4), 16, 14, 28, 4),
+    'v1up4convs_gn': (dict(num_convs=4, norm_cfg=dict(type='GN', num_groups=4)), 16, 14, 28, 4),
+    'v1up': (dict(num_convs=2), 16, 14, 28, 2),
+    'v0upshare': (dict(num_convs=0, in_channels=2048), 2048, 7, 14, 0),
+    'v0up': (dict(num_convs=0, in_channels=2048, res_layer=RES5), 1024, 14, 14, 0)}
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_mask_heads_of_detectron(name):
+    options, channels, side, mask_side, convs = VARIANTS[name]
+    head, x = build(**options), torch.randn(2, channels, side, side)
+    assert head(x).shape == (2, K, mask_side, mask_side)
+    keys = set(head.state_dict())
+    assert {f'convs.{i}.conv.weight' for i in range(convs)} <= keys and f'convs.{convs}.conv.weight' not in keys
+    assert ('res_layer.layer4.0.conv1.weight' in keys) == (name == 'v0up')
+    assert tuple(head.upsample.weight.shape) == (2048 if 'v0' in name else 16, 16, 2, 2)
+    head.loss(head.forward_labels(x, torch.tensor([0, 2])), torch.ones(2, mask_side, mask_side))['loss_mask'].backward()
+    assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+
+
+def test_dilation_and_upsample_ratio():
+    """MRCNN.DILATION and MRCNN.UPSAMPLE_RATIO of Detectron."""
+    head = build(num_convs=2, dilation=2)
+    assert [(c.conv.dilation, c.conv.padding) for c in head.convs] == [((2, 2), (2, 2))] * 2
+    plain, twice, x = build(), build(upsample_ratio=2), torch.randn(3, 16, 14, 14)
+    assert plain.state_dict().keys() == twice.state_dict().keys()
+    expected = F.interpolate(plain(x), scale_factor=2, mode='bilinear', align_corners=False)
+    torch.testing.assert_close(twice(x), expected)
+
+
+def test_a_res_layer_of_its_own_takes_the_place_of_the_shared_head():
+    from boxdet.models import build_detector
+
+    cfg = tiny_models.c4_mask_rcnn()
+    own = RES5 | dict(depth=18)
+    cfg['roi_head']['mask_head'] = tiny_models.mask_head(num_convs=0, in_channels=512, res_layer=own)
+    with pytest.raises(ConfigError, match='needs a mask_roi_extractor'):
+        build_detector(cfg)
+    cfg['roi_head']['mask_roi_extractor'] = tiny_models.extractor(14, [16], 256)
+    torch.manual_seed(0)
+    model = build_detector(cfg).train()
+    seen = []
+    model.roi_head.mask_head.res_layer.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1:]))
+    losses = model.loss(tiny_models.batch((2, 1)))
+    assert seen == [(256, 14, 14)]  # not what the shared head puts out, which has 512 channels
+    losses['loss_mask'].sum().backward()
+    assert model.roi_head.shared_head.layer4[0].conv1.weight.grad is None
+    with torch.no_grad():
+        assert 'masks' in model.eval().predict(tiny_models.batch((1,)))[0]

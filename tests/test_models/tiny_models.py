@@ -36,6 +36,11 @@ def mask_head(**changes) -> dict:
                 loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0)) | changes
 
 
+def keypoint_head(**changes) -> dict:
+    return dict(type='KeypointRCNNHead', num_convs=2, in_channels=16, conv_out_channels=16, num_keypoints=5,
+                flip_pairs=[(1, 2), (3, 4)], skeleton=[(0, 1), (0, 2), (1, 3), (2, 4)]) | changes
+
+
 def extractor(size: int, strides=(4, 8, 16, 32), channels: int = 16) -> dict:
     return dict(type='SingleRoIExtractor',
                 roi_layer=dict(type='RoIAlign', output_size=size, sampling_ratio=0), out_channels=channels,
@@ -96,6 +101,12 @@ def mask_rcnn(**changes) -> dict:
     return cfg | changes
 
 
+def keypoint_rcnn(**changes) -> dict:
+    cfg = faster_rcnn(type='KeypointRCNN')
+    cfg['roi_head'] |= dict(keypoint_roi_extractor=extractor(14), keypoint_head=keypoint_head())
+    return cfg | changes
+
+
 def cascade_mask_rcnn(**changes) -> dict:
     heads = [
         bbox_head(reg_class_agnostic=True,
@@ -139,8 +150,8 @@ def meta(height: int = 96, width: int = 128, scale: float = 1.0, **changes) -> I
     return ImageMeta(**values)
 
 
-def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=(96, 128)) -> Batch:
-    """Random images with ``counts`` objects and ``crowds`` ignored boxes each."""
+def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=(96, 128), joints: int = 0) -> Batch:
+    """Random images with ``counts`` objects, of ``joints`` visible keypoints, and ``crowds`` ignored boxes each."""
     rng = np.random.default_rng(seed)
     height, width = size
     images = torch.from_numpy(rng.standard_normal((len(counts), 3, height, width)).astype(np.float32))
@@ -153,6 +164,9 @@ def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=
             for bitmap, (x0, y0, x1, y1) in zip(bitmaps, boxes.int().tolist()):
                 bitmap[y0:y1, x0:(x0 + x1) // 2] = 1
             fields['masks'] = BitmapMasks(bitmaps, height, width)
+        if joints:
+            place = boxes[:, None, :2] + torch.rand(count, joints, 2) * (boxes[:, 2:] - boxes[:, :2])[:, None]
+            fields['keypoints'] = torch.cat([place, torch.full((count, joints, 1), 2.)], dim=2)
         gt.append(Instances((height, width), CLASSES, **fields))
         ignored.append(_boxes(rng, crowd, height, width))
     return Batch(images, [meta(height, width) for _ in counts], gt, ignored)

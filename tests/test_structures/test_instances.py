@@ -1,12 +1,14 @@
 """Instances: one index filters all fields, whatever they are."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_masks
 
+from boxdet.errors import UserError
 from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import RleMasks
 
@@ -93,7 +95,7 @@ def test_to_coco_rows(three):
     assert rows[2] == dict(image_id=42, bbox=[8, 9, 2, 2], score=pytest.approx(.8), category_id=30,
                            segmentation=dict(size=[6, 8], counts=three.masks[2]['counts'].decode()))
     joints = torch.tensor([[[1., 2, 3]]]).repeat(3, 1, 1)
-    assert three.without('masks').replace(keypoints=joints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [1, 2, 3]
+    assert three.without('masks').replace(keypoints=joints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [0.5, 1.5, 3]
     assert empty_result((6, 8), 3, masks=True).to_coco(1, [1, 2, 3]) == []
 
 
@@ -121,3 +123,34 @@ def test_empty_result_has_every_field():
     empty = empty_result((6, 8), 3, masks=True, joints=5)
     assert len(empty) == 0 and empty.keypoints.shape == (0, 5, 3) and len(empty.masks) == 0
     assert len(empty[empty.scores > 0.5]) == 0 and len(Instances.cat([empty, empty])) == 0
+
+
+def test_pickles_take_the_rows_only():
+    """Results are often rows of a larger tensor, which a pickle would take along as a whole."""
+    boxes = torch.rand(10000, 5)
+    some = Instances((10, 10), 3, bboxes=boxes[:3, :4], scores=boxes[:3, 4], labels=torch.zeros(3, dtype=torch.long))
+    data = pickle.dumps(some)
+    back = pickle.loads(data)
+    assert len(data) < 3000 and back.image_size == (10, 10) and back.num_classes == 3
+    assert torch.equal(back.bboxes, some.bboxes) and torch.equal(back.scores, some.scores)
+    assert some.bboxes.data_ptr() == boxes.data_ptr()  # the object itself still shares its memory
+
+
+def test_supervisions_detections():
+    supervision = pytest.importorskip('supervision', reason='supervision is not installed')
+    found = Instances((6, 8), 2, bboxes=torch.tensor([[0., 1, 5, 6], [2, 2, 4, 4]]), scores=torch.tensor([.9, .4]),
+                      labels=torch.tensor([1, 0]), masks=masks_of(2), keypoints=torch.rand(2, 17, 3))
+    detections = found.to_supervision(('cat', 'dog'))
+    assert isinstance(detections, supervision.Detections) and len(detections[detections.confidence > 0.5]) == 1
+    assert detections.xyxy.tolist() == found.bboxes.tolist() and detections.class_id.tolist() == [1, 0]
+    assert detections.mask.dtype == bool and np.array_equal(detections.mask, found.masks_bitmaps() > 0)
+    assert detections['class_name'].tolist() == ['dog', 'cat'] and detections['keypoints'].shape == (2, 17, 3)
+    assert found.to_supervision(masks=False).mask is None
+    nothing = Instances((6, 8), 2, bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long))
+    assert len(nothing.to_supervision(('cat', 'dog'))) == 0
+
+
+def test_without_supervision_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'supervision', None)
+    with pytest.raises(UserError, match='pip install supervision'):
+        Instances(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0)).to_supervision()

@@ -182,7 +182,7 @@ def test_wrong_rle_is_named():
 
 
 def test_source_is_drawn_once_and_only_where_asked():
-    masks = BitmapMasks.from_coco([[np.array([1., 1, 5, 1, 5, 5])], 'never drawn'], 9, 9)
+    masks = BitmapMasks.from_coco([[np.array([1., 1, 5, 1, 5, 5])], [['never drawn'] * 6]], 9, 9)
     assert masks.resize((18, 18))[0].areas()[0] == 4 * masks[0].areas()[0]
 
 

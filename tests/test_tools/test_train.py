@@ -1,11 +1,9 @@
 """tools/train.py: arguments, errors in one line, and a Mask R-CNN that trains, resumes and is evaluated on shapes."""
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -40,10 +38,8 @@ def run(tool, repo_root):
 
 # --- arguments ---
 
-def test_help_is_quick_and_teaches(repo_root):
-    started = time.perf_counter()
+def test_help_teaches_and_imports_nothing_heavy(repo_root):
     done = subprocess.run([sys.executable, str(repo_root / 'tools/train.py'), '--help'], capture_output=True, text=True)
-    assert time.perf_counter() - started < 3  # 0.15 s on an idle machine; nothing heavy is imported
     assert done.returncode == 0 and '--auto-resume' in done.stdout and 'python tools/train.py CONFIG' in done.stdout
     probe = ('import runpy, sys; sys.argv = ["t", "--help"]\n'
              f'try: runpy.run_path({str(repo_root / "tools/train.py")!r}, run_name="__main__")\n'
@@ -107,17 +103,6 @@ def test_trains_evaluates_and_resumes(run, shapes_dir, tmp_path):
     run('--work-dir', parts, '--no-validate', '--auto-resume', *options(shapes_dir, two))
     ours, theirs = (load_checkpoint(folder / 'epoch_2.pth') for folder in (parts, whole))
     assert all(torch.equal(ours['state_dict'][k], v) for k, v in theirs['state_dict'].items())
-
-
-@pytest.mark.slow
-def test_two_processes_by_script(repo_root, shapes_dir, tmp_path):
-    done = subprocess.run(['bash', str(repo_root / 'tools/dist_train.sh'), str(repo_root / CONFIG), '2', '--work-dir',
-                           str(tmp_path), '--seed', '0', *options(shapes_dir, 'data.samples_per_gpu=2')],
-                          capture_output=True, text=True, env={**os.environ, 'PYTHON': sys.executable})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert '2 processes x 2 images x 1 accumulated = effective batch 4' in done.stdout
-    assert load_checkpoint(tmp_path / 'epoch_1.pth')['meta']['world_size'] == 2
-    assert len(list(tmp_path.glob('*.log.json'))) == 1
 
 
 @pytest.mark.slow

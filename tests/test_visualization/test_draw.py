@@ -199,3 +199,48 @@ def test_a_hundred_masks_on_1080p_take_no_full_decodings():
         draw_instances(image, instances)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.3
+
+
+# --- joints
+
+def person(joints, box=(20, 20, 180, 180), **fields):
+    return Instances(bboxes=torch.tensor([box], dtype=torch.float32), labels=torch.zeros(1, dtype=torch.long),
+                     keypoints=torch.tensor([joints], dtype=torch.float32), **fields)
+
+
+def test_bones_and_joints_have_their_own_fixed_colors():
+    image = np.zeros((200, 200, 3), np.uint8)
+    joints = [[50.5, 50.5, .9], [150.5, 50.5, .9], [150.5, 150.5, .9], [50.5, 150.5, .01]]
+    drawn = draw_instances(image, person(joints), skeleton=[(0, 1), (1, 2), (2, 3)])
+    for joint, (x, y) in enumerate([(50, 50), (150, 50), (150, 150)]):
+        assert drawn[y, x].tolist() == list(class_color(joint)[::-1])
+    assert drawn[50, 100].tolist() == list(class_color(1)[::-1])                         # the bone 0-1
+    assert drawn[100, 150].tolist() == list(class_color(2)[::-1])
+    assert not drawn[150, 100].any() and not drawn[150, 50].any()                        # a joint that is a guess
+    assert draw_instances(image, person(joints), skeleton=[(2, 3)], joint_thr=0)[150, 100].any()
+    assert not draw_instances(image, person(joints))[50, 100].any()                 # no skeleton, no bones
+    truth = [[x, y, 2 * (score > .5)] for x, y, score in joints]
+    assert np.array_equal(draw_instances(image, person(truth), skeleton=[(0, 1), (1, 2), (2, 3)]), drawn)
+
+
+def test_joints_grow_with_object_and_picture():
+    def painted(size, box):
+        joints = [[box[0] + 1, box[1] + 1, 1], [box[2] - 1, box[3] - 1, 1]]
+        given = person(joints, box)
+        image = np.zeros((size, size, 3), np.uint8)
+        plain = draw_instances(image, given.without('keypoints'))
+        return np.count_nonzero((draw_instances(image, given, skeleton=[(0, 1)]) != plain).any(axis=2))
+
+    small, large = painted(1600, (100, 800, 140, 840)), painted(1600, (100, 100, 900, 900))
+    assert small < 200 and large > 100 * 20 and painted(160, (20, 20, 150, 150)) < large
+
+
+def test_odd_joints_are_drawn_without_a_fault():
+    image = np.zeros((100, 100, 3), np.uint8)
+    odd = [[float('nan'), 5, 1], [1e12, -1e12, 1], [50, 50, float('nan')], [-3, 105, 1]]
+    draw_instances(image, person(odd), skeleton=[(0, 1), (1, 2), (2, 3)])
+    assert np.array_equal(draw_instances(image, person(odd)[:0]), image)
+    several = Instances.cat([person([[x, y, 1.]]) for x, y in ((20, 20), (50, 50), (70, 20))])
+    several = several.replace(scores=torch.tensor([.1, .9, .8]))
+    drawn = draw_instances(image, several, score_thr=.5)
+    assert drawn[50, 50].any() and drawn[20, 70].any()

@@ -55,8 +55,8 @@ def test_iterations_that_run_on_are_the_axis(tmp_path):
     rows = [dict(mode='train', epoch=1 + i // 30, iter=i, lr=0.1, loss=1.0) for i in range(10, 60, 10)]
     path = training_curves(write_log(tmp_path / 'log.json', rows), tmp_path / 'c.svg')
     assert path.exists()
-    from boxdet.visualization.figures import _epoch_length
-    assert _epoch_length(rows, []) is None and _epoch_length(rows[:2], []) == 20
+    from boxdet.visualization.figures import epoch_length
+    assert epoch_length(rows, []) is None and epoch_length(rows[:2], []) == 20
 
 
 def test_logs_without_anything(tmp_path):

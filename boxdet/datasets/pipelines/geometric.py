@@ -1,16 +1,19 @@
-"""Transforms that move pixels, boxes, masks and class maps together.
+"""Transforms that move pixels, boxes, masks, joints and class maps together.
 
 The numbers are mmdetection 2.28's. Sizes are (height, width), scales (w, h) as in 2.x's configs, boxes xyxy (N, 4).
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.keypoints import flip_keypoints
 from boxdet.geometry.masks import rescaled_hw
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import FLIP_DIRECTIONS
@@ -20,6 +23,7 @@ _INTERPOLATIONS = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bic
 # Which labels and masks go with which boxes when some are dropped.
 _LABELS_OF = dict(gt_bboxes='gt_labels', gt_bboxes_ignore='gt_labels_ignore')
 _MASKS_OF = dict(gt_bboxes='gt_masks', gt_bboxes_ignore='gt_masks_ignore')
+_KEYPOINTS_OF = dict(gt_bboxes='gt_keypoints')
 
 
 def clip_boxes(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -36,6 +40,19 @@ def flip_boxes(boxes: np.ndarray, shape: Sequence[int], direction: str) -> np.nd
     if direction != 'horizontal':
         flipped[..., 1::4], flipped[..., 3::4] = shape[0] - boxes[..., 3::4], shape[0] - boxes[..., 1::4]
     return flipped
+
+
+def moved_joints(joints: np.ndarray, shape: Sequence[int], factor: Sequence[float] = (1, 1),
+                 offset: Sequence[float] = (0, 0)) -> np.ndarray:
+    """Joints (N, J, 3) scaled by ``factor`` and then moved by ``offset`` (x, y), on a picture of ``shape`` (H, W, ...).
+
+    Those outside are not labelled any more, and those that are not labelled lie at 0, 0, as COCO has them (detectron2).
+    """
+    moved = joints.copy()
+    moved[..., :2] = joints[..., :2] * np.asarray(factor, dtype=np.float32) + np.asarray(offset, dtype=np.float32)
+    inside = ((moved[..., :2] >= 0) & (moved[..., :2] <= (shape[1], shape[0]))).all(axis=-1)
+    moved[~inside | (moved[..., 2] <= 0)] = 0
+    return moved
 
 
 def flip_image(image: np.ndarray, direction: str) -> np.ndarray:
@@ -124,6 +141,8 @@ class Resize:
         self._resize_images(results)
         self._resize_boxes(results)
         hw = results['img_shape'][:2]
+        for key in results.get('keypoint_fields', []):
+            results[key] = moved_joints(results[key], hw, factor=results['scale_factor'][:2])
         for key in results.get('mask_fields', []):
             if results[key] is not None:
                 results[key] = results[key].resize(hw)
@@ -177,11 +196,16 @@ class Resize:
 
 @PIPELINES.register_module()
 class RandomFlip:
-    """Flip image, boxes, masks and class map, unless ``results['flip']`` says whether and ``flip_direction`` how.
+    """Flip image, boxes, masks, joints, class map, unless ``results['flip']`` says whether and ``flip_direction`` how.
+
+    A mirror makes a left hand a right one: joints change places by the data set's ``flip_pairs``.
 
     Args:
         flip_ratio: the probability; with several directions it is dealt evenly, or a list has one for each.
         direction: 'horizontal', 'vertical', 'diagonal', or a list of them.
+
+    Raises:
+        ConfigError: joints, and the data set does not say which of them are pairs.
     """
     can_defer = True
 
@@ -219,10 +243,21 @@ class RandomFlip:
             results[key] = flip_image(results[key], direction)
         for key in results.get('bbox_fields', []):
             results[key] = flip_boxes(results[key], results['img_shape'], direction)
+        for key in results.get('keypoint_fields', []):
+            results[key] = self._flipped_joints(results[key], results, direction)
         for key in results.get('mask_fields', []):
             results[key] = results[key].flip(direction)
         for key in results.get('seg_fields', []):
             results[key] = flip_image(results[key], direction)
+
+
+    @staticmethod
+    def _flipped_joints(joints: np.ndarray, results: dict, direction: str) -> np.ndarray:
+        if results.get('flip_pairs') is None:
+            raise ConfigError('RandomFlip: the data set does not say which keypoints a mirror swaps: set its '
+                              'flip_pairs ([] for none)')
+        flipped = flip_keypoints(torch.from_numpy(joints), results['img_shape'], results['flip_pairs'], direction)
+        return moved_joints(flipped.numpy(), results['img_shape'])
 
 
 @PIPELINES.register_module()
@@ -289,6 +324,35 @@ class Pad:
 
 
 @PIPELINES.register_module()
+class SegRescale:
+    """Resize the class maps alone, by nearest neighbour: heads that read them work at a fraction of the image's size.
+
+    Args:
+        scale_factor: new size / old size.
+        backend: 'cv2' or 'pillow', which round differently.
+    """
+    can_defer = True
+
+    def __init__(self, scale_factor: float = 1, backend: str = 'cv2'):
+        if scale_factor <= 0:
+            raise ConfigError(f'SegRescale.scale_factor {scale_factor} is not above 0')
+        if backend not in ('cv2', 'pillow'):
+            raise ConfigError(f"SegRescale.backend '{backend}' is neither 'cv2' nor 'pillow'")
+        self.scale_factor = scale_factor
+        self.backend = backend
+
+    def __call__(self, results: dict) -> dict:
+        for key in results.get('seg_fields', []) if self.scale_factor != 1 else ():
+            hw = rescaled_hw(results[key].shape[:2], self.scale_factor)
+            if self.backend == 'cv2':
+                results[key] = cv2.resize(results[key], hw[::-1], interpolation=cv2.INTER_NEAREST)
+            else:
+                from PIL import Image  # only this backend needs it
+                results[key] = np.array(Image.fromarray(results[key]).resize(hw[::-1], Image.NEAREST))
+        return results
+
+
+@PIPELINES.register_module()
 class RandomCrop:
     """Cut a random part out of image, boxes, masks and class map; None when no box remains.
 
@@ -322,15 +386,9 @@ class RandomCrop:
         crop_h, crop_w = self._draw_size(height, width)
         top = int(np.random.randint(0, max(height - crop_h, 0) + 1))
         left = int(np.random.randint(0, max(width - crop_w, 0) + 1))
-        for key in results.get('img_fields', ['img']):
-            results[key] = np.ascontiguousarray(results[key][top:top + crop_h, left:left + crop_w])
-            results['img_shape'] = results['pad_shape'] = results[key].shape
-        for key in results.get('bbox_fields', []):
-            if not self._crop_boxes(results, key, (left, top)):
-                return None
-        for key in results.get('seg_fields', []):
-            results[key] = results[key][top:top + crop_h, left:left + crop_w]
-        return results
+        window = (left, top, left + crop_w, top + crop_h)
+        kept = crop_sample(results, window, self.bbox_clip_border, self.recompute_bbox)
+        return results if kept or self.allow_negative_crop else None
 
     def _draw_size(self, height: int, width: int) -> tuple[int, int]:
         low, high = self.crop_size
@@ -344,25 +402,96 @@ class RandomCrop:
             share = share + np.random.rand(2) * (1 - share)
         return int(height * share[0] + 0.5), int(width * share[1] + 0.5)
 
-    def _crop_boxes(self, results: dict, key: str, offset_xy: tuple[int, int]) -> bool:
-        """Move the boxes under ``key``, drop those outside and what goes with them; False: no object is left."""
-        left, top = offset_xy
-        boxes = results[key] - np.array([left, top, left, top], dtype=np.float32)
-        if self.bbox_clip_border:
-            boxes = clip_boxes(boxes, results['img_shape'])
-        keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        if key == 'gt_bboxes' and not keep.any() and not self.allow_negative_crop:
-            return False
-        results[key] = boxes[keep]
-        if _LABELS_OF.get(key) in results:
-            results[_LABELS_OF[key]] = results[_LABELS_OF[key]][keep]
-        masks = _MASKS_OF.get(key)
-        if masks in results:
-            height, width = results['img_shape'][:2]
-            results[masks] = results[masks][np.flatnonzero(keep)].crop([left, top, left + width, top + height])
-            if self.recompute_bbox:
-                results[key] = results[masks].bboxes()
-        return True
+
+@PIPELINES.register_module()
+class AspectCrop:
+    """Cut long images to a limited aspect ratio, at random but around the objects where they fit: Detectron.pytorch's
+    TRAIN.ASPECT_CROPPING.
+
+    Where the objects reach over more than is left, the part begins within the first half of what they reach too far. It
+    stands after Resize and RandomFlip.
+
+    Args:
+        aspect_lo, aspect_hi: least and largest width / height (ASPECT_LO, ASPECT_HI).
+
+    Raises:
+        ConfigError: not 0 < aspect_lo <= aspect_hi.
+    """
+
+    def __init__(self, aspect_lo: float = 0.5, aspect_hi: float = 2.0):
+        if not 0 < aspect_lo <= aspect_hi:
+            raise ConfigError(f'AspectCrop: aspect_lo={aspect_lo} and aspect_hi={aspect_hi}: they are ratios width / '
+                              'height, the least and the largest')
+        self.aspect_lo, self.aspect_hi = aspect_lo, aspect_hi
+
+    def __call__(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        crop_w = min(width, math.ceil(height * self.aspect_hi))
+        crop_h = min(height, math.ceil(width / self.aspect_lo))
+        if (crop_h, crop_w) == (height, width):
+            return results
+        boxes = results.get('gt_bboxes', np.zeros((0, 4), dtype=np.float32))
+        left = self._draw_start(boxes[:, 0], boxes[:, 2], width, crop_w)
+        top = self._draw_start(boxes[:, 1], boxes[:, 3], height, crop_h)
+        crop_sample(results, (left, top, left + crop_w, top + crop_h))
+        return results
+
+    @staticmethod
+    def _draw_start(firsts: np.ndarray, lasts: np.ndarray, length: int, kept: int) -> int:
+        """Where ``kept`` of ``length`` pixels begin, for objects from ``firsts`` to ``lasts`` (N,)."""
+        first, last = (math.floor(firsts.min()), math.ceil(lasts.max())) if len(firsts) else (0, 0)
+        if not len(firsts):
+            low, high = 0, length - kept
+        elif last - first <= kept:
+            low, high = max(last - kept, 0), min(first, length - kept)
+        else:
+            low, high = first, first + (last - first - kept) // 2
+        return int(np.random.randint(low, high + 1))
+
+
+def crop_sample(results: dict, window: Sequence[int], clip: bool = True, recompute_bbox: bool = False) -> bool:
+    """Cut images, boxes, masks, joints and class maps of a sample to ``window`` (x0, y0, x1, y1), in place.
+
+    Boxes outside are dropped with what goes with them.
+
+    Args:
+        clip: clip boxes to the window.
+        recompute_bbox: boxes from the cut masks.
+
+    Returns:
+        whether an object is left, or there is no ``gt_bboxes`` to tell.
+    """
+    left, top, right, bottom = window
+    for key in results.get('img_fields', ['img']):
+        results[key] = np.ascontiguousarray(results[key][top:bottom, left:right])
+        results['img_shape'] = results['pad_shape'] = results[key].shape
+    fields = results.get('bbox_fields', [])
+    for key in fields:
+        _crop_boxes(results, key, (left, top), clip, recompute_bbox)
+    for key in results.get('seg_fields', []):
+        results[key] = results[key][top:bottom, left:right]
+    return 'gt_bboxes' not in fields or len(results['gt_bboxes']) > 0
+
+
+def _crop_boxes(results: dict, key: str, offset_xy: tuple[int, int], clip: bool, recompute_bbox: bool) -> None:
+    """Move the boxes under ``key``, drop those outside and what goes with them."""
+    left, top = offset_xy
+    boxes = results[key] - np.array([left, top, left, top], dtype=np.float32)
+    if clip:
+        boxes = clip_boxes(boxes, results['img_shape'])
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    results[key] = boxes[keep]
+    if _LABELS_OF.get(key) in results:
+        results[_LABELS_OF[key]] = results[_LABELS_OF[key]][keep]
+    if _KEYPOINTS_OF.get(key) in results:
+        joints = results[_KEYPOINTS_OF[key]][keep]
+        results[_KEYPOINTS_OF[key]] = moved_joints(joints, results['img_shape'], offset=(-left, -top))
+    masks = _MASKS_OF.get(key)
+    if masks in results:
+        height, width = results['img_shape'][:2]
+        results[masks] = results[masks][np.flatnonzero(keep)].crop([left, top, left + width, top + height])
+        if recompute_bbox:
+            results[key] = results[masks].bboxes()
 
 
 @PIPELINES.register_module()
@@ -399,6 +528,8 @@ class Expand:
         results['img_shape'] = results['pad_shape'] = canvas.shape
         for key in results.get('bbox_fields', []):
             results[key] = results[key] + np.array([left, top, left, top], dtype=results[key].dtype)
+        for key in results.get('keypoint_fields', []):
+            results[key] = moved_joints(results[key], canvas.shape, offset=(left, top))
         for key in results.get('mask_fields', []):
             results[key] = results[key].expand(canvas_h, canvas_w, top, left)
         for key in results.get('seg_fields', []):
@@ -463,6 +594,9 @@ class MinIoURandomCrop:
             results[key] = (boxes - np.tile(patch[:2], 2)).astype(np.float32)
             if _LABELS_OF.get(key) in results:
                 results[_LABELS_OF[key]] = results[_LABELS_OF[key]][keep]
+            if _KEYPOINTS_OF.get(key) in results:
+                joints = results[_KEYPOINTS_OF[key]][keep]
+                results[_KEYPOINTS_OF[key]] = moved_joints(joints, results['img_shape'], offset=(-x1, -y1))
             if _MASKS_OF.get(key) in results:
                 results[_MASKS_OF[key]] = results[_MASKS_OF[key]][np.flatnonzero(keep)].crop(patch)
         for key in results.get('seg_fields', []):

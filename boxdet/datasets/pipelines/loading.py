@@ -11,7 +11,7 @@ import numpy as np
 from boxdet.datasets.files import check_color_type, check_file_client, decode_image, read_bytes
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import PIPELINES
-from boxdet.structures.masks import BitmapMasks, PolygonMasks
+from boxdet.structures.masks import BitmapMasks, PolygonMasks, usable_polygons
 
 
 def _start(results: dict, image: np.ndarray) -> dict:
@@ -71,10 +71,10 @@ PIPELINES.register_module(name='LoadImage', module=LoadImageFromWebcam)
 
 @PIPELINES.register_module()
 class LoadAnnotations:
-    """Copy boxes, labels and masks from ``ann_info``; read the class map.
+    """Copy boxes, labels, masks and keypoints from ``ann_info``; read the class map.
 
     Args:
-        with_bbox, with_label, with_mask, with_seg: what to load.
+        with_bbox, with_label, with_mask, with_seg, with_keypoint: what to load.
         poly2mask: masks become BitmapMasks, else PolygonMasks. Either is drawn only when its pixels are asked for.
         denorm_bbox: the annotations' boxes are relative to the image's size.
         file_client_args: where class maps are read from.
@@ -86,10 +86,11 @@ class LoadAnnotations:
 
     def __init__(self, with_bbox: bool = True, with_label: bool = True, with_mask: bool = False,
                  with_seg: bool = False, poly2mask: bool = True, denorm_bbox: bool = False,
-                 file_client_args: dict | None = None):
+                 file_client_args: dict | None = None, with_keypoint: bool = False):
         self.with_bbox = with_bbox
         self.with_label = with_label
         self.with_mask = with_mask
+        self.with_keypoint = with_keypoint
         self.with_seg = with_seg
         self.poly2mask = poly2mask
         self.denorm_bbox = denorm_bbox
@@ -104,6 +105,8 @@ class LoadAnnotations:
         if self.with_mask:
             results['gt_masks'] = self._load_masks(results)
             results['mask_fields'].append('gt_masks')
+        if self.with_keypoint:
+            self._load_keypoints(results)
         if self.with_seg:
             self._load_class_map(results)
         return results
@@ -127,6 +130,8 @@ class LoadAnnotations:
 
     def _load_masks(self, results: dict) -> BitmapMasks | PolygonMasks:
         info, annotations = results['img_info'], results['ann_info']
+        if 'masks' not in annotations:
+            raise DataError(f"{info.get('filename')}: with_mask=True, and this data set has boxes only")
         size = int(info['height']), int(info['width'])
         if wrong := _other_size(results):
             raise DataError(wrong)
@@ -139,7 +144,16 @@ class LoadAnnotations:
             return BitmapMasks.from_coco(annotations['masks'], *size, names=names)
         return PolygonMasks([_polygons(mask, name) for mask, name in zip(annotations['masks'], names)], *size)
 
+    def _load_keypoints(self, results: dict) -> None:
+        if 'keypoints' not in results['ann_info']:
+            raise ConfigError(f"LoadAnnotations(with_keypoint=True): the data set brings no keypoints for "
+                              f"{results['img_info'].get('filename')}; a CocoKeypointDataset does")
+        results['gt_keypoints'] = results['ann_info']['keypoints'].copy()
+        results.setdefault('keypoint_fields', []).append('gt_keypoints')
+
     def _load_class_map(self, results: dict) -> None:
+        if 'seg_map' not in results['ann_info']:
+            raise DataError(f"{results['img_info'].get('filename')}: with_seg=True, and this data set has no class maps")
         name, prefix = results['ann_info']['seg_map'], results.get('seg_prefix')
         path = os.path.join(prefix, name) if prefix else name
         results['gt_semantic_seg'] = decode_image(read_bytes(path, self.backend), path, 'unchanged').squeeze()
@@ -162,8 +176,7 @@ def _polygons(mask: Any, name: str) -> list[np.ndarray]:
     """Polygons with an even number of values and at least three points."""
     if isinstance(mask, dict):
         raise DataError(f'{name} is an RLE mask; poly2mask=False needs polygons')
-    arrays = [np.asarray(p, dtype=np.float64) for p in mask]
-    return [p for p in arrays if len(p) % 2 == 0 and len(p) >= 6]
+    return [np.asarray(p, dtype=np.float64) for p in usable_polygons(mask, name)]
 
 
 @PIPELINES.register_module()

@@ -70,7 +70,18 @@ class CopyPaste:
         results['gt_labels'] = np.concatenate([results['gt_labels'][visible], source['gt_labels'][chosen]])
         if 'gt_masks' in results:
             results['gt_masks'] = BitmapMasks.cat([left[visible], pasted])
+        if 'gt_keypoints' in results:
+            below = _hidden_under(results['gt_keypoints'][visible], region)
+            results['gt_keypoints'] = np.concatenate([below, source['gt_keypoints'][chosen]])
         return results
+
+
+def _hidden_under(joints: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Joints (N, J, 3) of which those that lie in ``region`` (H, W) are hidden: visibility 1 in place of 2."""
+    column, row = (np.clip(joints[..., axis].astype(np.int64), 0, region.shape[1 - axis] - 1) for axis in (0, 1))
+    hidden = joints.copy()
+    hidden[..., 2] = np.where(region[row, column] > 0, np.minimum(joints[..., 2], 1), joints[..., 2])
+    return hidden
 
 
 def _masks(results: dict) -> BitmapMasks:

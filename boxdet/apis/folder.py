@@ -1,0 +1,187 @@
+"""A detector over a folder of pictures: COCO JSON that is a training set, written so that a killed run can go on.
+
+While it runs, every picture's result is one line of ``OUT.part``, beside the file to come; its first line tells which
+model and settings made it. A run that finds its own ``.part`` leaves out the pictures in it. The JSON appears whole at
+the end, in the order of the names, and the ``.part`` goes.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from boxdet.apis.inference import inference_detector
+from boxdet.datasets.files import image_size
+from boxdet.errors import DataError
+from boxdet.evaluation.predictions import write_json
+from boxdet.structures.instances import Instances
+
+PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
+
+OnResult = Callable[[str, Instances], None]  # (name in the folder, result)
+
+
+def list_pictures(folder: str | os.PathLike) -> list[str]:
+    """The picture files in ``folder`` and the folders in it, by their path within, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f'{folder}: no such folder')
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        found += [(Path(place) / name).relative_to(folder).as_posix() for name in names
+                  if name.lower().endswith(PICTURES) and not name.startswith('.')]
+    if not found:
+        raise DataError(f"{folder}: no pictures in it (files that end in {', '.join(PICTURES)})")
+    return sorted(found)
+
+
+class Journal:
+    """``OUT.part``: a line a picture, of which only the last can be broken.
+
+    Args:
+        path: of the file. made_by: what must be the same for a run to go on.
+
+    Attributes:
+        done: what each picture that is through gave: 'width', 'height', 'annotations'.
+
+    Raises:
+        DataError: the file is of another run, or cannot be written.
+    """
+
+    def __init__(self, path: Path, made_by: dict[str, Any]):
+        self.path, self.done = path, {}
+        header = json.dumps(made_by, sort_keys=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, 'a+b')  # noqa: SIM115  (open as long as the run)
+            intact = self._read(header)
+            self._file.truncate(intact)  # a line that a crash cut off
+            if not intact:
+                self._file.write(header.encode() + b'\n')
+                self._file.flush()
+        except OSError as error:
+            raise DataError(f'cannot write {path}: {error.strerror or error}') from error
+
+    def _read(self, header: str) -> int:
+        """Fill ``done``; how many bytes of the file are whole lines."""
+        self._file.seek(0)
+        intact = 0
+        for number, line in enumerate(self._file):
+            if not line.endswith(b'\n') or line.startswith(b'\0'):
+                break
+            if number == 0 and line.decode() != header + '\n':
+                raise DataError(f'{self.path} is of a run with another model or other settings: finish that one, or '
+                                'start anew with --restart')
+            if number:
+                row = json.loads(line)
+                self.done[row.pop('file')] = row
+            intact += len(line)
+        return intact
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Note what picture ``name`` gave."""
+        self.done[name] = row
+        self._file.write(json.dumps(dict(file=name, **row)).encode() + b'\n')
+        self._file.flush()
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        self._file.close()
+        self.path.unlink()
+
+
+def made_by(config_text: str, checkpoint: str, **settings: Any) -> dict[str, Any]:
+    """What tells one run from another: config, checkpoint file (size and time of its last change) and settings."""
+    found = dict(config=hashlib.sha256(config_text.encode()).hexdigest(), checkpoint=str(checkpoint), **settings)
+    if os.path.isfile(checkpoint):
+        stat = os.stat(checkpoint)
+        found['checkpoint_file'] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[str], journal: Journal,
+                   score_thr: float, batch_size: int = 1, on_result: OnResult | None = None,
+                   advance: Callable[[int], None] = lambda count: None) -> list[str]:
+    """Predict those of ``names`` that ``journal`` does not have.
+
+    Args:
+        model: of ``init_detector``.
+        score_thr: what scores less is left out.
+        on_result: called with each picture's name and result before it is noted as done.
+        advance: called with the number of pictures that are through.
+
+    Returns:
+        what is wrong with each picture that could not be read.
+    """
+    waiting, unreadable = [name for name in names if name not in journal.done], []
+    advance(len(names) - len(waiting))
+    for start in range(0, len(waiting), batch_size):
+        group = waiting[start:start + batch_size]
+        for name, result in _predict(model, folder, group):
+            if isinstance(result, str):
+                unreadable.append(result)
+                continue
+            if on_result is not None:
+                on_result(name, result)
+            journal.add(name, _row(result[result.scores >= score_thr], os.path.join(folder, name)))
+        advance(len(group))
+    return unreadable
+
+
+def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(name, Instances or what is wrong); one bad picture does not spoil the others of its batch."""
+    paths = [os.path.join(folder, name) for name in names]
+    try:
+        yield from zip(names, inference_detector(model, paths, batch_size=len(paths)))
+    except DataError as error:
+        if len(names) == 1:
+            yield names[0], str(error)
+            return
+        for name in names:
+            yield from _predict(model, folder, [name])
+
+
+def _row(result: Instances, path: str) -> dict[str, Any]:
+    width, height = result.image_size[::-1] if result.image_size else image_size(path)
+    num_classes = result.num_classes or (int(result.labels.max()) + 1 if len(result) else 1)
+    found = result.to_coco(0, range(1, num_classes + 1))
+    areas = result.masks.areas().tolist() if 'masks' in result else [row['bbox'][2] * row['bbox'][3] for row in found]
+    # Less than a pixel, or an empty mask, is no object to train on.
+    annotations = [_annotation(row, area) for row, area in zip(found, areas) if min(row['bbox'][2:]) >= 1 and area > 0]
+    return dict(width=int(width), height=int(height), annotations=annotations)
+
+
+def _annotation(row: dict[str, Any], area: float) -> dict[str, Any]:
+    """A COCO annotation, without ids, of a COCO result."""
+    annotation = {**row, 'area': area, 'iscrowd': 0}
+    del annotation['image_id']
+    if 'keypoints' in row:  # every joint is told, with a score; an annotation tells whether it is seen
+        annotation['keypoints'] = [2 if i % 3 == 2 else value for i, value in enumerate(row['keypoints'])]
+        annotation['num_keypoints'] = len(row['keypoints']) // 3
+    return annotation
+
+
+def write_annotations(path: str | os.PathLike, names: Sequence[str], journal: Journal, classes: Sequence[str],
+                      info: dict[str, Any]) -> int:
+    """Write what ``journal`` has of ``names`` as COCO JSON, categories from 1; return the number of objects."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for name in names:
+        if name in journal.done:
+            row = journal.done[name]
+            images.append(dict(id=len(images) + 1, file_name=name, width=row['width'], height=row['height']))
+            annotations += [dict(a, id=len(annotations) + k, image_id=len(images))
+                            for k, a in enumerate(row['annotations'], 1)]
+    categories = [dict(id=k, name=name) for k, name in enumerate(classes, 1)]
+    write_json(path, dict(info=info, images=images, annotations=annotations, categories=categories))
+    return len(annotations)

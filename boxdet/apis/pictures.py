@@ -1,0 +1,208 @@
+"""From a picture in any form to the sample that a model's test pipeline makes of it."""
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Union
+
+import cv2
+import numpy as np
+from torch import nn
+
+from boxdet.datasets.files import decode_image, read_bytes
+from boxdet.datasets.pipelines.compose import Compose
+from boxdet.errors import ConfigError, DataError
+
+Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image
+_ORIENTATION = '_ignore_orientation'
+_PATIENCE = 2.0  # seconds for a source to give the picture that it is at; a camera may never
+_MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any network
+
+
+def is_picture(value: Any) -> bool:
+    """Whether ``value`` is one picture, and not several of them."""
+    return isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview)) or _is_pil(value)
+
+
+def _is_pil(picture: Any) -> bool:
+    return any(kind.__module__.startswith('PIL.') for kind in type(picture).__mro__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A test pipeline, ready for pictures from files and from memory; threads may share it.
+
+    Args:
+        from_file, in_memory: the pipeline as it is, and with the step that takes an array in place of the one that reads.
+        color_type, backend: what the config's first step says of reading.
+        channel_order: of arrays that are given, 'bgr' or 'rgb'.
+        exif_orientation: turn pictures upright by their EXIF orientation; None leaves it to the config's first step.
+    """
+    from_file: Compose
+    in_memory: Compose
+    color_type: str = 'color'
+    backend: str = 'disk'
+    channel_order: str = 'bgr'
+    exif_orientation: bool | None = None
+
+    def __call__(self, picture: Picture, index: int = 0) -> dict:
+        """The sample, compact where that can be (see ``pipelines.compose``).
+
+        Args:
+            index: what a message calls a picture that has no name.
+
+        Raises:
+            DataError: a picture that cannot be read.
+        """
+        if isinstance(picture, (str, os.PathLike)) and self.exif_orientation is None:
+            return self.from_file(dict(img_info=dict(filename=os.fspath(picture)), img_prefix=None), compact=True)
+        image = self._decode(picture, index)
+        if getattr(self.in_memory.transforms[0], 'channel_order', 'bgr') == 'rgb':
+            image = np.ascontiguousarray(image[:, :, ::-1])
+        return self.in_memory(dict(img_info=dict(filename=None), img_prefix=None, img=image), compact=True)
+
+    @property
+    def upright(self) -> bool:
+        """Whether pictures are turned by their EXIF orientation."""
+        if self.exif_orientation is None:
+            return not self.color_type.endswith(_ORIENTATION)
+        return self.exif_orientation
+
+    def _decode(self, picture: Any, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 in BGR order."""
+        color_type = 'color' if self.upright else 'color' + _ORIENTATION
+        if isinstance(picture, (str, os.PathLike)):
+            path = os.fspath(picture)
+            return decode_image(read_bytes(path, self.backend), path, color_type)
+        if isinstance(picture, (bytes, bytearray, memoryview)):
+            return _decode_bytes(picture, index, color_type)
+        if _is_pil(picture):
+            if self.upright:
+                from PIL import ImageOps
+                picture = ImageOps.exif_transpose(picture)
+            return np.ascontiguousarray(np.asarray(picture.convert('RGB'))[:, :, ::-1])
+        image = _checked(picture, index)
+        return image if self.channel_order == 'bgr' else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _decode_bytes(data: bytes | bytearray | memoryview, index: int, color_type: str) -> np.ndarray:
+    if not len(data):
+        raise DataError(f'picture {index}: 0 bytes that are no image file')
+    try:
+        return decode_image(np.frombuffer(data, np.uint8), f'picture {index}', color_type)
+    except DataError as error:
+        known = 'truncated' in str(error)
+        raise error if known else DataError(f'picture {index}: {len(data)} bytes that are no image file') from None
+
+
+def _checked(picture: Any, index: int) -> np.ndarray:
+    if not isinstance(picture, np.ndarray):
+        raise DataError(
+            f'picture {index} is a {type(picture).__name__}: give a file name, array, bytes or PIL image')
+    if picture.ndim == 2 and picture.dtype == np.uint8 and picture.size:
+        return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_GRAY2BGR)
+    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape or picture.dtype != np.uint8:
+        raise DataError(
+            f'picture {index} is an array {picture.shape} of {picture.dtype}: it has to be '
+            '(height, width, 3) of uint8 in BGR order')
+    return picture
+
+
+def preparation(model: nn.Module, channel_order: str = 'bgr', exif_orientation: bool | None = None) -> Preparation:
+    """The Preparation by ``model.cfg``'s test pipeline; its steps are built once while the config stays.
+
+    Raises:
+        ConfigError: the model has no config, the config no test pipeline, or another ``channel_order``.
+    """
+    if channel_order not in ('bgr', 'rgb'):
+        raise ConfigError(f"channel_order '{channel_order}' is neither 'bgr' nor 'rgb'")
+    steps = _steps(model)
+    kept = model.__dict__.get('_test_pipelines')
+    if kept is None or kept[0] != steps:
+        given = list(steps)
+        if _type_of(given[0]) == 'LoadImageFromFile':
+            given[0] = {**given[0], 'type': 'LoadImageFromWebcam'}
+        kept = (copy.deepcopy(list(steps)), Compose(list(steps)), Compose(given))
+        model.__dict__['_test_pipelines'] = kept
+    loader = kept[1].transforms[0]
+    return Preparation(kept[1], kept[2], getattr(loader, 'color_type', 'color'), getattr(loader, 'backend', 'disk'),
+                       channel_order, exif_orientation)
+
+
+def _steps(model: nn.Module) -> Sequence[Any]:
+    if getattr(model, 'cfg', None) is None:
+        raise ConfigError('the model has no cfg: make it with init_detector, or set model.cfg')
+    test = (model.cfg.get('data') or {}).get('test') or {}
+    if isinstance(test, Sequence):
+        test = test[0]
+    while 'pipeline' not in test and isinstance(test.get('dataset'), Mapping):
+        test = test['dataset']
+    steps = test.get('pipeline')
+    if not steps:
+        raise ConfigError(
+            f"{getattr(model.cfg, 'filename', None) or 'the config'}: data.test has no 'pipeline'")
+    return steps
+
+
+def _type_of(step: Any) -> str:
+    return str(step.get('type', '')).rpartition('.')[2] if isinstance(step, Mapping) else type(step).__name__
+
+
+# --- ahead of the network ---
+
+def prepared_ahead(prepare: Preparation, pictures: Iterable[Picture],
+                   ahead: int) -> Generator[tuple[Picture, dict], None, None]:
+    """Each picture with its sample, in order; ``ahead`` of them at most are read before they are asked for.
+
+    Args:
+        ahead: 0 reads and prepares in the caller's thread.
+
+    Raises:
+        what ``pictures`` or ``prepare`` raise, at the picture's turn.
+    """
+    if ahead <= 0:
+        yield from ((picture, prepare(picture, index)) for index, picture in enumerate(pictures))
+        return
+    ready: queue.Queue = queue.Queue()
+    places, stop = threading.Semaphore(ahead), threading.Event()
+
+    def read(pool: ThreadPoolExecutor) -> None:
+        try:
+            source = iter(pictures)
+            for index in itertools.count():
+                places.acquire()
+                if stop.is_set():
+                    return
+                picture = next(source)
+                ready.put((picture, pool.submit(prepare, picture, index)))
+        except StopIteration:
+            ready.put(None)
+        except BaseException as error:  # whatever it is, the caller has to hear of it
+            ready.put(error)
+
+    with ThreadPoolExecutor(min(ahead, os.cpu_count() or 1, _MOST_THREADS), 'boxdet-prepare') as pool:
+        reader = threading.Thread(target=read, args=(pool,), name='boxdet-read', daemon=True)
+        reader.start()
+        try:
+            yield from _in_turn(ready, places)
+        finally:
+            stop.set()
+            places.release()
+            pool.shutdown(wait=True, cancel_futures=True)
+            reader.join(_PATIENCE)
+
+
+def _in_turn(ready: queue.Queue, places: threading.Semaphore) -> Iterator[tuple[Picture, dict]]:
+    while (item := ready.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        picture, future = item
+        sample = future.result()
+        places.release()
+        yield picture, sample

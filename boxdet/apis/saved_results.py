@@ -1,0 +1,54 @@
+"""Results that ``tools/test.py --out`` saved, beside the data set that they are of: what every tool for them begins with."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxdet.datasets import build_dataset
+from boxdet.engine.config import load_config
+from boxdet.errors import ConfigError
+from boxdet.evaluation import load_results
+from boxdet.evaluation.evaluate import aligned
+from boxdet.structures.instances import Instances
+from boxdet.structures.masks import BitmapMasks
+from boxdet.visualization.draw import read_image
+
+
+def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
+                 cfg_options: Sequence[str] | None = None) -> tuple[Any, Any, Sequence[Instances]]:
+    """The config, the data set of its ``data.test``, and the results, checked against it.
+
+    Raises:
+        ConfigError: no ``data.test``. DataError: results that do not fit the data set, or no results file.
+    """
+    cfg = load_config(config, cfg_options)
+    test = (cfg.get('data') or {}).get('test')
+    if not test:
+        raise ConfigError(f'{config} has no data.test')
+    parts = [{k: v for k, v in part.items() if k != 'samples_per_gpu'}
+             for part in (test if isinstance(test, (list, tuple)) else [test])]
+    results = load_results(results_file)
+    dataset = build_dataset(parts if isinstance(test, (list, tuple)) else parts[0], dict(test_mode=True))
+    return cfg, dataset, aligned(dataset, results)
+
+
+def ground_truth(dataset: Any, index: int) -> Instances:
+    """The objects of image ``index`` to draw, with their masks where the annotations have some."""
+    info, entry = dataset.get_ann_info(index), dataset.img_info(index)
+    fields = dict(bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4), labels=np.asarray(info['labels'], np.int64))
+    masks = info.get('masks')
+    if masks and all(masks) and entry.get('height'):
+        fields['masks'] = BitmapMasks.from_coco(masks, entry['height'], entry['width'], info.get('names'))
+    return Instances(**fields)
+
+
+def picture_of(dataset: Any, index: int) -> tuple[str, np.ndarray]:
+    """The name of image ``index`` in the data set, and its picture (H, W, 3) uint8 in BGR order."""
+    while not hasattr(dataset, 'img_prefix') and hasattr(dataset, '_at'):  # inside a wrapper
+        dataset, index = dataset._at(index)
+    name = dataset.img_info(index)['filename']
+    return name, read_image(Path(getattr(dataset, 'img_prefix', None) or '') / name)

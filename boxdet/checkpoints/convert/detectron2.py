@@ -1,0 +1,78 @@
+"""detectron2's Faster, Mask and Keypoint R-CNN: on a pyramid (FPN), on stage 4 (C4), on the dilated stage 5 (DC5).
+
+Classes and boxes are in boxdet's order already (the background is the last class). Files are ``.pth``, or the model
+zoo's ``.pkl`` with the weights under 'model'.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from boxdet.checkpoints.convert.architecture import Architecture, count, count_blocks, rename, take_names
+
+NAME = 'detectron2'
+
+# boxdet's names to detectron2's; 'BODY' becomes backbone.bottom_up below a pyramid, and backbone without one.
+_RULES = (
+    (r'^roi_head\.shared_head\.layer4', 'roi_heads.res5'),
+    (r'^backbone\.(conv1|bn1)', r'BODY.stem.\1'),
+    (r'^backbone\.layer(\d+)', lambda m: f'BODY.res{int(m[1]) + 1}'),
+    (r'\.bn(\d)\.', r'.conv\1.norm.'),
+    (r'\.downsample\.0\.', '.shortcut.'),
+    (r'\.downsample\.1\.', '.shortcut.norm.'),
+    (r'^neck\.lateral_convs\.(\d+)\.conv', lambda m: f'backbone.fpn_lateral{int(m[1]) + 2}'),
+    (r'^neck\.fpn_convs\.(\d+)\.conv', lambda m: f'backbone.fpn_output{int(m[1]) + 2}'),
+    (r'^rpn_head\.rpn_conv', 'proposal_generator.rpn_head.conv'),
+    (r'^rpn_head\.rpn_cls', 'proposal_generator.rpn_head.objectness_logits'),
+    (r'^rpn_head\.rpn_reg', 'proposal_generator.rpn_head.anchor_deltas'),
+    (r'^roi_head\.bbox_head\.shared_fcs\.(\d+)', lambda m: f'roi_heads.box_head.fc{int(m[1]) + 1}'),
+    (r'^roi_head\.bbox_head\.fc_cls', 'roi_heads.box_predictor.cls_score'),
+    (r'^roi_head\.bbox_head\.fc_reg', 'roi_heads.box_predictor.bbox_pred'),
+    (r'^roi_head\.mask_head\.convs\.(\d+)\.conv', lambda m: f'roi_heads.mask_head.mask_fcn{int(m[1]) + 1}'),
+    (r'^roi_head\.mask_head\.upsample', 'roi_heads.mask_head.deconv'),
+    (r'^roi_head\.mask_head\.conv_logits', 'roi_heads.mask_head.predictor'),
+    (r'^roi_head\.keypoint_head\.convs\.(\d+)\.conv',
+     lambda m: f'roi_heads.keypoint_head.conv_fcn{int(m[1]) + 1}'),
+    (r'^roi_head\.keypoint_head\.upsample', 'roi_heads.keypoint_head.score_lowres'),
+)
+# Constants that older files hold beside the weights; here they are settings of the config.
+_CONSTANTS = re.compile(r'pixel_mean$|pixel_std$|.*anchor_generator\.cell_anchors\.')
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Whether the entries are named as detectron2 names them."""
+    return any(name.startswith(('backbone.bottom_up.', 'backbone.stem.', 'backbone.res2.', 'proposal_generator.'))
+               for name in names)
+
+
+def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A detectron2 state dict under boxdet's names.
+
+    Raises:
+        CheckpointError: entries too many or too few, by name.
+    """
+    state = {name: value for name, value in state.items() if not _CONSTANTS.match(name)}
+    pyramid = any(name.startswith(('backbone.bottom_up.', 'backbone.fpn_')) for name in state)
+    stage_in_head = any(name.startswith('roi_heads.res5.') for name in state)
+    masks = any(name.startswith('roi_heads.mask_head.') for name in state)
+    architecture = Architecture(
+        blocks=count_blocks(state, r'(?:backbone|backbone\.bottom_up|roi_heads)\.res(\d+)\.(\d+)\.'),
+        bottleneck=any(re.match(r'backbone\.(?:bottom_up\.)?res2\.\d+\.conv3', name) for name in state),
+        stage_in_head=stage_in_head, pyramid=pyramid,
+        box_fcs=count(state, r'roi_heads\.box_head\.fc(\d+)\.') or (0 if stage_in_head else 2),
+        mask_convs=(count(state, r'roi_heads\.mask_head\.mask_fcn(\d+)\.') or 0) if masks else None,
+        keypoint_convs=count(state, r'roi_heads\.keypoint_head\.conv_fcn(\d+)\.'))
+    return take_names(state, architecture.entries(), lambda name: _theirs(name, pyramid), "detectron2's R-CNN")
+
+
+def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The way back: detectron2's names. Counters of batch norms, which frozen ones have not, are left out."""
+    pyramid = any(name.startswith('neck.') for name in state)
+    return {_theirs(name, pyramid): value for name, value in state.items()
+            if not name.endswith('num_batches_tracked')}
+
+
+def _theirs(name: str, pyramid: bool) -> str:
+    return rename(name, _RULES).replace('BODY', 'backbone.bottom_up' if pyramid else 'backbone')

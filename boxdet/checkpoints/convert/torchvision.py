@@ -1,0 +1,82 @@
+"""torchvision's ``fasterrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn`` and ``keypointrcnn_resnet50_fpn``.
+
+Their class 0 is the background, boxdet's background is the last one: the rows of the class scores move up by one, and
+those of boxes and masks that the background has (never used) are dropped.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from boxdet.checkpoints.convert.architecture import Architecture, count, count_blocks, rename, take_names
+
+NAME = 'torchvision'
+
+# boxdet's names to torchvision's.
+_RULES = (
+    (r'^backbone\.', 'backbone.body.'),
+    (r'^neck\.lateral_convs\.(\d+)\.conv', r'backbone.fpn.inner_blocks.\1.0'),
+    (r'^neck\.fpn_convs\.(\d+)\.conv', r'backbone.fpn.layer_blocks.\1.0'),
+    (r'^rpn_head\.rpn_conv', 'rpn.head.conv.0.0'),
+    (r'^rpn_head\.rpn_cls', 'rpn.head.cls_logits'),
+    (r'^rpn_head\.rpn_reg', 'rpn.head.bbox_pred'),
+    (r'^roi_head\.bbox_head\.shared_fcs\.(\d+)', lambda m: f'roi_heads.box_head.fc{int(m[1]) + 6}'),
+    (r'^roi_head\.bbox_head\.fc_cls', 'roi_heads.box_predictor.cls_score'),
+    (r'^roi_head\.bbox_head\.fc_reg', 'roi_heads.box_predictor.bbox_pred'),
+    (r'^roi_head\.mask_head\.convs\.(\d+)\.conv', r'roi_heads.mask_head.\1.0'),
+    (r'^roi_head\.mask_head\.upsample', 'roi_heads.mask_predictor.conv5_mask'),
+    (r'^roi_head\.mask_head\.conv_logits', 'roi_heads.mask_predictor.mask_fcn_logits'),
+    # A ReLU stands between two convolutions and has a number, too.
+    (r'^roi_head\.keypoint_head\.convs\.(\d+)\.conv', lambda m: f'roi_heads.keypoint_head.{2 * int(m[1])}'),
+    (r'^roi_head\.keypoint_head\.upsample', 'roi_heads.keypoint_predictor.kps_score_lowres'),
+)
+# Names up to torchvision 0.12, in which the published files are written, to today's.
+_OLD_NAMES = (
+    (r'^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$', r'\1.0.\2'),
+    (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),
+    (r'^roi_heads\.mask_head\.mask_fcn(\d+)\.', lambda m: f'roi_heads.mask_head.{int(m[1]) - 1}.0.'),
+)
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Whether the entries are named as torchvision names them."""
+    return any(name.startswith(('backbone.body.', 'rpn.head.')) for name in names)
+
+
+def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A torchvision state dict under boxdet's names and with boxdet's order of classes.
+
+    Raises:
+        CheckpointError: entries too many or too few, by name.
+    """
+    state = {rename(name, _OLD_NAMES): value for name, value in state.items()}
+    blocks = count_blocks(state, r'backbone\.body\.layer(\d+)\.(\d+)\.')
+    architecture = Architecture(
+        blocks=blocks, bottleneck=any(re.match(r'backbone\.body\.layer1\.\d+\.conv3', name) for name in state),
+        stage_in_head=False, pyramid=True, box_fcs=2,
+        mask_convs=count(state, r'roi_heads\.mask_head\.(\d+)\.'),
+        keypoint_convs=count(state, r'roi_heads\.keypoint_head\.(\d+)\.'))
+    found = take_names(state, architecture.entries(), lambda name: rename(name, _RULES), "torchvision's R-CNN")
+    return {name: _classes_to_boxdet(name, value) for name, value in found.items()}
+
+
+def _classes_to_boxdet(name: str, value: torch.Tensor) -> torch.Tensor:
+    if '.fc_cls.' in name:
+        return torch.cat([value[1:], value[:1]])
+    if '.fc_reg.' in name:
+        return value[4:].clone()
+    return value[1:].clone() if '.conv_logits.' in name else value
+
+
+def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The way back: torchvision's names and classes. The boxes and masks of the background are zeros."""
+    return {rename(name, _RULES): _classes_from_boxdet(name, value) for name, value in state.items()}
+
+
+def _classes_from_boxdet(name: str, value: torch.Tensor) -> torch.Tensor:
+    if '.fc_cls.' in name:
+        return torch.cat([value[-1:], value[:-1]])
+    rows = 4 if '.fc_reg.' in name else 1 if '.conv_logits.' in name else 0
+    return torch.cat([value.new_zeros(rows, *value.shape[1:]), value]) if rows else value

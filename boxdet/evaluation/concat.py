@@ -1,0 +1,102 @@
+"""A ConcatDataset for evaluation: its parts with their results, or all of them as one data set.
+
+Images and categories have other ids in each file, so that one data set of several COCO files is numbered anew.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from boxdet.errors import ConfigError
+
+_AS_ONE = ('coco', 'voc', 'custom')  # protocols whose ground truth can be put together
+
+
+def split(dataset: Any, results: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Each part with the results of its images."""
+    start = 0
+    for part in dataset.datasets:
+        yield part, [results[i] for i in range(start, start + len(part))]
+        start += len(part)
+
+
+def numbered(options: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The options of part ``index``: what it writes gets a name of its own, PREFIX_0, PREFIX_1, …"""
+    return {key: f'{value}_{index}' if key.endswith('_prefix') and value is not None else value
+            for key, value in options.items()}
+
+
+class Joined:
+    """All parts as one data set of their protocol; what is not asked of the whole is asked of the first part.
+
+    Args:
+        dataset: a ConcatDataset.
+
+    Raises:
+        ConfigError: parts of several protocols, of one that cannot be put together, or with an evaluation of their own.
+    """
+
+    def __init__(self, dataset: Any):
+        self._dataset, parts = dataset, dataset.datasets
+        protocols = {getattr(part, 'PROTOCOL', 'none') for part in parts if not hasattr(part, 'evaluate')}
+        if len(protocols) != 1 or any(hasattr(part, 'evaluate') for part in parts) or not protocols < {*_AS_ONE}:
+            kinds = ', '.join(dict.fromkeys(type(part).__name__ for part in parts))
+            raise ConfigError(f'separate_eval=False: {kinds} cannot be evaluated as one; use separate_eval=True')
+        rules = {getattr(part, 'ap_rule', 'area') for part in parts}
+        if len(rules) > 1:
+            raise ConfigError('separate_eval=False: VOC 2007 and 2012 compute mAP by other rules; give year=2007 or '
+                              'year=2012 for both, or separate_eval=True')
+        self.PROTOCOL = protocols.pop()
+        self.CLASSES = dataset.CLASSES
+        self.ann_file = ' + '.join(str(getattr(part, 'ann_file', '?')) for part in parts)
+        if self.PROTOCOL == 'coco':
+            self.img_ids = list(range(1, len(dataset) + 1))
+            self.cat_ids = list(range(1, len(self.CLASSES) + 1))
+            self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+            self._coco = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_'):
+            raise AttributeError(name)
+        return getattr(self._dataset.datasets[0], name)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def img_info(self, index: int) -> dict:
+        """'filename', 'width', 'height', ... of an image."""
+        return self._dataset.img_info(index)
+
+    def get_ann_info(self, index: int) -> dict:
+        """Annotations of an image."""
+        return self._dataset.get_ann_info(index)
+
+    @property
+    def has_annotations(self) -> bool:
+        """Whether every part has something to evaluate against."""
+        return all(part.has_annotations for part in self._dataset.datasets)
+
+    @property
+    def coco(self) -> Any:
+        """Images and annotations of all parts as pycocotools' COCO, with running numbers."""
+        if self._coco is None:
+            from pycocotools.coco import COCO
+            self._coco = COCO()
+            self._coco.dataset = self._merged()
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco.createIndex()
+        return self._coco
+
+    def _merged(self) -> dict[str, list[dict]]:
+        images, annotations = [], []
+        for part in self._dataset.datasets:
+            for image_id in part.img_ids:
+                number = self.img_ids[len(images)]
+                images.append({**part.coco.imgs[image_id], 'id': number})
+                annotations += [{**a, 'image_id': number, 'category_id': self.cat_ids[part.cat2label[a['category_id']]]}
+                                for a in part.coco.imgToAnns.get(image_id, ()) if a['category_id'] in part.cat2label]
+        annotations = [{**a, 'id': i} for i, a in enumerate(annotations, 1)]
+        categories = [dict(id=category, name=name) for category, name in zip(self.cat_ids, self.CLASSES)]
+        return dict(images=images, annotations=annotations, categories=categories)

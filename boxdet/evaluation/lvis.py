@@ -1,0 +1,223 @@
+"""LVIS's federated metrics (Gupta et al. 2019, section 4) of boxes and masks: protocol 'lvis'.
+
+| metric                      | keys                                                                                |
+|-----------------------------|-------------------------------------------------------------------------------------|
+| 'bbox', 'segm'              | ``bbox_AP``, ``bbox_AP50|75|s|m|l``, of rare, common and frequent classes           |
+|                             | ``bbox_APr|c|f``, ``bbox_mAP_copypaste``; ``segm_...``                              |
+| 'proposal', 'proposal_fast' | COCO's, see boxdet/evaluation/coco_metrics.py: no class is asked for                |
+| ``classwise``               | besides, ``bbox_NAME_precision`` for each class                                     |
+
+The matching is COCO's; the numbers are those of the package lvis. What differs from COCO:
+
+* the 300 best detections of an image count, of all classes together;
+* a detection of a class that the image neither shows nor lists under ``neg_category_ids`` is left out;
+* one that finds nothing is no error where its class is among the image's ``not_exhaustive_category_ids``;
+* there are no crowds, and objects or detections without area are left out.
+
+A value is -1 where there is no ground truth to measure it on.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from boxdet.errors import DataError
+from boxdet.evaluation import coco_metrics
+from boxdet.evaluation.coco import IGNORED, WRONG, Matches, Scores, Truths, accumulate, match, truth_columns
+from boxdet.evaluation.stored_results import without_masks
+from boxdet.structures.instances import Instances
+
+METRICS = coco_metrics.METRICS
+MAX_DETS = 300
+# The letters of the classes' ``frequency``: seen on 1 to 10, 11 to 100 and more images of the training set.
+FREQUENCIES = dict(r='rare', c='common', f='frequent')
+_ITEMS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'APr', 'APc', 'APf')
+_SIZES = dict(s='small', m='medium', l='large')
+
+
+def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], say: Callable[..., None],
+             jsonfile_prefix: str | None = None, classwise: bool = False,
+             proposal_nums: Sequence[int] = (100, 300, 1000), iou_thrs: float | Sequence[float] | None = None,
+             max_dets: int | None = None) -> dict[str, Any]:
+    """LVIS's numbers of ``results``, one Instances an image.
+
+    Args:
+        dataset: an LVISDataset. metric: of ``METRICS``. say: takes the tables.
+        jsonfile_prefix: also write the predictions there, see ``format_results``.
+        classwise: also a table and keys for each class.
+        proposal_nums, iou_thrs: as in boxdet/evaluation/coco_metrics.py.
+        max_dets: detections of an image that count in 'bbox' and 'segm', default 300.
+
+    Returns:
+        dict of floats by the keys above; the ``..._copypaste`` value is a text.
+
+    Raises:
+        DataError: annotations without what LVIS's rules need, or results without the masks that 'segm' needs.
+    """
+    require_annotations(dataset)
+    limit = MAX_DETS if max_dets is None else int(max_dets)
+    others = [name for name in metric if name.startswith('proposal')]
+    values: dict[str, Any] = {}
+    if others or jsonfile_prefix is not None:
+        values.update(coco_metrics.evaluate(dataset, results, others, say, jsonfile_prefix,
+                                            proposal_nums=proposal_nums, iou_thrs=iou_thrs))
+    for name in metric:
+        if name in others:
+            continue
+        if name == 'segm' and not any('masks' in result for result in results):
+            raise DataError("the results hold no masks: metric 'segm' needs a model with a mask head")
+        scores = lvis_scores(dataset, results, name, limit, iou_thrs)
+        found = {item: item_value(dataset, scores, item) for item in _ITEMS}
+        values.update({f'{name}_{item}': value for item, value in found.items()})
+        values[f'{name}_mAP_copypaste'] = ' '.join(f'{item}:{value:.4f}' for item, value in found.items())
+        _note_cut(results, name, limit, say)
+        say(_summary(name, found, scores, limit))
+        if classwise:
+            values.update(_per_class(dataset, scores, name, say))
+    return values
+
+
+def metric_names(metric: Sequence[str], proposal_nums: Sequence[int] = (100, 300, 1000)) -> list[str]:
+    """The keys that ``evaluate`` gives with these options, but those of single classes and texts."""
+    others = [name for name in metric if name.startswith('proposal')]
+    return coco_metrics.metric_names(others, proposal_nums=proposal_nums) + [
+        f'{name}_{item}' for name in metric if name not in others for item in _ITEMS]
+
+
+def require_annotations(dataset: Any) -> None:
+    """Raise DataError when ``dataset`` holds nothing to evaluate against, or lacks what the federated rules need."""
+    coco_metrics.require_annotations(dataset)
+    for image_id in dataset.img_ids:
+        for key in ('neg_category_ids', 'not_exhaustive_category_ids'):
+            if not isinstance(dataset.coco.imgs[image_id].get(key), list):
+                raise DataError(f"{dataset.ann_file}: image {image_id} has no list '{key}': LVIS's evaluation needs it "
+                                '(CocoDataset evaluates a file of fully annotated images)')
+    for category_id in dataset.cat_ids:
+        category = dataset.coco.cats.get(category_id)
+        if category is not None and category.get('frequency') not in FREQUENCIES:
+            raise DataError(f"{dataset.ann_file}: category {category_id} ({category['name']}) needs a 'frequency' "
+                            f"({', '.join(FREQUENCIES)}), not {category.get('frequency')!r}")
+
+
+format_results = coco_metrics.format_results
+
+
+# ---------------------------------------------------------------------------------------------- the rules of LVIS
+
+
+def lvis_scores(dataset: Any, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
+                iou_thrs: float | Sequence[float] | None = None) -> Scores:
+    """Precision and recall by LVIS's rules.
+
+    Args:
+        iou_type: 'bbox' or 'segm'. limit: detections of an image that count.
+    """
+    images = [dataset.coco.imgs[image_id] for image_id in dataset.img_ids]
+    truths = _truths(dataset, iou_type)
+    present = _table(len(images), len(dataset.cat_ids), truths.image, truths.label)
+    searched = present | _listed(dataset, images, 'neg_category_ids')
+    wanted = _wanted(without_masks(results) if iou_type == 'bbox' else results, searched, limit)
+    matches = match(truths, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit)
+    matches = _forgiven(matches, _listed(dataset, images, 'not_exhaustive_category_ids'))
+    return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit])
+
+
+def _truths(dataset: Any, iou_type: str) -> Truths:
+    """The objects that have an area, none of them a crowd."""
+    truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
+    with_area, nowhere = np.flatnonzero(truths.area > 0), np.zeros(len(truths.area), dtype=bool)
+    ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in truths.ids.tolist()], dtype=bool)
+    truths = replace(truths, crowd=nowhere, shared=nowhere, ignored=ignored)
+    columns = {field.name: getattr(truths, field.name) for field in fields(truths)}
+    return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)
+                     else [column[i] for i in with_area] for name, column in columns.items()})
+
+
+def _listed(dataset: Any, images: Sequence[dict], key: str) -> np.ndarray:
+    """(images, K) bool: the classes that the entries of the images list under ``key``."""
+    labels = {category: label for label, category in enumerate(dataset.cat_ids)}
+    pairs = [(place, labels[category]) for place, image in enumerate(images) for category in image[key]
+             if category in labels]
+    place, label = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return _table(len(images), len(labels), place, label)
+
+
+def _table(images: int, classes: int, place: np.ndarray, label: np.ndarray) -> np.ndarray:
+    table = np.zeros((images, classes), dtype=bool)
+    table[place, label] = True
+    return table
+
+
+def _wanted(results: Sequence[Instances], searched: np.ndarray, limit: int) -> Iterator[Instances]:
+    """Of each image's ``limit`` best detections those of classes that it was ``searched`` for (images, K)."""
+    for result, classes in zip(results, searched):
+        arrays = result.numpy()
+        best = np.argsort(-arrays['scores'], kind='stable')[:limit]
+        yield result[best[classes[arrays['labels'][best]]]]
+
+
+def _forgiven(matches: Matches, not_exhaustive: np.ndarray) -> Matches:
+    """What found nothing is ignored in classes of which not every object is marked; so is what has no area."""
+    forgiven = not_exhaustive[matches.image, matches.label]
+    status = np.where((matches.status == WRONG) & forgiven | ~(matches.area > 0), np.int8(IGNORED), matches.status)
+    return replace(matches, status=status)
+
+
+def item_value(dataset: Any, scores: Scores, item: str) -> float:
+    """The value of 'AP', 'AP50', 'APs', 'APr', ...; -1 without ground truth."""
+    detail = item[2:]
+    limit, = scores.limits
+    if detail in FREQUENCIES:
+        rows = [k for k, category in enumerate(scores.category_ids)
+                if category in dataset.coco.cats and dataset.coco.cats[category]['frequency'] == detail]
+        values = scores.precision[:, :, rows, 0, 0]
+        values = values[values > -1]
+        return float(np.mean(values)) if len(values) else -1.0
+    if detail.isdigit():
+        return scores.ap(iou=int(detail) / 100, limit=limit)
+    return scores.ap(size=_SIZES.get(detail, 'all'), limit=limit)
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def _note_cut(results: Sequence[Instances], metric: str, limit: int, say: Callable[..., None]) -> None:
+    cut = sum(len(result) > limit for result in results)
+    if cut:
+        say(f'{cut} images have more than {limit} detections; {metric} counts the {limit} best of them',
+            logging.WARNING)
+
+
+def _summary(metric: str, found: dict[str, float], scores: Scores, limit: int) -> str:
+    """One line an item, in the manner of pycocotools."""
+    span = f'{scores.iou_thrs[0]:0.2f}:{scores.iou_thrs[-1]:0.2f}'
+    line = ' Average {:<9} ({}) @[ IoU={:<9} | area={:>6} | maxDets={:>4} | classes={:>8} ] = {:0.3f}'
+    rows = []
+    for item, value in found.items():
+        detail = item[2:]
+        iou = f'{int(detail) / 100:0.2f}' if detail.isdigit() else span
+        rows.append(line.format('Precision', 'AP', iou, _SIZES.get(detail, 'all'), limit,
+                                FREQUENCIES.get(detail, 'all'), value))
+    for size in ('all', *_SIZES.values()):
+        rows.append(line.format('Recall', 'AR', span, size, limit, 'all', scores.ar(size=size, limit=limit)))
+    return '\n'.join([f'{metric}:', *rows])
+
+
+def _per_class(dataset: Any, scores: Scores, metric: str, say: Callable[..., None]) -> dict[str, float]:
+    """Log the table of classes that have objects; return the AP of all by ``METRIC_NAME_precision``."""
+    from terminaltables import AsciiTable
+
+    limit, = scores.limits
+    values = {name: scores.ap(limit=limit, category=category)
+              for name, category in zip(dataset.CLASSES, dataset.cat_ids)}
+    frequency = {name: FREQUENCIES[dataset.coco.cats[category]['frequency']]
+                 for name, category in zip(dataset.CLASSES, dataset.cat_ids) if category in dataset.coco.cats}
+    table = AsciiTable([['class', 'frequency', 'AP'], *([name, frequency[name], f'{value:.3f}']
+                                                        for name, value in values.items() if value >= 0)])
+    table.justify_columns[2] = 'right'
+    say(f'{metric} by class:\n{table.table}')
+    return {f'{metric}_{name}_precision': value for name, value in values.items()}

@@ -1,0 +1,42 @@
+"""Object keypoint similarity, what IoU is to boxes (COCO's keypoint evaluation, 2016).
+
+Letters: D detections and G ground-truth objects of an image, J joints.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_areas: np.ndarray,
+        sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Similarities (D, G) float64 in [0, 1], equal to pycocotools' to the last bit.
+
+    An object's value is the mean over its labelled joints of exp(-d^2 / (2 * area * (2 * sigma)^2)), d being how far
+    the joint was missed. For an object without a labelled joint d is how far a joint lies outside of its box
+    doubled about its centre, and all joints count.
+
+    Args:
+        found: (D, J, 2 or 3) x, y. truths: (G, J, 3) x, y, visibility.
+        truth_boxes: (G, 4) x, y, width, height. truth_areas: (G,).
+        sigmas: (J,).
+    """
+    spread = (np.asarray(sigmas, dtype=np.float64) * 2) ** 2                             # (J,)
+    values = np.zeros((len(found), len(truths)))
+    place = np.asarray(found, dtype=np.float64)[..., :2]                                 # (D, J, 2)
+    # By object: a sum over another number of joints, or in another order, differs in its last bit.
+    for column, (joints, box, area) in enumerate(zip(truths, truth_boxes, truth_areas)):
+        labelled = joints[:, 2] > 0
+        if labelled.any():
+            offset = place - joints[:, :2]
+        else:
+            corner, size = box[:2], box[2:]
+            low, high = corner - size, corner + size * 2
+            offset = np.maximum(0, low - place) + np.maximum(0, place - high)
+            labelled = ~labelled
+        squares = offset ** 2
+        error = (squares[..., 0] + squares[..., 1]) / spread / (area + np.spacing(1)) / 2  # (D, J)
+        terms = np.exp(-np.ascontiguousarray(error[:, labelled]))
+        values[:, column] = terms.sum(axis=1) / np.count_nonzero(labelled)
+    return values

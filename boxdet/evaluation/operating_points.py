@@ -1,0 +1,296 @@
+"""What a detector does at one threshold of the score: precision, recall, F1, confusion; and what was matched with what.
+
+All of it is counted from the matches that average precision counts (``coco.match``), with no limit on the number of
+detections. Works for every data set that gives ``coco``, or ``get_ann_info`` as all of boxdet do.
+
+Letters: D detections, G objects of the ground truth, K classes, S distinct scores.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boxdet.errors import DataError
+from boxdet.evaluation.coco import FOUND, IGNORED, IOU_THRS, WRONG, Truths, curve, match, truth_columns
+from boxdet.structures.instances import Instances
+
+_NO_LIMIT = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Columns of all detections, by image, class and falling score.
+
+    Args:
+        image: (D,) place in the data set. row: (D,) place in ``results[image]``.
+        label: (D,) class. score: (D,) float64.
+        truth: (D,) place in ``Records.truths`` of the object it is matched with, -1 for none.
+        iou: (D,) largest overlap with an object of its class, float64; 0 where it touches none.
+        ignored: (D,) bool: matched with an ignored object, so neither right nor wrong.
+    """
+    image: np.ndarray
+    row: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    truth: np.ndarray
+    iou: np.ndarray
+    ignored: np.ndarray
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Columns of the ground truth, by image and class.
+
+    Args:
+        image: (G,) place in the data set. label: (G,) class. id: (G,) annotation id, or place among the image's.
+        box: (G, 4) float64 xyxy. area: (G,) float64 pixels. ignored: (G,) bool, crowds and difficult ones.
+        detection: (G,) place in ``Records.detections`` of the best that found it, -1 for none.
+    """
+    image: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+    box: np.ndarray
+    area: np.ndarray
+    ignored: np.ndarray
+    detection: np.ndarray
+
+
+@dataclass(frozen=True)
+class Records:
+    """Every detection and object of a data set, matched from overlap ``iou_thr`` on; ``metric`` 'bbox' or 'segm'."""
+    detections: Detections
+    truths: Objects
+    num_classes: int
+    iou_thr: float
+    metric: str
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A class, or all of them together, at the score ``threshold`` where F1 is largest.
+
+    Args:
+        threshold: detections that score so much or more count; 1 where no threshold finds anything.
+        precision, recall, f1: at ``threshold``; 0 where nothing is found. objects: that could be found.
+        ap: average precision at the overlap of the records, -1 without objects; of all classes together their mean.
+        interpolated: (101,) precision at recall 0, 0.01, ... 1, None without objects; of all classes together their
+            mean.
+        scores, precisions, recalls: (S,) the whole curve, from the highest score down.
+    """
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    objects: int
+    ap: float
+    interpolated: np.ndarray | None
+    scores: np.ndarray
+    precisions: np.ndarray
+    recalls: np.ndarray
+
+    def at(self, threshold: float) -> tuple[float, float, float]:
+        """Precision, recall and F1 of the detections that score ``threshold`` or more."""
+        count = int((self.scores >= threshold).sum())
+        if not count:
+            return 0., 0., 0.
+        precision, recall = float(self.precisions[count - 1]), float(self.recalls[count - 1])
+        return precision, recall, _f1(precision, recall)
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """``overall``: every detection of every class counts alike; ``classes``: K of them."""
+    overall: OperatingPoint
+    classes: list[OperatingPoint]
+
+
+def match_records(dataset: Any, results: Sequence[Instances], iou_thr: float = 0.5, metric: str = 'bbox') -> Records:
+    """Match detections and objects from overlap ``iou_thr`` on, best score first; see ``match_at``."""
+    return match_at(dataset, results, [iou_thr], metric)[0]
+
+
+def match_at(dataset: Any, results: Sequence[Instances], iou_thrs: Sequence[float],
+             metric: str = 'bbox') -> list[Records]:
+    """One ``Records`` for each overlap of ``iou_thrs``, in one pass over ``results``.
+
+    Args:
+        dataset: with ``coco``, ``img_ids`` and ``cat_ids``, or with ``get_ann_info(index)``: ``bboxes``, ``labels``,
+            and regions ``bboxes_ignore`` (of the classes ``labels_ignore``, else of any) where nothing counts.
+        metric: 'bbox' or 'segm'.
+
+    Raises:
+        DataError: masks are asked of a data set or of results that have none.
+    """
+    classes = len(dataset.CLASSES)
+    truths, images, category_ids = _ground_truth(dataset, metric)
+    matches = match(truths, results, images, category_ids, metric, iou_thrs, _NO_LIMIT, sizes=('all',), with_pairs=True)
+    boxes = truths.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    records = []
+    for iou_thr, status, truth in zip(matches.iou_thrs, matches.status[0], matches.truth):
+        finder = np.full(len(truths.ids), -1)
+        hit = np.flatnonzero(truth >= 0)[::-1]  # the best comes last, and stays
+        finder[truth[hit]] = hit
+        records.append(Records(
+            Detections(matches.image, matches.row, matches.label, matches.score, truth, matches.overlap,
+                       status == IGNORED),
+            Objects(truths.image, truths.label, truths.ids, boxes, truths.area, truths.ignored, finder),
+            classes, float(iou_thr), metric))
+    return records
+
+
+def operating_points(records: Records) -> OperatingPoints:
+    """The best threshold of every class and of all together, by F1, and the curves."""
+    found, truths = records.detections, records.truths
+    status = _status(found)
+    objects = np.bincount(truths.label[~truths.ignored], minlength=records.num_classes)
+    order = np.lexsort((-found.score, found.label))
+    bounds = np.searchsorted(found.label[order], np.arange(records.num_classes + 1))
+    classes = [_point(found.score[rows], status[rows], int(count)) for count, rows in
+               zip(objects, (order[a:b] for a, b in zip(bounds, bounds[1:])))]
+    rows = np.argsort(-found.score, kind='stable')
+    there = [point for point in classes if point.objects]
+    overall = _point(found.score[rows], status[rows], int(objects.sum()),
+                     np.mean([point.interpolated for point in there], axis=0) if there else None)
+    return OperatingPoints(overall, classes)
+
+
+def confusion_matrix(dataset: Any, results: Sequence[Instances], score_thr: float = 0.3, iou_thr: float = 0.5,
+                     metric: str = 'bbox', records: Records | None = None) -> np.ndarray:
+    """Objects (rows) against what they were taken for (columns), background last.
+
+    First come the matches of average precision, within a class, at ``score_thr``. What they leave over is matched
+    whatever the class, best score first. What is left then are objects that nothing found (last column) and detections
+    where nothing is (last row). So the rows add up to the objects and the columns to the detections that score
+    ``score_thr``, without ignored ones.
+
+    Args:
+        records: of ``match_records`` with the same ``iou_thr``, where they are at hand.
+
+    Returns:
+        (K + 1, K + 1) int64.
+    """
+    records = records or match_records(dataset, results, iou_thr, metric)
+    found, truths, background = records.detections, records.truths, records.num_classes
+    matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
+    counting = (found.score >= score_thr) & ~found.ignored
+    right = counting & (found.truth >= 0)
+    np.add.at(matrix, (found.label[right], found.label[right]), 1)
+    free = ~truths.ignored
+    free[found.truth[right]] = False
+    left = np.flatnonzero(counting & ~right)
+    taken = _match_whatever_class(dataset, results, records, left, free)
+    wrong = taken >= 0
+    np.add.at(matrix, (truths.label[taken[wrong]], found.label[left[wrong]]), 1)
+    np.add.at(matrix, (background, found.label[left[~wrong]]), 1)
+    free[taken[wrong]] = False
+    np.add.at(matrix, (truths.label[free], background), 1)
+    return matrix
+
+
+def image_scores(dataset: Any, results: Sequence[Instances], metric: str = 'bbox') -> np.ndarray:
+    """Average precision of each image alone: the mean over IoU 0.50 to 0.95 and the classes of its objects.
+
+    Returns:
+        float64, one an image; -1 without objects.
+    """
+    records = match_at(dataset, results, IOU_THRS, metric)
+    found, truths, classes = records[0].detections, records[0].truths, records[0].num_classes
+    objects = np.zeros((len(dataset), classes), dtype=np.int64)
+    np.add.at(objects, (truths.image[~truths.ignored], truths.label[~truths.ignored]), 1)
+    status = np.stack([_status(one.detections) for one in records])  # (T, D), best first in each image and class
+    group, wanted = found.image * classes + found.label, np.flatnonzero(objects.ravel())
+    order = np.argsort(group, kind='stable')
+    first, last = (np.searchsorted(group[order], wanted, side) for side in ('left', 'right'))
+    sums, images = np.zeros(len(dataset)), wanted // classes
+    for image, count, a, b in zip(images, objects.ravel()[wanted], first, last):
+        sums[image] += curve(status[:, order[a:b]], count)[0].mean()
+    shown = np.bincount(images, minlength=len(dataset))
+    return np.where(shown > 0, sums / np.maximum(shown, 1), -1)
+
+
+def _status(found: Detections) -> np.ndarray:
+    return np.where(found.ignored, IGNORED, np.where(found.truth >= 0, FOUND, WRONG))
+
+
+def _match_whatever_class(dataset: Any, results: Sequence[Instances], records: Records, left: np.ndarray,
+                          free: np.ndarray) -> np.ndarray:
+    """For each of the detections ``left`` the place of the object among the ``free`` (G,) ones that it finds, or -1."""
+    found = records.detections
+    truths, images, category_ids = _ground_truth(dataset, records.metric, free)
+    places = np.flatnonzero(free)
+    bounds = np.searchsorted(found.image[left], np.arange(len(images) + 1))
+    rest = (results[k][found.row[left[a:b]]] for k, (a, b) in enumerate(zip(bounds, bounds[1:])))
+    matches = match(truths, rest, images, category_ids, records.metric, [records.iou_thr], _NO_LIMIT,
+                    class_agnostic=True, sizes=('all',), with_pairs=True)
+    taken = np.full(len(left), -1)
+    hit = matches.truth[0] >= 0
+    taken[bounds[matches.image[hit]] + matches.row[hit]] = places[matches.truth[0][hit]]
+    return taken
+
+
+def _ground_truth(dataset: Any, metric: str,
+                  chosen: np.ndarray | None = None) -> tuple[Truths, list[dict], Sequence[int]]:
+    """The objects (those of ``chosen`` (G,) bool), the image entries and the category ids of the labels."""
+    if hasattr(dataset, 'coco'):
+        truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, metric)
+        images, category_ids = [dataset.coco.imgs[i] for i in dataset.img_ids], dataset.cat_ids
+    elif metric == 'segm':
+        raise DataError(f'masks of a {type(dataset).__name__} are not matched: its annotations are not in COCO format')
+    else:
+        truths = _truths_of_boxes(dataset)
+        images, category_ids = [dict(id=index) for index in range(len(dataset))], range(len(dataset.CLASSES))
+    if chosen is not None:
+        truths = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [
+            value[i] for i in np.flatnonzero(chosen)] for name, value in vars(truths).items()})
+    return truths, images, category_ids
+
+
+def _truths_of_boxes(dataset: Any) -> Truths:
+    """The boxes that ``get_ann_info`` gives, with the regions where nothing counts."""
+    rows: dict[str, list[np.ndarray]] = dict(image=[], label=[], ids=[], boxes=[], ignored=[], crowd=[])
+    everything = np.arange(len(dataset.CLASSES))
+    for index in range(len(dataset)):
+        info = dataset.get_ann_info(index)
+        regions = np.asarray(info.get('bboxes_ignore', ()), dtype=np.float64).reshape(-1, 4)
+        named = info.get('labels_ignore')
+        if named is None:  # a region of any class stands once for each
+            place, labels = np.repeat(np.arange(len(regions)), len(everything)), np.tile(everything, len(regions))
+        else:
+            place, labels = np.arange(len(regions)), np.asarray(named, dtype=np.int64)
+        objects = np.asarray(info['labels'], dtype=np.int64)
+        label, ignored = np.concatenate([objects, labels]), np.arange(len(objects) + len(labels)) >= len(objects)
+        order = np.argsort(label, kind='stable')
+        boxes = np.concatenate([np.asarray(info['bboxes'], dtype=np.float64).reshape(-1, 4), regions[place]])
+        for name, value in dict(image=np.full(len(label), index), label=label, boxes=boxes, ignored=ignored,
+                                ids=np.concatenate([np.arange(len(objects)), len(objects) + place]),
+                                crowd=ignored & (named is None)).items():
+            rows[name].append(value[order])
+    columns = {name: np.concatenate(parts) for name, parts in rows.items()}
+    columns['boxes'][:, 2:] -= columns['boxes'][:, :2]
+    return Truths(**columns, shared=columns['ignored'], area=columns['boxes'][:, 2:].prod(axis=1))
+
+
+def _point(scores: np.ndarray, status: np.ndarray, objects: int,
+           interpolated: np.ndarray | None = None) -> OperatingPoint:
+    """The best threshold of detections with falling ``scores`` (n,)."""
+    if interpolated is None and objects:
+        interpolated = curve(status[None], objects)[0][0]
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else np.zeros(0, np.int64)
+    found, wrong = np.cumsum(status == FOUND)[ends], np.cumsum(status == WRONG)[ends]
+    precisions, recalls = found / np.maximum(found + wrong, 1), found / max(objects, 1)
+    f1 = 2 * found / np.maximum(found + wrong + objects, 1)  # the same as 2 P R / (P + R)
+    best = int(f1.argmax()) if len(f1) and f1.max() > 0 else None
+    return OperatingPoint(
+        threshold=1. if best is None else float(scores[ends[best]]),
+        precision=0. if best is None else float(precisions[best]), recall=0. if best is None else float(recalls[best]),
+        f1=0. if best is None else float(f1[best]), objects=objects,
+        ap=-1. if interpolated is None else float(interpolated.mean()), interpolated=interpolated,
+        scores=scores[ends], precisions=precisions, recalls=recalls)
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.

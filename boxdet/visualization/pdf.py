@@ -1,0 +1,90 @@
+"""A picture with its detections as a PDF: the picture embedded, boxes, outlines and labels as lines and text.
+
+Matplotlib is imported when a page is made, and used without a display.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from boxdet.errors import DataError
+from boxdet.structures.instances import Instances
+from boxdet.visualization.mask_windows import mask_windows
+from boxdet.visualization.palette import PaletteSpec, class_colors, readable_on
+
+_INCHES = 8.  # of the page's longer side
+_MASK_OPACITY = 0.4
+_FONT_POINTS = 6
+
+
+def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
+              class_names: Sequence[str] | None = None, score_thr: float = 0.3, palette: PaletteSpec = None) -> None:
+    """Write a page of the picture's shape.
+
+    Args:
+        image: (H, W, 3) uint8 in BGR order.
+        instances: ``bboxes``, ``labels``, ``scores`` and perhaps ``masks``, in pixels of ``image``.
+        class_names: name of each label. score_thr: what scores this or less is left out.
+        palette: see ``palette.class_colors``.
+
+    Raises:
+        DataError: the folder does not take the file.
+    """
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.figure import Figure
+
+    height, width = image.shape[:2]
+    inches = _INCHES / max(height, width)
+    figure = Figure(figsize=(width * inches, height * inches))
+    FigureCanvasPdf(figure)
+    axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
+    # pixel (0, 0) reaches from 0 to 1, as boxes count
+    axes.imshow(image[:, :, ::-1], extent=(0, width, height, 0), interpolation='none')
+    shown = instances[instances.scores > score_thr]
+    shown = shown[np.argsort(shown.numpy()['scores'], kind='stable')]  # the best on top
+    colors = class_colors(palette, max(len(class_names or ()), int(shown.labels.max()) + 1 if len(shown) else 1))
+    for window, label in zip(mask_windows(shown.masks) if 'masks' in shown else (), shown.labels.tolist()):
+        if window is not None:
+            _draw_mask(axes, window, _unit(colors[label]))
+    for box, label, score in zip(shown.bboxes.tolist(), shown.labels.tolist(), shown.scores.tolist()):
+        name = class_names[label] if class_names is not None and label < len(class_names) else f'class {label}'
+        _draw_box(axes, box, f'{name} {score:.2f}', colors[label], 1.5 * _FONT_POINTS / 72 / inches)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format='pdf', dpi=1 / inches)
+    except OSError as error:
+        raise DataError(f'cannot write {path}: {error.strerror or error}') from error
+
+
+def _unit(color: Sequence[int]) -> tuple[float, ...]:
+    return tuple(v / 255 for v in color)
+
+
+def _draw_mask(axes: Any, window: tuple[int, int, np.ndarray], color: tuple[float, ...]) -> None:
+    """One path of all outlines; holes stay open, for they turn the other way."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    left, top, mask = window
+    found, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
+    rings = [np.concatenate([points[:, 0], points[:1, 0]]) + 0.5 for points in found if len(points) > 2]
+    if rings:
+        outline = Outline.make_compound_path(*(Outline(ring, closed=True) for ring in rings))
+        axes.add_patch(PathPatch(outline, facecolor=(*color, _MASK_OPACITY), edgecolor=color, linewidth=0.6))
+
+
+def _draw_box(axes: Any, box: Sequence[float], text: str, color: Sequence[int], line_height: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    x0, y0, x1, y1 = box
+    # Above the box, unless the page ends there.
+    place = 'top' if y0 < line_height else 'bottom'
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_unit(color), linewidth=1.2))
+    axes.text(x0, y0, text, fontsize=_FONT_POINTS, color=_unit(readable_on(tuple(color))), verticalalignment=place,
+              clip_on=True, bbox=dict(facecolor=_unit(color), edgecolor='none', pad=0.8))

@@ -1,0 +1,4 @@
+"""RoIPool, the pooling of Fast and Faster R-CNN as published."""
+_base_ = './faster_rcnn_r18_fpn_shapes.py'
+model = dict(
+    roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(_delete_=True, type='RoIPool', output_size=7))))

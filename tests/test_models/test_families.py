@@ -1,0 +1,180 @@
+"""Every family trains and predicts on a batch of an empty image, one with nothing but crowds, and a crowded one."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from boxdet.models import build_detector
+from boxdet.structures.batch import Batch
+from boxdet.structures.instances import Instances
+from tests.test_models import tiny_models
+
+JOINTS = 5
+THIN_R50 = dict(depth=50, base_channels=4)  # its levels have 16, 32, 64 and 128 channels
+GN = dict(type='GN', num_groups=2, requires_grad=True)
+
+
+def changed(make: Callable[[], dict], **parts) -> dict:
+    """A config with keys of some of its parts changed: ``backbone=dict(depth=50)``, ``roi_head__bbox_head=...``."""
+    cfg = copy.deepcopy(make())
+    for path, values in parts.items():
+        part = cfg
+        for key in path.split('__'):
+            part = part[key]
+        part.update(values)
+    return cfg
+
+
+def faster(**parts) -> Callable[[], dict]:
+    return lambda: changed(tiny_models.faster_rcnn, **parts)
+
+
+def thin_r50(**backbone) -> Callable[[], dict]:
+    return faster(backbone=THIN_R50 | backbone, neck=dict(in_channels=[16, 32, 64, 128]))
+
+
+def pooled_by(**layer) -> Callable[[], dict]:
+    return faster(roi_head__bbox_roi_extractor=dict(roi_layer=dict(output_size=7) | layer))
+
+
+def rpn() -> dict:
+    cfg = tiny_models.faster_rcnn(type='RPN')
+    del cfg['roi_head'], cfg['train_cfg']['rcnn'], cfg['train_cfg']['rpn_proposal'], cfg['test_cfg']['rcnn']
+    return cfg
+
+
+def fast() -> dict:
+    cfg = tiny_models.mask_rcnn(type='FastRCNN')
+    del cfg['rpn_head'], cfg['train_cfg']['rpn'], cfg['train_cfg']['rpn_proposal'], cfg['test_cfg']['rpn']
+    return cfg
+
+
+def cascade() -> dict:
+    cfg = tiny_models.cascade_mask_rcnn()
+    del cfg['roi_head']['mask_head'], cfg['roi_head']['mask_roi_extractor']
+    return cfg
+
+
+def one_level(backbone: dict, channels: int) -> dict:
+    """Without a neck: RPN and rois on one map of stride 16."""
+    cfg = tiny_models.faster_rcnn(backbone=backbone, neck=None, rpn_head=tiny_models.rpn_head(
+        in_channels=channels, anchor_generator=dict(type='AnchorGenerator', scales=[2, 4], ratios=[1.0], strides=[16])))
+    cfg['roi_head'] |= dict(bbox_roi_extractor=tiny_models.extractor(7, [16], channels),
+                            bbox_head=tiny_models.bbox_head(in_channels=channels))
+    return cfg
+
+
+def c4() -> dict:
+    """Rois of 4 x 4 instead of 14 x 14: the shared head is the one part that has no narrow form."""
+    return changed(tiny_models.c4_mask_rcnn, roi_head__bbox_roi_extractor=tiny_models.extractor(4, [16], 256),
+                   roi_head__bbox_head=dict(roi_feat_size=2), train_cfg__rcnn=dict(mask_size=4))
+
+
+def dc5() -> dict:
+    backbone = dict(type='ResNet', depth=18, base_channels=8, num_stages=4, strides=(1, 2, 2, 1),
+                    dilations=(1, 1, 1, 2), out_indices=(3,), norm_eval=False)
+    return one_level(backbone, 64)
+
+
+def vgg() -> dict:
+    return one_level(dict(type='VGG', depth=11, out_indices=(4,), with_last_pool=False), 512)
+
+
+def from_scratch(**conv) -> Callable[[], dict]:
+    return faster(backbone=dict(norm_cfg=GN, zero_init_residual=False, **conv), neck=dict(norm_cfg=GN, **conv),
+                  roi_head__bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=8, norm_cfg=GN, **conv))
+
+
+def box_loss(decoded: bool = True, **loss) -> Callable[[], dict]:
+    return faster(roi_head__bbox_head=dict(reg_decoded_bbox=decoded, loss_bbox=loss | dict(loss_weight=10.0)))
+
+
+def sampled_by(**sampler) -> Callable[[], dict]:
+    return lambda: tiny_models.faster_rcnn(train_cfg=tiny_models.train_cfg(tiny_models.rcnn_train(**sampler)))
+
+
+def detectron_mask_head(**options) -> Callable[[], dict]:
+    return lambda: changed(tiny_models.mask_rcnn, roi_head__mask_head=options)
+
+
+FAMILIES = {
+    'rpn': rpn, 'fast': fast, 'faster': tiny_models.faster_rcnn, 'mask': tiny_models.mask_rcnn, 'cascade': cascade,
+    'cascade_mask': tiny_models.cascade_mask_rcnn, 'keypoint': tiny_models.keypoint_rcnn,
+    'c4': c4, 'dc5': dc5, 'vgg': vgg,
+    'resnet50': thin_r50(), 'resnet_v1c': faster(backbone=dict(type='ResNetV1c', stem_channels=8)),
+    'resnet_v1d': faster(backbone=dict(type='ResNetV1d', stem_channels=8)),
+    'resnext': thin_r50(type='ResNeXt', groups=4, base_width=1),
+    'dcn': thin_r50(dcn=dict(type='DCN', deform_groups=1), stage_with_dcn=(False, True, True, True)),
+    'dcnv2': thin_r50(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True)),
+    'sync_bn': faster(backbone=dict(norm_cfg=dict(type='SyncBN', requires_grad=True))),
+    'gn_scratch': from_scratch(), 'gn_ws': from_scratch(conv_cfg=dict(type='ConvWS')),
+    'ohem': sampled_by(type='OHEMSampler'), 'instance_balanced': sampled_by(
+        type='CombinedSampler', pos_sampler=dict(type='InstanceBalancedPosSampler'),
+        neg_sampler=dict(type='RandomSampler')),
+    'iou': box_loss(type='IoULoss'), 'giou': box_loss(type='GIoULoss'), 'diou': box_loss(type='DIoULoss'),
+    'ciou': box_loss(type='CIoULoss'), 'bounded_iou': box_loss(type='BoundedIoULoss'),
+    'soft_nms': faster(test_cfg__rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))),
+    'post_nms_per_batch': faster(train_cfg__rpn_proposal=dict(max_per_batch=50)),
+    'roi_align_old': pooled_by(type='RoIAlign', aligned=False, sampling_ratio=2), 'roi_pool': pooled_by(type='RoIPool'),
+    'roi_crop': pooled_by(type='RoICrop'),
+    'dpool': pooled_by(type='DeformRoIPoolPack', output_channels=16, deform_fc_channels=8),
+    'mdpool': pooled_by(type='ModulatedDeformRoIPoolPack', output_channels=16, deform_fc_channels=8),
+    'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
+}
+
+
+def mixed_batch(counts, crowds, cfg: dict) -> Batch:
+    """Random images with so many objects and crowds; keypoints for a keypoint model, proposals for Fast R-CNN."""
+    batch = tiny_models.batch(counts, crowds, joints=JOINTS if cfg['type'] == 'KeypointRCNN' else 0)
+    if cfg['type'] == 'FastRCNN':
+        around = [torch.cat([boxes + shift for boxes in (gt.bboxes, crowd) for shift in (3.0, -4.0)])
+                  for gt, crowd in zip(batch.gt, batch.ignored)]
+        batch = Batch(batch.images, batch.metas, batch.gt, batch.ignored,
+                      [Instances(bboxes=boxes, scores=torch.ones(len(boxes))) for boxes in around])
+    return batch
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_step_on_an_empty_a_crowd_only_and_a_crowded_image(family):
+    cfg = FAMILIES[family]()
+    torch.manual_seed(0)
+    model = build_detector(cfg)
+    model.init_weights()
+    model.train()
+    usual = model.loss(mixed_batch((2, 1), (0, 0), cfg))
+    losses = model.loss(mixed_batch((0, 0, 30), (0, 3, 2), cfg))
+    assert set(losses) == set(usual)
+    total = tiny_models.total(losses)
+    assert total.isfinite() and total > 0
+    total.backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+    results = model.eval().predict(mixed_batch((0, 0, 30), (0, 3, 2), cfg))
+    assert len(results) == 3
+    for result in results:
+        assert result.bboxes.isfinite().all() and result.scores.isfinite().all()
+        assert len(result.bboxes) == len(result.scores) == len(result.labels)
+        assert ('masks' in result) == model.with_mask and ('keypoints' in result) == model.with_keypoint
+
+
+@pytest.mark.parametrize('family', ['mask', 'keypoint', 'cascade_mask'])
+def test_augmented_views_of_such_a_batch(family):
+    """Test-time augmentation, an image at a time as the loader gives them."""
+    cfg = FAMILIES[family]()
+    torch.manual_seed(0)
+    model = build_detector(cfg).eval()
+    for image in range(3):
+        views = []
+        for flip in (False, True):
+            batch = tiny_models.batch((0, 0, 30), (0, 3, 2))
+            meta = tiny_models.meta(flip=flip, flip_direction='horizontal' if flip else None)
+            pixels = batch.images[image:image + 1]
+            views.append(Batch(pixels.flip(-1) if flip else pixels, [meta]))
+        result, = model.predict(views)
+        assert result.bboxes.isfinite().all() and ('masks' in result) == model.with_mask
+        assert ('keypoints' in result) == model.with_keypoint

@@ -1,0 +1,5 @@
+"""Lets these tests import the files beside them (pytest's importlib mode leaves sys.path alone)."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

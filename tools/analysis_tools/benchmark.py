@@ -1,0 +1,112 @@
+"""How many images a second a model detects, and how much memory that takes.
+
+    python tools/analysis_tools/benchmark.py CONFIG CHECKPOINT [--max-iter 200] [--repeat-num 3] [--fuse-conv-bn]
+
+The data set of data.test is read, prepared and detected one image at a time, as in testing. The first images do not count.
+Both the network alone (with its preparation on the device and its results brought back) and the whole way are told.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# The checkout also works when it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from boxdet.errors import ConfigError, run_command  # noqa: E402
+
+_WARM_UP = 5  # images that do not count
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Measure images a second and memory of a detector.',
+                                     epilog=__doc__.partition('\n\n')[2],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file (default: random weights, which detect less)')
+    parser.add_argument('--repeat-num', type=int, default=1, help='measure so often (default: %(default)s)')
+    parser.add_argument('--max-iter', type=int, default=2000, help='images at most (default: %(default)s)')
+    parser.add_argument('--log-interval', type=int, default=50, help='tell the rate every so many images '
+                        '(default: %(default)s)')
+    parser.add_argument('--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions: faster')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
+    parser.add_argument('--out', metavar='FILE', help='also write the figures to this JSON file')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
+    parser.add_argument('--launcher', choices=['none'], default='none', help='one process is measured')
+    args = parser.parse_args(argv)
+    for name in ('repeat_num', 'max_iter', 'log_interval'):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is 1 at least")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    from boxdet.apis.inference import build_for_inference, fuse_conv_bn, load_into
+    from boxdet.datasets import build_dataset
+    from boxdet.engine.config import check_config, load_config
+    from boxdet.engine.environment import choose_device, setup_processes
+    from boxdet.engine.loggers import peak_memory
+    from boxdet.evaluation.predictions import write_json
+
+    cfg = load_config(args.config, args.cfg_options)
+    check_config(cfg)
+    setup_processes(cfg)
+    test = (cfg.get('data') or {}).get('test')
+    if not isinstance(test, dict):
+        raise ConfigError(f'{args.config}: data.test is not one data set')
+    dataset = build_dataset({k: v for k, v in test.items() if k != 'samples_per_gpu'}, dict(test_mode=True))
+    device = choose_device(args.device)
+    model = build_for_inference(cfg)
+    if args.checkpoint:
+        load_into(model, args.checkpoint, dataset.CLASSES)
+    model = (fuse_conv_bn(model.eval()) if args.fuse_conv_bn else model).to(device).eval()
+    runs = [measure(model, dataset, cfg, device, args) for _ in range(args.repeat_num)]
+    told = dict(summary(runs), device=str(device), memory_mb=peak_memory(device), images=runs[0]['images'])
+    print(f"network: {told['network_fps']:.2f} images/s ({1000 / told['network_fps']:.1f} ms an image); with reading and "
+          f"preparing: {told['whole_fps']:.2f} images/s; peak memory {told['memory_mb']} MB "
+          f"({'of the GPU' if device.type == 'cuda' else 'of the process'}), {device}")
+    if args.repeat_num > 1:
+        print(f"{args.repeat_num} times: network {', '.join(f'{fps:.2f}' for fps in told['network_fps_each'])} images/s")
+    if args.out:
+        write_json(args.out, told)
+
+
+def measure(model: Any, dataset: Any, cfg: Any, device: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the network and of the whole way, over up to --max-iter images."""
+    import torch
+
+    from boxdet.datasets import build_dataloader
+
+    loader = build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=(cfg.data or {}).get('workers_per_gpu', 2),
+                              dist=False, shuffle=False)
+    warm, network, begin, counted = min(_WARM_UP, (min(len(dataset), args.max_iter) - 1) // 2), 0., 0., 0
+    with torch.no_grad():
+        for number, batch in enumerate(loader):
+            if number == args.max_iter:
+                break
+            if number == warm:
+                begin = time.perf_counter()
+            start = time.perf_counter()
+            views = [view.to(device) for view in batch] if isinstance(batch, list) else batch.to(device)
+            for result in model(views, mode='predict', rescale=True):
+                result.to('cpu')  # waits for the GPU
+            if number >= warm:
+                network, counted = network + time.perf_counter() - start, counted + 1
+                if counted % args.log_interval == 0:
+                    print(f'{counted} images, network {counted / network:.2f} images/s', flush=True)
+    return dict(network=network, whole=time.perf_counter() - begin, images=counted)
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Rates of the median run, and of each."""
+    network, whole = ([run['images'] / run[key] for run in runs] for key in ('network', 'whole'))
+    return dict(network_fps=statistics.median(network), whole_fps=statistics.median(whole), network_fps_each=network)
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,102 @@
+"""Detect on every picture of a folder, and write COCO JSON that is a training set.
+
+    python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json
+    python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json --show-dir drawn --format pdf
+
+The JSON holds images, annotations (with their score) and categories: correct it in a labelling tool, or train on it as
+it is, with DIR as img_prefix. Pictures in folders within DIR are taken too.
+
+A run that was interrupted goes on where it was when the same command is given again: until the end the results are in
+OUT.part. Files that cannot be read are named at the end and left out, and the exit status is then 1 (0 when all is
+well, 2 when nothing could be done); the same command tries them again, so mend or remove them.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# The checkout also works when it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    summary, _, details = __doc__.partition('\n\n')
+    parser = argparse.ArgumentParser(description=summary, epilog=details,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('dir', help='folder of the pictures')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out', required=True, metavar='FILE', help='the JSON file to write')
+    parser.add_argument('--score-thr', type=float, default=0.3, metavar='SCORE',
+                        help='leave out, and do not draw, what scores less (default: %(default)s)')
+    parser.add_argument('--show-dir', metavar='DIR', help='write the pictures with the detections drawn')
+    parser.add_argument('--format', choices=('png', 'jpg', 'pdf'), default='png',
+                        help='of the drawn pictures; pdf has lines and text that stay sharp (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, metavar='N',
+                        help='pictures at a time (default: 1 on the CPU, 8 on a GPU)')
+    parser.add_argument('--restart', action='store_true', help='discard what an interrupted run has left')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
+    args = parser.parse_args(argv)
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f'--batch-size {args.batch_size}: it is 1 at least')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if os.path.splitext(args.out)[1].lower() != '.json':
+        raise ConfigError(f"--out {args.out}: the predictions are written to a '.json' file")
+    from boxdet.apis.folder import Journal, list_pictures, made_by, predict_folder, write_annotations
+    from boxdet.apis.inference import init_detector
+    from boxdet.engine.config import load_config
+    from boxdet.engine.environment import choose_device
+    from boxdet.engine.evaluation_loop import Progress
+
+    names = list_pictures(args.dir)
+    cfg = load_config(args.config, args.cfg_options)
+    part = Path(f'{args.out}.part')
+    if args.restart:
+        part.unlink(missing_ok=True)
+    origin = made_by(cfg.pretty_text, args.checkpoint, score_thr=args.score_thr, dir=os.path.abspath(args.dir),
+                     show_dir=args.show_dir and os.path.abspath(args.show_dir), format=args.format)
+    device = choose_device(args.device)
+    model = init_detector(cfg, args.checkpoint, device=device)
+    journal = Journal(part, origin)
+    if journal.done:
+        print(f'{part}: {len(journal.done)} pictures are done, going on')
+    progress = Progress(len(names))
+    unreadable = predict_folder(model, args.dir, names, journal, args.score_thr,
+                                args.batch_size or (1 if device.type == 'cpu' else 8),
+                                drawer(model, args) if args.show_dir else None, progress.advance)
+    progress.close()
+    info = dict(description=f'predictions of {args.checkpoint}', config=args.config, score_thr=args.score_thr)
+    objects = write_annotations(args.out, names, journal, model.CLASSES or (), info)
+    journal.remove()
+    print(f'{args.out}: {len(names) - len(unreadable)} images, {objects} objects')
+    for line in unreadable:
+        print(f'left out: {line}', file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def drawer(model: object, args: argparse.Namespace):
+    """A function of a picture's name and result that writes the drawn picture under ``--show-dir``."""
+    from boxdet.visualization.draw import read_image
+    from boxdet.visualization.pdf import write_pdf
+
+    def draw(name: str, result: object) -> None:
+        source = os.path.join(args.dir, name)
+        out = os.path.join(args.show_dir, f'{name}.{args.format}')  # a.jpg and a.png do not meet
+        if args.format == 'pdf':
+            write_pdf(read_image(source), result, out, model.CLASSES, args.score_thr, getattr(model, 'PALETTE', None))
+        else:
+            model.show_result(read_image(source), result, score_thr=args.score_thr, out_file=out)
+    return draw
+
+
+if __name__ == '__main__':
+    run_command(main, interrupted='interrupted: give the same command again to go on')
