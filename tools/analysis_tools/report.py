@@ -1,0 +1,58 @@
+"""One self-contained HTML page on saved results: curves, classes, confusion, the worst errors with their pictures.
+
+    python tools/test.py CONFIG CHECKPOINT --out results.pkl
+    python tools/analysis_tools/report.py CONFIG results.pkl report
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+# The checkout also works when it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from boxdet.errors import ConfigError, run_command  # noqa: E402
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Write one HTML page on saved results: curves, classes, confusion, the worst errors.',
+        epilog=__doc__.partition('\n\n')[2], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file; its data.test is what the results are of')
+    parser.add_argument('results', help='results file of tools/test.py --out (.pkl or .json)')
+    parser.add_argument('out', help='folder for index.html')
+    parser.add_argument('--eval', nargs='+', metavar='METRIC', help="metrics (default: the config's)")
+    parser.add_argument('--title', help="headline (default: the config's name)")
+    parser.add_argument('--errors', type=int, default=60, metavar='N',
+                        help='errors shown with their picture (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
+    args = parser.parse_args(argv)
+    if args.errors < 0:
+        raise ConfigError(f'--errors {args.errors}: it is 0 at least')
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    from boxdet.datasets import build_dataset
+    from boxdet.engine.config import load_config
+    from boxdet.evaluation import evaluate, load_results
+    from boxdet.evaluation.report import check_reportable, default_metrics, write_report
+
+    cfg = load_config(args.config, args.cfg_options)
+    test = (cfg.get('data') or {}).get('test')
+    if not test:
+        raise ConfigError(f'{args.config} has no data.test')
+    results = load_results(args.results)
+    dataset = build_dataset(test, dict(test_mode=True))
+    check_reportable(dataset)
+    metrics = evaluate(dataset, results, args.eval or default_metrics(cfg, dataset))
+    meta = [args.config, args.results, dataset.ann_file, time.strftime('%Y-%m-%d %H:%M')]
+    page = write_report(args.out, dataset, results, metrics, args.title or Path(args.config).stem, meta, args.errors)
+    print(f'report: {page}')
+
+
+if __name__ == '__main__':
+    run_command(main)
