@@ -28,6 +28,13 @@ def test_picture_is_written(run, tiny_detector, tmp_path):
     assert (drawn.reshape(-1, 3) == [0, 255, 0]).all(axis=1).any() and 'objects above 0' in done.stdout
 
 
+def test_async_draws_the_same(run, tmp_path):
+    for name, more in (('sync.png', ()), ('async.png', ('--async-test',))):
+        done = run('--score-thr', '0.1', '--out-file', tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'sync.png').read_bytes() == (tmp_path / 'async.png').read_bytes()
+
+
 def test_without_a_display_the_error_names_out_file(run):
     done = run()
     assert done.returncode == 2 and 'Traceback' not in done.stderr

@@ -1,0 +1,109 @@
+"""The windows of the demos, on a real X server: what they show, and that the keys end them."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.apis.video import VideoFile, VideoWriter
+
+
+@pytest.fixture
+def start(repo_root, tiny_detector, screen):
+    """Start a demo with a window; whatever happens, it is gone after the test."""
+    started = []
+
+    def call(demo, *arguments):
+        command = [sys.executable, str(repo_root / 'demo' / demo), *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env={**os.environ, 'DISPLAY': screen.name})
+        started.append(process)
+        return process
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def shows(picture):
+    """Whether a part of the screen is ``picture``, pixel by pixel where a patch of it is looked at."""
+    height, width = picture.shape[:2]
+
+    def look(pixels):
+        found = cv2.matchTemplate(pixels, picture, cv2.TM_SQDIFF)
+        return float(found.min()) < 4.0 * height * width
+    return look
+
+
+def test_image_demo_shows_the_picture_and_a_key_ends_it(start, screen, tiny_detector, tmp_path):
+    arguments = (tiny_detector.images[0], tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu',
+                 '--score-thr', '0.2')
+    written = start('image_demo.py', *arguments, '--out-file', tmp_path / 'a.png')
+    assert written.wait(60) == 0
+    shown = start('image_demo.py', *arguments)
+    window = screen.wait_for_window('a.png', shown)
+    screen.wait_until(shows(cv2.imread(str(tmp_path / 'a.png'))))
+    screen.press(window, 'q')
+    assert shown.wait(20) == 0, shown.communicate()
+
+
+@pytest.fixture
+def clip(tiny_detector, tmp_path):
+    """A video of 40 frames of 128x96 whose picture moves to the right."""
+    picture = cv2.imread(str(tiny_detector.images[0]))
+    with VideoWriter(tmp_path / 'clip.mp4', 25) as writer:
+        for step in range(40):
+            writer.write(np.roll(picture, 2 * step, axis=1))
+    return tmp_path / 'clip.mp4'
+
+
+@pytest.mark.slow
+def test_video_demo_shows_frames_and_a_key_ends_it(start, screen, clip, tiny_detector, tmp_path):
+    shown = start('video_demo.py', clip, tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--show',
+                  '--wait-time', '0.4', '--score-thr', '1', '--out', tmp_path / 'out.mp4')
+    window = screen.wait_for_window('clip.mp4', shown)
+    frames = list(VideoFile(clip))
+    screen.wait_until(lambda pixels: any(shows(frame)(pixels) for frame in frames[:20]))
+    screen.press(window, 'q')
+    assert shown.wait(30) == 0, shown.communicate()
+    assert 0 < len(VideoFile(tmp_path / 'out.mp4')) < 40, 'what was done until then is kept'
+
+
+@pytest.mark.slow
+def test_webcam_demo_shows_a_stream_until_it_ends(start, screen, clip, tiny_detector):
+    shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id', clip,
+                  '--score-thr', '1')
+    output, errors = shown.communicate(timeout=60)
+    assert shown.returncode == 0, errors
+    assert 'of 40 frames shown' in output.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_escape_ends_the_webcam_demo(start, screen, tiny_detector, tmp_path):
+    """A camera that never ends: another process that writes frames into a pipe as fast as they are read."""
+    os.mkfifo(tmp_path / 'camera.mjpeg')
+    writer = subprocess.Popen([sys.executable, '-c', _ENDLESS, str(tiny_detector.images[0]), str(tmp_path / 'camera.mjpeg')])
+    try:
+        shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id',
+                      tmp_path / 'camera.mjpeg', '--score-thr', '1')
+        window = screen.wait_for_window('camera', shown)
+        screen.press(window, 'Escape')
+        assert shown.wait(30) == 0, shown.communicate()
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+_ENDLESS = '''
+import sys, time
+import cv2
+frame = cv2.imencode('.jpg', cv2.imread(sys.argv[1]))[1].tobytes()
+with open(sys.argv[2], 'wb') as pipe:
+    while True:
+        pipe.write(frame)
+        pipe.flush()
+        time.sleep(0.03)
+'''
