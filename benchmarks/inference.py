@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""One picture through boxdet and through torchvision, with the same weights: time, memory, results.
+
+    python benchmarks/inference.py [--models fasterrcnn maskrcnn] [--rounds 5] [--quick] [--device cuda] [--json out.json]
+
+torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both get one
+uint8 picture of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the float tensor that
+it wants, made of the picture, boxdet by inference_detector. Whole calls are timed, one after the other in every round; the
+medians are printed. Results are compared by the rule of the reference numbers (label, 0.05 pixel, 5e-4, mask IoU 0.995).
+Memory is the peak of a process of its own for each, less what it held before the model was made.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+warnings.filterwarnings('ignore')
+
+VARIANTS = ('torchvision', 'fp32', 'bf16')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', default=['fasterrcnn', 'maskrcnn'], choices=['fasterrcnn', 'maskrcnn'])
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--quick', action='store_true', help='one round')
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--image', help='a picture in place of a drawn one')
+    parser.add_argument('--json', help='write the numbers there, too')
+    parser.add_argument('--memory-of', choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def picture(path: str | None):
+    """(800, 1216, 3) uint8 BGR."""
+    import cv2
+    import numpy as np
+    image = cv2.imread(path) if path else np.random.default_rng(0).integers(0, 255, (25, 38, 3), dtype=np.uint8)
+    return cv2.resize(image, (1216, 800), interpolation=cv2.INTER_CUBIC)
+
+
+def drawn_weights(state: dict) -> dict:
+    """Weights that keep the size of activations from layer to layer and give about a hundred results."""
+    import torch
+    generator, drawn = torch.Generator().manual_seed(0), {}
+    for name, value in state.items():
+        noise = torch.randn(value.shape, generator=generator)
+        if name.endswith('num_batches_tracked'):
+            drawn[name] = value
+        elif name.endswith('running_var'):
+            drawn[name] = torch.rand(value.shape, generator=generator) + 0.5
+        elif name.endswith(('running_mean', 'bias')):
+            drawn[name] = noise * 0.05
+        elif value.dim() == 1:
+            drawn[name] = torch.rand(value.shape, generator=generator) * 0.5 + 0.4
+        else:
+            gain = 0.5 if 'cls' in name else 0.15 if 'bbox_pred' in name else 2.0 if 'fcn_logits' in name else 1.4
+            drawn[name] = noise * gain / value[0].numel() ** 0.5
+    return drawn
+
+
+def runner(variant: str, model: str, image, device: str) -> Callable[[], object]:
+    """A function that takes the picture to its results with ``variant``."""
+    import numpy as np
+    import torch
+    import torchvision
+    theirs = torchvision.models.detection.__dict__[f'{model}_resnet50_fpn'](weights=None, weights_backbone=None)
+    weights = drawn_weights(theirs.state_dict())
+    if variant == 'torchvision':
+        theirs.load_state_dict(weights)
+        theirs.eval().to(device)
+
+        def run():
+            with torch.inference_mode():
+                pixels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1])).to(device)
+                found = theirs([pixels.permute(2, 0, 1).float() / 255])[0]
+                return {name: value.cpu() for name, value in found.items()}
+        return run
+    from boxdet.apis import inference_detector, init_detector
+    del theirs
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(weights, f'{folder}/theirs.pth')
+        del weights
+        own = init_detector(str(ROOT / f'configs/torchvision/{model}_resnet50_fpn.py'), f'{folder}/theirs.pth',
+                            device=device, precision=variant)
+    return lambda: inference_detector(own, image)
+
+
+def compare(theirs: dict, ours) -> tuple[int, int, int]:
+    """Results of theirs, of ours, and pairs that agree."""
+    import numpy as np
+    import torch
+    free, pairs = torch.ones(len(ours), dtype=torch.bool), 0
+    for i in range(len(theirs['boxes'])):
+        off = (ours.bboxes - theirs['boxes'][i]).abs().amax(dim=1) if len(ours) else torch.zeros(0)
+        alike = free & (ours.labels == theirs['labels'][i] - 1) & ((ours.scores - theirs['scores'][i]).abs() <= 5e-4)
+        near = (alike & (off <= 0.05)).nonzero().flatten()
+        if not len(near):
+            continue
+        best = int(near[off[near].argmin()])
+        free[best] = False
+        if 'masks' in theirs:
+            one, other = theirs['masks'][i, 0].numpy() >= 0.5, ours[best].masks_bitmaps()[0] > 0
+            union = np.count_nonzero(one | other)
+            if union and np.count_nonzero(one & other) / union < 0.995:
+                continue
+        pairs += 1
+    return len(theirs['boxes']), len(ours), pairs
+
+
+def timed(function: Callable, device: str) -> float:
+    import torch
+    start = time.perf_counter()
+    function()
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(variant: str, model: str, args: argparse.Namespace) -> float:
+    """MB that a process of its own needs for ``variant`` beyond its imports; of the GPU's memory on a GPU."""
+    command = [sys.executable, __file__, '--memory-of', variant, '--models', model, '--device', args.device,
+               '--threads', str(args.threads)] + (['--image', args.image] if args.image else [])
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak_so_far() -> float:
+    """MB that this process held at most (getrusage counts the process that started it, too)."""
+    return next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    import torch
+    import torchvision  # noqa: F401
+
+    import boxdet.apis.inference  # noqa: F401
+    image = picture(args.image)
+    torch.set_num_threads(args.threads)
+    before = peak_so_far()
+    run = runner(args.memory_of, args.models[0], image, args.device)
+    run(), run()
+    if args.device.startswith('cuda'):
+        print(torch.cuda.max_memory_allocated() / 2 ** 20)
+    else:
+        print(peak_so_far() - before)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.memory_of:
+        return measure_memory(args)
+    import torch
+    torch.set_num_threads(args.threads)
+    image, numbers = picture(args.image), {}
+    for model in args.models:
+        runs = {variant: runner(variant, model, image, args.device) for variant in VARIANTS}
+        results = {variant: run() for variant, run in runs.items()}  # the first call is not timed
+        counts = {v: compare(results['torchvision'], results[v]) for v in VARIANTS[1:]}
+        times = {variant: [] for variant in VARIANTS}
+        for _ in range(1 if args.quick else args.rounds):
+            for variant, run in runs.items():
+                times[variant].append(timed(run, args.device))
+        seconds = {variant: statistics.median(values) for variant, values in times.items()}
+        del runs, results
+        memory = {variant: peak(variant, model, args) for variant in VARIANTS}
+        print(f'\n{model}_resnet50_fpn, 800x1216, {args.device}, {args.threads} threads, torch {torch.__version__}, '
+              f'{os.cpu_count()} cores')
+        print('                 ms   ratio      MB   ratio   results that agree')
+        for v in VARIANTS:
+            agree = f'{counts[v][2]} of {counts[v][0]}, {counts[v][1]} given' if v in counts else ''
+            print(f"{v:12s} {1e3 * seconds[v]:7.0f} {seconds[v] / seconds['torchvision']:7.2f} {memory[v]:7.0f} "
+                  f"{memory[v] / memory['torchvision']:7.2f}   {agree}")
+        numbers[model] = dict(seconds=seconds, megabytes=memory, agree=counts)
+    if args.json:
+        Path(args.json).write_text(json.dumps(numbers, indent=1))
+
+
+if __name__ == '__main__':
+    main()
