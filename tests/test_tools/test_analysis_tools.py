@@ -204,6 +204,16 @@ def test_coco_error_analysis(run, generated, tmp_path):
         run('analysis_tools/coco_error_analysis', tmp_path / 'wrong.json', tmp_path / 'o', '--ann', dataset.ann_file)
 
 
+@pytest.mark.slow
+def test_coco_error_analysis_of_real_pictures(run, real, tmp_path):
+    _, dataset, results, _ = real
+    format_results(dataset, results, str(tmp_path / 'r'))
+    out = run('analysis_tools/coco_error_analysis', tmp_path / 'r.bbox.json', tmp_path / 'out', '--ann', dataset.ann_file)
+    areas = json.loads((tmp_path / 'out/bbox/error_analysis.json').read_text())
+    assert 'bbox, all classes: C75' in out and set(areas) <= {'allclass', *dataset.CLASSES}
+    assert areas['allclass']['all']['C50'] > 0.8 and {f'{n}.png' for n in areas} < {f.name for f in (tmp_path / 'out/bbox').iterdir()}
+
+
 # --- logs ---
 
 @pytest.fixture
@@ -293,3 +303,40 @@ def test_browse_dataset_without_a_display_says_so(run, tiny_detector, tmp_path, 
     config.write_text(_WRAPPED.replace('FOLDER', str(tiny_detector.folder)))
     with pytest.raises(UserError, match='cannot open a window'):
         run('misc/browse_dataset', config)
+
+
+@pytest.mark.slow
+def test_log_and_speed_of_a_training_on_real_pictures(run, repo_root, shared_data, tiny_detector, tmp_path):
+    data, classes = shared_data / 'coco_mini', "classes=('person', 'car', 'chair')"
+    steps = """[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='Resize', img_scale=(160, 128), keep_ratio=True), dict(type='RandomFlip', flip_ratio=0.5),
+        dict(type='Normalize', **norm), dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'),
+        dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks'])]"""
+    (tmp_path / 'c.py').write_text(
+        tiny_detector.config.read_text().replace('init_cfg=dict(type=', 'init_cfg=None and dict(type=')
+        + f"""
+data['train'] = dict(type='CocoDataset', ann_file='{data}/annotations/instances_train2017.json',
+                     img_prefix='{data}/train2017/', {classes}, pipeline={steps})
+data['test'].update(ann_file='{data}/annotations/instances_val2017.json', img_prefix='{data}/val2017/', {classes})
+data['val'] = data['test']
+model['train_cfg'] = dict(
+    rpn=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+             sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False), allowed_border=-1),
+    rpn_proposal=dict(nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
+    rcnn=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+              sampler=dict(type='RandomSampler', num=16, pos_fraction=0.25), mask_size=28))
+optimizer = dict(type='SGD', lr=0.001)
+optimizer_config = dict(grad_clip=None)
+lr_config = dict(policy='step', step=[1])
+runner = dict(type='EpochBasedRunner', max_epochs=1)
+checkpoint_config = dict(interval=1)
+log_config = dict(interval=5, hooks=[dict(type='TextLoggerHook')])
+""")
+    run('train', tmp_path / 'c.py', '--work-dir', tmp_path / 'work', '--device', 'cpu', '--seed', '0')
+    log, = (tmp_path / 'work').glob('*.log.json')
+    run('analysis_tools/analyze_logs', 'plot_curve', log, '--keys', 'loss', 'loss_mask', '--out', tmp_path / 'a.png')
+    assert cv2.imread(str(tmp_path / 'a.png')).shape[1] > 800
+    assert 'average iter time' in run('analysis_tools/analyze_logs', 'cal_train_time', log)
+    out = run('analysis_tools/benchmark', tmp_path / 'c.py', tmp_path / 'work/latest.pth', '--device', 'cpu', '--max-iter', '6',
+              '--log-interval', '3')
+    assert 'peak memory' in out
