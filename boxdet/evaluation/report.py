@@ -27,7 +27,8 @@ _IOUS = np.linspace(0.5, 0.95, 10)
 _CURVES = (0.5, 0.75, 0.9)
 _BINS = 10  # of the scores, for the calibration
 # COCO's division of objects by area, in pixels.
-_SIZES = (('small: below 32²', 0, 32 ** 2), ('medium: 32² to 96²', 32 ** 2, 96 ** 2), ('large: from 96²', 96 ** 2, np.inf))
+_SIZES = (('small: below 32²', 0, 32 ** 2), ('medium: 32² to 96²', 32 ** 2, 96 ** 2),
+          ('large: from 96²', 96 ** 2, np.inf))
 _ERROR_KINDS = ('wrong class', 'wrong place', 'double', 'nothing there', 'missed')
 _PICTURE_SIDE = 720
 _MOST_DRAWN = 60  # detections drawn on one picture
@@ -87,12 +88,12 @@ def report_data(dataset: Any, results: Sequence[Instances], metrics: Mapping[str
         sizes=_sizes(base, half, metrics, kind),
         confusion=dict(
             names=[*dataset.CLASSES, ''], matrix=confusion.tolist(),
-            note=f'Rows are the objects, columns what the detector took them for, at score {threshold:.2f} and IoU 0.50. '
-                 'The last column counts objects that were missed, the last row detections where nothing is.'),
+            note=f'Rows are the objects, columns what the detector took them for, at score {threshold:.2f} and IoU '
+                 '0.50. The last column counts objects that were missed, the last row detections where nothing is.'),
         errors=errors, images=images, errorKinds=list(_ERROR_KINDS),
         apNote='average precision, mean over IoU 0.50 to 0.95',
-        classNote=f"{'Masks' if kind == 'segm' else 'Boxes'}. Click a heading to sort, a class to see it alone. AP is the "
-                  'mean over IoU 0.50, 0.55, … 0.95.',
+        classNote=f"{'Masks' if kind == 'segm' else 'Boxes'}. Click a heading to sort, a class to see it alone. AP "
+                  'is the mean over IoU 0.50, 0.55, … 0.95.',
         about=f'{len(results)} images, {int((~base.truths.ignored).sum())} objects, '
               f'{len(base.detections.score)} detections. Made by boxdet.')
 
@@ -100,8 +101,8 @@ def report_data(dataset: Any, results: Sequence[Instances], metrics: Mapping[str
 def check_reportable(dataset: Any) -> None:
     """Raise ConfigError when ``dataset`` is no single data set (several joined, one repeated): reports are on one."""
     if not all(hasattr(dataset, name) for name in ('get_ann_info', 'data_infos', 'ann_file')):
-        raise ConfigError(f'a report is on one data set, not on a {type(dataset).__name__}: report on its data sets one '
-                          'at a time')
+        raise ConfigError(f'a report is on one data set, not on a {type(dataset).__name__}: report on its data sets '
+                          'one at a time')
 
 
 def default_metrics(cfg: Mapping[str, Any], dataset: Any) -> list[str]:
@@ -176,7 +177,7 @@ def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, Any], kin
         all=[[int(m.sum()), int((m & hit).sum())] for m in masks],
         classes=[[[int((m & (truths.label == k)).sum()), int((m & hit & (truths.label == k)).sum())] for m in masks]
                  for k in range(len(thresholds))],
-        extra=[dict(name='AP', values=[float(metrics[key]) for key in extra])] if all(k in metrics for k in extra) else [])
+        extra=[dict(name='AP', values=[float(metrics[key]) for key in extra])] if set(extra) <= set(metrics) else [])
 
 
 # --- errors and their pictures ---
@@ -223,8 +224,8 @@ def _false_detections(base: Records, results: Sequence[Instances], names: Sequen
         image, label, score = int(found.image[place]), int(found.label[place]), float(found.score[place])
         box = results[image].numpy()['bboxes'][found.row[place]].astype(float)
         kind, other, detail = _what_is_wrong(base, image, label, box, float(found.iou[place]), names)
-        errors.append(dict(index=image, kind=kind, label=label, other=other, source=box.tolist(), detection_place=int(place),
-                           title=f'{names[label]}, score {score:.2f}', detail=detail))
+        errors.append(dict(index=image, kind=kind, label=label, other=other, source=box.tolist(),
+                           detection_place=int(place), title=f'{names[label]}, score {score:.2f}', detail=detail))
     return errors
 
 
@@ -292,7 +293,8 @@ def _picture(dataset: Any, result: Instances, base: Records, half: OperatingPoin
 def _drawn_truths(dataset: Any, base: Records, index: int, scale: float) -> list[dict]:
     truths = base.truths
     places = np.flatnonzero((truths.image == index) & ~truths.ignored)
-    drawn = [dict(place=int(i), text=dataset.CLASSES[truths.label[i]], box=_scaled(truths.box[i], scale)) for i in places]
+    drawn = [dict(place=int(i), text=dataset.CLASSES[truths.label[i]], box=_scaled(truths.box[i], scale))
+             for i in places]
     if base.metric == 'segm':
         for one, annotation in zip(drawn, (dataset.coco.anns[truths.id[i]] for i in places)):
             one['mask'] = outline_path(dataset.coco.annToRLE(annotation), scale)
