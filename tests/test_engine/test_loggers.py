@@ -4,6 +4,7 @@ import logging
 import re
 import struct
 import sys
+import time
 import types
 
 import pytest
@@ -153,9 +154,19 @@ def of_tensorboard(folder):
 
 
 def of_wandb(folder):
-    """Read the offline run's file: LevelDB's log format behind a header of 7 bytes, each record a protobuf."""
+    """Wait for the end of the offline run, which wandb's own process writes in its own time."""
+    until = time.monotonic() + 60
+    while True:
+        names, ended = read_wandb(next(folder.glob('wandb/offline-run-*/*.wandb')).read_bytes())
+        if ended or time.monotonic() > until:
+            return names
+        time.sleep(0.2)
+
+
+def read_wandb(content):
+    """(keys logged, whether the run ended): LevelDB's log format behind a header of 7 bytes, each record a protobuf."""
     from wandb.proto import wandb_internal_pb2
-    content, place, data, names = next(folder.glob('wandb/offline-run-*/*.wandb')).read_bytes(), 7, b'', set()
+    place, data, names, ended = 7, b'', set(), False
     while place + 7 < len(content):
         if 32768 - place % 32768 < 7:  # no room for a record's head: the block is filled up
             place += 32768 - place % 32768
@@ -166,8 +177,9 @@ def of_wandb(folder):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             names |= {item.key or item.nested_key[0] for item in record.history.item}
+            ended |= record.WhichOneof('record_type') == 'exit'
             data = b''
-    return {name for name in names if not name.startswith('_')}
+    return {name for name in names if not name.startswith('_')}, ended
 
 
 def of_mlflow(folder):
