@@ -36,19 +36,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from boxdet.datasets import build_dataset
-    from boxdet.engine.config import load_config
-    from boxdet.evaluation import evaluate, load_results
+    from boxdet.apis.saved_results import open_results
+    from boxdet.evaluation import evaluate
+    from boxdet.evaluation.evaluate import configured_options
     from boxdet.evaluation.report import check_reportable, default_metrics, write_report
 
-    cfg = load_config(args.config, args.cfg_options)
-    test = (cfg.get('data') or {}).get('test')
-    if not test:
-        raise ConfigError(f'{args.config} has no data.test')
-    results = load_results(args.results)
-    dataset = build_dataset(test, dict(test_mode=True))
+    cfg, dataset, results = open_results(args.config, args.results, args.cfg_options)
     check_reportable(dataset)
-    metrics = evaluate(dataset, results, args.eval or default_metrics(cfg, dataset))
+    metric = args.eval or default_metrics(cfg, dataset)
+    metrics = evaluate(dataset, results, **configured_options(dataset, metric, cfg.get('evaluation'), {}))
     meta = [args.config, args.results, dataset.ann_file, time.strftime('%Y-%m-%d %H:%M')]
     page = write_report(args.out, dataset, results, metrics, args.title or Path(args.config).stem, meta, args.errors)
     print(f'report: {page}')
