@@ -51,7 +51,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, n
     if nms_cfg is None:
         scores, keep = scores.sort(descending=True, stable=True)
         return torch.cat([boxes[keep], scores[:, None]], dim=1), keep
-    kind, options = _read_config(nms_cfg, class_agnostic)
+    kind, options = read_nms_config(nms_cfg, class_agnostic)
     groups = torch.zeros_like(idxs) if options['class_agnostic'] else idxs
     compared = boxes
     if options['offset']:
@@ -100,8 +100,12 @@ def multiclass_nms(multi_bboxes: torch.Tensor, multi_scores: torch.Tensor, score
     return dets, labels[keep]
 
 
-def _read_config(nms_cfg: Mapping[str, Any], class_agnostic: bool) -> tuple[str, dict[str, Any]]:
-    """The type and all of its options, defaults filled in."""
+def read_nms_config(nms_cfg: Mapping[str, Any], class_agnostic: bool = False) -> tuple[str, dict[str, Any]]:
+    """The type of a suppression and all of its options, defaults filled in.
+
+    Raises:
+        ConfigError: as ``batched_nms``.
+    """
     given = dict(nms_cfg)
     kind = given.pop('type', 'nms')
     if kind not in _NMS_KEYS:

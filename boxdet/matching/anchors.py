@@ -135,7 +135,7 @@ class AnchorGenerator:
     def _grid(self, level: int, size: tuple[int, int], step: tuple[float, float], dtype: torch.dtype,
               device: torch.device | str) -> torch.Tensor:
         height, width = size
-        base = self.base_anchors[level].to(device=device, dtype=dtype)                       # (A, 4)
+        base = self.base_anchors[level].to(device=device, dtype=dtype, non_blocking=True)                      # (A, 4)
         x = torch.arange(width, device=device).to(dtype) * step[0]
         y = torch.arange(height, device=device).to(dtype) * step[1]
         x, y = x[None].expand(height, width), y[:, None].expand(height, width)

@@ -90,7 +90,7 @@ class DeltaXYWHBBoxCoder:
         """Means and deviations (2, 4) on the device, sent there once."""
         if device not in self._constants:
             with torch.inference_mode(False):
-                self._constants[device] = torch.tensor([self.means, self.stds], device=device)
+                self._constants[device] = torch.tensor([self.means, self.stds]).to(device, non_blocking=True)
         return self._constants[device]
 
     def __repr__(self) -> str:

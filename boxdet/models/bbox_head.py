@@ -19,14 +19,18 @@ from torch.nn.modules.utils import _pair
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import clip_boxes
 from boxdet.geometry.nms import batched_nms
+from boxdet.geometry.nms_rounds import nms_in_rounds
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import RoITestSettings, RoITrainSettings
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING
-from boxdet.structures.batch import SampledRois
+from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
+from boxdet.structures.padded import PaddedInstances
 
 _LOG = logging.getLogger(__name__)
+# ``predict_padded`` suppresses so many pairs of box and class at least, and so many for each result that is wanted.
+_LEAST_CANDIDATES, _CANDIDATES_A_RESULT = 1024, 4
 
 
 @dataclass
@@ -247,6 +251,49 @@ class BBoxHead(nn.Module):
                          bboxes=dets[:, :4],
                          scores=dets[:, 4],
                          labels=label[keep])
+
+    @torch.no_grad()
+    def predict_padded(self, boxes: Sequence[torch.Tensor], valid: torch.Tensor, cls_score: torch.Tensor,
+                       bbox_pred: torch.Tensor | None, metas: Sequence[ImageMeta],
+                       settings: RoITestSettings) -> PaddedInstances:
+        """``predict`` for B images in tensors of a fixed size, without waiting for the device.
+
+        The best candidates alone are suppressed; if that leaves fewer results than wanted, though there are more
+        candidates, the outcome is not ``certain``.
+
+        Args:
+            boxes: B of (N, 4), the proposals. valid: (B, N) bool.
+            cls_score, bbox_pred: (B * N, K + 1) and (B * N, 4 or K * 4), or None.
+            settings: they ``can_be_padded``.
+
+        Returns:
+            ``bboxes``, ``scores`` and ``labels`` of ``max_per_img`` rows at most.
+        """
+        batch, count = valid.shape
+        scores = cls_score.float().softmax(dim=-1)[:, :self.num_classes].unflatten(0, (batch, count))
+        above = (scores > settings.score_thr) & valid[..., None]                         # (B, N, K)
+        scores, place = scores.masked_fill(~above, -1).flatten(1).sort(dim=1, descending=True, stable=True)
+        most = max(_LEAST_CANDIDATES, _CANDIDATES_A_RESULT * settings.max_per_img)
+        scores, place = scores[:, :most], place[:, :most]                                # (B, n)
+        label, row = place % self.num_classes, place // self.num_classes
+        row = row + torch.arange(0, batch * count, count, device=row.device)[:, None]
+        deltas = None
+        if bbox_pred is not None:
+            deltas = self._of_class(bbox_pred[row.flatten()], label.flatten()).unflatten(0, row.shape)
+        every = torch.cat(list(boxes))
+        found = torch.stack([self.decode(every[row[i]], None if deltas is None else deltas[i], tuple(meta.img_shape[:2]))
+                             for i, meta in enumerate(metas)])                           # (B, n, 4)
+        present = scores > settings.score_thr
+        if settings.min_bbox_size >= 0:
+            present = present & ((found[..., 2:] - found[..., :2]) > settings.min_bbox_size).all(dim=-1)
+        keep, certain = nms_in_rounds(found, scores, present, settings.nms, groups=label)
+        enough = (above.flatten(1).sum(dim=1) <= most) | (keep.sum(dim=1) >= settings.max_per_img)
+        first = (~keep).byte().argsort(dim=1, stable=True)[:, :settings.max_per_img]     # kept ones, best first
+        found = found.gather(1, first[..., None].expand(-1, -1, 4))
+        scores, label, keep = (values.gather(1, first) for values in (scores, label, keep))
+        if not settings.keep_empty:
+            keep = keep & (found[..., 2:] > found[..., :2]).all(dim=-1)
+        return PaddedInstances(dict(bboxes=found, scores=scores, labels=label), keep, certain & enough.all())
 
     @torch.no_grad()
     def decode(self, boxes: torch.Tensor, bbox_pred: torch.Tensor | None,

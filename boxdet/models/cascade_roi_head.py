@@ -16,10 +16,12 @@ from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.bbox_head import BoxTargets
 from boxdet.models.settings import RoITestSettings, parse_rcnn, parse_section
-from boxdet.models.standard_roi_head import box_losses, build_matching, draw_samples, mask_loss, predict_boxes
+from boxdet.models.standard_roi_head import (box_losses, build_matching, draw_samples, mask_loss, predict_boxes,
+                                             predict_padded)
 from boxdet.registry import HEADS, ROI_EXTRACTORS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
+from boxdet.structures.padded import PaddedInstances
 
 
 @HEADS.register_module()
@@ -144,6 +146,11 @@ class CascadeRoIHead(nn.Module):
             return results
         probs = self.mask_probs(feats, [r.bboxes for r in results], [r.labels for r in results])
         return [r.replace(mask_probs=p) for r, p in zip(results, probs.split([len(r) for r in results]))]
+
+    def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
+                       metas: Sequence[ImageMeta]) -> PaddedInstances:
+        """As ``StandardRoIHead.predict_padded``."""
+        return predict_padded(self, feats, proposals, metas)
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
                  metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:

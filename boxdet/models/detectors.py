@@ -23,6 +23,7 @@ from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keyword
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
+from boxdet.structures.padded import PaddedInstances, answers_padded
 
 
 class _Detector(nn.Module):
@@ -202,14 +203,44 @@ class TwoStageDetector(_Detector):
         """
         views = [self._on_device(view) for view in ([batch] if isinstance(batch, Batch) else batch)]
         feats, metas = [self.extract_feat(view.images) for view in views], [view.metas for view in views]
-        proposals = [self._propose(levels, view) for levels, view in zip(feats, views)]
         if len(views) == 1:
-            results = [r.to('cpu') for r in self.roi_head.predict(feats[0], proposals[0], metas[0])]
+            results = self._detect(feats[0], views[0])
             results = [to_original(r, meta, self._pairs) for r, meta in zip(results, metas[0])] if rescale else results
         else:
+            proposals = [self._propose(levels, view) for levels, view in zip(feats, views)]
             results = self._merge_views(feats, proposals, metas)
             results = results if rescale else [to_input(r, meta, self._pairs) for r, meta in zip(results, metas[0])]
         return [self._with_masks(r.to('cpu')) for r in results]
+
+    def _detect(self, feats: Sequence[torch.Tensor], batch: Batch) -> list[Instances]:
+        """What the roi head makes of one view, on the CPU."""
+        found = self.detect_padded(feats, batch).to_host() if _is_far(batch.images) and self.pads(batch) else None
+        if found is None or not found.certain:
+            results = self.roi_head.predict(feats, self._propose(feats, batch), batch.metas)
+        else:
+            results = found.instances([meta.img_shape[:2] for meta in batch.metas], self.roi_head.last_bbox_head.num_classes)
+            if self.with_keypoint:  # heatmaps are dear: for the boxes that there are, and not for all that there may be
+                results = self.roi_head.add_keypoints(feats, results)
+        return [r.to('cpu') for r in results]
+
+    def detect_padded(self, feats: Sequence[torch.Tensor], batch: Batch) -> PaddedInstances:
+        """Proposals and results of a batch, keypoints excepted, on the device and without waiting for it.
+
+        Only where ``pads(batch)``.
+        """
+        if batch.proposals is None:
+            proposals = self.rpn_head.predict_padded(*self.rpn_head(feats), batch.metas, self.test_cfg.rpn)
+        else:
+            proposals = PaddedInstances.of(batch.proposals)
+        return self.roi_head.predict_padded(feats, proposals, batch.metas)
+
+    def pads(self, batch: Batch) -> bool:
+        """Whether settings and heads allow for ``detect_padded``."""
+        if batch.proposals is None and not (self.with_rpn and answers_padded(self.rpn_head)
+                                            and self.test_cfg.rpn.can_be_padded):
+            return False
+        return (answers_padded(self.roi_head) and answers_padded(self.roi_head.last_bbox_head)
+                and self.test_cfg.rcnn.can_be_padded)
 
     def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
         """The proposals that the batch brings, or else the detector's own."""
@@ -306,15 +337,30 @@ class RPN(_Detector):
         """
         views = [self._on_device(view) for view in ([batch] if isinstance(batch, Batch) else batch)]
         metas = [view.metas for view in views]
-        outs = [self.rpn_head(self.extract_feat(view.images)) for view in views]
-        found = [self.rpn_head.predict(*out, own, self.test_cfg.rpn) for out, own in zip(outs, metas)]
         if len(views) == 1:
-            results = [to_original(r, meta) for r, meta in zip(found[0], metas[0])] if rescale else found[0]
+            results = self._detect(views[0])
+            results = [to_original(r, meta) for r, meta in zip(results, metas[0])] if rescale else results
         else:
+            found = [self.rpn_head.predict(*self.rpn_head(self.extract_feat(view.images)), view.metas, self.test_cfg.rpn)
+                     for view in views]
             results = merge_proposals(found, metas, self.test_cfg.rpn)
             results = results if rescale else [to_input(r, meta) for r, meta in zip(results, metas[0])]
         return [Instances(r.image_size, 1, bboxes=r.bboxes, scores=r.scores,
                           labels=torch.zeros_like(r.scores, dtype=torch.long)).to('cpu') for r in results]
+
+    def _detect(self, batch: Batch) -> list[Instances]:
+        """Proposals of one view, in network-input pixels."""
+        outs, settings = self.rpn_head(self.extract_feat(batch.images)), self.test_cfg.rpn
+        if _is_far(batch.images) and answers_padded(self.rpn_head) and settings.can_be_padded:
+            found = self.rpn_head.predict_padded(*outs, batch.metas, settings).to_host()
+            if found.certain:
+                return found.instances([meta.img_shape[:2] for meta in batch.metas])
+        return self.rpn_head.predict(*outs, batch.metas, settings)
+
+
+def _is_far(images: torch.Tensor) -> bool:
+    """Whether asking for a number means waiting for a device; the CPU does better with just the rows that there are."""
+    return images.is_cuda
 
 
 def _given(proposals: Sequence[Instances] | None) -> Sequence[Instances]:

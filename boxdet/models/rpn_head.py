@@ -19,12 +19,14 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.nms import batched_nms
+from boxdet.geometry.nms_rounds import nms_in_rounds
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import ProposalSettings, RPNTrainSettings, parse_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, accepted_keywords
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
+from boxdet.structures.padded import PaddedInstances
 
 _LOG = logging.getLogger(__name__)
 
@@ -252,6 +254,43 @@ class RPNHead(nn.Module):
             proposals = best_of_batch(proposals, settings.max_per_batch)
         return proposals
 
+    @torch.no_grad()
+    def predict_padded(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
+                       metas: Sequence[ImageMeta], settings: ProposalSettings) -> PaddedInstances:
+        """``predict`` in tensors of a fixed size, (B, n, 4) and (B, n), without waiting for the device.
+
+        Args:
+            settings: they ``can_be_padded``.
+        """
+        kept = [self._best_of_level(*level, settings.nms_pre)
+                for level in zip(cls_scores, bbox_preds, self.anchors(cls_scores))]
+        counts = [scores.shape[1] for scores, _, _ in kept]
+        scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
+        boxes = torch.stack([self.bbox_coder.decode(anchor, delta, max_shape=meta.img_shape[:2])
+                             for anchor, delta, meta in zip(anchors, deltas, metas)])
+        valid = torch.ones_like(scores, dtype=torch.bool)
+        if settings.min_bbox_size >= 0:
+            valid = ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)
+        if settings.joins_levels:
+            counts = [sum(counts)]
+        # A set for each level of each image, filled up to the size of the largest: (B, S, n).
+        boxes, scores, valid = (_in_sets(values, counts) for values in (boxes, scores, valid))
+        scores, order = scores.sort(dim=2, descending=True, stable=True)
+        boxes, valid = boxes.gather(2, order[..., None].expand_as(boxes)), valid.gather(2, order)
+        keep, certain = nms_in_rounds(boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), settings.nms)
+        keep = keep.view(valid.shape)
+        if settings.nms_post > 0:
+            keep = keep & (keep.cumsum(dim=2) <= settings.nms_post)
+        scores, order = scores.flatten(1).masked_fill(~keep.flatten(1), -1).sort(dim=1, descending=True, stable=True)
+        if settings.max_per_img > 0:
+            scores, order = scores[:, :settings.max_per_img], order[:, :settings.max_per_img]
+        valid = scores >= 0
+        if settings.max_per_batch > 0:
+            best = scores.flatten().topk(min(settings.max_per_batch, scores.numel())).indices
+            valid = valid & torch.zeros_like(valid.flatten()).scatter_(0, best, True).view(valid.shape)
+        boxes = boxes.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, 4))
+        return PaddedInstances(dict(bboxes=boxes, scores=scores), valid, certain)
+
     def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor,
                        nms_pre: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The ``nms_pre`` best of a level: scores (B, n), deltas (B, n, 4), anchors (B, n, 4)."""
@@ -303,6 +342,13 @@ def _suppress(boxes: torch.Tensor, scores: torch.Tensor, levels: torch.Tensor, n
     if settings.max_per_img > 0:
         dets = dets[:settings.max_per_img]
     return Instances(tuple(meta.img_shape[:2]), bboxes=dets[:, :4], scores=dets[:, 4])
+
+
+def _in_sets(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Split (B, N, ...) into sets of ``counts`` that are filled up with zeros: (B, S, n, ...)."""
+    tail = [0, 0] * (values.dim() - 2)
+    return torch.stack([F.pad(part, [*tail, 0, max(counts) - part.shape[1]])
+                        for part in values.split(list(counts), dim=1)], dim=1)
 
 
 def best_of_batch(proposals: list[Instances], count: int) -> list[Instances]:

@@ -17,6 +17,7 @@ import torch
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.nms import batched_nms
+from boxdet.geometry.nms_rounds import has_rounds
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class ProposalSettings:
     nms_post: int = -1
     max_per_batch: int = -1
 
+    @property
+    def joins_levels(self) -> bool:
+        """Whether boxes of different levels suppress one another."""
+        return self.nms_across_levels or bool((self.nms or {}).get('class_agnostic'))
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether ``RPNHead.predict_padded`` can do what these settings say."""
+        return self.nms_pre > 0 and has_rounds(self.nms) and not (self.nms_post > 0 and self.joins_levels)
+
 
 @dataclass(frozen=True)
 class RoITrainSettings:
@@ -96,6 +107,11 @@ class RoITestSettings:
     min_bbox_size: float = -1
     keep_empty: bool = True
     paste_whole_pixels: bool = False
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether ``BBoxHead.predict_padded`` can do what these settings say."""
+        return self.max_per_img > 0 and has_rounds(self.nms)
 
 
 @dataclass(frozen=True)

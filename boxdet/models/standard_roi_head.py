@@ -20,6 +20,7 @@ from boxdet.models.settings import RoITestSettings, RoITrainSettings, parse_rcnn
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
+from boxdet.structures.padded import PaddedInstances
 
 
 @HEADS.register_module()
@@ -178,10 +179,21 @@ class StandardRoIHead(nn.Module):
         if self.with_mask:
             probs = self.mask_probs(feats, boxes, [r.labels for r in results])
             results = [r.replace(mask_probs=p) for r, p in zip(results, probs.split(counts))]
-        if self.with_keypoint:
-            joints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
-            results = [r.replace(keypoints=j) for r, j in zip(results, joints.split(counts))]
-        return results
+        return self.add_keypoints(feats, results) if self.with_keypoint else results
+
+    def add_keypoints(self, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
+        """B results with their ``keypoints`` (N, J, 3), on the device of the features."""
+        results = [r.to(feats[0].device, non_blocking=True) for r in results]
+        boxes = [r.bboxes for r in results]
+        joints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
+        return [r.replace(keypoints=j) for r, j in zip(results, joints.split([len(r) for r in results]))]
+
+    def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
+                       metas: Sequence[ImageMeta]) -> PaddedInstances:
+        """``predict`` in tensors of a fixed size, without waiting for the device; keypoints are left to
+        ``add_keypoints``.
+        """
+        return predict_padded(self, feats, proposals, metas)
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
                  metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
@@ -261,6 +273,17 @@ def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[Samp
     """The mask head's loss on the features (P, C, h, w) of the positives."""
     labels = torch.cat([s.pos_gt_labels for s in samples])
     return mask_head.loss(mask_head.forward_labels(pooled, labels), mask_head.targets(samples, gt, settings))
+
+
+def predict_padded(roi_head: nn.Module, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
+                   metas: Sequence[ImageMeta]) -> PaddedInstances:
+    """Boxes, scores, labels and, with a mask head, ``mask_probs`` (B, n, h, w), without waiting for the device."""
+    boxes, scores, deltas = roi_head.classify(feats, list(proposals.bboxes), metas)
+    found = roi_head.last_bbox_head.predict_padded(boxes, proposals.valid, scores, deltas, metas, roi_head.test_cfg)
+    if roi_head.with_mask:
+        probs = roi_head.mask_probs(feats, list(found.bboxes), list(found.fields['labels']))
+        found = found.replace(mask_probs=probs.unflatten(0, found.valid.shape))
+    return found.given(proposals.certain)
 
 
 def predict_boxes(bbox_head: nn.Module, boxes: Sequence[torch.Tensor], scores: torch.Tensor,
