@@ -115,15 +115,38 @@ def same_mask(own: dict, counts: str) -> bool:
     return coco_mask.iou([own], [other], [0])[0, 0] >= 0.995
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', INFERENCE)
-def test_inference(name, reference, shared_data, repo_root, filling):
+def case_of(name, reference, shared_data, repo_root, filling):
+    """The model of a case, and its batch."""
     case = json.loads((reference / 'manifest.json').read_text())[f'mmdet/{name}']
     cfg = config_of(name, repo_root)
     model = filled_model(cfg, filling, case['salt'], case['cls_gain']).eval()
     image = shared_data.parent / case['image']
     sample = Compose(cfg.data.test.pipeline)(dict(img_info=dict(filename=str(image)), img_prefix=None))
-    found = model.predict(collate([sample]))[0]
+    return model, collate([sample])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['mask_rcnn_r50_fpn_1x_coco', 'faster_rcnn_r50_caffe_c4_1x_coco'])
+def test_the_way_of_a_gpu_finds_the_same(name, reference, shared_data, repo_root, filling):
+    """Tensors of a fixed size and suppression in rounds, at full size."""
+    model, batch = case_of(name, reference, shared_data, repo_root, filling)
+    batch = batch.to('cpu')
+    with torch.no_grad():
+        feats = model.extract_feat(batch.images)
+        usual, = model.roi_head.predict(feats, model.rpn_head.predict(*model.rpn_head(feats), batch.metas), batch.metas)
+        padded = model.detect_padded(feats, batch)
+    assert padded.certain
+    found, = padded.instances([batch.metas[0].img_shape[:2]])
+    assert set(found.fields) == set(usual.fields) and torch.equal(found.labels, usual.labels)
+    for field in set(found.fields) - {'labels'}:
+        torch.testing.assert_close(found.fields[field], usual.fields[field], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', INFERENCE)
+def test_inference(name, reference, shared_data, repo_root, filling):
+    model, batch = case_of(name, reference, shared_data, repo_root, filling)
+    found = model.predict(batch)[0]
     ref = dict(np.load(reference / 'mmdet' / f'{name}.npz'))
     matched = pairs(found, ref)
     if 'mask_counts' in ref:
