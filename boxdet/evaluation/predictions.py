@@ -112,7 +112,7 @@ def from_legacy(result: Any) -> Instances:
     """Read mmdetection 2.x's result of one image; Instances are returned as they are.
 
     Args:
-        result: K arrays (n, 5) as x1, y1, x2, y2, score; or a tuple of that and K lists of RLE dicts; or, of
+        result: K arrays (n, 5) as x1, y1, x2, y2, score; or a tuple of that and K lists of RLE dicts or bitmaps; or, of
             an RPN, one array (N, 5).
 
     Raises:
@@ -121,26 +121,9 @@ def from_legacy(result: Any) -> Instances:
     if isinstance(result, Instances):
         return result
     if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 5:
-        return _from_rows(result, np.zeros(len(result), np.int64))
-    boxes, masks = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(boxes,
-                      (list, tuple)) or not all(np.ndim(b) == 2 and np.shape(b)[1] == 5 for b in boxes):
-        raise DataError(
-            f'results are Instances, or lists of (n, 5) arrays, one a class; not {type(result).__name__}')
-    labels = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])
-    rows = np.concatenate(boxes) if boxes else np.zeros((0, 5), np.float32)
-    instances = _from_rows(rows, labels, num_classes=len(boxes))
-    if masks is None:
-        return instances
-    rles = [rle for of_class in masks for rle in of_class]
-    size = tuple(rles[0]['size']) if rles else (0, 0)
-    return instances.replace(masks=RleMasks(rles, *size))
-
-
-def _from_rows(rows: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> Instances:
-    rows = torch.from_numpy(np.asarray(rows, dtype=np.float32))
-    return Instances(num_classes=num_classes, bboxes=rows[:, :4], scores=rows[:, 4],
-                     labels=torch.from_numpy(labels))
+        rows = torch.from_numpy(result.astype(np.float32))
+        return Instances(bboxes=rows[:, :4], scores=rows[:, 4], labels=torch.zeros(len(rows), dtype=torch.long))
+    return Instances.from_per_class(result)
 
 
 def save_results(results: Iterable[Instances], path: str | os.PathLike, proposals: bool = False) -> None:

@@ -7,14 +7,15 @@ Letters: N objects of the image, K classes, J joints.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
 
-from boxdet.errors import UserError
+from boxdet.errors import DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
+from boxdet.geometry.masks import encode_window
 from boxdet.structures.masks import RleMasks
 
 
@@ -64,12 +65,13 @@ class Instances:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Instances:
-        """Select rows by an int (kept as one row), a slice, or a boolean or integer tensor, array or list."""
-        if isinstance(index, (int, np.integer)):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f'index {index} of {len(self)} instances')
-            index = slice(index, index + 1 or None)
-        return self._with({name: _select(value, index) for name, value in self._fields.items()})
+        """Select rows by an int (kept as one row), a slice, or a boolean or integer tensor, array or list.
+
+        Raises:
+            TypeError: what chooses no rows, such as a field's name. IndexError: an int beyond the ends.
+        """
+        rows = _rows(index, len(self))
+        return self._with({name: _select(value, rows) for name, value in self._fields.items()})
 
     def replace(self, **fields: Any) -> Instances:
         """A new object with ``fields`` added or put in the place of those of the same name."""
@@ -107,7 +109,7 @@ class Instances:
         return first._with({name: _join([p._fields[name] for p in parts]) for name in first._fields})
 
     def per_class(self, num_classes: int | None = None) -> Any:
-        """mmdetection 2.x's result of one image.
+        """mmdetection 2.x's result of one image; ``from_per_class`` reads it.
 
         Returns:
             a list of K float32 arrays (n, 5) as x1, y1, x2, y2, score; with masks a tuple of that and a list of K
@@ -128,6 +130,35 @@ class Instances:
         masks = list(self.masks)
         return boxes, [[masks[i] for i in index] for index in members]
 
+    @classmethod
+    def from_per_class(cls, result: Any, image_size: tuple[int, int] | None = None) -> Instances:
+        """The Instances of mmdetection 2.x's result of one image, sorted by class: what ``per_class`` gives, read back.
+
+        Args:
+            result: K arrays (n, 5) as x1, y1, x2, y2, score; or a tuple of that and K lists, of a mask for each box:
+                an RLE dict or a bitmap (H, W).
+            image_size: (height, width) of the image; that of the masks where it is left out and there are any.
+
+        Raises:
+            DataError: something else, or masks that do not belong to the boxes or to an image of that size.
+        """
+        boxes, masks = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        if not isinstance(boxes, (list, tuple)) or not all(np.ndim(b) == 2 and np.shape(b)[1] == 5 for b in boxes):
+            raise DataError(f'a result by class is a list of (n, 5) arrays, one a class; not {type(result).__name__}')
+        rows = torch.from_numpy(np.concatenate([np.zeros((0, 5)), *boxes]).astype(np.float32))
+        labels = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]))
+        fields: dict[str, Any] = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
+        if masks is not None:
+            if not isinstance(masks, (list, tuple)):
+                raise DataError(f'the masks of a result by class are a list of lists, not {type(masks).__name__}')
+            counts = [len(b) for b in boxes], [len(m) if isinstance(m, Sized) else m for m in masks]
+            if counts[0] != counts[1]:
+                raise DataError(f'a result by class of {counts[0]} boxes and {counts[1]} masks')
+            fields['masks'] = _rle_masks([mask for of_class in masks for mask in of_class], image_size)
+            if len(labels):
+                image_size = fields['masks'].height, fields['masks'].width
+        return cls(image_size, len(boxes), **fields)
+
     def to_coco(self, image_id: int, category_ids: Sequence[int],
                 keypoint_offset: float = HALF_PIXEL) -> list[dict]:
         """COCO result dicts: ``bbox`` as x, y, width, height; ``segmentation`` as RLE with text counts; ``keypoints``
@@ -137,8 +168,15 @@ class Instances:
             image_id: the image's id in the annotation file.
             category_ids: the category id of each label.
             keypoint_offset: pixels from the file's joints to ours: COCO's count pixels (see ``geometry.keypoints``).
+
+        Raises:
+            DataError: a label that has no category id.
         """
         arrays = self.numpy()
+        for label in arrays['labels'].tolist():
+            if not 0 <= label < len(category_ids):
+                raise DataError(f'label {label} has no category id: there are {len(category_ids)} of them, for labels '
+                                'from 0')
         boxes = arrays['bboxes'].astype(np.float64)
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
         rows = [dict(image_id=image_id, bbox=box, score=score, category_id=category_ids[label])
@@ -194,22 +232,70 @@ def _is_part(value: torch.Tensor) -> bool:
     return value.untyped_storage().nbytes() > value.numel() * value.element_size()
 
 
-def _select(value: Any, index: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if isinstance(index, np.ndarray):
-            index = torch.from_numpy(index)
-        elif isinstance(index, list):
-            index = torch.tensor(index, dtype=None if index else torch.long)
-        return value[index.to(value.device) if isinstance(index, torch.Tensor) else index]
+def _rows(index: Any, length: int) -> slice | torch.Tensor:
+    """An index in any form as a slice that goes forward, or a tensor of bools (N,) or whole numbers (n,)."""
     if isinstance(index, slice):
-        return value[index]
-    if isinstance(index, torch.Tensor):
-        index = index.cpu().numpy()
-    index = np.asarray(index, dtype=None if len(index) else np.int64)
+        forward = index.step is None or index.step > 0
+        return index if forward else torch.tensor(range(*index.indices(length)), dtype=torch.long)
+    if isinstance(index, (str, bytes)):
+        raise TypeError(f'Instances are indexed by rows, not {index!r}; a field is an attribute: result.bboxes')
+    rows = index if isinstance(index, torch.Tensor) else _as_tensor(index)
+    if rows.ndim == 0 and rows.dtype in _WHOLE:
+        place = int(rows)
+        if not -length <= place < length:
+            raise IndexError(f'index {place} of {length} instances')
+        return slice(place, place + 1 or None)
+    if rows.ndim != 1 or rows.dtype not in (torch.bool, *_WHOLE):
+        raise TypeError('Instances are indexed by an int, a slice, or bools or ints in one dimension, '
+                        f'not by {type(index).__name__} ({rows.dtype}, shape {tuple(rows.shape)})')
+    return rows
+
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)  # to torch, uint8 is an older kind of bool
+
+
+def _as_tensor(index: Any) -> torch.Tensor:
+    array = np.asarray(index)
+    if array.dtype.kind not in 'biuf':
+        raise TypeError(f'Instances are indexed by rows, not by {type(index).__name__}')
+    if array.dtype.kind in 'iu' or array.shape == (0,):
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array))  # a copy: torch takes no array that goes backwards
+
+
+def _select(value: Any, rows: slice | torch.Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[rows if isinstance(rows, slice) else rows.to(value.device)]
+    if isinstance(rows, slice):
+        return value[rows]
+    positions = rows.cpu().numpy()
     if isinstance(value, list):
-        positions = np.flatnonzero(index) if index.dtype == bool else index
-        return [value[i] for i in positions]
-    return value[index]
+        return [value[i] for i in (np.flatnonzero(positions) if positions.dtype == bool else positions)]
+    return value[positions]
+
+
+def _rle_masks(masks: Sequence[Any], image_size: tuple[int, int] | None) -> RleMasks:
+    """Masks in COCO RLE of RLE dicts or bitmaps (H, W), all of one size.
+
+    Raises:
+        DataError: another kind of mask, or other sizes than ``image_size`` or than that of the first mask.
+    """
+    if not all('size' in mask and 'counts' in mask if isinstance(mask, dict) else np.ndim(mask) == 2 for mask in masks):
+        raise DataError('the masks of a result by class are RLE dicts or bitmaps (H, W)')
+    try:
+        rles = RleMasks([mask if isinstance(mask, dict) else _encoded(mask) for mask in masks], *(image_size or ()))
+    except (TypeError, ValueError) as error:
+        raise DataError(f'a mask of a result by class: {error}') from error
+    for rle in rles:
+        if rle['size'] != [rles.height, rles.width]:
+            raise DataError(f"a mask of {rle['size'][0]} x {rle['size'][1]} pixels (height x width) in a result of "
+                            f'{rles.height} x {rles.width}')
+    return rles
+
+
+def _encoded(bitmap: Any) -> dict:
+    bitmap = np.asarray(bitmap).astype(bool)
+    return encode_window((0, 0, bitmap.astype(np.uint8)), bitmap.shape)
 
 
 def _join(values: list[Any]) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_masks
 
-from boxdet.errors import UserError
+from boxdet.errors import DataError, UserError
 from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import RleMasks
 
@@ -36,7 +36,10 @@ def three() -> Instances:
                                              (slice(1, None), [1, 2]), (slice(None, None, 2), [0, 2]),
                                              (1, [1]), (-1, [2]), (np.int64(0), [0]),
                                              (torch.zeros(3, dtype=torch.bool), []), ([], []),
-                                             (torch.tensor([], dtype=torch.long), []), (slice(0, 0), [])])
+                                             (torch.tensor([], dtype=torch.long), []), (slice(0, 0), []),
+                                             (torch.tensor(1), [1]), (np.array(-1), [2]), ((0, 2), [0, 2]),
+                                             (slice(None, None, -1), [2, 1, 0]), (slice(1, None, -2), [1]),
+                                             (np.array([0, 2])[::-1], [2, 0]), (np.array([2, 0], np.uint8), [2, 0])])
 def test_one_index_filters_every_field(three, index, expected):
     chosen = three[index]
     assert len(chosen) == len(expected)
@@ -45,6 +48,22 @@ def test_one_index_filters_every_field(three, index, expected):
     assert chosen.bboxes.tolist() == three.bboxes[expected].tolist() if expected else len(chosen.bboxes) == 0
     assert [int(coco_masks.area(m)) for m in chosen.masks] == [k + 1 for k in expected]
     assert (chosen.image_size, chosen.num_classes) == ((6, 8), 3)
+
+
+@pytest.mark.parametrize('index, message', [('bboxes', r"not 'bboxes'; a field is an attribute: result\.bboxes"),
+                                            (None, 'not by NoneType'), (True, 'not by bool'), (1.5, 'not by float'),
+                                            (torch.tensor([0.5]), 'not by Tensor .torch.float32'),
+                                            ([[0, 1]], r'shape \(1, 2\)')])
+def test_what_chooses_no_rows(three, index, message, recwarn):
+    with pytest.raises(TypeError, match=message):
+        three[index]
+    assert not recwarn.list
+
+
+def test_an_index_beyond_the_end(three):
+    for index in (3, -4, torch.tensor(3)):
+        with pytest.raises(IndexError, match='of 3 instances'):
+            three[index]
 
 
 def test_iteration_gives_single_rows(three):
@@ -90,6 +109,38 @@ def test_per_class_is_2x_form(three):
         Instances(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0)).per_class()
 
 
+def test_per_class_and_back(three):
+    back = Instances.from_per_class(three.per_class(), (6, 8))
+    order = [1, 0, 2]  # by class
+    assert (back.image_size, back.num_classes, back.labels.tolist()) == ((6, 8), 3, [0, 2, 2])
+    assert torch.equal(back.bboxes, three.bboxes[order]) and torch.equal(back.scores, three.scores[order])
+    assert list(back.masks) == [three.masks[k] for k in order]
+    assert Instances.from_per_class(three.per_class()).image_size == (6, 8)  # that of the masks
+    boxes_only = Instances.from_per_class(three.without('masks').per_class(4))
+    assert boxes_only.num_classes == 4 and 'masks' not in boxes_only and boxes_only.image_size is None
+    empty = Instances.from_per_class(empty_result((6, 8), 3, masks=True).per_class(), (6, 8))
+    assert len(empty) == 0 and empty.labels.dtype == torch.int64 and (empty.masks.height, empty.masks.width) == (6, 8)
+    assert len(Instances.from_per_class([])) == 0
+
+
+def test_per_class_with_bitmaps(three):
+    boxes, rles = three.per_class()
+    bitmaps = [[coco_masks.decode(rle).astype(bool) for rle in of_class] for of_class in rles]
+    assert list(Instances.from_per_class((boxes, bitmaps)).masks) == [three.masks[k] for k in (1, 0, 2)]
+
+
+@pytest.mark.parametrize('result, message', [
+    ('text', 'not str'), ([np.zeros((2, 4))], r'list of \(n, 5\) arrays'),
+    (([np.zeros((2, 5))], [[]]), r'\[2\] boxes and \[0\]'), (([np.zeros((1, 5))], [3]), r'\[1\] boxes and \[3\]'),
+    (([np.zeros((1, 5))], 3), 'not int'), (([np.zeros((1, 5))], [[np.zeros(4)]]), 'RLE dicts or bitmaps'),
+    (([np.zeros((1, 5))], [[{'size': [2, 2]}]]), 'RLE dicts'),
+    (([np.zeros((1, 5))], [[{'size': [2, 2], 'counts': [3]}]]), 'add up to 3'),
+    (([np.zeros((1, 5))], [[np.zeros((2, 3))]]), r'a mask of 2 x 3 pixels .* of 6 x 8')])
+def test_what_is_no_result_by_class(result, message):
+    with pytest.raises(DataError, match=message):
+        Instances.from_per_class(result, (6, 8))
+
+
 def test_to_coco_rows(three):
     rows = three.to_coco(42, [10, 20, 30])
     assert rows[2] == dict(image_id=42, bbox=[8, 9, 2, 2], score=pytest.approx(.8), category_id=30,
@@ -97,6 +148,8 @@ def test_to_coco_rows(three):
     joints = torch.tensor([[[1., 2, 3]]]).repeat(3, 1, 1)
     assert three.without('masks').replace(keypoints=joints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [0.5, 1.5, 3]
     assert empty_result((6, 8), 3, masks=True).to_coco(1, [1, 2, 3]) == []
+    with pytest.raises(DataError, match='label 2 has no category id: there are 2'):
+        three.to_coco(42, [10, 20])
 
 
 def test_numbers_of_to_coco_are_exact():
