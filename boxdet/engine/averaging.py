@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 
 from boxdet.engine.distributed import unwrap
+from boxdet.engine.hook_stages import Hook
 from boxdet.errors import ConfigError
 from boxdet.registry import HOOKS
 

@@ -1,9 +1,7 @@
 """What happens around the iterations: learning rate, checkpoints, evaluation. (Logs: loggers.py.)
 
-A hook of one's own derives from ``Hook`` and joins by ``@HOOKS.register_module()`` and ``custom_hooks``; its stages are
-mmengine's (``before_run, before_train, before_train_epoch, before_train_iter, after_train_iter, after_train_epoch,
-before_val, after_val, after_val_epoch, after_train, after_run, before_save_checkpoint, after_load_checkpoint``), called
-with the runner and whatever else they name.
+A hook of one's own derives from ``Hook`` and joins by ``@HOOKS.register_module()`` and ``custom_hooks``: see
+hook_stages.py, and docs/extending.md.
 """
 from __future__ import annotations
 
@@ -16,18 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import Hook
-
 from boxdet.checkpoints.io import remove_partial_files
 from boxdet.engine.distributed import broadcast_buffers, broadcast_object, is_main, unwrap
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.evaluation_loop import run_inference
+from boxdet.engine.hook_stages import Hook
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.registry import HOOKS
 
-__all__ = ['CheckInvalidLossHook', 'CheckpointHook', 'EarlyStoppingHook', 'EvaluationHook', 'Hook', 'LrUpdaterHook',
-           'NumClassCheckHook']
+__all__ = ['HOOKS', 'CheckInvalidLossHook', 'CheckpointHook', 'EarlyStoppingHook', 'EvaluationHook', 'Hook',
+           'LrUpdaterHook', 'NumClassCheckHook']
 
 
 @HOOKS.register_module()
@@ -99,7 +96,7 @@ class CheckpointHook(Hook):
     def _save(self, runner: Any, name: str) -> None:
         runner.logger.info('Saving checkpoint %s', name)
         interrupted = runner.meta['hook_msgs'].pop('interrupted_ckpt', None)
-        path = runner.save_checkpoint(self._folder / name, save_optimizer=self.save_optimizer)
+        path = runner.write_checkpoint(self._folder / name, self.save_optimizer)
         self._saved_at = runner.train_loop.completed()['iter']
         if is_main():
             point_to(self._folder / 'latest.pth', path)
@@ -109,7 +106,7 @@ class CheckpointHook(Hook):
                     Path(interrupted).unlink(missing_ok=True)
 
     def _delete_old(self, newest: str) -> None:
-        # The new file has just been read back (``save_checkpoint``), so that a good one is always left.
+        # The new file has just been read back (``write_checkpoint``), so that a good one is always left.
         kind, _, number = newest.removesuffix('.pth').partition('_')
         found = {int(match.group(1)): path for path in self._folder.glob(f'{kind}_*.pth')
                  if (match := re.fullmatch(rf'{kind}_(\d+)\.pth', path.name))}
@@ -204,6 +201,7 @@ class EvaluationHook(Hook):
         runner.loss_watch.flush()
         states, model = random_states(), unwrap(runner.model)
         runner.call_hook('before_val')
+        runner.call_hook('before_val_epoch')
         if self.broadcast_bn_buffer:
             broadcast_buffers(model)
         results = run_inference(model, self.dataloader, runner.device, progress=self.progress, tmpdir=self.tmpdir)
@@ -231,7 +229,7 @@ class EvaluationHook(Hook):
         unit = 'epoch' if self.by_epoch else 'iter'
         path = folder / f"best_{name.replace('/', '_')}_{unit}_{count}.pth"
         messages.update(best_score=score, best_ckpt=str(path))
-        runner.save_checkpoint(path)
+        runner.write_checkpoint(path)
         runner.logger.info('the best %s so far: %.4f at %s %d, saved as %s', name, score, unit, count, path.name)
         if is_main() and previous and Path(previous) != path:
             Path(previous).unlink(missing_ok=True)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 
 from boxdet.engine.distributed import is_main, mean_over_ranks
 from boxdet.engine.environment import collect_env
+from boxdet.engine.hook_stages import Hook
 from boxdet.errors import ConfigError
 from boxdet.registry import HOOKS
 
@@ -55,6 +55,7 @@ class LoggerHook(Hook):
         is_short = runner.iter + 1 == runner.max_iters < self.interval
         at_end = self.by_epoch and count == length and rest_is_all or is_short
         if count % self.interval and not at_end:
+            self._log_ready(runner, count, runner.iter + 1)
             return
         runner.loss_watch.flush()
         means = mean_over_ranks(runner.log_buffer.means_since(self._seen))
@@ -63,7 +64,17 @@ class LoggerHook(Hook):
             entry = dict(mode='train', epoch=runner.epoch + 1, iter=count, lr=runner.current_lr()[0],
                          memory=peak_memory(runner.device), data_time=means.pop('data_time'))
             seconds = means.pop('time')
-            self.log(runner, {**entry, **means, 'time': seconds}, runner.iter + 1)
+            self.log(runner, {**entry, **means, 'time': seconds, **runner.log_buffer.output}, runner.iter + 1)
+        runner.log_buffer.ready = True
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._log_ready(runner, runner.inner_iter, runner.iter)
+
+    def _log_ready(self, runner: Any, count: int, step: int) -> None:
+        """What a hook put into ``log_buffer.output`` and said to be ready, as mmcv 1.x's: an entry of a validation."""
+        if is_main() and runner.log_buffer.ready and runner.log_buffer.output:
+            entry = dict(mode='val', epoch=runner.epoch + 1, iter=count, lr=runner.current_lr()[0])
+            self.log(runner, {**entry, **runner.log_buffer.output}, step)
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any], epoch: int, step: int, batches: int) -> None:
         if is_main():

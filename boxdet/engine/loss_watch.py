@@ -46,16 +46,28 @@ class LogBuffer:
     """Sums of named numbers since the start of the training.
 
     A reader remembers a ``snapshot`` and asks for the means since then, so that several may read at their own pace.
+
+    Attributes:
+        output: values that a hook wants told as they are, as in mmcv 1.x: with the next entry of the log, or with
+            ``ready = True`` at the end of the stage. Told ones are taken out.
     """
 
     def __init__(self) -> None:
         self._totals: dict[str, tuple[float, int]] = {}
+        self.output: dict[str, Any] = {}
+        self.ready = False
 
     def update(self, values: Mapping[str, float], count: int = 1) -> None:
         """Add values, each with the weight ``count``."""
         for name, value in values.items():
             total, seen = self._totals.get(name, (0., 0))
             self._totals[name] = total + float(value) * count, seen + count
+
+    def clear_told(self) -> None:
+        """Forget the ``output`` that was told."""
+        if self.ready:
+            self.output.clear()
+            self.ready = False
 
     def snapshot(self) -> dict[str, tuple[float, int]]:
         """What was added so far, for ``means_since``."""

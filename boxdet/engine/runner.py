@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner as _MMEngineRunner
 from torch import nn
 
@@ -27,6 +26,7 @@ from boxdet.checkpoints.io import (compare_classes, describe, find_checkpoint, l
 from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
 from boxdet.engine.config_difference import differences
 from boxdet.engine.environment import random_states, set_random_states
+from boxdet.engine.hook_stages import Hook, idle_methods, method_of
 from boxdet.engine.hooks import point_to
 from boxdet.engine.interruption import Interrupted, StopSignals
 from boxdet.engine.learning_rate import Progress
@@ -66,7 +66,7 @@ class Runner(_MMEngineRunner):
         self.meta: dict[str, Any] = dict(meta or {})
         self.meta.setdefault('hook_msgs', {})
         self._given_timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
-        self._stages: dict[str, list[tuple[Callable, frozenset[str] | None]]] = {}
+        self._stages: dict[tuple[str, str], list[tuple[Callable, frozenset[str] | None]]] = {}
         super().__init__(model=model, work_dir=str(work_dir), train_dataloader=train_loader, train_cfg={},
                          optim_wrapper=update_step, default_scope=None, experiment_name=Path(work_dir).name)
         self.logger = logger or logging.getLogger('boxdet')
@@ -130,8 +130,8 @@ class Runner(_MMEngineRunner):
 
     @property
     def inner_iter(self) -> int:
-        """Completed iterations of the current epoch."""
-        return self.train_loop.inner_iter
+        """Completed iterations of the current epoch; in the workflow's validation those of that."""
+        return self.train_loop.inner_iter if self.mode == 'train' else self.train_loop.validated
 
     @property
     def by_epoch(self) -> bool:
@@ -140,8 +140,16 @@ class Runner(_MMEngineRunner):
 
     @property
     def data_loader(self) -> Any:
-        """The training loader."""
-        return self.train_loop.dataloader
+        """The training loader; in the workflow's validation that one's."""
+        return self.train_loop.dataloader if self.mode == 'train' else self.train_loop.validation_loader
+
+    @property
+    def _max_epochs(self) -> int:
+        return self.max_epochs
+
+    @property
+    def _max_iters(self) -> int:
+        return self.max_iters
 
     @property
     def progress(self) -> Progress:
@@ -153,22 +161,31 @@ class Runner(_MMEngineRunner):
         """The learning rate of each parameter group."""
         return [group['lr'] for group in self.optimizer.param_groups]
 
+    def current_momentum(self) -> list[float]:
+        """The momentum of each parameter group, Adam's first beta where it has those, 0 for neither."""
+        return [group['momentum'] if 'momentum' in group else group.get('betas', (0,))[0]
+                for group in self.optimizer.param_groups]
+
     # --- hooks ---
 
     def register_hook(self, hook: Hook, priority: Any = None) -> None:
-        """Add a hook behind those of the same or a higher priority."""
+        """Add a hook behind those of the same or a higher priority; warn of methods that nothing will call."""
         super().register_hook(hook, priority)
+        for message in idle_methods(hook):
+            self.logger.warning(message)
         self._stages.clear()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call stage ``fn_name`` of every hook that has it, in order of priority.
 
-        A hook written for mmcv 1.x, ``after_train_iter(self, runner)``, gets what it names.
+        A hook written for mmcv 1.x, ``after_train_iter(self, runner)``, gets what it names. Its ``after_epoch`` is of
+        epochs and not of an evaluation, which comes while ``mode`` is 'train'.
         """
-        if fn_name not in self._stages:
-            found = [getattr(hook, fn_name) for hook in self._hooks if hasattr(hook, fn_name)]
-            self._stages[fn_name] = [(method, _accepted(method)) for method in found if not _is_empty(method)]
-        for method, accepted in self._stages[fn_name]:
+        key = fn_name, self.mode
+        if key not in self._stages:
+            found = [method_of(hook, fn_name, shared=f'_{self.mode}_' in fn_name) for hook in self._hooks]
+            self._stages[key] = [(method, _accepted(method)) for method in found if method is not None]
+        for method, accepted in self._stages[key]:
             method(self, **(kwargs if accepted is None else {k: v for k, v in kwargs.items() if k in accepted}))
 
     # --- training ---
@@ -233,7 +250,7 @@ class Runner(_MMEngineRunner):
             return
         path = self.checkpoint_folder / f'iter_{self.iter}.pth'
         self.meta['hook_msgs']['interrupted_ckpt'] = str(path)
-        self.save_checkpoint(path)
+        self.write_checkpoint(path)
         if is_main():
             point_to(path.with_name('latest.pth'), path)
         broadcast_object(None)  # a launcher ends the others when the first rank leaves: not while rank 0 still writes
@@ -247,8 +264,28 @@ class Runner(_MMEngineRunner):
 
     # --- checkpoints ---
 
-    def save_checkpoint(self, path: str | Path, save_optimizer: bool = True) -> Path:
-        """Save everything that going on needs. Every rank calls it; rank 0 writes.
+    def save_checkpoint(self, out_dir: str | Path, filename_tmpl: str | None = None, save_optimizer: bool = True,
+                        meta: Mapping | None = None, create_symlink: bool = True) -> Path:
+        """mmcv 1.x's: save into a folder from inside a hook. Every rank calls it; rank 0 writes.
+
+        Args:
+            filename_tmpl: the file's name, ``{}`` in it the current epoch, or iteration, from 1; 'epoch_{}.pth' or
+                'iter_{}.pth' when None.
+            save_optimizer: keep what a resume needs besides the weights.
+            meta: joins the checkpoint's. create_symlink: point ``latest.pth`` to the file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        count = min(self.epoch + 1, self.max_epochs) if self.by_epoch else min(self.iter + 1, self.max_iters)
+        name = (filename_tmpl or ('epoch_{}.pth' if self.by_epoch else 'iter_{}.pth')).format(count)
+        path = self.write_checkpoint(Path(out_dir) / name, save_optimizer, meta)
+        if create_symlink and is_main():
+            point_to(path.with_name('latest.pth'), path)
+        return path
+
+    def write_checkpoint(self, path: str | Path, save_optimizer: bool = True, more: Mapping | None = None) -> Path:
+        """Save everything that going on needs, and ``more`` in its meta. Every rank calls it; rank 0 writes.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -258,12 +295,12 @@ class Runner(_MMEngineRunner):
         if not is_main():
             return Path(path)
         meta = {**self.meta, **self.train_loop.completed(), **self._batch(), 'boxdet_version': __version__,
-                'time': time.asctime()}
+                'time': time.asctime(), **(more or {})}
         checkpoint = dict(meta=meta, state_dict={k: v.cpu() for k, v in unwrap(self.model).state_dict().items()})
         if save_optimizer:
             checkpoint.update(optimizer=self.optimizer.state_dict(), random=randoms)
-            if hasattr(self.data_loader.sampler, 'state_dict'):
-                checkpoint['sampler'] = self.data_loader.sampler.state_dict()
+            if hasattr(self.train_loop.dataloader.sampler, 'state_dict'):
+                checkpoint['sampler'] = self.train_loop.dataloader.sampler.state_dict()
             if self.optim_wrapper.scaler is not None:
                 checkpoint['loss_scaler'] = self.optim_wrapper.scaler.state_dict()
         self.call_hook('before_save_checkpoint', checkpoint=checkpoint)
@@ -337,12 +374,13 @@ class Runner(_MMEngineRunner):
 
     def _batch(self) -> dict[str, int]:
         """What the images of one update are made of."""
-        return dict(world_size=self.world_size, samples_per_gpu=getattr(self.data_loader, 'batch_size', None) or 1,
-                    accumulation=self.train_loop.accumulation)
+        loop = self.train_loop
+        return dict(world_size=self.world_size, samples_per_gpu=getattr(loop.dataloader, 'batch_size', None) or 1,
+                    accumulation=loop.accumulation)
 
     def _rescale_progress(self, factor: float) -> None:
         """The same share of the epoch is ``factor`` times as many iterations now."""
-        loop, sampler = self.train_loop, self.data_loader.sampler
+        loop, sampler = self.train_loop, self.train_loop.dataloader.sampler
         loop.inner_iter = min(int(loop.inner_iter * factor), loop.iters_per_epoch)
         if loop.by_epoch:
             loop.iter = loop.epoch * loop.iters_per_epoch + loop.inner_iter
@@ -352,7 +390,7 @@ class Runner(_MMEngineRunner):
             sampler.consumed = done * batch['accumulation'] * batch['samples_per_gpu']
 
     def _load_sampler(self, checkpoint: Mapping, filename: str) -> None:
-        sampler = self.data_loader.sampler
+        sampler = self.train_loop.dataloader.sampler
         if 'sampler' in checkpoint and hasattr(sampler, 'load_state_dict'):
             sampler.load_state_dict(checkpoint['sampler'])
         elif self.inner_iter:
@@ -394,19 +432,6 @@ def _accepted(method: Callable) -> frozenset[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return frozenset(p.name for p in parameters)
-
-
-_EMPTY = {function for function in vars(Hook).values() if inspect.isfunction(function)}
-
-
-def _is_empty(method: Callable) -> bool:
-    """Whether this is mmengine's own stage, which leads to an overridable ``_before_iter`` and the like, unused."""
-    if getattr(method, '__func__', None) not in _EMPTY:
-        return False
-    generic = {'before_train_iter': '_before_iter', 'after_train_iter': '_after_iter',
-               'before_train_epoch': '_before_epoch', 'after_train_epoch': '_after_epoch',
-               'after_val_epoch': '_after_epoch'}.get(method.__name__)
-    return generic is None or getattr(type(method.__self__), generic) is getattr(Hook, generic)
 
 
 @RUNNERS.register_module()

@@ -3,7 +3,8 @@
 An iteration is one update of the weights. With accumulation it takes several batches, so that max_iters, learning
 rates, checkpoints and logs are counted as with the large batch; the last update of an epoch takes what is left.
 Epochs and iterations count completed ones; inside ``after_train_iter`` and ``after_train_epoch`` the current one is not
-counted yet, as in mmcv and mmengine.
+counted yet, as in mmcv and mmengine. With max_iters there are no epochs to hooks: their ``before_epoch`` and
+``after_epoch`` stand around the whole training, as in mmcv 1.x.
 """
 from __future__ import annotations
 
@@ -48,6 +49,7 @@ class TrainLoop(BaseLoop):
         self.workflow = [(mode, int(count)) for mode, count in workflow]
         self.validation_loader = validation_loader
         self.epoch = self.iter = self.inner_iter = 0
+        self.validated = 0  # batches of the workflow's validation that are done
         self.stop_training = False
         self._batches: Iterator | None = None
         self._at_end_of_epoch = False
@@ -71,6 +73,8 @@ class TrainLoop(BaseLoop):
     def run(self) -> nn.Module:
         """Train to the end."""
         self.runner.call_hook('before_train')
+        if not self.by_epoch:
+            self.runner.call_hook('before_epoch')
         try:
             while not self.finished:
                 for mode, count in self.workflow:
@@ -81,12 +85,13 @@ class TrainLoop(BaseLoop):
                             self._validate_losses()
         finally:
             self._batches = None  # ends the loader's processes, also after an error
+        if not self.by_epoch:
+            self.runner.call_hook('after_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
 
     def _train_epoch(self) -> None:
         runner = self.runner
-        runner.mode = 'train'
         runner.set_training()
         if self.by_epoch:
             _set_epoch(self.dataloader, self.epoch)
@@ -101,6 +106,7 @@ class TrainLoop(BaseLoop):
             runner.loss_watch.flush()
             self._at_end_of_epoch = True
             runner.call_hook('after_train_epoch')
+            runner.log_buffer.clear_told()
         self._at_end_of_epoch = False
         self.epoch += 1
         self.inner_iter = 0
@@ -135,6 +141,7 @@ class TrainLoop(BaseLoop):
         self._in_iteration = 1
         runner.log_buffer.update(dict(data_time=data_time, time=time.perf_counter() - started))
         runner.call_hook('after_train_iter', batch_idx=self.inner_iter, data_batch=batches[-1], outputs=runner.outputs)
+        runner.log_buffer.clear_told()
         runner.data_batch = None  # its memory is free while the next one is loaded
         self._in_iteration = 0
         self.iter += 1
@@ -147,16 +154,30 @@ class TrainLoop(BaseLoop):
         runner, states = self.runner, random_states()
         runner.mode = 'val'
         buffer = LogBuffer()
+        self.validated = 0
         runner.call_hook('before_val')
+        runner.call_hook('before_val_epoch')
         model = unwrap(runner.model).eval()
         for batch in self.validation_loader:
-            batch = batch.to(runner.device)
-            _, values = total_loss(model(batch, mode='loss'))
+            values = self._validate_batch(model, batch)
             buffer.update({name: float(value) for name, value in values.items()}, count=len(batch))
+            self.validated += 1
+        runner.data_batch = None
         set_random_states(states)
         runner.call_hook('after_val')
         runner.set_training()
         runner.report_metrics(mean_over_ranks(buffer.means_since()), self.epoch, self.iter, len(self.validation_loader))
+        runner.mode = 'train'
+
+    def _validate_batch(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        """The losses on one batch, between its stages of the hooks."""
+        runner = self.runner
+        runner.data_batch = batch
+        runner.call_hook('before_val_iter', batch_idx=self.validated, data_batch=batch)
+        total, values = total_loss(model(batch.to(runner.device), mode='loss'))
+        runner.outputs = dict(loss=total, log_vars=values, num_samples=len(batch))
+        runner.call_hook('after_val_iter', batch_idx=self.validated, data_batch=batch, outputs=runner.outputs)
+        return values
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

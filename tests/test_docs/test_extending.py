@@ -1,6 +1,7 @@
 """docs/extending.md: exactly its code, trained and tested by exactly its command lines on a tiny set."""
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -30,13 +31,14 @@ def project(document, repo_root, shapes_dir, tmp_path, monkeypatch):
     for name in ('_base_', 'shapes'):
         (tmp_path / 'configs' / name).symlink_to(repo_root / 'configs' / name)
     files = re.findall(r'^`(\S+\.py)`:\n\n```python\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in files] == ['my_parts.py', 'configs/mine/tiny.py']
+    assert [name for name, _ in files] == ['my_parts.py', 'configs/mine/tiny.py', 'my_hooks.py',
+                                           'configs/mine/tiny_watched.py']
     for name, code in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path  # a class registers once, so that 'my_parts' stays imported from test to test
+    return tmp_path  # a class registers once, so that 'my_parts' and 'my_hooks' stay imported from test to test
 
 
 def code_lines(text):
@@ -77,6 +79,16 @@ def test_code_and_commands_of_the_document(project, document, repo_root, shapes_
     assert temperature != 2.0 and abs(temperature - 2) < 0.1  # it began there and learns
     run(repo_root, test, *SHORT[:2])
     assert 'bbox_mAP: ' in capsys.readouterr().out
+
+
+def test_the_hook_of_the_document(project, repo_root, shapes_dir):
+    (project / 'data').mkdir()
+    (project / 'data/shapes').symlink_to(shapes_dir)
+    run(repo_root, 'python tools/train.py configs/mine/tiny_watched.py', '--no-validate', *SHORT)
+    folder = project / 'work_dirs/tiny_watched'
+    entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()[1:]]
+    assert entries and all(entry['weight_norm'] > 1 for entry in entries)
+    assert set(load_checkpoint(folder / 'weights_1.pth')) == {'meta', 'state_dict'}
 
 
 def test_the_loss_is_log_cosh(project):
