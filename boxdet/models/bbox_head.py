@@ -276,7 +276,7 @@ class BBoxHead(nn.Module):
         most = max(_LEAST_CANDIDATES, _CANDIDATES_A_RESULT * settings.max_per_img)
         scores, place = scores[:, :most], place[:, :most]                                # (B, n)
         label, row = place % self.num_classes, place // self.num_classes
-        row = row + torch.arange(0, batch * count, count, device=row.device)[:, None]
+        row = row + count * torch.arange(batch, device=row.device)[:, None]
         deltas = None
         if bbox_pred is not None:
             deltas = self._of_class(bbox_pred[row.flatten()], label.flatten()).unflatten(0, row.shape)

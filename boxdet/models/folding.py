@@ -22,9 +22,9 @@ _OUTPUT_LAYERS = ('rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg')
 def ready_for_inference(model: nn.Module, precision: str = 'fp32') -> nn.Module:
     """Fold batch norms, lay weights out channels last and cast them; the model is changed and returned.
 
-    With 'fp32' large 3x3 convolutions go Winograd's way (``models.winograd``), and the parameters stay what they were (the
-    state dict too, and training goes on as before): the norms are multiplied into the weights at each call. With 'bf16' or 'fp16' the weights hold the norms and are cast; the layers that
-    put out scores and box deltas stay in float32.
+    With 'fp32' the parameters stay what they were (the state dict too, and training goes on as before): the norms are
+    multiplied into the weights at each call. With 'bf16' or 'fp16' the weights hold the norms and are cast; the layers that
+    put out scores and box deltas stay in float32. Large 3x3 convolutions go Winograd's way (``models.winograd``).
 
     Raises:
         ConfigError: another precision.
@@ -34,14 +34,14 @@ def ready_for_inference(model: nn.Module, precision: str = 'fp32') -> nn.Module:
     if precision == 'fp32':
         for _, conv, _, norm in list(_pairs(model)):
             _lend(norm, conv)
-        for module in model.modules():
-            if WinogradConv2d.suits(module):
-                module.__class__ = WinogradConv2d
     else:
         fuse_conv_bn(model).to(PRECISIONS[precision])
         for name, module in model.named_modules():
             if name.rpartition('.')[2] in _OUTPUT_LAYERS:
                 module.float().register_forward_pre_hook(_as_float)
+    for module in model.modules():
+        if WinogradConv2d.suits(module):
+            module.__class__ = WinogradConv2d
     return model.to(memory_format=torch.channels_last)
 
 

@@ -22,7 +22,31 @@ def test_same_numbers_as_the_direct_way(batch, channels, outputs, height, width,
         exact = F.conv2d(x.double(), weight.double(), None if shift is None else shift.double(), padding=1)
         found = conv3x3(x, weight, shift)
         assert found.shape == exact.shape and found.dtype == torch.float32
-        assert (found - exact).abs().max() < 3e-5 * exact.abs().max()
+        assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_half_precision_is_off_by_a_hundredth():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 128, 40, 44).relu(), torch.randn(128, 128, 3, 3) / 34, torch.randn(128)
+    exact = F.conv2d(x, weight, bias, padding=1)
+    found = conv3x3(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).pow(2).mean().sqrt() < 0.02 * exact.pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize('amx, taken', [(False, True), (True, False)])
+def test_in_half_precision_it_is_for_processors_without_matrix_units(amx, taken, monkeypatch):
+    calls = []
+    monkeypatch.setattr(winograd, 'conv3x3', lambda x, *rest: (calls.append(x.dtype), conv3x3(x, *rest))[1])
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: dict(amx_bf16=amx), raising=False)
+    winograd._faster_in.cache_clear()
+    try:
+        model = ready_for_inference(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)), 'bf16')
+        with torch.no_grad():
+            found = model(torch.randn(1, 128, 60, 60, dtype=torch.bfloat16))
+    finally:
+        winograd._faster_in.cache_clear()
+    assert found.dtype == torch.bfloat16 and calls == [torch.bfloat16] * taken
 
 
 def test_it_is_taken_for_large_maps_without_gradients_only(monkeypatch):
@@ -30,7 +54,7 @@ def test_it_is_taken_for_large_maps_without_gradients_only(monkeypatch):
     monkeypatch.setattr(winograd, 'conv3x3', lambda x, *rest: (calls.append(x.shape), conv3x3(x, *rest))[1])
     model = ready_for_inference(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)))
     assert type(model[0]) is WinogradConv2d
-    large, small = torch.randn(1, 128, 100, 101), torch.randn(60, 128, 14, 14)
+    large, small = torch.randn(1, 128, 55, 56), torch.randn(60, 128, 14, 14)
     with torch.no_grad():
         found = model(large)
         model(small)

@@ -163,6 +163,13 @@ def test_families_find_the_same(family, monkeypatch):
     assert any(len(r) for r in usual)
 
 
+def test_pictures_without_a_proposal(monkeypatch):
+    cfg = FAMILIES['fast']()
+    usual, found = both_ways(drawn_model(cfg), mixed_batch((0, 0), (0, 0), cfg), monkeypatch)
+    same_results(usual, found)
+    assert not any(len(r) for r in found)
+
+
 @pytest.mark.parametrize('part', ['rounds', 'candidates'])
 def test_what_was_not_settled_is_done_the_usual_way(part, monkeypatch):
     model, batch = drawn_model(tiny_models.mask_rcnn(test_cfg=settings())), tiny_models.batch()
