@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from boxdet.apis.inference import inference_detector
+from boxdet.apis.inference import inference_stream
 from boxdet.datasets.files import image_size
 from boxdet.errors import DataError
 from boxdet.evaluation.predictions import write_json
@@ -125,30 +125,30 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
     """
     waiting, unreadable = [name for name in names if name not in journal.done], []
     advance(len(names) - len(waiting))
-    for start in range(0, len(waiting), batch_size):
-        group = waiting[start:start + batch_size]
-        for name, result in _predict(model, folder, group):
-            if isinstance(result, str):
-                unreadable.append(result)
-                continue
+    for name, result in _predict(model, folder, waiting, batch_size):
+        if isinstance(result, str):
+            unreadable.append(result)
+        else:
             if on_result is not None:
                 on_result(name, result)
             journal.add(name, _row(result[result.scores >= score_thr], os.path.join(folder, name)))
-        advance(len(group))
+        advance(1)
     return unreadable
 
 
-def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(name, Instances or what is wrong); one bad picture does not spoil the others of its batch."""
-    paths = [os.path.join(folder, name) for name in names]
-    try:
-        yield from zip(names, inference_detector(model, paths, batch_size=len(paths)))
-    except DataError as error:
-        if len(names) == 1:
-            yield names[0], str(error)
-            return
-        for name in names:
-            yield from _predict(model, folder, [name])
+def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
+             batch_size: int) -> Iterator[tuple[str, Any]]:
+    """(name, Instances or what is wrong); behind a picture that cannot be read a new stream goes on."""
+    through = 0
+    while through < len(names):
+        paths = (os.path.join(folder, name) for name in names[through:])
+        try:
+            for _, result in inference_stream(model, paths, batch_size):
+                through += 1
+                yield names[through - 1], result
+        except DataError as error:
+            through += 1
+            yield names[through - 1], str(error)
 
 
 def _row(result: Instances, path: str) -> dict[str, Any]:

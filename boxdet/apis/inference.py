@@ -11,7 +11,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,8 +189,8 @@ def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int 
     """Detect on pictures as they come, also on an endless stream of them.
 
     A thread reads ``imgs`` and others prepare the pictures, a few ahead of the network, which runs in the caller's
-    thread. An exception of ``imgs`` or of a picture reaches the caller in its turn; closing the generator ends the threads
-    (and leaves ``imgs`` alone from then on).
+    thread. An exception of ``imgs`` or of a picture reaches the caller in its turn, after the results of all pictures
+    before it; closing the generator ends the threads (and leaves ``imgs`` alone from then on).
 
     Args:
         imgs: read lazily. The rest: as in ``inference_detector``.
@@ -207,15 +207,18 @@ def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int 
     return _stream(model, prepared_ahead(prepare, imgs, ahead), batch_size)
 
 
-def _stream(model: nn.Module, prepared: Iterator[tuple[Picture, dict]],
+def _stream(model: nn.Module, prepared: Generator[tuple[Picture, dict], None, None],
             batch_size: int) -> Iterator[tuple[Picture, Instances]]:
     pictures: dict[int, Picture] = {}     # given and not yet handed back
     results: dict[int, Instances] = {}
     waiting: dict[Any, list[_Waiting]] = {}  # by input size, until a batch of them is full
-    turn = 0
+    turn, failure = 0, None
     with contextlib.closing(prepared):
-        for index, (picture, sample) in enumerate(prepared):
-            batch = collate([sample])  # one Batch, or a list of them: views, which stay alone
+        for index, item in enumerate(_collated(prepared)):
+            if isinstance(item, Exception):
+                failure = item
+                break
+            picture, sample, batch = item
             size = index if isinstance(batch, list) else tuple(batch.images.shape[1:])
             group = waiting.setdefault(size, [])
             group.append((index, sample, batch))
@@ -233,6 +236,20 @@ def _stream(model: nn.Module, prepared: Iterator[tuple[Picture, dict]],
     for group in waiting.values():
         results.update(_predict(model, group))
     yield from ((pictures[index], results[index]) for index in sorted(pictures))
+    if failure is not None:
+        raise failure
+
+
+def _collated(prepared: Iterator[tuple[Picture, dict]]) -> Iterator[tuple[Picture, dict, Any] | Exception]:
+    """Each picture with its sample and that collated alone: one Batch, or a list of them (views, which stay alone).
+
+    What is raised on the way comes as the last item, so that the pictures before it are not lost.
+    """
+    try:
+        for picture, sample in prepared:
+            yield picture, sample, collate([sample])
+    except Exception as error:
+        yield error
 
 
 def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances]:

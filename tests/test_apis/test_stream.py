@@ -89,6 +89,22 @@ def test_errors_come_at_their_turn(model, tiny_detector):
     assert not threads_of_ours()
 
 
+@pytest.mark.parametrize('batch_size, prefetch', [(1, None), (2, 0), (4, None), (8, 3)])
+def test_what_is_finished_comes_before_an_error(model, tiny_detector, batch_size, prefetch):
+    paths = [str(tiny_detector.images[k]) for k in (0, 1, 0)]
+
+    def raising():
+        yield from paths
+        raise OSError('the camera was unplugged')
+    for pictures, error in (([*paths, 'nope.jpg', paths[0]], DataError), (raising(), OSError)):
+        found = []
+        with pytest.raises(error, match='nope.jpg|unplugged'):
+            for pair in inference_stream(model, pictures, batch_size, prefetch):
+                found.append(pair)
+        assert [picture for picture, _ in found] == paths
+        assert all(same(result, inference_detector(model, picture)) for picture, result in found)
+
+
 def test_channel_order_is_said_and_not_guessed(model, tiny_detector):
     image = cv2.imread(str(tiny_detector.images[0]))
     rgb = np.ascontiguousarray(image[:, :, ::-1])
