@@ -107,22 +107,12 @@ def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict
 
 def build_test_data(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
     """The data set of data.test, and its loader."""
-    from boxdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
+    from boxdet.datasets import build_dataloader, build_dataset, inference_settings
 
-    data = cfg.get('data') or {}
-    if not data.get('test'):
-        raise ConfigError(f'{args.config} has no data.test')
-    # 2.x: data.test.samples_per_gpu (which the data set does not take), or data.test_dataloader.
-    several = isinstance(data['test'], (list, tuple))
-    settings = [dict(part) for part in (data['test'] if several else [data['test']])]
-    batch_size = max(part.pop('samples_per_gpu', 1) for part in settings)
+    data = cfg.data
     options = {'workers_per_gpu': data.get('workers_per_gpu', 2), **(data.get('test_dataloader') or {})}
-    batch_size = args.batch_size or options.pop('samples_per_gpu', batch_size)
-    options.pop('samples_per_gpu', None)
-    if batch_size > 1:
-        for part in settings:
-            part['pipeline'] = replace_ImageToTensor(part.get('pipeline', []))
-    settings = settings if several else settings[0]
+    configured = options.pop('samples_per_gpu', None)
+    settings, batch_size = inference_settings(data['test'], args.batch_size or configured)
     dataset = build_dataset(settings, dict(test_mode=True))
     loader = build_dataloader(dataset, samples_per_gpu=batch_size, dist=args.launcher != 'none',
                               shuffle=False, **options)
@@ -142,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.evaluation.report import check_reportable, default_metrics
 
     cfg = load_config(args.config, args.cfg_options)
-    check_config(cfg)
+    check_config(cfg, needed=('model', 'data.test'))
     setup_processes(cfg)
     init_dist(args.launcher, cfg.get('dist_params'), args.device)
     device = choose_device(args.device if args.gpu_id is None else f'cuda:{args.gpu_id}')

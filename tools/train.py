@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> None:
 
     cfg = load_config(args.config, args.cfg_options or args.options)
     merge_args(args, cfg)
-    check_config(cfg)
+    validates_losses = any(mode == 'val' for mode, _ in cfg.get('workflow') or [])
+    check_config(cfg, needed=('model', 'data.train', 'optimizer', *(['data.val'] if validates_losses else [])))
     logger, timestamp = prepare(args, cfg)
     try:
         train(args, cfg, logger, timestamp)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.datasets import build_dataset
+from boxdet.datasets import build_dataset, inference_settings
 from boxdet.engine.config import load_config
 from boxdet.errors import ConfigError
 from boxdet.evaluation import load_results
@@ -29,10 +29,8 @@ def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
     test = (cfg.get('data') or {}).get('test')
     if not test:
         raise ConfigError(f'{config} has no data.test')
-    parts = [{k: v for k, v in part.items() if k != 'samples_per_gpu'}
-             for part in (test if isinstance(test, (list, tuple)) else [test])]
     results = load_results(results_file)
-    dataset = build_dataset(parts if isinstance(test, (list, tuple)) else parts[0], dict(test_mode=True))
+    dataset = build_dataset(inference_settings(test, 1)[0], dict(test_mode=True))
     return cfg, dataset, aligned(dataset, results)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from boxdet.checkpoints.io import load_state
-from boxdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
+from boxdet.datasets import build_dataloader, build_dataset, inference_settings
+from boxdet.engine.config_check import require
 from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
 from boxdet.engine.hooks import EvaluationHook, output_folder
@@ -52,6 +53,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     Raises:
         UserError: what the preflight found, a loss that is no number, a checkpoint that cannot be read or written.
     """
+    require(cfg, 'data', 'optimizer')
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
     work_dir = Path(cfg.get('work_dir') or 'work_dirs')
@@ -61,7 +63,10 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     _check_folders(cfg, work_dir)
     device = choose_device(cfg.get('device'))
     length, lr_config = runner_config(cfg), cfg.get('lr_config')
-    validation = _validation_set(cfg) if validate and cfg.data.get('val') else None
+    validation, batch = None, 1
+    if validate and cfg.data.get('val'):
+        inside, batch = inference_settings(cfg.data.val, (cfg.data.get('val_dataloader') or {}).get('samples_per_gpu'))
+        validation = build_dataset(inside, dict(test_mode=True))
     check_training(model, datasets[0], validation)
     if validation is not None:
         check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox', validation)
@@ -86,7 +91,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     for hook, priority in _hooks(cfg, lr_config, runner.by_epoch):
         runner.register_hook(hook, priority)
     if validation is not None:
-        runner.register_hook(_evaluation_hook(cfg, validation, runner.by_epoch, distributed))
+        runner.register_hook(_evaluation_hook(cfg, validation, batch, runner.by_epoch, distributed))
     if cfg.get('resume_from'):
         runner.resume(cfg.resume_from)
     elif cfg.get('load_from'):
@@ -139,7 +144,7 @@ def _split_options(cfg: Any, split: str) -> dict[str, Any]:
     """Loader options: what stands in ``data`` itself, then in ``data.<split>_dataloader``."""
     own = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
     shared = {key: value for key, value in cfg.data.items() if key not in own}
-    return {**shared, **cfg.data.get(f'{split}_dataloader', {})}
+    return {**shared, **(cfg.data.get(f'{split}_dataloader') or {})}
 
 
 def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool, **more: Any) -> Any:
@@ -148,24 +153,8 @@ def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool, **
     return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train'), **more})
 
 
-def _validation_set(cfg: Any) -> Any:
-    """``data.val`` without augmentation; in batches its ImageToTensor is replaced, as the guide says."""
-    val = cfg.data.val
-    if not isinstance(val, Mapping):
-        return build_dataset(val, dict(test_mode=True))
-    val = {key: value for key, value in val.items() if key != 'samples_per_gpu'}
-    if 'pipeline' in val and _validation_batch(cfg) > 1:
-        val['pipeline'] = replace_ImageToTensor(val['pipeline'])
-    return build_dataset(val, dict(test_mode=True))
-
-
-def _validation_batch(cfg: Any) -> int:
-    inside = cfg.data.val.get('samples_per_gpu', 1) if isinstance(cfg.data.val, Mapping) else 1
-    return cfg.data.get('val_dataloader', {}).get('samples_per_gpu', inside)
-
-
-def _evaluation_hook(cfg: Any, dataset: Any, by_epoch: bool, distributed: bool) -> EvaluationHook:
-    options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': _validation_batch(cfg)}
+def _evaluation_hook(cfg: Any, dataset: Any, batch: int, by_epoch: bool, distributed: bool) -> EvaluationHook:
+    options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': batch}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
     chosen = {'by_epoch': by_epoch, **{k: v for k, v in (cfg.get('evaluation') or {}).items() if k != 'type'}}
     options = option_names(dataset)

@@ -8,7 +8,8 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    'build_dataset': 'boxdet.datasets.wrappers', 'build_dataloader': 'boxdet.datasets.loader',
+    'build_dataset': 'boxdet.datasets.wrappers', 'inference_settings': 'boxdet.datasets.wrappers',
+    'build_dataloader': 'boxdet.datasets.loader',
     'DATASETS': 'boxdet.registry', 'PIPELINES': 'boxdet.registry',
     'CustomDataset': 'boxdet.datasets.custom', 'CocoDataset': 'boxdet.datasets.coco',
     'CocoKeypointDataset': 'boxdet.datasets.coco_keypoint',

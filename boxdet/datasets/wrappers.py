@@ -4,12 +4,13 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from boxdet.datasets.pipelines.compose import Compose
+from boxdet.datasets.pipelines.formatting import replace_ImageToTensor
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 
@@ -42,6 +43,38 @@ def build_dataset(cfg: Any, default_args: Mapping[str, Any] | None = None) -> An
         separate = cfg.pop('separate_eval', True)
         return ConcatDataset([build_dataset(part, default_args) for part in _parts(cfg)], separate)
     return DATASETS.build(cfg, **(default_args or {}))
+
+
+def inference_settings(cfg: Any, samples_per_gpu: int | None = None) -> tuple[Any, int]:
+    """``data.val`` or ``data.test`` as ``build_dataset`` takes it, and how many images at a time are asked for.
+
+    2.x writes the loader's ``samples_per_gpu`` into it. For batches of several images ImageToTensor is replaced in the
+    pipelines, as the guide says; also in those of the data sets inside a ConcatDataset or another wrapper.
+
+    Args:
+        cfg: a config, or a list of them; it is not changed.
+        samples_per_gpu: takes the place of what the config says.
+    """
+    found: list[int] = []
+    settings = _mapped(cfg, lambda one: found.append(one.pop('samples_per_gpu', 1)))
+    size = samples_per_gpu or max(found, default=1)
+    return (_mapped(settings, _for_batches) if size > 1 else settings), size
+
+
+def _mapped(cfg: Any, change: Callable[[dict], Any]) -> Any:
+    """A copy of a data set's config in which ``change`` was made to it, and to all configs of data sets inside."""
+    if isinstance(cfg, (list, tuple)):
+        return [_mapped(one, change) for one in cfg]
+    if not isinstance(cfg, Mapping):
+        return cfg
+    cfg = {key: _mapped(value, change) if key in ('dataset', 'datasets') else value for key, value in cfg.items()}
+    change(cfg)
+    return cfg
+
+
+def _for_batches(cfg: dict) -> None:
+    if 'pipeline' in cfg:
+        cfg['pipeline'] = replace_ImageToTensor(cfg['pipeline'])
 
 
 def _parts(cfg: dict) -> list[dict]:

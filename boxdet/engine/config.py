@@ -16,7 +16,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,16 +174,19 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
     return cfg
 
 
-def check_config(cfg: Any) -> None:
+def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
     """Check every key and type of a Config (or dict) against what will read it; nothing is built.
 
     Variables that look like misspelt keys, or that no longer reach anything, are ConfigWarnings.
 
+    Args:
+        needed: sections without which the caller cannot work: 'model', 'data.train'.
+
     Raises:
-        ConfigError: the first wrong key, type or section: its full path, the file that set it, the nearest valid name.
+        ConfigError: a needed section is missing; the first wrong key, type or section: its full path, the file that set it, the nearest valid name.
     """
     from boxdet.engine import config_check  # imports torch and the readers of all sections
-    config_check.check(cfg)
+    config_check.check(cfg, needed)
 
 
 def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files: list[SourceFile]) -> dict:

@@ -53,8 +53,9 @@ _LOGGERS_ELSEWHERE = ('MMDetWandbHook', 'PaviLoggerHook', 'NeptuneLoggerHook', '
 _BESIDE_KEYWORDS = {'norm_cfg': ('requires_grad',), 'dcn': ('fallback_on_stride',)}
 
 
-def check(cfg: Any) -> None:
+def check(cfg: Any, needed: Iterable[str] = ()) -> None:
     """``config.check_config``."""
+    require(cfg, *needed)
     checker = _Checker(cfg)
     for name in ('model', 'train_cfg', 'test_cfg', 'data', 'optimizer', 'optimizer_config', 'fp16', 'lr_config',
                  'runner', 'checkpoint_config', 'evaluation', 'log_config', 'custom_hooks', 'dist_params',
@@ -63,6 +64,19 @@ def check(cfg: Any) -> None:
             getattr(checker, name)(cfg[name], name)
     for message in [*_misspelt_variables(cfg), *_idle_variables(cfg)]:
         warnings.warn(message, ConfigWarning, stacklevel=3)
+
+
+def require(cfg: Any, *paths: str) -> None:
+    """Raise ConfigError when the config has no, or an empty, section under one of the dotted ``paths``."""
+    for path in paths:
+        section = cfg
+        for key in path.split('.'):
+            section = section.get(key) if hasattr(section, 'get') else None
+        if not section:
+            # Detectron's sections: MODEL, TRAIN, ...
+            foreign = any(isinstance(key, str) and key.isupper() and isinstance(cfg[key], Mapping) for key in cfg)
+            raise ConfigError(f"{getattr(cfg, 'filename', None) or 'the config'} has no {path}" + (
+                '; it looks like a config of Detectron, and boxdet reads those of mmdetection 2.x' if foreign else ''))
 
 
 class _Checker:

@@ -17,6 +17,7 @@ from mmengine.config import ConfigDict
 
 from boxdet.errors import ConfigError
 
+_WEIGHTS = ('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.safetensors', '.caffemodel')  # endings of checkpoints
 BASE, DELETE = '_base_', '_delete_'
 
 Key = tuple[Any, ...]  # ('data', 'train', 'pipeline', 2, 'flip_ratio'): str for dicts, int for lists
@@ -124,6 +125,9 @@ def read_source(path: str, asked_by: str = '') -> SourceFile:
         with open(path, encoding='utf-8') as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
+        if extension in _WEIGHTS and isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f'{show_path(path)} is no config; it looks like a checkpoint: a command line takes the '
+                              'config first') from None
         asked = f" (a '{BASE}' of {show_path(asked_by)})" if asked_by else ''
         reason = 'no such config file' if isinstance(error, FileNotFoundError) else error
         raise ConfigError(f'{show_path(path)}: {reason}{asked}{_nearest_file(*os.path.split(path))}') from None

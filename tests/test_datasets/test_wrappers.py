@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from boxdet.datasets import build_dataloader, build_dataset
+from boxdet.datasets import build_dataloader, build_dataset, inference_settings
 from boxdet.datasets.custom import CustomDataset
 from boxdet.datasets.wrappers import ClassBalancedDataset, ConcatDataset, MultiImageMixDataset, RepeatDataset
 from boxdet.engine.config import load_config
@@ -28,6 +28,21 @@ def config(tmp_path):
         return dict(type='CustomDataset', ann_file=str(tmp_path / name), pipeline=[dict(type='LoadAnnotations')],
                     classes=('a', 'b', 'c'), **more)
     return make
+
+
+def test_settings_of_a_test_reach_into_wrappers():
+    own = [dict(type='LoadImageFromFile'), dict(type='ImageToTensor', keys=['img'])]
+    cfg = dict(type='ConcatDataset', samples_per_gpu=2, datasets=[
+        dict(type='CocoDataset', pipeline=own), dict(type='RepeatDataset', times=2, dataset=dict(pipeline=own))])
+    settings, size = inference_settings(cfg)
+    assert size == 2 and 'samples_per_gpu' not in settings and 'pipeline' not in settings
+    inner = settings['datasets'][0], settings['datasets'][1]['dataset']
+    assert [[step['type'] for step in one['pipeline']] for one in inner] == [
+        ['LoadImageFromFile', 'DefaultFormatBundle']] * 2
+    assert cfg['samples_per_gpu'] == 2 and own[1]['type'] == 'ImageToTensor'
+    assert inference_settings(cfg, 1) == ({k: v for k, v in cfg.items() if k != 'samples_per_gpu'}, 1)
+    several = [dict(samples_per_gpu=4, pipeline=own), dict(pipeline=own)]
+    assert inference_settings(several)[1] == 4 and inference_settings([dict(pipeline=own)]) == ([dict(pipeline=own)], 1)
 
 
 def test_middle_format(config, tmp_path):

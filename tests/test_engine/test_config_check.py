@@ -106,6 +106,27 @@ def test_the_file_and_line_are_named(tmp_path, repo_root):
         check_config(load_config(tmp_path / 'leaf.py'))
 
 
+@pytest.mark.parametrize('missing', ['model', 'data', 'data.train', 'optimizer'])
+def test_a_section_that_is_needed(mask_config, missing):
+    cfg = mask_config()
+    needed = ('model', 'data.train', 'optimizer')
+    check_config(cfg, needed)
+    outer, _, inner = missing.rpartition('.')
+    (cfg.data if outer else cfg).pop(inner)
+    named = 'data.train' if missing == 'data' else missing
+    with pytest.raises(ConfigError, match=f'^{MASK} has no {named}$'):
+        check_config(cfg, needed)
+    check_config(cfg)
+    with pytest.raises(ConfigError, match=f'^{MASK} has no data.train$'):
+        check_config(mask_config('data.train=None'), needed)
+
+
+def test_a_config_of_detectron(tmp_path):
+    (tmp_path / 'e2e.yaml').write_text('MODEL:\n  TYPE: generalized_rcnn\nTRAIN:\n  WEIGHTS: a.pkl\n')
+    with pytest.raises(ConfigError, match='e2e.yaml has no model; it looks like a config of Detectron'):
+        check_config(load_config(tmp_path / 'e2e.yaml'), ('model', 'data.test'))
+
+
 @pytest.mark.parametrize('hooks, message', [
     ([dict(type='MMDetWandbHook', init_kwargs={})], 'a service that boxdet does not talk to'),
     ([dict(type='TextLoggerHok')], 'near it: TextLoggerHook'),

@@ -212,6 +212,24 @@ def test_several_data_sets_one_by_one(run, tiny_detector, tmp_path):
         f'results_{i}.{kind}.json' for i in (0, 1) for kind in ('bbox', 'segm')]
 
 
+@pytest.mark.parametrize('more', [
+    ['--batch-size', '3'], ['--cfg-options', 'data.test.samples_per_gpu=3']])
+def test_wrapped_data_sets_in_batches(run, tiny_detector, tmp_path, more):
+    text = tiny_detector.config.read_text() + (
+        "\ndata['test'] = dict(type='ConcatDataset', datasets=[dict(data['test']), dict(data['test'])])\n")
+    (tmp_path / 'concat.py').write_text(text)
+    run('--eval', 'bbox', '--work-dir', tmp_path, *more, config=tmp_path / 'concat.py')
+    run('--eval', 'bbox', '--work-dir', tmp_path / 'one', '--batch-size', '3')
+    assert metrics_of(tmp_path)['1_bbox_mAP'] == pytest.approx(metrics_of(tmp_path / 'one')['bbox_mAP'], abs=.02)
+
+
+def test_a_config_without_test_data_and_a_checkpoint_in_its_place(run, tiny_detector, tmp_path):
+    with pytest.raises(ConfigError, match='config.py has no data.test$'):
+        run('--eval', 'bbox', '--cfg-options', 'data.test=None')
+    with pytest.raises(ConfigError, match='tiny.pth is no config; it looks like a checkpoint'):
+        run('--eval', 'bbox', config=tiny_detector.checkpoint, checkpoint=tiny_detector.config)
+
+
 def test_several_data_sets_as_one(run, tiny_detector, tmp_path):
     files = f'data.test.ann_file=[{tiny_detector.ann_file},{tiny_detector.ann_file}]'
     run('--eval', 'bbox', 'segm', '--work-dir', tmp_path, '--cfg-options', files, 'data.test.separate_eval=False')

@@ -67,6 +67,28 @@ def test_errors_are_one_line_and_status_2(repo_root, tmp_path):
     assert 'score_thr' in lines[0] and not (tmp_path / 'wd').exists()
 
 
+@pytest.mark.parametrize('without, message', [
+    ('optimizer', 'has no optimizer'), ('data', 'has no data.train'), ('model', 'has no model'),
+    ('data.val', 'has no data.val')])
+def test_a_missing_section_is_told_before_anything_is_written(tool, repo_root, tmp_path, without, message):
+    from boxdet.engine.config import load_config
+    cfg = load_config(repo_root / CONFIG)
+    outer, _, inner = without.rpartition('.')
+    (cfg.data if outer else cfg).pop(inner)
+    cfg.workflow = [('train', 1), ('val', 1)]
+    cfg.dump(str(tmp_path / 'short.py'))
+    with pytest.raises(ConfigError, match=f'short.py {message}$'):
+        tool.main([str(tmp_path / 'short.py'), '--work-dir', str(tmp_path / 'wd')])
+    assert not (tmp_path / 'wd').exists()
+
+
+def test_train_detector_names_what_its_config_lacks(tmp_path):
+    from boxdet.apis import train_detector
+    from boxdet.engine.config import Config
+    with pytest.raises(ConfigError, match='^the config has no optimizer$'):
+        train_detector(torch.nn.Linear(1, 1), [], Config(dict(data=dict(samples_per_gpu=1))))
+
+
 def test_command_line_overrides_the_config(tool):
     from boxdet.engine.config import Config
     args = tool.parse_args(['a/faster.py', '--gpu-ids', '1', '--auto-scale-lr', '--load-from', 'x.pth'])
