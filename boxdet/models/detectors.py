@@ -106,15 +106,15 @@ class _Detector(nn.Module):
         here = batch.images.device == self.device and batch.images.dtype != torch.uint8
         return batch if here else batch.to(self.device)
 
-    def show_result(self, img: str | np.ndarray, result: Instances, score_thr: float = 0.3,
+    def show_result(self, img: Any, result: Any, score_thr: float = 0.3,
                     bbox_color: Any = None, text_color: Any = None, mask_color: Any = None,
                     thickness: float | None = None, font_size: float | None = None, win_name: str = '',
                     show: bool = False, wait_time: float = 0, out_file: str | None = None) -> np.ndarray:
         """Draw a result on its image.
 
         Args:
-            img: file name, or (H, W, 3) uint8 in BGR order.
-            result: what ``predict`` gave for this image.
+            img: file name, (H, W, 3) uint8 in BGR order, the bytes of an image file, or a PIL image.
+            result: what ``predict`` gave for this image, or mmdetection 2.x's lists (see ``Instances.from_per_class``).
             score_thr: objects scoring less are not drawn.
             bbox_color, text_color, mask_color: in place of a colour for each class.
             thickness: line width in pixels. font_size: height of the text in pixels.
@@ -125,12 +125,12 @@ class _Detector(nn.Module):
             (H, W, 3) uint8, BGR.
 
         Raises:
-            UserError: the image cannot be read, or there is no display for ``show``.
+            UserError: the image cannot be read or is not of the result's size, or there is no display for ``show``.
         """
         from boxdet.visualization import draw  # OpenCV is not for those who only compute
 
-        image = draw.read_image(img) if isinstance(img, str) else img
-        picture = draw.draw_instances(image, result, self.CLASSES, score_thr, self.PALETTE,
+        found = result if isinstance(result, Instances) else Instances.from_per_class(result)
+        picture = draw.draw_instances(draw.read_image(img, found.image_size), found, self.CLASSES, score_thr, self.PALETTE,
                                       thickness=thickness,
                                       font_scale=None if font_size is None else font_size / 22,
                                       bbox_color=bbox_color, text_color=text_color, mask_color=mask_color,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,14 +22,23 @@ import numpy as np
 from boxdet.errors import DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
-from boxdet.visualization.mask_windows import mask_windows
+from boxdet.visualization.mask_windows import mask_outlines
 from boxdet.visualization.palette import (Color, ColorSpec, PaletteSpec, class_color, class_colors, parse_color,
                                           readable_on)
 
+CLOSED = -2  # in place of a key's code: the window was closed
+END = (CLOSED, 27, ord('q'), ord('Q'))  # what ``show`` returns when the user wants no more: 27 is Esc
+
 _MASK_OPACITY = 0.42
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_JOINT_THRESHOLD = 0.05  # detectron2's: a joint of a lower score is a guess
+JOINT_THRESHOLD = 0.05  # detectron2's: a joint of a lower score is a guess
 _SUBPIXEL_BITS = 3
+_LOOK_AT_WINDOW = 0.1  # seconds until it is noticed that the user closed it
+_LEAST_FONT_SCALE = 0.31  # letters of seven pixels
+# Of a place for a label: that part of it lies on another label, that it hides an object, and that it is less usual than
+# the ones before (see _label_spots; the last four do not touch the box).
+_COVERING_COST, _HIDING_COST = 10., 3.
+_SPOT_COSTS = np.concatenate([0.05 * np.arange(14), 1.2 + 0.05 * np.arange(4)])
 
 
 def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequence[str] | None = None,
@@ -35,7 +46,7 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
                    font_scale: float | None = None, show_mask: bool = True,
                    bbox_color: ColorSpec | None = None, text_color: ColorSpec | None = None,
                    mask_color: ColorSpec | None = None, skeleton: Sequence[tuple[int, int]] = (),
-                   joint_thr: float = _JOINT_THRESHOLD) -> np.ndarray:
+                   joint_thr: float = JOINT_THRESHOLD) -> np.ndarray:
     """Draw ``instances`` on a copy of ``image``.
 
     Args:
@@ -81,11 +92,11 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
     if 'keypoints' in instances:
         _draw_joints(canvas, arrays['keypoints'][order], boxes[order], skeleton, joint_thr, width)
     texts = [
-        _label_text(k, None if scores is None else float(scores[i]), class_names)
+        label_text(k, None if scores is None else float(scores[i]), class_names)
         for i, k in enumerate(labels)]
-    scale = max(0.36, unit / 1700) if font_scale is None else font_scale
+    scale = max(_LEAST_FONT_SCALE, unit / 1700) if font_scale is None else font_scale
     text = None if text_color is None else parse_color(text_color)
-    _draw_labels(canvas, [corners[i] for i in order[::-1]], [texts[i] for i in order[::-1]],
+    _draw_labels(canvas, np.array(corners)[order[::-1]], [texts[i] for i in order[::-1]],
                  [box_colors[i] for i in order[::-1]], text, scale, width)
     return canvas
 
@@ -106,7 +117,8 @@ def _bgr(color: Color) -> Color:
     return color[2], color[1], color[0]
 
 
-def _label_text(label: int, score: float | None, class_names: Sequence[str] | None) -> str:
+def label_text(label: int, score: float | None, class_names: Sequence[str] | None) -> str:
+    """What is written at an object: its class, and its score if it has one."""
     known = class_names is not None and label < len(class_names)
     name = str(class_names[label]) if known else f'class {label}'
     return name if score is None else f'{name} {score:.2f}'
@@ -115,28 +127,26 @@ def _label_text(label: int, score: float | None, class_names: Sequence[str] | No
 def _draw_masks(canvas: np.ndarray, masks: object, colors: Sequence[Color], width: int) -> np.ndarray:
     """Blend the masks in, large ones below small ones, and draw their outlines."""
     height, wide = canvas.shape[:2]
-    outlines = []
-    for window, color in zip(mask_windows(masks), colors):
-        if window is None:
+    shapes = []
+    for traced, color in zip(mask_outlines(masks), colors):
+        if traced is None:
             continue
-        left, top, mask = window
-        if left + mask.shape[1] > wide or top + mask.shape[0] > height:
-            raise DataError(f'a mask reaches to ({left + mask.shape[1]}, {top + mask.shape[0]}), beyond the '
-                            f'{wide}x{height} image: masks are of another image size')
-        found, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
-        outlines.append((mask.size, found, _bgr(color)))
-    if not outlines:
+        (left, top, right, bottom), rings = traced
+        if right > wide or bottom > height:
+            raise DataError(f'a mask reaches to ({right}, {bottom}), beyond the {wide}x{height} image: masks are of '
+                            'another image size')
+        shapes.append(((right - left) * (bottom - top), rings, _bgr(color)))
+    if not shapes:
         return canvas
-    outlines.sort(key=lambda outline: -outline[0])
+    shapes.sort(key=lambda shape: -shape[0])
     filled = canvas.copy()
-    for _, found, color in outlines:
-        cv2.drawContours(filled, found, -1, color, cv2.FILLED)
+    for _, rings, color in shapes:
+        cv2.drawContours(filled, rings, -1, color, cv2.FILLED)
     cv2.addWeighted(filled, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0, dst=canvas)
-    for _, found, color in outlines:
+    for _, rings, color in shapes:
         light = tuple((v + 255) // 2 for v in color)  # tells neighbours of one class apart
-        smooth = [cv2.approxPolyDP(outline, 0.7, True) for outline in found]
         # Smoothed edges cost four times as much on wide lines, where they are hardly seen.
-        cv2.drawContours(canvas, smooth, -1, light, width, cv2.LINE_AA if width == 1 else cv2.LINE_8)
+        cv2.drawContours(canvas, rings, -1, light, width, cv2.LINE_AA if width == 1 else cv2.LINE_8)
     return canvas
 
 
@@ -174,64 +184,125 @@ def _draw_segments(canvas: np.ndarray, segments: np.ndarray, color: Color, thick
         cv2.polylines(canvas, list(np.ascontiguousarray(segments)), False, color, thickness, kind, _SUBPIXEL_BITS)
 
 
-def _draw_labels(canvas: np.ndarray, corners: Sequence[Sequence[int]], texts: Sequence[str],
-                 colors: Sequence[Color], text_color: Color | None, scale: float, width: int) -> None:
-    """Draw the labels, the first ones (highest scores) having the choice of place and lying on top."""
-    placed = np.zeros((len(texts), 4))
+def _draw_labels(canvas: np.ndarray, corners: np.ndarray, texts: Sequence[str], colors: Sequence[Color],
+                 text_color: Color | None, scale: float, width: int) -> None:
+    """Draw the labels of boxes (N, 4), the first ones (highest scores) having the choice of place and lying on top."""
     strokes = max(1, round(scale * 1.6))
-    margin = max(2, round(scale * 5))
-    sizes = {text: cv2.getTextSize(text, _FONT, scale, strokes) for text in set(texts)}
-    for i, (box, text) in enumerate(zip(corners, texts)):
-        (w, h), baseline = sizes[text]
-        placed[i] = _place(box, w + 2 * margin, h + baseline + margin, placed[:i], canvas.shape, width)
+    margin = max(1, round(scale * 5))
+    measured = {text: cv2.getTextSize(text, _FONT, scale, strokes) for text in set(texts)}
+    sizes = np.array([(w + 2 * margin, h + baseline + margin) for (w, h), baseline in map(measured.get, texts)])
+    plates = _place_labels(corners, sizes, canvas.shape[:2], width).astype(int).tolist()
     for i in range(len(texts) - 1, -1, -1):
-        x0, y0, x1, y1 = placed[i].astype(int).tolist()
-        (_, h), _ = sizes[texts[i]]
+        x0, y0, x1, y1 = plates[i]
+        (_, h), _ = measured[texts[i]]
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), _bgr(colors[i]), cv2.FILLED)
         color = readable_on(colors[i]) if text_color is None else text_color
         cv2.putText(canvas, texts[i], (x0 + margin, y0 + margin // 2 + 1 + h), _FONT, scale, _bgr(color),
                     strokes, cv2.LINE_AA)
 
 
-def _place(box: Sequence[int], w: int, h: int, placed: np.ndarray, shape: Sequence[int],
-           width: int) -> np.ndarray:
-    """Choose where the label plate (w, h) of ``box`` goes: xyxy inside the image, away from the plates
-    ``placed``.
+def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_hw: tuple[int, int], width: int) -> np.ndarray:
+    """Choose where the label plates go: inside the image, away from one another, and off small objects.
+
+    Each plate in turn takes the cheapest of the spots around and in its box.
+
+    Args:
+        boxes: (N, 4) whole pixels. sizes: (N, 2) width and height of the plates. width: of the boxes' lines.
+
+    Returns:
+        (N, 4) plates, xyxy.
     """
-    x0, y0, x1, y1 = box
-    half = width // 2
-    left, right = x0 - half, x1 + half + 1 - w
-    above, below, inside_top, inside_bottom = y0 - half - h, y1 + half + 1, y0 - half, y1 + half + 1 - h
-    corners = np.array([(left, above), (left, inside_top), (right, above), (left, below), (right, inside_top),
-                        (right, below), (left, inside_bottom), (right, inside_bottom)], dtype=float)
-    fitted = np.maximum(np.minimum(corners, (shape[1] - w, shape[0] - h)), 0)
-    spots = np.concatenate([fitted, fitted + (w, h)], axis=1)
+    height, wide = image_hw
+    (w, h), area = sizes.T[:, :, None], sizes.prod(axis=1)
+    wanted_x, wanted_y = _label_spots(boxes, sizes, width)
+    x, y = np.clip(wanted_x, 0, np.maximum(wide - w, 0)), np.clip(wanted_y, 0, np.maximum(height - h, 0))
+    spots = np.stack([x, y, x + w, y + h])                                                # (4, N, S)
     # A label pushed back into the image may no longer touch its box: that costs as overlap does.
-    cost = np.abs(fitted - corners).sum(axis=1) / h + 0.05 * np.arange(len(spots))
-    if w > x1 - x0 or 2 * h > y1 - y0:
-        cost[[1, 4, 6, 7]] += 0.5  # inside a small box the plate would hide the object
-    if len(placed):
-        overlap = (np.minimum(spots[:, None, 2:], placed[None, :, 2:])
-                   - np.maximum(spots[:, None, :2], placed[None, :, :2])).clip(min=0)
-        cost += 10 * overlap.prod(axis=2).sum(axis=1) / (w * h)
-    return spots[int(cost.argmin())]
+    cost = (np.abs(x - wanted_x) + np.abs(y - wanted_y)) / h + _SPOT_COSTS                # (N, S)
+    inside = np.clip(boxes, 0, (wide, height, wide, height))
+    covered = np.maximum(inside[:, 2:] - inside[:, :2], 1).prod(axis=1)
+    for box, pixels in zip(inside.tolist(), covered.tolist()):
+        if pixels < 10 * area.max():  # the plate would hide the object
+            cost += _HIDING_COST / pixels * _overlap(spots, box)
+    plates = np.empty((len(boxes), 4))
+    for i, (chosen, pixels) in enumerate(zip(plates, area)):
+        chosen[:] = spots[:, i, cost[i].argmin()]
+        cost[i + 1:] += _COVERING_COST / pixels * _overlap(spots[:, i + 1:], chosen.tolist())
+    return plates
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 in BGR order.
+def _label_spots(boxes: np.ndarray, sizes: np.ndarray, width: int) -> np.ndarray:
+    """x and y (2, N, S) of the upper left corners of the places for a plate at each box, the most usual ones first."""
+    half = width // 2
+    (x0, y0), (x1, y1), (w, h) = (boxes[:, :2] - half).T, (boxes[:, 2:] + half + 1).T, sizes.T
+    left, right, middle, before, after = x0, x1 - w, (x0 + x1 - w) // 2, x0 - w, x1
+    above, below, top, bottom = y0 - h, y1, y0, y1 - h
+    spots = ((left, above), (left, top), (right, above), (left, below), (right, top), (right, below), (left, bottom),
+             (right, bottom), (middle, above), (middle, below), (after, top), (before, top), (after, bottom),
+             (before, bottom), (left, above - h), (left, below + h), (right, above - h), (right, below + h))
+    return np.array(spots, dtype=np.float32).transpose(1, 2, 0).copy()
+
+
+def _overlap(spots: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Square pixels that spots (4, ...) share with ``box``."""
+    x0, y0, x1, y1 = box
+    wide = np.minimum(spots[2], x1) - np.maximum(spots[0], x0)
+    high = np.minimum(spots[3], y1) - np.maximum(spots[1], y0)
+    return np.maximum(wide, 0) * np.maximum(high, 0)
+
+
+def read_image(picture: Any, image_hw: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture in any form as (H, W, 3) uint8 in BGR order.
+
+    Args:
+        picture: a file name, the bytes of an image file, or a PIL image; an array is returned as it is.
+        image_hw: height and width of the picture that a result is of. What is no array is turned upright by its EXIF
+            orientation, unless it has this size only as it is stored: so it was read for the result.
 
     Raises:
-        DataError: the file is missing, empty, or no image.
+        DataError: the file is missing, empty, or no image; or of another size either way.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f'{path}: {error.strerror}') from error
-    if not data:
-        raise DataError(f'{path}: the file is empty')
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if isinstance(picture, np.ndarray):
+        return picture
+    name, content = _content(picture)
+    image = _decode(content, name, upright=True)
+    if image_hw is None or image.shape[:2] == tuple(image_hw):
+        return image
+    stored = _decode(content, name, upright=False)
+    if stored.shape[:2] != tuple(image_hw):
+        raise DataError(f'{name}: the result is of a picture of {image_hw[1]}x{image_hw[0]} pixels, this one has '
+                        f'{image.shape[1]}x{image.shape[0]}')
+    return stored
+
+
+def _content(picture: Any) -> tuple[str, Any]:
+    """What a message calls ``picture``, and its bytes, or the PIL image that it is."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        name, content = 'the picture', bytes(picture)
+    elif isinstance(picture, (str, os.PathLike)):
+        name = os.fspath(picture)
+        try:
+            content = Path(picture).read_bytes()
+        except OSError as error:
+            raise DataError(f'{name}: {error.strerror}') from error
+    elif any(kind.__module__.startswith('PIL.') for kind in type(picture).__mro__):
+        return getattr(picture, 'filename', '') or 'the picture', picture
+    else:
+        raise DataError(f'a picture is a file name, an array, bytes or a PIL image, not {type(picture).__name__}')
+    if not content:
+        raise DataError(f'{name}: the file is empty')
+    return name, content
+
+
+def _decode(content: Any, name: str, upright: bool) -> np.ndarray:
+    if not isinstance(content, bytes):
+        from PIL import ImageOps
+        turned = ImageOps.exif_transpose(content) if upright else content
+        return np.ascontiguousarray(np.asarray(turned.convert('RGB'))[:, :, ::-1])
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
-        raise DataError(f'{path}: not an image that OpenCV can read')
+        raise DataError(f'{name}: not an image that OpenCV can read')
     return image
 
 
@@ -259,7 +330,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
     """Show ``image`` (BGR) in a window for ``wait_time`` seconds, 0 until a key is pressed.
 
     Returns:
-        the key's code, -1 for none.
+        the key's code, -1 for none, CLOSED when the user has closed the window; those ``in END`` ask for the end.
 
     Raises:
         UserError: no display, or an OpenCV built without windows.
@@ -271,11 +342,25 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
             '--show-dir)')
     try:
         cv2.imshow(win_name or 'boxdet', image)
-        return cv2.waitKey(max(1, round(wait_time * 1000)) if wait_time else 0)
+        return _wait(win_name or 'boxdet', wait_time or float('inf'))
     except cv2.error as error:
         raise UserError(
             'cannot open a window: this OpenCV is built without windows (opencv-python-headless); install '
             'opencv-python, or write the picture to a file instead') from error
+
+
+def _wait(win_name: str, seconds: float) -> int:
+    """Wait for a key or the window's end, as ``show``; OpenCV's own endless waiting outlives the window."""
+    end = time.monotonic() + seconds
+    while True:
+        left = end - time.monotonic()
+        key = cv2.waitKey(max(1, round(1000 * min(left, _LOOK_AT_WINDOW))))
+        if key >= 0:
+            return key
+        if cv2.getWindowProperty(win_name, cv2.WND_PROP_VISIBLE) < 1:
+            return CLOSED
+        if time.monotonic() >= end:
+            return -1
 
 
 def _display_problem() -> str:

@@ -14,8 +14,9 @@ import numpy as np
 
 from boxdet.errors import DataError
 from boxdet.structures.instances import Instances
+from boxdet.visualization.draw import JOINT_THRESHOLD, label_text
 from boxdet.visualization.mask_windows import mask_windows
-from boxdet.visualization.palette import PaletteSpec, class_colors, readable_on
+from boxdet.visualization.palette import PaletteSpec, class_color, class_colors, readable_on
 
 _INCHES = 8.  # of the page's longer side
 _MASK_OPACITY = 0.4
@@ -23,14 +24,16 @@ _FONT_POINTS = 6
 
 
 def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
-              class_names: Sequence[str] | None = None, score_thr: float = 0.3, palette: PaletteSpec = None) -> None:
+              class_names: Sequence[str] | None = None, score_thr: float = 0.3, palette: PaletteSpec = None,
+              skeleton: Sequence[tuple[int, int]] = (), joint_thr: float = JOINT_THRESHOLD) -> None:
     """Write a page of the picture's shape.
 
     Args:
         image: (H, W, 3) uint8 in BGR order.
-        instances: ``bboxes``, ``labels``, ``scores`` and perhaps ``masks``, in pixels of ``image``.
+        instances: ``bboxes``, ``labels``, ``scores`` and perhaps ``masks`` and ``keypoints``, in pixels of ``image``.
         class_names: name of each label. score_thr: what scores this or less is left out.
         palette: see ``palette.class_colors``.
+        skeleton: joints, counted from 0, that lines connect. joint_thr: joints that score this or less are left out.
 
     Raises:
         DataError: the folder does not take the file.
@@ -52,8 +55,9 @@ def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
         if window is not None:
             _draw_mask(axes, window, _unit(colors[label]))
     for box, label, score in zip(shown.bboxes.tolist(), shown.labels.tolist(), shown.scores.tolist()):
-        name = class_names[label] if class_names is not None and label < len(class_names) else f'class {label}'
-        _draw_box(axes, box, f'{name} {score:.2f}', colors[label], 1.5 * _FONT_POINTS / 72 / inches)
+        _draw_box(axes, box, label_text(label, score, class_names), colors[label], 1.5 * _FONT_POINTS / 72 / inches)
+    if 'keypoints' in shown:
+        _draw_joints(axes, shown.numpy()['keypoints'], skeleton, joint_thr)
     axes.set(xlim=(0, width), ylim=(height, 0))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,21 @@ def _draw_mask(axes: Any, window: tuple[int, int, np.ndarray], color: tuple[floa
     if rings:
         outline = Outline.make_compound_path(*(Outline(ring, closed=True) for ring in rings))
         axes.add_patch(PathPatch(outline, facecolor=(*color, _MASK_OPACITY), edgecolor=color, linewidth=0.6))
+
+
+def _draw_joints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]], threshold: float) -> None:
+    """The bones and joints (N, J, 3) in the colours that ``draw`` gives them, as lines and dots with a rim."""
+    from matplotlib.collections import LineCollection
+
+    places, seen = keypoints[..., :2], keypoints[..., 2] > threshold
+    for start, end in skeleton:
+        bones = places[seen[:, start] & seen[:, end]][:, [start, end]]
+        axes.add_collection(LineCollection(bones, colors=[_unit(class_color(max(start, end)))], linewidths=1.4),
+                            autolim=False)
+    for joint in range(keypoints.shape[1]):
+        x, y = places[seen[:, joint], joint].T
+        axes.plot(x, y, linestyle='none', marker='o', markersize=3, markeredgewidth=0.5, markeredgecolor='white',
+                  color=_unit(class_color(joint)))
 
 
 def _draw_box(axes: Any, box: Sequence[float], text: str, color: Sequence[int], line_height: float) -> None:

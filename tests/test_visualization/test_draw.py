@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_masks
 
 from boxdet.errors import DataError, UserError
 from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import RleMasks
-from boxdet.visualization.draw import _place, draw_instances, read_image, show, write_image
+from boxdet.visualization.draw import (CLOSED, END, _place_labels, draw_instances, read_image, show,
+                                       write_image)
 from boxdet.visualization.palette import class_color
 
 
@@ -106,20 +108,39 @@ def test_line_width_follows_the_image():
 @pytest.mark.parametrize('box', [(0, 0, 319, 239), (300, 0, 319, 10), (0, 230, 5, 239), (310, 230, 319, 239),
                                  (-40, -40, 20, 20), (300, 200, 400, 300)])
 def test_labels_stay_inside_the_image(box):
-    x0, y0, x1, y1 = _place(box, 90, 16, np.zeros((0, 4)), (240, 320), 2)
+    (x0, y0, x1, y1), = _place_labels(np.array([box]), np.array([[90, 16]]), (240, 320), 2)
     assert 0 <= x0 and 0 <= y0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
     draw_instances(picture(), scene([box], [0], [0.9]), ['a long class name'])
 
 
+def shared(first, second):
+    """Square pixels that two boxes share."""
+    return (np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])).clip(min=0).prod()
+
+
 def test_labels_avoid_each_other():
-    """Four boxes in a heap: their plates find places with hardly any overlap."""
-    placed = np.zeros((0, 4))
-    for k in range(4):
-        spot = _place((100 + k, 80 + k, 220 + k, 180 + k), 80, 16, placed, (240, 320), 2)
-        shared = (np.minimum(spot[2:], placed[:, 2:]) -
-                  np.maximum(spot[:2], placed[:, :2])).clip(min=0).prod(axis=1)
-        assert shared.sum() < 0.05 * 80 * 16
-        placed = np.concatenate([placed, spot[None]])
+    """Eight boxes in a heap: around them there is a place for each plate, if they touch by a line of pixels."""
+    boxes = np.array([(100 + k, 80 + k, 220 + k, 180 + k) for k in range(8)])
+    plates = _place_labels(boxes, np.tile((80, 16), (8, 1)), (240, 320), 2)
+    assert sum(shared(plates[i], plates[k]) for i in range(8) for k in range(i)) <= 80
+
+
+def test_labels_hide_no_small_object():
+    """Neither their own nor the one beside it, in the middle of the image or at its edge."""
+    for x, y in ((100, 100), (0, 0), (300, 0), (300, 220), (0, 220)):
+        below = y + (24 if y < 100 else -24)
+        boxes = np.array([(x, y, x + 19, y + 19), (x, below, x + 19, below + 19)])
+        for plate in _place_labels(boxes, np.array([[70, 14], [70, 14]]), (240, 320), 2):
+            assert shared(plate, boxes[0]) == 0 and shared(plate, boxes[1]) == 0
+
+
+def test_small_pictures_have_small_labels():
+    def plate_height(height, width):
+        image = np.zeros((height, width, 3), np.uint8)
+        drawn = draw_instances(image, scene([[20, 100, 280, 200]], [0], [0.9], (height, width)), ['cat'])
+        return int(drawn[:99, 30].any(axis=1).sum())  # above the box there is the plate only
+
+    assert plate_height(240, 320) == plate_height(302, 500) <= 13 < plate_height(1080, 1920)
 
 
 def test_grey_images_empty_results_and_unknown_classes():
@@ -145,6 +166,33 @@ def test_pictures_are_written_and_read(tmp_path):
     write_image(image, path)
     assert np.array_equal(read_image(path), image)
     assert read_image(str(path)).shape == (40, 50, 3)
+
+
+def test_pictures_come_in_every_form(tmp_path):
+    image = picture(40, 50)
+    write_image(image, tmp_path / 'a.png')
+    content = (tmp_path / 'a.png').read_bytes()
+    for form in (str(tmp_path / 'a.png'), tmp_path / 'a.png', content, bytearray(content), memoryview(content),
+                 Image.open(tmp_path / 'a.png'), Image.fromarray(image[:, :, ::-1]), image):
+        assert np.array_equal(read_image(form), image)
+    with pytest.raises(DataError, match='a picture is a file name, an array, bytes or a PIL image, not int'):
+        read_image(3)
+    with pytest.raises(DataError, match='the picture: not an image'):
+        read_image(b'text')
+
+
+def test_a_turned_picture_is_read_as_the_result_was(tmp_path):
+    """The EXIF orientation counts or not, which the size tells that the result is of."""
+    flat = Image.fromarray(picture(40, 50)[:, :, ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to be seen upright
+    flat.save(tmp_path / 'turned.jpg', exif=exif, quality=95)
+    for form in (tmp_path / 'turned.jpg', (tmp_path / 'turned.jpg').read_bytes(), Image.open(tmp_path / 'turned.jpg')):
+        upright, stored = read_image(form), read_image(form, (40, 50))
+        assert upright.shape == (50, 40, 3) and np.array_equal(read_image(form, (50, 40)), upright)
+        assert stored.shape == (40, 50, 3) and np.array_equal(np.rot90(stored, -1), upright)
+        with pytest.raises(DataError, match='the result is of a picture of 60x40 pixels, this one has 40x50'):
+            read_image(form, (40, 60))
 
 
 def test_unreadable_and_unwritable_pictures_are_named(tmp_path):
@@ -185,8 +233,29 @@ def test_an_opencv_without_windows_is_a_clear_error(monkeypatch):
         show(picture())
 
 
+@pytest.fixture
+def window(monkeypatch):
+    """A window that does as ``keys`` and ``visible`` say: what OpenCV would answer in turn."""
+    def make(keys, visible):
+        monkeypatch.setattr('boxdet.visualization.draw._display_problem', lambda: '')
+        monkeypatch.setattr(cv2, 'imshow', lambda *_: None)
+        monkeypatch.setattr(cv2, 'waitKey', lambda wait: (time.sleep(wait / 1000), keys.pop(0))[1])
+        monkeypatch.setattr(cv2, 'getWindowProperty', lambda *_: visible.pop(0))
+    return make
+
+
+def test_show_tells_the_key_and_that_the_window_was_closed(window):
+    window([-1, -1, ord('x')], [1, 1])
+    assert show(picture()) == ord('x')
+    window([-1, -1], [1, 0])
+    assert show(picture()) == CLOSED and CLOSED in END
+    window([-1], [1])
+    assert show(picture(), wait_time=1e-3) == -1
+    assert -1 not in END and 27 in END and ord('q') in END
+
+
 def test_a_hundred_masks_on_1080p_take_no_full_decodings():
-    """About 25 ms where it was measured; decoding every mask in full takes 600."""
+    """About 20 ms where it was measured; decoding every mask in full takes 600."""
     size, rng = (1080, 1920), np.random.default_rng(0)
     corners = rng.integers(0, (1700, 860), (100, 2))
     boxes = [[x, y, x + 160, y + 160] for x, y in corners.tolist()]
