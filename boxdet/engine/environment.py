@@ -80,7 +80,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         device = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device '{device}' is not understood: write cpu, cuda or cuda:0") from error
     if device.type == 'cuda':
         count = torch.cuda.device_count()
@@ -88,7 +88,17 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} sees {count} GPUs "
                               '(--device cpu works without)')
         torch.cuda.set_device(device)
+    elif not _computes(device):
+        raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} cannot compute on it here "
+                          '(--device cpu works everywhere)')
     return device
+
+
+def _computes(device: torch.device) -> bool:
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except Exception:  # each kind of device has its own for not being there; 'meta' holds no numbers
+        return False
 
 
 def setup_processes(cfg: Mapping[str, Any]) -> None:

@@ -56,6 +56,15 @@ def test_devices():
         choose_device('gpu')
     with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):
         choose_device('cuda:99')
+    with pytest.raises(ConfigError, match="device '1.5' is not understood"):
+        choose_device(1.5)
+
+
+@pytest.mark.parametrize('device', ['meta', 'xla', pytest.param('mps', marks=pytest.mark.skipif(
+    torch.backends.mps.is_available(), reason='this machine has it'))])
+def test_devices_that_cannot_compute_here(device):
+    with pytest.raises(ConfigError, match=f"device '{device}' is not there.*--device cpu"):
+        choose_device(device)
 
 
 def test_log_goes_to_console_and_file_once(tmp_path, capsys):
