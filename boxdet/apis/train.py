@@ -63,10 +63,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     _check_folders(cfg, work_dir)
     device = choose_device(cfg.get('device'))
     length, lr_config = runner_config(cfg), cfg.get('lr_config')
-    validation, batch = None, 1
-    if validate and cfg.data.get('val'):
-        inside, batch = inference_settings(cfg.data.val, (cfg.data.get('val_dataloader') or {}).get('samples_per_gpu'))
-        validation = build_dataset(inside, dict(test_mode=True))
+    validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
     check_training(model, datasets[0], validation)
     if validation is not None:
         check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox', validation)
@@ -151,6 +148,12 @@ def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool, **
     options = dict(samples_per_gpu=1, workers_per_gpu=2, num_gpus=1, dist=distributed, seed=cfg.get('seed'),
                    runner_type=length['type'])
     return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train'), **more})
+
+
+def _validation_set(cfg: Any) -> tuple[Any, int]:
+    """``data.val`` without augmentation, and how many of its images at a time."""
+    settings, batch = inference_settings(cfg.data.val, (cfg.data.get('val_dataloader') or {}).get('samples_per_gpu'))
+    return build_dataset(settings, dict(test_mode=True)), batch
 
 
 def _evaluation_hook(cfg: Any, dataset: Any, batch: int, by_epoch: bool, distributed: bool) -> EvaluationHook:

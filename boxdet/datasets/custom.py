@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.evaluated import Evaluated
 from boxdet.datasets.files import check_file_client, read_data, read_names
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.records import Records
@@ -27,7 +28,7 @@ _MOST_REDRAWS = 1000
 
 
 @DATASETS.register_module()
-class CustomDataset:
+class CustomDataset(Evaluated):
     """Images with boxes.
 
     Args:

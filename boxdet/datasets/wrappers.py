@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.evaluated import Evaluated
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.formatting import replace_ImageToTensor
 from boxdet.errors import ConfigError, DataError
@@ -92,7 +93,7 @@ def _parts(cfg: dict) -> list[dict]:
     return parts
 
 
-class _Wrapper:
+class _Wrapper(Evaluated):
     """What any data set offers, passed on to ``self._at(index)``: a data set and the place in it."""
 
     def _at(self, index: int) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from boxdet.datasets.evaluated import own_method
 from boxdet.errors import ConfigError
 
 _AS_ONE = ('coco', 'voc', 'custom')  # protocols whose ground truth can be put together
@@ -40,8 +41,9 @@ class Joined:
 
     def __init__(self, dataset: Any):
         self._dataset, parts = dataset, dataset.datasets
-        protocols = {getattr(part, 'PROTOCOL', 'none') for part in parts if not hasattr(part, 'evaluate')}
-        if len(protocols) != 1 or any(hasattr(part, 'evaluate') for part in parts) or not protocols < {*_AS_ONE}:
+        protocols = {getattr(part, 'PROTOCOL', 'none') for part in parts}
+        brought = any(own_method(part, 'evaluate') for part in parts)
+        if brought or len(protocols) != 1 or not protocols < {*_AS_ONE}:
             kinds = ', '.join(dict.fromkeys(type(part).__name__ for part in parts))
             raise ConfigError(f'separate_eval=False: {kinds} cannot be evaluated as one; use separate_eval=True')
         rules = {getattr(part, 'ap_rule', 'area') for part in parts}

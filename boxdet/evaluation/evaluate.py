@@ -17,12 +17,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Union
 
 import torch
 
+from boxdet.datasets.evaluated import EVALUATION, own_method
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation import concat
 from boxdet.evaluation.predictions import from_legacy
@@ -52,7 +54,7 @@ def evaluate(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] |
 
     Args:
         dataset: of any protocol; one that brings its own ``evaluate(results, metric=..., logger=..., **options)``, as
-            mmdetection 2.x's do, is asked itself.
+            mmdetection 2.x's do, is asked itself, and gets 2.x's results by class (see ``as_2x``).
         results: Instances, or mmdetection 2.x's lists.
         metric: one or several names; None is the first of the data set's metrics.
         logger: where the tables go: None prints them, 'silent' drops them.
@@ -64,15 +66,22 @@ def evaluate(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] |
     Raises:
         ConfigError: unknown metric or option. DataError: no annotations, or results that do not fit the data set.
     """
-    own = getattr(dataset, 'evaluate', None)
-    if own is not None:
-        return own(results, **({} if metric is None else dict(metric=metric)), logger=logger, **options)
+    own = own_method(dataset, 'evaluate')
+    if own is None:
+        return measure(dataset, results, metric, logger, **options)
+    return own(as_2x(dataset, results), **({} if metric is None else dict(metric=metric)), logger=logger, **options)
+
+
+@EVALUATION.register_module()
+def measure(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] | None = None, logger: Logger = None,
+            **options: Any) -> dict[str, Any]:
+    """``evaluate`` by the protocol, whatever the data set brings: what an ``evaluate`` of its own calls by super()."""
     if hasattr(dataset, 'datasets'):
         return _evaluate_parts(dataset, list(results), metric, logger, options)
     module = protocol_module(dataset)
     metrics = _checked_metrics(module, metric)
-    check_options(dataset, options)
-    require_annotations(dataset)
+    _check_names(options, _names_of(module.evaluate))
+    _check_annotations(dataset, module)
     results = aligned(dataset, results)
     say = speaker(logger)
     if not any(len(labels) for labels in labels_of(results)):
@@ -96,12 +105,35 @@ def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: 
         ConfigError: the protocol has no files, or not this option. DataError: results that do not fit the data set, or
             a folder that cannot be written.
     """
+    own = own_method(dataset, 'format_results')
+    if own is None:
+        return _write(dataset, results, *args, proposals=proposals, **options)
+    found = own(as_2x(dataset, results), *args, **options)
+    found = found[0] if isinstance(found, tuple) else found  # 2.x: the files, and the folder that is to be cleaned up
+    if isinstance(found, Mapping):
+        return dict(found)
+    return {str(i): path for i, path in enumerate([found] if isinstance(found, str) else found or ())}
+
+
+@EVALUATION.register_module()
+def write_files(dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+    """``format_results`` by the protocol, into a temporary folder where no prefix is given; returns that too."""
+    options = {name: value for name, value in options.items() if value is not None}
+    folder = None
+    if not args and not any(name.endswith('_prefix') for name in options):
+        folder = tempfile.TemporaryDirectory(prefix='boxdet-results-')
+        options = {**_prefixes(dataset, folder.name), **options}
+    return _write(dataset, results, *args, **options), folder
+
+
+def _write(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | None = None,
+           **options: Any) -> dict[str, str]:
     if hasattr(dataset, 'datasets'):
         parts = enumerate(concat.split(dataset, aligned(dataset, results)))
         return {f'{i}_{kind}': path for i, (part, mine) in parts for kind, path in format_results(
             part, mine, *args, proposals=proposals, **concat.numbered(options, i)).items()}
     writer = _writer(dataset)
-    check_options(dataset, options, writing=True)
+    _check_names(options, _names_of(writer), writing=True)
     if 'proposals' in accepted_keywords(writer)[0]:
         options['proposals'] = proposals
     return writer(dataset, aligned(dataset, results), *args, **options)
@@ -116,7 +148,7 @@ def metric_names(dataset: Any, metric: str | Sequence[str] | None = None, **opti
     Raises:
         ConfigError: unknown metric or item.
     """
-    if hasattr(dataset, 'evaluate'):
+    if own_method(dataset, 'evaluate'):
         return None
     if hasattr(dataset, 'datasets'):
         if not dataset.separate_eval:
@@ -150,12 +182,16 @@ def protocol_module(dataset: Any) -> ModuleType:
 def option_names(dataset: Any, writing: bool = False) -> list[str] | None:
     """The options of ``evaluate`` for a data set or its class; ``writing``: those of ``format_results``.
 
-    None: any, for the data set brings an ``evaluate`` of its own that takes ``**kwargs``.
+    None: any, for the data set brings a method of its own that takes ``**kwargs``.
     """
-    if hasattr(dataset, 'datasets'):
+    own = own_method(dataset, 'format_results' if writing else 'evaluate')
+    if own is None and hasattr(dataset, 'datasets'):
         return option_names(dataset.datasets[0], writing)
-    own = None if writing else getattr(dataset, 'evaluate', None)
-    names, open_ended = accepted_keywords(own or (_writer(dataset) if writing else protocol_module(dataset).evaluate))
+    return _names_of(own or (_writer(dataset) if writing else protocol_module(dataset).evaluate))
+
+
+def _names_of(function: Callable) -> list[str] | None:
+    names, open_ended = accepted_keywords(function)
     return None if open_ended else sorted(names - _GIVEN)
 
 
@@ -166,7 +202,11 @@ def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', wri
         where: what to call their place: 'evaluation', '--eval-options'.
         writing: they are for ``format_results``.
     """
-    names = option_names(dataset, writing)
+    _check_names(options, option_names(dataset, writing), where, writing)
+
+
+def _check_names(options: Mapping[str, Any], names: Sequence[str] | None, where: str = '',
+                 writing: bool = False) -> None:
     for key in options if names is not None else ():
         if key not in names:
             what = 'writing result files' if writing else 'evaluation'
@@ -195,21 +235,49 @@ def configured_options(dataset: Any, metric: str | Sequence[str], configured: Ma
 def writing_options(dataset: Any, given: Mapping[str, Any], folder: str, where: str = '') -> dict[str, Any]:
     """The keywords for ``format_results``: prefixes that are not given lead to ``folder``/results."""
     check_options(dataset, given, where, writing=True)
-    prefixes = [name for name in option_names(dataset, writing=True) if name.endswith('_prefix')]
-    return {**{name: os.path.join(folder, 'results') for name in prefixes}, **given}
+    return {**_prefixes(dataset, folder), **given}
+
+
+def _prefixes(dataset: Any, folder: str) -> dict[str, str]:
+    """The options that say where files go, each leading to ``folder``/results."""
+    while hasattr(dataset, 'datasets'):
+        dataset = dataset.datasets[0]
+    names = option_names(dataset, writing=True)
+    names = _names_of(_writer(dataset)) if names is None else names
+    return {name: os.path.join(folder, 'results') for name in names if name.endswith('_prefix')}
 
 
 def require_annotations(dataset: Any) -> None:
     """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when it cannot be evaluated."""
-    if hasattr(dataset, 'evaluate'):
+    if own_method(dataset, 'evaluate'):
         return
     if hasattr(dataset, 'datasets'):
         for part in dataset.datasets:
             require_annotations(part)
         return
-    check = getattr(protocol_module(dataset), 'require_annotations', None)
+    _check_annotations(dataset, protocol_module(dataset))
+
+
+def _check_annotations(dataset: Any, module: ModuleType) -> None:
+    check = getattr(module, 'require_annotations', None)
     if check is not None:
         check(dataset)
+
+
+def as_2x(dataset: Any, results: Iterable[Any]) -> list[Any]:
+    """The results as mmdetection 2.x handed them to a data set: ``Instances.per_class`` of each image, of an RPN (N, 5).
+
+    Those with keypoints, for which 2.x had no form, stay Instances.
+    """
+    return [_one_as_2x(result, len(dataset.CLASSES)) if isinstance(result, Instances) else result for result in results]
+
+
+def _one_as_2x(result: Instances, num_classes: int) -> Any:
+    if 'keypoints' in result:
+        return result
+    if 'labels' in result:
+        return result.per_class(result.num_classes or num_classes)
+    return _labelled(result).per_class(1)[0]
 
 
 def aligned(dataset: Any, results: Iterable[Any]) -> Sequence[Instances]:
