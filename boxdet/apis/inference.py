@@ -21,12 +21,13 @@ from torch import nn
 from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
 from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
 from boxdet.datasets.collate import collate
-from boxdet.engine.config import load_config
+from boxdet.engine.config import OPTIONS, load_config, parse_options
 from boxdet.engine.environment import choose_device
-from boxdet.errors import ConfigError
+from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
 from boxdet.models.folding import fuse_conv_bn, ready_for_inference
 from boxdet.registry import DATASETS
+from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 from boxdet.visualization.palette import PaletteSpec
 
@@ -47,7 +48,8 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         checkpoint: a file or an address, boxdet's or mmdetection 2.x's, torchvision's or detectron2's; without one
             the weights are random.
         device: 'cuda:0', 'cpu', ...
-        cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``.
+        cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``; or a list of
+            texts as on a command line.
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
             always computed in float32.
         compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
@@ -58,16 +60,12 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         config).
 
     Raises:
-        ConfigError: a wrong config or a device that is not there. CheckpointError: an unusable checkpoint.
+        ConfigError: a wrong config or option, a device or a backend that is not there. CheckpointError: an unusable
+            checkpoint.
     """
-    device = choose_device(device)  # before the work of loading
-    if isinstance(config, (str, os.PathLike)):
-        cfg = load_config(config, cfg_options)
-    elif hasattr(config, 'merge_from_dict'):
-        cfg = copy.deepcopy(config)
-        cfg.merge_from_dict(dict(cfg_options or {}))
-    else:
-        raise ConfigError(f'config is a file name or a Config, not {type(config).__name__}')
+    device, backend = choose_device(device), _compile_backend(compile)  # before the work of loading
+    cfg = _configured(config, cfg_options)
+    refuse_misspelt_options(cfg)
     model = build_for_inference(cfg)
     if checkpoint is None:
         model.init_weights()
@@ -76,10 +74,56 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         load_into(model, checkpoint, configured_classes(cfg))
     model.cfg = cfg
     model = ready_for_inference(model.eval(), precision).to(device)
-    if compile:
-        backend = compile if isinstance(compile, str) else 'inductor'
+    if backend:
         model.__dict__['extract_feat'] = torch.compile(model.extract_feat, backend=backend)
     return model
+
+
+def _compile_backend(compile: bool | str) -> str:  # noqa: A002
+    """The name of torch.compile's backend, '' for none."""
+    if not compile or compile is True:
+        return 'inductor' if compile else ''
+    known = torch.compiler.list_backends(())
+    if compile not in known:
+        raise ConfigError(f"compile={compile!r}: torch.compile has no such backend{nearest(str(compile), known)}")
+    return compile
+
+
+def _configured(config: Any, cfg_options: Any) -> Any:
+    """A Config of a file name or a copy of a Config, with the options in it."""
+    options = parse_options(cfg_options) if isinstance(cfg_options, (list, tuple)) else cfg_options or {}
+    if not isinstance(options, Mapping):
+        raise ConfigError("cfg_options is a dict such as {'model.test_cfg.rcnn.score_thr': 0.3}, or a list of texts "
+                          f"KEY=VALUE, not {cfg_options!r}")
+    if isinstance(config, (str, os.PathLike)):
+        return load_config(config, options)
+    if not hasattr(config, 'merge_from_dict'):
+        raise ConfigError(f'config is a file name or a Config, not {type(config).__name__}')
+    cfg = copy.deepcopy(config)
+    cfg.merge_from_dict(dict(options))
+    return cfg
+
+
+def refuse_misspelt_options(cfg: Any) -> None:
+    """Refuse variables that options alone set in the Config of a file, and whose names resemble others: ``modell.x=3``.
+
+    Nothing can read them but code of the user's own, which a name unlike any other leaves alone.
+
+    Raises:
+        ConfigError: there is one; the message tells the nearest name.
+    """
+    if not getattr(cfg, 'files', ()):  # made from a dict: nobody knows what was in it before
+        return
+    added = [name for name in cfg if cfg.origin(name) == OPTIONS
+             and all(setting.source == OPTIONS for setting in cfg.explain(name))]
+    if not added:
+        return
+    from boxdet.engine.config_check import HABITS, SECTIONS  # seconds, as it imports the readers of all sections
+    known = {*SECTIONS, *HABITS, *(name for name in cfg if name not in added)}
+    for name in added:
+        near = '' if name in known else nearest(name, known)
+        if near:
+            raise ConfigError(f'{name} ({OPTIONS}): nothing reads this variable{near}')
 
 
 def build_for_inference(cfg: Any) -> nn.Module:
@@ -161,7 +205,8 @@ def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batc
 
     Args:
         model: of ``init_detector``.
-        imgs: a file name, an array (H, W, 3) uint8, the bytes of an image file, or a PIL image; or a list,
+        imgs: a file name or http(s) address, an array (H, W, 3) uint8 (also (H, W), (H, W, 1), or (H, W, 4) whose
+            last channel is left out), the bytes of an image file, what can read() them, or a PIL image; or a list,
             tuple or iterator of them.
         batch_size: pictures of the same input size that go through the network together; default 1 on the
             CPU, 8 on a GPU. Pictures of other sizes are never padded for the sake of a batch, so the results
@@ -175,12 +220,15 @@ def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batc
         the Instances of one picture, in its original pixels; a list of them, in order, for several.
 
     Raises:
-        DataError: a picture that cannot be read. ConfigError: the config has no test pipeline.
+        DataError: a picture that cannot be read. ConfigError: the config has no test pipeline, or one that needs
+            proposals; ``batch_size`` or ``prefetch`` is no such number.
     """
-    if is_picture(imgs):
+    _check_numbers(batch_size, prefetch)
+    if is_picture(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no picture
         sample = preparation(model, channel_order, exif_orientation)(imgs)
         return _predict(model, [(0, sample, collate([sample]))])[0]
-    return [result for _, result in inference_stream(model, imgs, batch_size, prefetch, channel_order, exif_orientation)]
+    stream = inference_stream(model, imgs, batch_size, prefetch, channel_order, exif_orientation)
+    return [result for _, result in stream]
 
 
 def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int | None = None,
@@ -197,14 +245,30 @@ def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int 
 
     Yields:
         each picture as it was given, with its result; in order.
+
+    Raises:
+        as ``inference_detector``, at once what is wrong with the arguments.
     """
+    _check_numbers(batch_size, prefetch)
+    frames = isinstance(imgs, np.ndarray) and imgs.ndim != 3  # (N, H, W, 3), say
+    if not _is_iterable(imgs) or is_picture(imgs) and not frames:
+        raise DataError(f'a stream is a list, tuple or iterator of pictures, not one {type(imgs).__name__}')
     prepare = preparation(model, channel_order, exif_orientation)  # what is wrong with the config, before any thread
     if batch_size is None:
         batch_size = 1 if next(model.parameters()).device.type == 'cpu' else 8
-    if batch_size < 1:
-        raise ConfigError(f'batch_size is {batch_size}; it is 1 or more')
     ahead = 2 * batch_size if prefetch is None else prefetch
     return _stream(model, prepared_ahead(prepare, imgs, ahead), batch_size)
+
+
+def _is_iterable(value: Any) -> bool:
+    return hasattr(value, '__iter__') or hasattr(value, '__getitem__')
+
+
+def _check_numbers(batch_size: Any, prefetch: Any) -> None:
+    for name, value, least in (('batch_size', batch_size, 1), ('prefetch', prefetch, 0)):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= least):
+            raise ConfigError(f'{name} is {value!r}; it is a whole number, {least} or more')
 
 
 def _stream(model: nn.Module, prepared: Generator[tuple[Picture, dict], None, None],
@@ -257,7 +321,7 @@ def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances
         return {}
     device = next(model.parameters()).device
     batch = group[0][2] if len(group) == 1 else collate([sample for _, sample, _ in group])
-    batch = batch.to(device) if not isinstance(batch, list) else [view.to(device) for view in batch]
+    batch = [_moved(view, device) for view in batch] if isinstance(batch, list) else _moved(batch, device)
     training = model.training
     if training:
         model.eval()
@@ -268,6 +332,11 @@ def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances
         if training:
             model.train()
     return {index: result for (index, _, _), result in zip(group, found)}
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    # Out of page-locked memory the copy to a GPU runs by itself, while the host goes on.
+    return (batch.pin_memory() if device.type == 'cuda' else batch).to(device)
 
 
 def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instances, score_thr: float = 0.3,

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 from torch import nn
 
-from boxdet.datasets.files import decode_image, read_bytes
+from boxdet.datasets.files import decode_image
 from boxdet.datasets.pipelines.compose import Compose
+from boxdet.datasets.pipelines.loading import read_picture
 from boxdet.errors import ConfigError, DataError
 
-Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image
+Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image, or what can read() bytes
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the picture that it is at; a camera may never
 _MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any network
@@ -27,7 +28,8 @@ _MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any 
 
 def is_picture(value: Any) -> bool:
     """Whether ``value`` is one picture, and not several of them."""
-    return isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview)) or _is_pil(value)
+    one = isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview))
+    return one or _is_pil(value) or hasattr(value, 'read')  # an open file is no list of lines here
 
 
 def _is_pil(picture: Any) -> bool:
@@ -79,16 +81,43 @@ class Preparation:
         color_type = 'color' if self.upright else 'color' + _ORIENTATION
         if isinstance(picture, (str, os.PathLike)):
             path = os.fspath(picture)
-            return decode_image(read_bytes(path, self.backend), path, color_type)
+            return decode_image(read_picture(path, self.backend), path, color_type)
+        if hasattr(picture, 'read'):
+            picture = _content(picture, index)
         if isinstance(picture, (bytes, bytearray, memoryview)):
             return _decode_bytes(picture, index, color_type)
         if _is_pil(picture):
-            if self.upright:
-                from PIL import ImageOps
-                picture = ImageOps.exif_transpose(picture)
-            return np.ascontiguousarray(np.asarray(picture.convert('RGB'))[:, :, ::-1])
+            return _decode_pil(picture, index, self.upright)
         image = _checked(picture, index)
         return image if self.channel_order == 'bgr' else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _content(file: Any, index: int) -> bytes:
+    """All bytes of an open file, from its beginning where it can go back there."""
+    try:
+        if hasattr(file, 'seekable') and file.seekable():
+            file.seek(0)
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise DataError(f'picture {index}: the {type(file).__name__} cannot be read ({error})') from error
+    if not isinstance(data, bytes):
+        raise DataError(f"picture {index}: read() of the {type(file).__name__} gives {type(data).__name__}, not bytes "
+                        "(a picture's file is opened with 'rb')")
+    return data
+
+
+def _decode_pil(picture: Any, index: int, upright: bool) -> np.ndarray:
+    from PIL import ImageOps
+    try:
+        picture = ImageOps.exif_transpose(picture) if upright else picture
+        if picture.mode.startswith('I;16'):  # Pillow would cut at 255; OpenCV takes the upper byte, as from a file
+            return cv2.cvtColor((np.asarray(picture) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+        if picture.mode in ('I', 'F'):
+            raise DataError(f"picture {index} is a PIL image of mode '{picture.mode}', which does not tell what is "
+                            "white: scale it to 0-255 and convert it to 'L'")
+        return np.ascontiguousarray(np.asarray(picture.convert('RGB'))[:, :, ::-1])
+    except (OSError, ValueError) as error:  # read only now, from a file that may be truncated, or is closed
+        raise DataError(f'picture {index}: a PIL image that cannot be read ({error})') from error
 
 
 def _decode_bytes(data: bytes | bytearray | memoryview, index: int, color_type: str) -> np.ndarray:
@@ -104,21 +133,23 @@ def _decode_bytes(data: bytes | bytearray | memoryview, index: int, color_type: 
 def _checked(picture: Any, index: int) -> np.ndarray:
     if not isinstance(picture, np.ndarray):
         raise DataError(
-            f'picture {index} is a {type(picture).__name__}: give a file name, array, bytes or PIL image')
-    if picture.ndim == 2 and picture.dtype == np.uint8 and picture.size:
-        return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_GRAY2BGR)
-    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape or picture.dtype != np.uint8:
+            f'picture {index} is a {type(picture).__name__}: give a file name, array, bytes, open file or PIL image')
+    channels = 1 if picture.ndim == 2 else picture.shape[2] if picture.ndim == 3 else 0
+    if channels not in (1, 3, 4) or not picture.size or picture.dtype != np.uint8:
         raise DataError(
             f'picture {index} is an array {picture.shape} of {picture.dtype}: it has to be '
-            '(height, width, 3) of uint8 in BGR order')
-    return picture
+            '(height, width, 3) of uint8 in BGR order, or with 1 channel, or with 4, the last being alpha')
+    if channels == 1:
+        return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(picture[:, :, :3]) if channels == 4 else picture
 
 
 def preparation(model: nn.Module, channel_order: str = 'bgr', exif_orientation: bool | None = None) -> Preparation:
     """The Preparation by ``model.cfg``'s test pipeline; its steps are built once while the config stays.
 
     Raises:
-        ConfigError: the model has no config, the config no test pipeline, or another ``channel_order``.
+        ConfigError: the model has no config, the config no test pipeline or one that needs more than a picture
+            (proposals), or another ``channel_order``.
     """
     if channel_order not in ('bgr', 'rgb'):
         raise ConfigError(f"channel_order '{channel_order}' is neither 'bgr' nor 'rgb'")
@@ -144,10 +175,18 @@ def _steps(model: nn.Module) -> Sequence[Any]:
     while 'pipeline' not in test and isinstance(test.get('dataset'), Mapping):
         test = test['dataset']
     steps = test.get('pipeline')
+    name = getattr(model.cfg, 'filename', None) or 'the config'
     if not steps:
-        raise ConfigError(
-            f"{getattr(model.cfg, 'filename', None) or 'the config'}: data.test has no 'pipeline'")
+        raise ConfigError(f"{name}: data.test has no 'pipeline'")
+    if _asks_for_proposals(steps):
+        raise ConfigError(f'{name}: its test pipeline needs proposals, which a picture alone does not bring; '
+                          'tools/test.py runs it on its data set')
     return steps
+
+
+def _asks_for_proposals(steps: Sequence[Any]) -> bool:
+    return any(_type_of(step) == 'LoadProposals' or isinstance(step, Mapping) and (
+        'proposals' in step.get('keys', ()) or _asks_for_proposals(step.get('transforms') or ())) for step in steps)
 
 
 def _type_of(step: Any) -> str:

@@ -1,8 +1,12 @@
 """init_detector and inference_detector on a small random Mask R-CNN."""
 
+import io
 import subprocess
 import sys
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -11,9 +15,11 @@ import torch
 from PIL import Image
 
 from boxdet.apis import fuse_conv_bn, inference_detector, init_detector, show_result_pyplot
+from boxdet.apis.inference import _moved
 from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
 from boxdet.engine.config import load_config
 from boxdet.errors import CheckpointError, ConfigError, DataError, UserError
+from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 
 
@@ -49,8 +55,65 @@ def test_every_form_of_a_picture_gives_the_same(model, tiny_detector):
     path = tiny_detector.images[0]
     expected = inference_detector(model, str(path))
     image = cv2.imread(str(path))
-    for picture in (path, image, path.read_bytes(), Image.open(path), np.asfortranarray(image)):
+    written = io.BytesIO()
+    written.write(path.read_bytes())  # it stands at its end, as after a save
+    alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
+    with open(path, 'rb') as file:
+        for picture in (path, image, path.read_bytes(), Image.open(path), np.asfortranarray(image), file, written,
+                        alpha):
+            assert same(inference_detector(model, picture), expected)
+    rgba = np.ascontiguousarray(alpha[:, :, [2, 1, 0, 3]])
+    assert same(inference_detector(model, rgba, channel_order='rgb'), expected)
+
+
+def test_grey_pictures(model, tiny_detector):
+    grey = cv2.imread(str(tiny_detector.images[0]), cv2.IMREAD_GRAYSCALE)
+    expected = inference_detector(model, cv2.merge([grey] * 3))
+    for picture in (grey, grey[:, :, None], Image.fromarray(grey)):
         assert same(inference_detector(model, picture), expected)
+
+
+@pytest.mark.parametrize('ending', ['.png', '.tiff'])
+def test_grey_pictures_of_sixteen_bits(model, tiny_detector, tmp_path, ending):
+    grey = cv2.imread(str(tiny_detector.images[0]), cv2.IMREAD_GRAYSCALE)
+    path = str(tmp_path / f'deep{ending}')
+    cv2.imwrite(path, grey.astype(np.uint16) * 256 + 200)
+    expected = inference_detector(model, cv2.merge([grey] * 3))
+    with open(path, 'rb') as file:
+        for picture in (path, file, Image.open(path)):
+            assert same(inference_detector(model, picture), expected)
+    for values in (grey.astype(np.int32), grey.astype(np.float32)):
+        with pytest.raises(DataError, match="picture 0 is a PIL image of mode '[IF]'.*what is white"):
+            inference_detector(model, Image.fromarray(values))
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(tiny_detector):
+    """Of a local server of the pictures' folder."""
+    handler = partial(QuietHandler, directory=str(tiny_detector.folder / 'images'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+        thread.join()
+
+
+def test_a_picture_at_an_address(model, tiny_detector, address):
+    expected = inference_detector(model, str(tiny_detector.images[0]))
+    assert same(inference_detector(model, f'{address}/a.png'), expected)
+    assert same(inference_detector(model, f'{address}/a.png', exif_orientation=True), expected)
+    with pytest.raises(DataError, match=r'/nope.png: cannot be read \(HTTP Error 404'):
+        inference_detector(model, f'{address}/nope.png')
+    with pytest.raises(DataError, match=r'/a b.png: cannot be downloaded \(URL'):
+        inference_detector(model, f'{address}/a b.png')
+    with pytest.raises(DataError, match='http://127.0.0.1:1/a.png: cannot be read'):
+        inference_detector(model, 'http://127.0.0.1:1/a.png')
 
 
 def test_several_pictures_in_order(model, tiny_detector):
@@ -96,10 +159,67 @@ def test_test_time_augmentation(tiny_detector):
                                               (np.zeros(
                                                   (5, 5, 3), np.float32), 'picture 0 is an array.*of uint8'),
                                               (np.zeros((0, 5, 3), np.uint8), 'picture 0'),
-                                              ([np.zeros((5, 5, 3), np.uint8), 7], 'picture 1 is a int')])
+                                              (np.zeros((5, 5, 2), np.uint8), r'picture 0 is an array \(5, 5, 2\)'),
+                                              ([np.zeros((5, 5, 3), np.uint8), 7], 'picture 1 is a int'),
+                                              (None, 'picture 0 is a NoneType: give'), (3, 'picture 0 is a int: give'),
+                                              (io.StringIO('text'), "gives str, not bytes .* opened with 'rb'"),
+                                              (io.BytesIO(b'no image'), 'picture 0: 8 bytes that are no image file')])
 def test_what_is_no_picture(model, picture, message):
     with pytest.raises(DataError, match=message):
         inference_detector(model, picture)
+
+
+def test_files_that_can_no_longer_be_read(model, tiny_detector):
+    file = open(tiny_detector.images[0], 'rb')  # noqa: SIM115
+    file.close()
+    with pytest.raises(DataError, match='picture 0: the BufferedReader cannot be read .*closed'):
+        inference_detector(model, file)
+    cut = Image.open(io.BytesIO(tiny_detector.images[0].read_bytes()[:2000]))
+    with pytest.raises(DataError, match='picture 0: a PIL image that cannot be read .*truncated'):
+        inference_detector(model, cut)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(batch_size='2'), "batch_size is '2'; it is a whole number, 1 or more"),
+    (dict(batch_size=2.5), 'batch_size is 2.5'), (dict(batch_size=True), 'batch_size is True'),
+    (dict(prefetch='1'), "prefetch is '1'; it is a whole number, 0 or more"), (dict(prefetch=-1), 'prefetch is -1')])
+def test_numbers_that_are_none(model, tiny_detector, options, message):
+    for pictures in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
+        with pytest.raises(ConfigError, match=message):
+            inference_detector(model, pictures, **options)
+
+
+def test_a_config_that_needs_proposals_says_so(repo_root, tiny_detector):
+    model = init_detector(repo_root / 'configs/shapes/fast_rcnn_r18_fpn_shapes.py', device='cpu')
+    for pictures in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
+        with pytest.raises(ConfigError, match='fast_rcnn_r18_fpn_shapes.py: its test pipeline needs proposals'):
+            inference_detector(model, pictures)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'modell.x': 3}, "modell .--cfg-options.: nothing reads this variable; did you mean 'model'"),
+    ({'norms.mean': [0, 0, 0]}, "norms .*did you mean 'norm'"),  # a variable of the file's own
+    ('a=b', "cfg_options is a dict such as .* not 'a=b'"), (3, 'cfg_options is a dict such as .* not 3')])
+def test_options_that_cannot_be_meant(tiny_detector, options, message):
+    for config in (tiny_detector.config, load_config(tiny_detector.config)):
+        with pytest.raises(ConfigError, match=message):
+            init_detector(config, device='cpu', cfg_options=options)
+
+
+def test_options_may_add_sections_and_variables_of_ones_own(tiny_detector):
+    cfg = load_config(tiny_detector.config, {'optimizer': dict(type='SGD', lr=0.1), 'xyzzy': 3})
+    cfg.model_x = 5  # not by an option
+    model = init_detector(cfg, device='cpu', cfg_options=['fp16.loss_scale=512.', 'model.test_cfg.rcnn.max_per_img=3'])
+    assert (model.cfg.xyzzy, model.cfg.fp16.loss_scale, model.cfg.model.test_cfg.rcnn.max_per_img) == (3, 512., 3)
+
+
+def test_a_batch_goes_to_a_gpu_out_of_page_locked_memory(monkeypatch):
+    ways = []
+    monkeypatch.setattr(Batch, 'pin_memory', lambda self: ways.append('pinned') or self)
+    monkeypatch.setattr(Batch, 'to', lambda self, device: ways.append(device.type) or self)
+    batch = Batch(torch.zeros(1, 3, 2, 2), [])
+    _moved(batch, torch.device('cuda:0')), _moved(batch, torch.device('cpu'))
+    assert ways == ['pinned', 'cuda', 'cpu']
 
 
 def test_config_objects_stay_as_they_are(tiny_detector):

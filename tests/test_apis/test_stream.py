@@ -86,6 +86,10 @@ def test_errors_come_at_their_turn(model, tiny_detector):
         list(inference_stream(model, [str(tiny_detector.images[0]), 'missing.jpg']))
     with pytest.raises(ConfigError, match='batch_size is 0'):
         inference_stream(model, [], batch_size=0)
+    for one in (str(tiny_detector.images[0]), tiny_detector.images[0], io.BytesIO(), np.zeros((9, 9, 3), np.uint8), 3):
+        with pytest.raises(DataError, match=f'a stream is a list.*not one {type(one).__name__}'):
+            inference_stream(model, one)
+    assert len(list(inference_stream(model, np.zeros((3, 32, 32, 3), np.uint8)))) == 3
     assert not threads_of_ours()
 
 
@@ -152,6 +156,8 @@ def test_compile_hands_backbone_and_neck_to_torch(tiny_detector, model):
     assert hasattr(compiled.extract_feat, '_torchdynamo_orig_callable')
     image = str(tiny_detector.images[0])
     assert same(inference_detector(compiled, image), inference_detector(model, image))
+    with pytest.raises(ConfigError, match="compile='eagr': torch.compile has no such backend; did you mean 'eager'"):
+        init_detector(tiny_detector.config, device='cpu', compile='eagr')
 
 
 _MANY = '''

@@ -55,6 +55,8 @@ def test_explains_an_option_and_a_whole_dict(run):
      'did you mean configs/mask_rcnn/mask_rcnn_r101_fpn_1x_coco.py'),
     ([MASK_R101, '--explain', 'model.backbone.dept'], "did you mean 'depth'"),
     ([MASK_R101, '--cfg-options', 'model.backbone'], 'KEY=VALUE'),
+    ([MASK_R101, '--cfg-options', 'modell.backbone.depth=18'],
+     "modell (--cfg-options): nothing reads this variable; did you mean 'model'?"),
     ([MASK_R101, '--cfg-options', 'model.test_cfg.rcnn.score_thresh=0.1', '--check'],
      "model.test_cfg.rcnn.score_thresh (--cfg-options): there is no such setting; did you mean 'score_thr'?"),
 ])

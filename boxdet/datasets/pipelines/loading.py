@@ -1,6 +1,7 @@
 """Loading: from file names and annotations to arrays."""
 from __future__ import annotations
 
+import http.client
 import os.path
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,18 @@ from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks, PolygonMasks, usable_polygons
 
 
+def read_picture(path: str, backend: str = 'disk') -> np.ndarray:
+    """The bytes (n,) uint8 of a picture's file; what begins with http:// or https:// is downloaded.
+
+    Raises:
+        DataError: it is missing, empty or unreadable.
+    """
+    try:
+        return read_bytes(path, 'http' if path.lower().startswith(('http://', 'https://')) else backend)
+    except http.client.HTTPException as error:
+        raise DataError(f'{path}: cannot be downloaded ({error})') from error
+
+
 def _start(results: dict, image: np.ndarray) -> dict:
     results['img'] = image
     results['img_shape'] = image.shape
@@ -24,7 +37,7 @@ def _start(results: dict, image: np.ndarray) -> dict:
 
 @PIPELINES.register_module()
 class LoadImageFromFile:
-    """Read ``img_info['filename']`` under ``img_prefix``.
+    """Read ``img_info['filename']`` under ``img_prefix``; an http(s) address is downloaded.
 
     Args:
         to_float32: convert to float32 at once.
@@ -50,7 +63,7 @@ class LoadImageFromFile:
         name = results['img_info']['filename']
         prefix = results.get('img_prefix')
         path = os.path.join(prefix, name) if prefix else name
-        image = decode_image(read_bytes(path, self.backend), path, self.color_type, self.channel_order)
+        image = decode_image(read_picture(path, self.backend), path, self.color_type, self.channel_order)
         results['filename'] = path
         results['ori_filename'] = name
         return _start(results, image.astype(np.float32) if self.to_float32 else image)
