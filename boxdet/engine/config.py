@@ -183,7 +183,8 @@ def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
         needed: sections without which the caller cannot work: 'model', 'data.train'.
 
     Raises:
-        ConfigError: a needed section is missing; the first wrong key, type or section: its full path, the file that set it, the nearest valid name.
+        ConfigError: a needed section is missing; the first wrong key, type or section: its full path, the file that set
+            it, the nearest valid name.
     """
     from boxdet.engine import config_check  # imports torch and the readers of all sections
     config_check.check(cfg, needed)

@@ -100,7 +100,8 @@ class Hook(_MMEngineHook):
         return [stage for stage in STAGES if method_of(self, stage) is not None]
 
 
-_DEFAULTS = {function for cls in (_MMEngineHook, Hook) for function in vars(cls).values() if inspect.isfunction(function)}
+_DEFAULTS = {function for cls in (_MMEngineHook, Hook) for function in vars(cls).values()
+             if inspect.isfunction(function)}
 
 
 def method_of(hook: Any, stage: str, shared: bool = True) -> Callable | None:

@@ -27,10 +27,11 @@ def check_training(model: nn.Module, dataset: Any, validation: Any = None) -> No
     """Check the training set, the validation set (or None) and the model against each other.
 
     Raises:
-        ConfigError: the numbers of classes or keypoints differ. DataError: images are missing, or none is left to
-            train on.
+        ConfigError: the numbers of classes, class weights or keypoints differ. DataError: images are missing, or none
+            is left to train on.
     """
     check_num_classes(model, dataset)
+    check_class_weights(model)
     check_keypoints(model, dataset)
     for name, data in (('train', dataset), ('val', validation)):
         if data is None:
@@ -85,6 +86,19 @@ def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
         if isinstance(count, int) and not isinstance(count, bool) and name and 'rpn_head' not in name.split('.') \
                 and not getattr(module, 'class_agnostic', False):
             yield name, count
+
+
+def check_class_weights(model: nn.Module) -> None:
+    """Raise ConfigError when a head's ``loss_cls.class_weight`` has another length than the head has scores."""
+    for name, module in model.named_modules():
+        weights = getattr(getattr(module, 'loss_cls', None), 'class_weight', None)
+        if weights is None or not (hasattr(module, 'cls_out_channels') or hasattr(module, 'fc_cls')):
+            continue  # what scores a head of the user's own has is not known
+        wanted = getattr(module, 'cls_out_channels', None) or module.num_classes + 1
+        if len(weights) != wanted:
+            background = '' if wanted == 1 else f': {wanted - 1} classes and, as the last, the background'
+            raise ConfigError(f'model.{name}.loss_cls.class_weight has {len(weights)} numbers, and {wanted} scores are '
+                              f'weighed{background}')
 
 
 def check_keypoints(model: nn.Module, dataset: Any, name: str = 'training') -> None:

@@ -265,7 +265,8 @@ def box_losses(bbox_head: nn.Module, pool: Callable, feats: Sequence[torch.Tenso
     scores, _ = bbox_head(pool([f[image:image + 1] for f in feats], boxes_to_rois([boxes])))
     if labels is None:
         labels = torch.full((len(boxes),), bbox_head.num_classes, device=boxes.device)
-    return dict(loss_cls=bbox_head.loss_cls(scores.float(), labels, reduction_override='none'))
+    losses = bbox_head.loss_cls(scores.float(), labels, reduction_override='none')
+    return dict(loss_cls=losses.flatten(1).sum(dim=1) if losses.dim() > 1 else losses)  # a sigmoid's (N, K + 1)
 
 
 def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[SampledRois],

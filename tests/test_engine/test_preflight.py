@@ -1,15 +1,19 @@
 """What is found before the first step: heads for other classes, missing images, odd boxes, empty data, the batch."""
 import json
 import logging
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from torch import nn
 
 from boxdet.datasets import build_dataset
-from boxdet.engine.preflight import (check_data, check_keypoints, check_metrics, check_num_classes, check_training,
-                                     check_writable, learning_rate_scale, missing_files, scale_steps)
+from boxdet.engine.config import load_config
+from boxdet.engine.preflight import (check_class_weights, check_data, check_keypoints, check_metrics, check_num_classes,
+                                     check_training, check_writable, learning_rate_scale, missing_files, scale_steps)
 from boxdet.errors import ConfigError, DataError
+from boxdet.models import build_detector
 
 
 class Head(nn.Module):
@@ -51,6 +55,24 @@ def log(caplog):
 
 
 GOOD = [(0, [4, 4, 20, 20]), (1, [8, 8, 30, 30])]
+
+
+@pytest.mark.parametrize('part, loss, message', [
+    ('roi_head.bbox_head', dict(class_weight=[1., 2., 3.]),
+     'model.roi_head.bbox_head.loss_cls.class_weight has 3 numbers, and 4 scores are weighed: 3 classes and, as the '
+     'last, the background'),
+    ('roi_head.bbox_head', dict(use_sigmoid=True, class_weight=[1.] * 3), 'and 4 scores are weighed'),
+    ('rpn_head', dict(use_sigmoid=True, class_weight=[1., 2.]), 'model.rpn_head.loss_cls.class_weight has 2 numbers'),
+    ('roi_head.bbox_head', dict(class_weight=[1.] * 4), None), ('rpn_head', dict(use_sigmoid=False, class_weight=[1.] * 2), None)])
+def test_class_weights_of_the_wrong_length(tiny_detector, part, loss, message):
+    cfg = load_config(tiny_detector.config)
+    cfg.merge_from_dict({f'model.{part}.loss_cls': dict(type='CrossEntropyLoss', **loss)})
+    model = build_detector(cfg.model)
+    if message is None:
+        check_class_weights(model)
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_training(model, SimpleNamespace(CLASSES=tiny_detector.classes))
 
 
 def test_a_good_set_passes_and_is_logged(coco, log):
