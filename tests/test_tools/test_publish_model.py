@@ -1,0 +1,67 @@
+"""tools/model_converters/publish_model.py: nothing but weights and their description, and a name that tells the content."""
+import hashlib
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from boxdet.apis import init_detector
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.errors import CheckpointError
+
+TOOL = 'tools/model_converters/publish_model.py'
+
+
+@pytest.fixture
+def publish(repo_root, capsys):
+    spec = importlib.util.spec_from_file_location('publish_model', repo_root / TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*arguments):
+        tool.main([str(a) for a in arguments])
+        return capsys.readouterr().out
+    return call
+
+
+@pytest.fixture
+def trained(tiny_detector, tmp_path):
+    """A checkpoint as a training leaves it."""
+    state = load_checkpoint(tiny_detector.checkpoint)['state_dict']
+    meta = dict(CLASSES=tiny_detector.classes, epoch=3, config='a = 1\n', hook_msgs=dict(best_ckpt='/home/me/best.pth'))
+    more = dict(optimizer=dict(state={0: torch.ones(3)}), random=[dict(torch=torch.ones(2))], sampler=dict(consumed=3),
+                loss_scaler=dict(scale=2.), online_state_dict=state)
+    save_checkpoint(dict(meta=meta, state_dict=state, **more), tmp_path / 'latest.pth')
+    return tmp_path / 'latest.pth'
+
+
+def test_weights_and_their_description(publish, trained, tiny_detector, tmp_path):
+    before = trained.read_bytes()
+    out = publish(trained, tmp_path / 'new/model.pth')
+    written, = (tmp_path / 'new').iterdir()
+    assert written.name == f'model-{hashlib.sha256(written.read_bytes()).hexdigest()[:8]}.pth' and str(written) in out
+    content = torch.load(written, weights_only=True)
+    assert set(content) == {'meta', 'state_dict'} and trained.read_bytes() == before
+    assert content['meta'] == dict(CLASSES=tiny_detector.classes, epoch=3, config='a = 1\n')
+    state = load_checkpoint(trained)['state_dict']
+    assert content['state_dict'].keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in content['state_dict'].items())
+    assert init_detector(tiny_detector.config, written, device='cpu').CLASSES == tiny_detector.classes
+
+
+def test_the_source_may_be_the_target(publish, trained):
+    publish(trained, trained)
+    publish(trained, trained)  # the same content, the same name
+    names = sorted(p.name for p in trained.parent.iterdir())
+    assert len(names) == 2 and names[1] == 'latest.pth' and names[0].startswith('latest-')
+
+
+def test_what_cannot_be_published(publish, trained, tmp_path, repo_root):
+    with pytest.raises(CheckpointError, match='is a folder: name the file'):
+        publish(trained, tmp_path)
+    done = subprocess.run([sys.executable, str(repo_root / TOOL), 'missing.pth', 'a.pth'], capture_output=True, text=True,
+                          cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and 'missing.pth' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
