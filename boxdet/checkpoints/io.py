@@ -5,6 +5,7 @@ A checkpoint is a dict: ``meta`` (boxdet_version, epoch, iter, CLASSES, PALETTE,
 """
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from boxdet.checkpoints.convert import recognise
-from boxdet.checkpoints.unpickling import read_pickle, stand_ins_allowed, thaw
+from boxdet.checkpoints.unpickling import as_tensor, read_pickle, stand_ins_allowed, thaw
 from boxdet.errors import CheckpointError, nearest
 from boxdet.models.initialization import LoadReport, load_fitting
 
@@ -93,17 +94,24 @@ def _torchvision_url(name: str) -> str:
 
 
 def _download(url: str) -> Path:
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(urlparse(url).path)
+    name = os.path.basename(urlparse(url).path)
+    digest = re.search(r'-([0-9a-f]{8,})\.', name)
+    target = Path(torch.hub.get_dir()) / 'checkpoints' / (name if digest else _name_of_its_own(name, url))
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest = re.search(r'-([0-9a-f]{8,})\.', target.name)
     try:
         torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest.group(1), progress=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'cannot download {url}: {error}; fetch it elsewhere, put it at {target} and start '
                               'again') from error
     return target
+
+
+def _name_of_its_own(name: str, url: str) -> str:
+    """'model_final.3f2a9c1b.pth': half the world's checkpoints are called model_final.pth."""
+    stem, suffix = os.path.splitext(name)
+    return f'{stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}'
 
 
 # --- reading ---
@@ -116,8 +124,8 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
         map_location: where tensors go, as in torch.load.
 
     Returns:
-        the dict in the file; a bare state dict comes as ``{'meta': {}, 'state_dict': …}``. Weights of torchvision or
-        detectron2 are converted.
+        the dict in the file; a bare state dict comes as ``{'meta': {}, 'state_dict': …}``. Weights of torchvision,
+        detectron2, Detectron or maskrcnn-benchmark are converted.
 
     Raises:
         CheckpointError: not found, damaged, or it holds objects that are not allowed.
@@ -133,18 +141,20 @@ def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint')
     if isinstance(content.get('state_dict'), Mapping):
         return dict(content)
-    if isinstance(content.get('model'), Mapping):  # DETR, torchvision's references and detectron2 call it so
-        return {'meta': {}, **{k: v for k, v in content.items() if k != 'model'}, 'state_dict': content['model']}
+    for name in ('model', 'blobs'):  # DETR, torchvision's references and detectron2 call it so, and Detectron so
+        if isinstance(content.get(name), Mapping):
+            return {'meta': {}, **{k: v for k, v in content.items() if k != name}, 'state_dict': content[name]}
     return {'meta': {}, 'state_dict': dict(content)}
 
 
 def _in_boxdets_names(checkpoint: dict, source: str) -> dict:
     """The checkpoint itself, or what another project's weights are here; ``meta['converted_from']`` then names it."""
-    other = recognise([name.removeprefix('module.') for name in checkpoint['state_dict']])
+    values = _named_values(checkpoint, source)
+    other = recognise(values)
     if other is None:
         return checkpoint
     try:
-        state = other.to_boxdet(state_dict_of(checkpoint))
+        state = other.to_boxdet(values)
     except CheckpointError as error:
         raise CheckpointError(f'{source}: {error}') from None
     logging.getLogger('boxdet').info('%s: converted %d entries from %s', source, len(state), other.NAME)
@@ -167,19 +177,40 @@ def _read(path: Path, map_location: Any) -> Any:
 
 
 def load_state(address: str | Path, map_location: Any = 'cpu') -> dict[str, torch.Tensor]:
-    """Return the state dict of a checkpoint, without a ``module.`` that DataParallel put before its names.
+    """Return the state dict of a checkpoint, without what DataParallel and torch.compile put before its names.
 
     Raises:
         CheckpointError: as ``load_checkpoint``.
     """
-    return state_dict_of(load_checkpoint(address, map_location))
+    return state_dict_of(load_checkpoint(address, map_location), str(address))
 
 
-def state_dict_of(checkpoint: Mapping) -> dict[str, torch.Tensor]:
-    """The weights inside a checkpoint dict, or the state dict itself, without ``module.``."""
+# What DataParallel puts before all names, and torch.compile before those of the module that it compiled.
+_WRAPPERS = re.compile(r'^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.')
+
+
+def state_dict_of(checkpoint: Mapping, source: str = 'checkpoint') -> dict[str, torch.Tensor]:
+    """The weights inside a checkpoint dict, or the state dict itself, without ``module.`` and ``_orig_mod.``.
+
+    Args:
+        source: what to call the checkpoint in errors.
+
+    Raises:
+        CheckpointError: an entry without a name, or one that is no array of numbers.
+    """
+    try:
+        return {name: as_tensor(name, value) for name, value in _named_values(checkpoint, source).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
+
+
+def _named_values(checkpoint: Mapping, source: str) -> dict[str, Any]:
+    """The entries of the state dict as they are, without ``module.`` and ``_orig_mod.``."""
     state = checkpoint['state_dict'] if isinstance(checkpoint.get('state_dict'), Mapping) else checkpoint
-    return {name.removeprefix('module.'): value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-            for name, value in state.items() if not name.startswith('__')}
+    for name in state:
+        if not isinstance(name, str):
+            raise CheckpointError(f'{source} holds no weights: {name!r} is not the name of an entry')
+    return {_WRAPPERS.sub('', name): value for name, value in state.items() if not name.startswith('__')}
 
 
 # --- into a model ---
@@ -197,7 +228,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoin
     Raises:
         CheckpointError: the checkpoint is of another architecture: nothing fits, or of the backbone too little.
     """
-    state, own = state_dict_of(checkpoint), model.state_dict()
+    own = model.state_dict()
+    state = _in_their_place(state_dict_of(checkpoint, source), own)
     fitting = {name for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise CheckpointError(
@@ -209,6 +241,18 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoin
         raise CheckpointError(f'{source} is a checkpoint of another architecture: its backbone has {theirs} entries, '
                               f'that of the model {ours}, and only {common} are the same in both')
     return load_fitting(model, state, source)
+
+
+# Stage 4 on every roi (C4) is of the same pretrained backbone as the stages before it.
+_PLACES_OF_BACKBONES = ('backbone.', 'roi_head.shared_head.')
+
+
+def _in_their_place(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a backbone alone under the names that a detector with the entries ``own`` has for them."""
+    if any(name in own for name in state):
+        return state
+    return {next((place + name for place in _PLACES_OF_BACKBONES if place + name in own), name): value
+            for name, value in state.items()}
 
 
 def describe(report: LoadReport, limit: int = 10) -> str:
@@ -264,15 +308,28 @@ def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
     Raises:
         CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was.
     """
+    return _write_whole(path, lambda file: torch.save(dict(checkpoint), file), _check_archive)
+
+
+def save_pickle(raw: bytes, path: str | Path) -> Path:
+    """As ``save_checkpoint``, a pickle that is made already.
+
+    Raises:
+        CheckpointError: it cannot be written; an older file at ``path`` is as it was.
+    """
+    return _write_whole(path, lambda file: file.write(raw), read_pickle)
+
+
+def _write_whole(path: str | Path, write: Callable[[Any], Any], check: Callable[[Path], Any]) -> Path:
     path = Path(path)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'wb') as file:
-            torch.save(dict(checkpoint), file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        _check_archive(partial)
+        check(partial)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:

@@ -145,6 +145,20 @@ def thaw(value: Any) -> Any:
     return None if isinstance(value, _Discarded) else value
 
 
+def as_tensor(name: str, value: Any) -> torch.Tensor:
+    """Return the value of a state dict's entry: a tensor as it is, arrays and numbers as tensors.
+
+    Raises:
+        CheckpointError: it is anything else; ``name`` is the entry's.
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise CheckpointError(f'{name} is of type {type(value).__name__}, and weights are arrays of numbers') from None
+
+
 _allow_list_lock = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""Weights of torchvision and detectron2: recognised, converted both ways, and running here as they run there."""
+"""Weights of other projects: recognised, converted both ways, and running here as they run there."""
 
 import copy
 import logging
@@ -159,11 +159,76 @@ def test_what_is_nearly_right_names_the_odd_entries(tmp_path):
         load_checkpoint(tmp_path / 'short.pth')
 
 
+def test_messages_on_what_is_nearly_right_are_sentences():
+    state = small_theirs(FasterRCNN).state_dict()
+    del state['rpn.head.cls_logits.bias']
+    with pytest.raises(CheckpointError) as caught:
+        format_named('torchvision').to_boxdet(state)
+    assert str(caught.value) == ("these are nearly the weights of torchvision's R-CNN, but rpn.head.cls_logits.bias is "
+                                 'missing')
+
+
+@pytest.mark.parametrize('name, value, message', [
+    ('cls_score.weight', torch.tensor(1.), r'fc_cls\.weight has the shape \(\)'),
+    ('bbox_pred.bias', torch.zeros(7), r'fc_reg\.bias has the shape \(7,\), and there are 5 rows of scores'),
+    ('cls_score.weight', 'text', r'cls_score\.weight is of type str'),
+    ('cls_score.weight', dict(a=1), r'cls_score\.weight is of type dict')])
+def test_entries_that_are_no_weights_say_so(tmp_path, name, value, message):
+    state = {**small_theirs(FasterRCNN).state_dict(), f'roi_heads.box_predictor.{name}': value}
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=rf'x\.pth: .*{message}'):
+        load_checkpoint(tmp_path / 'x.pth')
+
+
+def own_state(config, repo_root, **bbox_head):
+    """The entries of a shipped config's model, of one number each and without the memory."""
+    cfg = load_config(repo_root / f'configs/{config}.py')
+    cfg.model.roi_head.bbox_head.update(bbox_head) if bbox_head else None
+    with torch.device('meta'):
+        own = build_detector(cfg.model).state_dict()
+    return {key: torch.full((1,) * value.dim(), float(i)).to(value.dtype).expand(value.shape)
+            for i, (key, value) in enumerate(own.items())}
+
+
+CASCADE, GN = 'cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco', 'gn/mask_rcnn_r50_fpn_gn-all_2x_coco'
+VGG16, C4 = 'shapes/faster_rcnn_vgg16_shapes', 'mask_rcnn/mask_rcnn_r50_caffe_c4_1x_coco'
+
+
+@pytest.mark.parametrize('target, config, named', [
+    *[(target, CASCADE, 'roi_head.bbox_head.0') for target in formats()],
+    *[(target, VGG16, 'backbone.features') for target in formats()],
+    ('torchvision', C4, 'roi_head.shared_head.layer4'),
+    ('torchvision', GN, 'backbone.gn1'), ('detectron2', GN, 'backbone.gn1'),
+    ('detectron', 'torchvision/fasterrcnn_resnet18', 'backbone.layer1.0.conv3')])
+def test_what_a_target_lacks_is_refused(target, config, named, repo_root, tiny_detector):
+    own = (load_checkpoint(tiny_detector.checkpoint)['state_dict'] if 'resnet18' in config
+           else own_state(config, repo_root))
+    message = rf'this model cannot be written for {format_named(target).NAME}.*{named}'
+    with pytest.raises(CheckpointError, match=message):
+        format_named(target).from_boxdet(own)
+
+
+def test_boxes_of_all_classes_together(repo_root):
+    """torchvision has no such head, the others have."""
+    own = own_state('mask_rcnn/mask_rcnn_r50_fpn_1x_coco', repo_root, reg_class_agnostic=True)
+    with pytest.raises(CheckpointError, match=r'fc_reg\.weight is of all classes together'):
+        format_named('torchvision').from_boxdet(own)
+    for target in ('detectron2', 'detectron', 'maskrcnn-benchmark'):
+        back = format_named(target).to_boxdet(format_named(target).from_boxdet(own))
+        assert torch.equal(back['roi_head.bbox_head.fc_reg.weight'], own['roi_head.bbox_head.fc_reg.weight'])
+    own['roi_head.mask_head.conv_logits.weight'] = torch.ones(1, 256, 1, 1)
+    own['roi_head.mask_head.conv_logits.bias'] = torch.ones(1)
+    with pytest.raises(CheckpointError, match=r'conv_logits\.weight is of all classes together'):
+        format_named('maskrcnn-benchmark').from_boxdet(own)
+    back = format_named('detectron').to_boxdet(format_named('detectron').from_boxdet(own))
+    assert torch.equal(back['roi_head.mask_head.conv_logits.weight'], torch.ones(1, 256, 1, 1))
+
+
 def test_boxdets_own_and_foreign_backbones_are_left_alone(tiny_detector):
     import torchvision
     assert recognise(load_checkpoint(tiny_detector.checkpoint)['state_dict']) is None
     assert recognise(torchvision.models.resnet18(weights=None).state_dict()) is None
-    assert {'torchvision', 'detectron2'} <= set(formats())
+    assert formats() == ['torchvision', 'detectron2', 'detectron', 'maskrcnn-benchmark']
     with pytest.raises(CheckpointError, match="'torchvison' can be converted; did you mean 'torchvision'"):
         format_named('torchvison')
 
@@ -186,6 +251,29 @@ def test_the_tool_converts_files_both_ways(repo_root, tmp_path, tiny_detector):
                   [tmp_path / 'none.pth', tmp_path / 'x.pth']):
         done = run(*wrong)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / 'x.pth').exists()
+
+
+@pytest.mark.slow
+def test_the_tool_writes_files_of_detectron_and_refuses_what_it_cannot(repo_root, tmp_path, tiny_detector):
+    tool = [sys.executable, str(repo_root / 'tools/model_converters/convert.py')]
+
+    def run(*args):
+        return subprocess.run([*tool, *map(str, args)], capture_output=True, text=True)
+    listed = run('--help').stdout
+    assert all(name in listed for name in formats())
+    own = build_detector(load_config(repo_root / 'configs/detectron/faster_rcnn_R_50_FPN.py').model).state_dict()
+    save_checkpoint(dict(state_dict=own), tmp_path / 'own.pth')
+    done = run(tmp_path / 'own.pth', tmp_path / 'theirs.pkl', '--to', 'detectron')
+    assert done.returncode == 0 and 'theirs.pkl: 189 entries for Detectron' in done.stdout, done.stderr
+    done = run(tmp_path / 'theirs.pkl', tmp_path / 'back.pth')
+    assert done.returncode == 0 and 'entries from Detectron' in done.stdout, done.stderr
+    back = load_checkpoint(tmp_path / 'back.pth')['state_dict']
+    assert all(torch.equal(back[key], own[key]) for key in own if key.startswith(('neck.', 'rpn_head.', 'roi_head.')))
+    for wrong, reason in (([tmp_path / 'own.pth', '--to', 'detectron'], 'Detectron reads .pkl files'),
+                          ([tiny_detector.checkpoint, '--to', 'detectron'], 'cannot be written for Detectron')):
+        done = run(wrong[0], tmp_path / 'x.pth', *wrong[1:])
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and reason in done.stderr
+        assert not (tmp_path / 'x.pth').exists()
 
 
 def test_load_from_converts(repo_root, tmp_path):

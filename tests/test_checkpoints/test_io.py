@@ -1,8 +1,11 @@
 """Checkpoints: what is read, what is refused, and that a write is all or nothing."""
 import errno
+import functools
+import http.server
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -31,7 +34,8 @@ def test_saved_is_loaded(tmp_path):
 
 @pytest.mark.parametrize('content', [
     dict(w=torch.ones(2)), dict(state_dict=dict(w=torch.ones(2))), dict(model=dict(w=torch.ones(2)), epoch=1),
-    dict(state_dict={'module.w': torch.ones(2)})])
+    dict(state_dict={'module.w': torch.ones(2)}), dict(state_dict={'_orig_mod.w': torch.ones(2)}),
+    dict(state_dict={'module._orig_mod.w': torch.ones(2)}), dict(blobs=dict(w=np.ones(2, np.float32)), cfg='A: 1')])
 def test_state_is_found_in_every_layout(tmp_path, content):
     torch.save(content, tmp_path / 'x.pth')
     state = load_state(tmp_path / 'x.pth')
@@ -84,6 +88,23 @@ def test_other_files_say_what_they_are(tmp_path):
         load_checkpoint(tmp_path / 'page.pth')
 
 
+def test_prefixes_of_compiled_parts_are_taken_away():
+    state = {'module.backbone._orig_mod.conv1.weight': torch.ones(1), 'neck.module.weight': torch.ones(1)}
+    assert list(io.state_dict_of(state)) == ['backbone.conv1.weight', 'neck.module.weight']
+
+
+@pytest.mark.parametrize('content, message', [
+    (dict(w=torch.ones(1), note='text'), r'x\.pth: note is of type str, and weights are arrays'),
+    (dict(model=dict(w=dict(a=1))), r'x\.pth: w is of type dict'),
+    ({0: torch.ones(1)}, r'x\.pth holds no weights: 0 is not the name')])
+def test_what_holds_no_weights_says_so(tmp_path, content, message):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=message):
+        load_state(tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(nn.Linear(1, 1), load_checkpoint(tmp_path / 'x.pth'), 'x.pth')
+
+
 # --- addresses ---
 
 def test_missing_file_names_a_near_one(tmp_path):
@@ -119,6 +140,33 @@ def test_remote_names_lead_to_the_cache(tmp_path, monkeypatch, address, name):
         assert find_checkpoint(address) == tmp_path / 'checkpoints' / name
     assert len(asked) == 1 and asked[0][1] == name.rpartition('-')[2].removesuffix('.pth')
     assert asked[0][0].startswith('https://')
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder, and the address at which a server has what is in it."""
+    folder = tmp_path / 'web'
+    folder.mkdir()
+
+    class Silent(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Silent, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_of_one_name_at_two_addresses_are_two(web, tmp_path, monkeypatch):
+    folder, address = web
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    for value, place in enumerate('ab'):
+        save_checkpoint(dict(state_dict=dict(w=torch.full((1,), float(value)))), folder / place / 'model_final.pth')
+    found = [load_state(f'{address}/{place}/model_final.pth')['w'].item() for place in 'abab']
+    assert found == [0, 1, 0, 1]
+    cached = sorted(p.name for p in (tmp_path / 'hub/checkpoints').iterdir())
+    assert len(cached) == 2 and all(n.startswith('model_final.') and n.endswith('.pth') for n in cached)
 
 
 def test_failed_download_says_where_to_put_the_file(tmp_path, monkeypatch):
@@ -256,3 +304,19 @@ def test_other_classes_or_a_few_more_layers_are_not():
     report = load_weights(two_parts(4, classes=5), dict(state_dict=two_parts(4).state_dict()), 'a.pth')
     assert sorted(str(name).split(':')[0] for name in report.mismatched) == ['head.bias', 'head.weight']
     assert len(load_weights(two_parts(4), dict(state_dict=two_parts(3).state_dict()), 'a.pth').missing) == 2
+
+
+def test_weights_of_a_backbone_alone_find_its_place_in_a_detector():
+    """load_from with ImageNet's weights; of C4's stages the last one is in the head."""
+    def module(**parts):
+        made = nn.Module()
+        for name, part in parts.items():
+            made.add_module(name, part)
+        return made
+
+    weights = {f'layer{i}.weight': torch.full((2, 2), float(i)) for i in (3, 4)} | {'fc.weight': torch.ones(9, 2)}
+    model = module(backbone=module(layer3=nn.Linear(2, 2, bias=False)),
+                   roi_head=module(shared_head=module(layer4=nn.Linear(2, 2, bias=False)), fc=nn.Linear(2, 2)))
+    report = load_weights(model, weights)
+    assert (model.backbone.layer3.weight == 3).all() and (model.roi_head.shared_head.layer4.weight == 4).all()
+    assert report.unexpected == ['fc.weight'] and report.missing == ['roi_head.fc.weight', 'roi_head.fc.bias']

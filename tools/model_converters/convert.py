@@ -1,43 +1,46 @@
 #!/usr/bin/env python3
-"""Convert weights: of torchvision or detectron2 to boxdet's names, or boxdet's to theirs."""
+"""Convert weights: of other projects to boxdet's names, or boxdet's to theirs."""
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
+from boxdet.checkpoints.convert import format_named, formats, recognise  # noqa: E402
 from boxdet.errors import CheckpointError, run_command  # noqa: E402  (everything heavier is imported in main)
 
 EXAMPLES = """
 examples:
-  torchvision's or detectron2's file, recognised by the names of its entries
+  a file of torchvision, detectron2, Detectron or maskrcnn-benchmark, recognised by the names of its entries
     python tools/model_converters/convert.py fasterrcnn_resnet50_fpn_coco-258fb6c6.pth fasterrcnn.pth
     python tools/model_converters/convert.py model_final_f10217.pkl mask_rcnn.pth
   a model trained here for torchvision's maskrcnn_resnet50_fpn
     python tools/model_converters/convert.py work_dirs/maskrcnn/latest.pth theirs.pth --to torchvision
 
-Conversion is automatic in init_detector, load_from and tools/test.py; configs/torchvision and configs/detectron2 hold the
-models. The file that is written is a checkpoint of boxdet's, or with --to a bare state dict.
+Conversion is automatic in init_detector, load_from, init_cfg=dict(type='Pretrained', ...) and tools/test.py;
+configs/torchvision, configs/detectron2 and configs/detectron (also for maskrcnn-benchmark) hold the models. The file
+that is written is a checkpoint of boxdet's; with --to it is a bare state dict, and for Detectron a .pkl of blobs.
 """
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='SRC', help='the file to convert: .pth, or detectron2\'s .pkl; or its address')
+    parser.add_argument('source', metavar='SRC',
+                        help="the file to convert: .pth, or detectron2's or Detectron's .pkl; or its address")
     parser.add_argument('target', metavar='DST', help='the file to write')
-    parser.add_argument('--to', metavar='PROJECT', help='write the weights for this project: torchvision or detectron2')
+    parser.add_argument('--to', metavar='PROJECT', help=f'write the weights for this project: {", ".join(formats())}')
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     args = parse_args()
-    from boxdet.checkpoints.convert import format_named, formats, recognise
+    target = format_named(args.to) if args.to else None
     from boxdet.checkpoints.io import load_checkpoint, read_as_written, save_checkpoint, state_dict_of
 
-    target = format_named(args.to) if args.to else None
     if target is None:
         converted = load_checkpoint(args.source)
         origin = (converted.get('meta') or {}).get('converted_from')
@@ -46,12 +49,25 @@ def main() -> None:
         save_checkpoint(dict(meta=converted['meta'], state_dict=converted['state_dict']), args.target)
         print(f"{args.target}: {len(converted['state_dict'])} entries from {origin}")
         return
-    state = state_dict_of(read_as_written(args.source))
+    state = state_dict_of(read_as_written(args.source), args.source)
     if recognise(state) is not None or not any(name.startswith('roi_head.') for name in state):
         raise CheckpointError(f'{args.source} is not a two-stage detector of boxdet: --to starts from one')
-    theirs = target.from_boxdet(state)
-    save_checkpoint(theirs, args.target)
+    try:
+        theirs = target.from_boxdet(state)
+    except CheckpointError as error:
+        raise CheckpointError(f'{args.source}: {error}') from None
+    _write(theirs, target, args.target)
     print(f'{args.target}: {len(theirs)} entries for {target.NAME}')
+
+
+def _write(state: dict, target: ModuleType, path: str) -> None:
+    from boxdet.checkpoints.io import save_checkpoint, save_pickle
+    if target.NAME != 'Detectron':
+        save_checkpoint(state, path)
+        return
+    if not path.endswith('.pkl'):
+        raise CheckpointError(f'{path}: Detectron reads .pkl files; give the file such a name')
+    save_pickle(target.pickled(state), path)
 
 
 if __name__ == '__main__':

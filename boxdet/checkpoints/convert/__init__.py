@@ -11,7 +11,8 @@ from types import ModuleType
 
 from boxdet.errors import CheckpointError, nearest
 
-_MODULES = {'torchvision': 'torchvision', 'detectron2': 'detectron2'}
+_MODULES = {'torchvision': 'torchvision', 'detectron2': 'detectron2', 'detectron': 'detectron',
+            'maskrcnn-benchmark': 'maskrcnn_benchmark'}
 
 
 def formats() -> list[str]:

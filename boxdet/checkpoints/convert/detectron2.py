@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import Architecture, count, count_blocks, rename, take_names
+from boxdet.checkpoints.convert.architecture import (Architecture, count, count_blocks, give_names, rename,
+                                                     take_names, without_counters)
 
 NAME = 'detectron2'
+_WHAT = "detectron2's R-CNN"
 
 # boxdet's names to detectron2's; 'BODY' becomes backbone.bottom_up below a pyramid, and backbone without one.
 _RULES = (
@@ -64,14 +67,20 @@ def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         box_fcs=count(state, r'roi_heads\.box_head\.fc(\d+)\.') or (0 if stage_in_head else 2),
         mask_convs=(count(state, r'roi_heads\.mask_head\.mask_fcn(\d+)\.') or 0) if masks else None,
         keypoint_convs=count(state, r'roi_heads\.keypoint_head\.conv_fcn(\d+)\.'))
-    return take_names(state, architecture.entries(), lambda name: _theirs(name, pyramid), "detectron2's R-CNN")
+    return take_names(state, architecture.entries(), lambda name: _theirs(name, pyramid), _WHAT)
 
 
 def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The way back: detectron2's names. Counters of batch norms, which frozen ones have not, are left out."""
-    pyramid = any(name.startswith('neck.') for name in state)
-    return {_theirs(name, pyramid): value for name, value in state.items()
-            if not name.endswith('num_batches_tracked')}
+    """The way back: detectron2's names. Counters of batch norms, which frozen ones have not, are left out.
+
+    Raises:
+        CheckpointError: detectron2 has no such model, or none that is read here.
+    """
+    found = Architecture.of_boxdet(state)
+    architecture = replace(found, box_fcs=found.box_fcs or (0 if found.stage_in_head else 2), rpn=True, box_convs=0,
+                           norm='bn', head_norms=False)
+    return give_names(without_counters(state), architecture.entries(),
+                      lambda name: _theirs(name, found.pyramid), _WHAT)
 
 
 def _theirs(name: str, pyramid: bool) -> str:

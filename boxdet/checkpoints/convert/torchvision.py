@@ -1,7 +1,6 @@
 """torchvision's ``fasterrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn`` and ``keypointrcnn_resnet50_fpn``.
 
-Their class 0 is the background, boxdet's background is the last one: the rows of the class scores move up by one, and
-those of boxes and masks that the background has (never used) are dropped.
+Their class 0 is the background (see ``classes``).
 """
 from __future__ import annotations
 
@@ -10,9 +9,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import Architecture, count, count_blocks, rename, take_names
+from boxdet.checkpoints.convert.architecture import (Architecture, count, count_blocks, give_names, rename,
+                                                     take_names)
+from boxdet.checkpoints.convert.classes import (BOXES, MASKS, background_first, background_last,
+                                                refuse_class_agnostic)
 
 NAME = 'torchvision'
+_WHAT = "torchvision's R-CNN"
 
 # boxdet's names to torchvision's.
 _RULES = (
@@ -41,42 +44,40 @@ _OLD_NAMES = (
 
 
 def recognises(names: Iterable[str]) -> bool:
-    """Whether the entries are named as torchvision names them."""
-    return any(name.startswith(('backbone.body.', 'rpn.head.')) for name in names)
+    """Whether the entries are named as torchvision names them: maskrcnn-benchmark, too, has a ``backbone.body``."""
+    return any(name.startswith(('backbone.body.conv1.', 'backbone.fpn.inner_blocks.')) for name in names)
 
 
 def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A torchvision state dict under boxdet's names and with boxdet's order of classes.
 
     Raises:
-        CheckpointError: entries too many or too few, by name.
+        CheckpointError: entries too many or too few, by name, or of shapes that do not go together.
     """
     state = {rename(name, _OLD_NAMES): value for name, value in state.items()}
-    blocks = count_blocks(state, r'backbone\.body\.layer(\d+)\.(\d+)\.')
     architecture = Architecture(
-        blocks=blocks, bottleneck=any(re.match(r'backbone\.body\.layer1\.\d+\.conv3', name) for name in state),
+        blocks=count_blocks(state, r'backbone\.body\.layer(\d+)\.(\d+)\.'),
+        bottleneck=any(re.match(r'backbone\.body\.layer1\.\d+\.conv3', name) for name in state),
         stage_in_head=False, pyramid=True, box_fcs=2,
         mask_convs=count(state, r'roi_heads\.mask_head\.(\d+)\.'),
         keypoint_convs=count(state, r'roi_heads\.keypoint_head\.(\d+)\.'))
-    found = take_names(state, architecture.entries(), lambda name: rename(name, _RULES), "torchvision's R-CNN")
-    return {name: _classes_to_boxdet(name, value) for name, value in found.items()}
-
-
-def _classes_to_boxdet(name: str, value: torch.Tensor) -> torch.Tensor:
-    if '.fc_cls.' in name:
-        return torch.cat([value[1:], value[:1]])
-    if '.fc_reg.' in name:
-        return value[4:].clone()
-    return value[1:].clone() if '.conv_logits.' in name else value
+    return background_last(take_names(state, architecture.entries(), _theirs, _WHAT))
 
 
 def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The way back: torchvision's names and classes. The boxes and masks of the background are zeros."""
-    return {rename(name, _RULES): _classes_from_boxdet(name, value) for name, value in state.items()}
+    """The way back: torchvision's names and classes.
+
+    Raises:
+        CheckpointError: torchvision has no such model.
+    """
+    found = Architecture.of_boxdet(state)
+    architecture = Architecture(
+        blocks=found.blocks, bottleneck=found.bottleneck, stage_in_head=False, pyramid=True, box_fcs=2,
+        mask_convs=found.mask_convs or None, keypoint_convs=found.keypoint_convs or None)
+    theirs = give_names(background_first(state), architecture.entries(), _theirs, _WHAT)
+    refuse_class_agnostic(state, (BOXES, MASKS), _WHAT)
+    return theirs
 
 
-def _classes_from_boxdet(name: str, value: torch.Tensor) -> torch.Tensor:
-    if '.fc_cls.' in name:
-        return torch.cat([value[-1:], value[:-1]])
-    rows = 4 if '.fc_reg.' in name else 1 if '.conv_logits.' in name else 0
-    return torch.cat([value.new_zeros(rows, *value.shape[1:]), value]) if rows else value
+def _theirs(name: str) -> str:
+    return rename(name, _RULES)
