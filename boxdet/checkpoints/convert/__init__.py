@@ -1,7 +1,8 @@
 """Weights of other projects, recognised by the names of their entries and given boxdet's.
 
 One module a format, with ``NAME``, ``recognises(names)``, and a function each way: ``to_boxdet(state)`` and
-``from_boxdet(state)``; a further format is a module and its line in ``_MODULES``.
+``from_boxdet(state)``, which refuses a model that the project has not; a further format is a module and its line in
+``_MODULES``. ``classes`` has the order of classes, ``architecture`` what the names of entries say of a model.
 """
 from __future__ import annotations
 
