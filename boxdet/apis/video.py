@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
@@ -197,10 +198,10 @@ class Camera:
     """The newest frame of a camera or a stream.
 
     A thread reads all frames and keeps the last one only: frames that nobody had time for are dropped, and the
-    picture never lags behind.
+    picture never lags behind. A video file is played at its own rate, as if a camera were giving it.
 
     Args:
-        source: the camera's number, a device's path ('/dev/video0') or a stream's address ('rtsp://...').
+        source: the camera's number, a device's path ('/dev/video0'), a stream's address ('rtsp://...') or a video file.
         patience: seconds without a frame after which the camera counts as lost.
 
     Attributes:
@@ -219,6 +220,9 @@ class Camera:
             devices = sorted(str(path) for path in Path('/dev').glob('video*'))
             raise UserError(f'the camera {source} cannot be opened (a number, a device or a stream address; '
                             f'devices here: {", ".join(devices) or "none"})')
+        # A file could be read a hundred times faster than anybody was to see it; what is no regular file sets the pace.
+        rate = self._capture.get(cv2.CAP_PROP_FPS) if os.path.isfile(str(source)) else 0
+        self._period = 1 / rate if rate > 0 else 0.  # seconds between frames
         self._newest: np.ndarray | None = None
         self._ended = False
         self._changed = threading.Condition()
@@ -226,7 +230,9 @@ class Camera:
         self._thread.start()
 
     def _read_on(self) -> None:
+        due = time.monotonic()
         while not self._ended:
+            due = max(due + self._period, time.monotonic())
             alive, frame = self._capture.read()
             with self._changed:
                 if alive:
@@ -234,6 +240,7 @@ class Camera:
                 else:
                     self._ended = True
                 self._changed.notify_all()
+            time.sleep(max(due - time.monotonic(), 0))
         self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -147,8 +147,8 @@ def test_a_frame_that_cannot_be_decoded_is_named(tmp_path):
 
 
 def test_camera_gives_the_newest_frame_and_none_twice(tmp_path):
-    """A real stream: ffmpeg (in a process of its own) would be the camera; a file read at full speed is a fast one."""
-    path = write(tmp_path / 'a.avi', frames(400, 48, 900))
+    """A file of 200 frames a second is a fast camera."""
+    path = write(tmp_path / 'a.avi', frames(400, 48, 900), 200)
     seen = []
     with Camera(str(path)) as camera:
         for frame in camera:
@@ -156,6 +156,14 @@ def test_camera_gives_the_newest_frame_and_none_twice(tmp_path):
             time.sleep(0.05)  # a slow model
     assert camera.frames == 400 and len(seen) < 100, 'frames are dropped'
     assert seen == sorted(set(seen)) and seen[-1] >= 398, 'the last frame is shown, none twice'
+
+
+def test_a_file_plays_at_its_own_rate(tmp_path):
+    path, began = write(tmp_path / 'a.avi', frames(20), 25), time.monotonic()
+    with Camera(path) as camera:
+        seen = sum(1 for _ in camera)
+    assert seen == camera.frames == 20, 'who keeps up sees every frame'
+    assert 0.7 < time.monotonic() - began < 5
 
 
 def test_camera_that_is_not_there():
