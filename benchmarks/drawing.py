@@ -4,9 +4,8 @@
     python benchmarks/drawing.py [--objects 100] [--rounds 15] [--quick] [--threads 2] [--json out.json]
 
 The instances are ellipses of a fixed seed with a hole in every fourth, their masks run-length codes as a detector gives
-them; the picture is noise. Small objects are discs of 160 pixels, mixed ones 60 to 500 pixels high and wide, large ones 300
-to 1000. The scenes take turns within a round; medians are printed. The time of the processor is that of all threads, and
-tells more than the clock on a machine that others use, too.
+them; the picture is noise. Small objects are discs of 160 pixels, mixed ones 60 to 500 pixels high and wide, large ones
+300 to 1000. The scenes take turns within a round; medians are printed. The processor's time is that of all threads.
 """
 import argparse
 import json
@@ -43,8 +42,8 @@ def scene(least: int, most: int, count: int):
             cv2.ellipse(bitmap, center, [side // 3 for side in axis], 0, 0, 360, 0, cv2.FILLED)
         codes.append(coco_mask.encode(np.asfortranarray(bitmap)))
     masks = RleMasks(codes, *IMAGE_HW)
-    return Instances(IMAGE_HW, bboxes=torch.from_numpy(masks.bboxes()), masks=masks,
-                     scores=torch.from_numpy(draw.uniform(0.3, 1, count)), labels=torch.from_numpy(draw.integers(0, 80, count)))
+    scores, labels = torch.from_numpy(draw.uniform(0.3, 1, count)), torch.from_numpy(draw.integers(0, 80, count))
+    return Instances(IMAGE_HW, bboxes=torch.from_numpy(masks.bboxes()), masks=masks, scores=scores, labels=labels)
 
 
 def main() -> None:
@@ -74,7 +73,8 @@ def main() -> None:
     for (name, masks), measured in times.items():
         wall, worked = (statistics.median(values) for values in zip(*measured[1:]))  # the first one fills caches
         low, high = SIZES[name]
-        print(f"{name:10s} {f'{low}-{high}':>10s} {'yes' if masks else 'no':>6s} {1e3 * wall:8.1f} {1e3 * worked:13.1f}")
+        drawn = 'yes' if masks else 'no'
+        print(f"{name:10s} {f'{low}-{high}':>10s} {drawn:>6s} {1e3 * wall:8.1f} {1e3 * worked:13.1f}")
         numbers[f"{name}, {'masks' if masks else 'boxes only'}"] = dict(seconds=wall, processor_seconds=worked)
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1))

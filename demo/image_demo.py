@@ -1,12 +1,18 @@
-"""Detect on one image and show or save the picture.
+"""Detect on pictures and show or save them.
 
     python demo/image_demo.py street.jpg configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \\
         --device cpu --out-file result.jpg
+    python demo/image_demo.py 'pictures/*.jpg' CONFIG CHECKPOINT --out-dir drawn
+
+Pictures that cannot be read are named and left out, and the exit status is then 1 (2 when there is no other).
+tools/infer_dir.py writes the detections themselves, too.
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
+import glob
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,15 +20,19 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import run_command  # noqa: E402
+from boxdet.errors import ConfigError, DataError, run_command  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Detect on one image and show or save the picture.')
-    parser.add_argument('img', help='image file')
+    parser = argparse.ArgumentParser(description='Detect on pictures and show or save them.',
+                                     epilog='In the window, a key shows the next picture; q, Esc or closing it ends.')
+    parser.add_argument('img', help="image file, a folder, or a pattern in quotes ('pictures/*.jpg')")
     parser.add_argument('config', help='config file of the model')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out-file', help='write the picture here; without it a window opens')
+    out = parser.add_mutually_exclusive_group()
+    out.add_argument('--out-file', help='write the picture here: .jpg, .png, ..., or .pdf, with lines and '
+                     'text that stay sharp; without it a window opens')
+    out.add_argument('--out-dir', metavar='DIR', help='write the pictures here, under their names')
     parser.add_argument('--device', default='cuda:0', help='cpu or cuda:0, ... (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='draw objects above this score (default: %(default)s)')
@@ -35,31 +45,88 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from boxdet.apis import inference_detector, init_detector
-    from boxdet.datasets.files import decode_image, read_bytes
+    from boxdet.datasets.files import read_bytes
+    from boxdet.visualization.draw import check_out_file, check_score_thr
     from boxdet.visualization.palette import class_colors
 
-    image = decode_image(read_bytes(args.img), args.img)  # says what is wrong with a file, as training does
+    # Whatever can be wrong without the model is told before it is loaded.
+    check_score_thr(args.score_thr)
+    class_colors('vivid' if args.palette == 'coco' else args.palette, 1)
+    outputs = output_files(args)
+    for img, out in outputs.items():
+        if out is not None:
+            check_out_file(out, endings=('.pdf',))
+            if os.path.exists(out) and os.path.samefile(img, out):
+                raise ConfigError(f'{out} is the picture itself, which would be replaced; give another name')
+    if len(outputs) == 1:
+        read_bytes(*outputs)
+    from boxdet.apis import init_detector
+
     model = init_detector(args.config, args.checkpoint, device=args.device)
     if args.palette == 'coco':
         from boxdet.datasets.coco import CocoDataset
         model.PALETTE = CocoDataset.PALETTE
     else:
         model.PALETTE = class_colors(args.palette, len(model.CLASSES or ()) or 1)
+    unreadable = []
+    for img, out in outputs.items():
+        try:
+            if not draw(model, img, out, args):
+                break
+        except DataError as error:
+            if len(outputs) == 1:
+                raise
+            unreadable.append(f'left out: {error}')
+    for line in unreadable:
+        print(line, file=sys.stderr)
+    if len(unreadable) == len(outputs):
+        return 2
+    return 1 if unreadable else 0
+
+
+def output_files(args: argparse.Namespace) -> dict[str, Path | None]:
+    """The pictures that IMG names, each with the file that its drawing goes to; None for a window.
+
+    Raises:
+        DataError: there are none. ConfigError: several, and one file to write.
+    """
+    if os.path.isdir(args.img):
+        from boxdet.apis.folder import list_pictures
+        pictures = [os.path.join(args.img, name) for name in list_pictures(args.img)]
+        root = args.img
+    elif os.path.exists(args.img) or not glob.has_magic(args.img):
+        pictures, root = [args.img], os.path.dirname(args.img)
+    else:
+        pictures = sorted(path for path in glob.glob(args.img, recursive=True) if os.path.isfile(path))
+        if not pictures:
+            raise DataError(f'{args.img}: no file matches this pattern')
+        root = os.path.commonpath([os.path.dirname(path) for path in pictures])
+    if args.out_file and len(pictures) > 1:
+        raise ConfigError(f'--out-file {args.out_file}: there are {len(pictures)} pictures; give --out-dir DIR')
+    if args.out_dir:
+        return {path: Path(args.out_dir, os.path.relpath(path, root or '.')) for path in pictures}
+    return {path: Path(args.out_file) if args.out_file else None for path in pictures}
+
+
+def draw(model, img: str, out: Path | None, args: argparse.Namespace) -> bool:
+    """Detect on one picture and write or show it; whether to go on."""
+    from boxdet.apis import inference_detector
+    from boxdet.visualization.draw import END, show
+
     start = time.perf_counter()
-    result = asyncio.run(detect_async(model, image)) if args.async_test else inference_detector(model, image)
+    result = asyncio.run(detect_async(model, img)) if args.async_test else inference_detector(model, img)
     seconds = time.perf_counter() - start
-    shown = result[result.scores > args.score_thr]
-    print(f'{len(shown)} objects above {args.score_thr:g} in {seconds:.2f} s')
-    model.show_result(image, shown, score_thr=args.score_thr, show=args.out_file is None, win_name=args.img,
-                      out_file=args.out_file)
-    if args.out_file:
-        print(f'picture: {args.out_file}')
+    print(f'{int((result.scores > args.score_thr).sum())} objects above {args.score_thr:g} in {seconds:.2f} s')
+    picture = model.show_result(img, result, score_thr=args.score_thr, out_file=out)
+    if out is None:
+        return show(picture, img) not in END
+    print(f'picture: {out}')
+    return True
 
 
-async def detect_async(model, image):
+async def detect_async(model, img: str):
     """One request of a service, on a stream of its own where the model is on a GPU."""
     import torch
 
@@ -69,7 +136,7 @@ async def detect_async(model, image):
     streams = asyncio.Queue()
     streams.put_nowait(torch.cuda.Stream(device) if device.type == 'cuda' else None)
     async with concurrent(streams):
-        return await async_inference_detector(model, image)
+        return await async_inference_detector(model, img)
 
 
 if __name__ == '__main__':

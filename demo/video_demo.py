@@ -8,6 +8,7 @@ The next frames are read and the last ones drawn and written while the network i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import deque
@@ -26,7 +27,7 @@ _IN_WORK = 4  # frames drawn ahead of the one that is shown
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Detect on every frame of a video; write it with the objects drawn in, or watch it.',
-        epilog='In the window, q or Esc ends; what was written until then is kept.')
+        epilog='In the window, q or Esc ends, as closing it does; what was written until then is kept.')
     parser.add_argument('video', help='video file')
     parser.add_argument('config', help='config file of the model')
     parser.add_argument('checkpoint', help='checkpoint file or address')
@@ -49,9 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.apis import inference_stream, init_detector
     from boxdet.apis.video import VideoFile, VideoWriter
     from boxdet.engine.evaluation_loop import Progress
-    from boxdet.visualization.draw import show
+    from boxdet.visualization.draw import END, check_score_thr, show
 
+    check_score_thr(args.score_thr)
     video = VideoFile(args.video)
+    if args.out and os.path.exists(args.out) and os.path.samefile(args.video, args.out):
+        raise ConfigError(f'--out {args.out}: this is the video itself, which would be replaced; give another name')
     with VideoWriter(args.out, video.rate) if args.out else nullcontext() as writer:
         model = init_detector(args.config, args.checkpoint, device=args.device)
 
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             """Take a finished frame; whether to go on."""
             picture = done.result()
             progress.advance(1)
-            return not args.show or show(picture, args.video, max(args.wait_time, 1e-3)) not in (27, ord('q'), ord('Q'))
+            return not args.show or show(picture, args.video, max(args.wait_time, 1e-3)) not in END
 
         progress, began, in_work, go_on = Progress(len(video), unit='frames'), time.perf_counter(), deque(), True
         # One thread: frames are written in their order.
@@ -77,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             while in_work and go_on:
                 go_on = watch(in_work.popleft())
         progress.close()
-    print(f'{progress.done} frames in {time.perf_counter() - began:.1f} s')
+    # Frames that were being drawn when the window ended are in the video, too.
+    print(f'{progress.done if writer is None else writer.frames} frames in {time.perf_counter() - began:.1f} s')
     if args.out:
         print(f'video: {args.out}')
 

@@ -2,13 +2,15 @@
 
     python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json
     python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json --show-dir drawn --format pdf
+    python tools/infer_dir.py pictures CONFIG CHECKPOINT --show-dir drawn --image-ext .jpg .jpeg
 
 The JSON holds images, annotations (with their score) and categories: correct it in a labelling tool, or train on it as
-it is, with DIR as img_prefix. Pictures in folders within DIR are taken too.
+it is, with DIR as img_prefix. Pictures in folders within DIR are taken too. Without --out, pictures are drawn only.
 
 A run that was interrupted goes on where it was when the same command is given again: until the end the results are in
-OUT.part. Files that cannot be read are named at the end and left out, and the exit status is then 1 (0 when all is
-well, 2 when nothing could be done); the same command tries them again, so mend or remove them.
+OUT.part (without --out in .infer_dir.part, where the drawn pictures are). Files that cannot be read are named at the
+end and left out, and the exit status is then 1 (0 when all is well, 2 when nothing could be done); the same command
+tries them again, so mend or remove them.
 """
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+# Everything heavier is imported in main.
+from boxdet.errors import ConfigError, DataError, nearest, run_command  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,12 +33,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('dir', help='folder of the pictures')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out', required=True, metavar='FILE', help='the JSON file to write')
+    parser.add_argument('--out', metavar='FILE', help='the JSON file to write')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='SCORE',
                         help='leave out, and do not draw, what scores less (default: %(default)s)')
     parser.add_argument('--show-dir', metavar='DIR', help='write the pictures with the detections drawn')
     parser.add_argument('--format', choices=('png', 'jpg', 'pdf'), default='png',
                         help='of the drawn pictures; pdf has lines and text that stay sharp (default: %(default)s)')
+    parser.add_argument('--image-ext', nargs='+', metavar='.EXT', help='take only files with these endings')
     parser.add_argument('--batch-size', type=int, metavar='N',
                         help='pictures at a time (default: 1 on the CPU, 8 on a GPU)')
     parser.add_argument('--restart', action='store_true', help='discard what an interrupted run has left')
@@ -49,17 +53,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if os.path.splitext(args.out)[1].lower() != '.json':
+    if not args.out and not args.show_dir:
+        raise ConfigError('say what to do with the results: --out FILE, --show-dir DIR, or both')
+    if args.out and os.path.splitext(args.out)[1].lower() != '.json':
         raise ConfigError(f"--out {args.out}: the predictions are written to a '.json' file")
-    from boxdet.apis.folder import Journal, list_pictures, made_by, predict_folder, write_annotations
+    from boxdet.apis.folder import Journal, made_by, predict_folder, write_annotations
     from boxdet.apis.inference import init_detector
     from boxdet.engine.config import load_config
     from boxdet.engine.environment import choose_device
     from boxdet.engine.evaluation_loop import Progress
+    from boxdet.visualization.draw import check_score_thr
 
-    names = list_pictures(args.dir)
+    check_score_thr(args.score_thr)
+    names = pictures_of(args.dir, args.image_ext)
     cfg = load_config(args.config, args.cfg_options)
-    part = Path(f'{args.out}.part')
+    part = Path(f'{args.out}.part' if args.out else os.path.join(args.show_dir, '.infer_dir.part'))
     if args.restart:
         part.unlink(missing_ok=True)
     origin = made_by(cfg.pretty_text, args.checkpoint, score_thr=args.score_thr, dir=os.path.abspath(args.dir),
@@ -74,27 +82,42 @@ def main(argv: list[str] | None = None) -> int:
                                 args.batch_size or (1 if device.type == 'cpu' else 8),
                                 drawer(model, args) if args.show_dir else None, progress.advance)
     progress.close()
-    info = dict(description=f'predictions of {args.checkpoint}', config=args.config, score_thr=args.score_thr)
-    objects = write_annotations(args.out, names, journal, model.CLASSES or (), info)
+    told = f'{len(names) - len(unreadable)} images'
+    if args.out:
+        info = dict(description=f'predictions of {args.checkpoint}', config=args.config, score_thr=args.score_thr)
+        told += f', {write_annotations(args.out, names, journal, model.CLASSES or (), info)} objects'
     journal.remove()
-    print(f'{args.out}: {len(names) - len(unreadable)} images, {objects} objects')
+    print(f'{args.out or args.show_dir}: {told}')
     for line in unreadable:
         print(f'left out: {line}', file=sys.stderr)
     return 1 if unreadable else 0
 
 
+def pictures_of(folder: str, endings: list[str] | None) -> list[str]:
+    """The pictures in ``folder``, by their path within; those with one of ``endings`` only.
+
+    Raises:
+        ConfigError: an ending that no picture has. DataError: there is none.
+    """
+    from boxdet.apis.folder import PICTURES, list_pictures
+
+    wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings or ())
+    for ending in wanted:
+        if ending not in PICTURES:
+            raise ConfigError(f"--image-ext {ending}: pictures end in {', '.join(PICTURES)}{nearest(ending, PICTURES)}")
+    names = list_pictures(folder)
+    chosen = [name for name in names if not wanted or name.lower().endswith(wanted)]
+    if not chosen:
+        raise DataError(f"{folder}: none of the {len(names)} pictures in it ends in {' or '.join(wanted)}")
+    return chosen
+
+
 def drawer(model: object, args: argparse.Namespace):
     """A function of a picture's name and result that writes the drawn picture under ``--show-dir``."""
-    from boxdet.visualization.draw import read_image
-    from boxdet.visualization.pdf import write_pdf
 
     def draw(name: str, result: object) -> None:
-        source = os.path.join(args.dir, name)
-        out = os.path.join(args.show_dir, f'{name}.{args.format}')  # a.jpg and a.png do not meet
-        if args.format == 'pdf':
-            write_pdf(read_image(source), result, out, model.CLASSES, args.score_thr, getattr(model, 'PALETTE', None))
-        else:
-            model.show_result(read_image(source), result, score_thr=args.score_thr, out_file=out)
+        model.show_result(os.path.join(args.dir, name), result, score_thr=args.score_thr,
+                          out_file=os.path.join(args.show_dir, f'{name}.{args.format}'))  # a.jpg and a.png do not meet
     return draw
 
 

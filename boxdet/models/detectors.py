@@ -119,7 +119,7 @@ class _Detector(nn.Module):
             bbox_color, text_color, mask_color: in place of a colour for each class.
             thickness: line width in pixels. font_size: height of the text in pixels.
             win_name, show, wait_time: open a window for so many seconds, 0 until a key is pressed.
-            out_file: write the picture there.
+            out_file: write the picture there; a '.pdf' is a page of lines and text, in the classes' colours.
 
         Returns:
             (H, W, 3) uint8, BGR.
@@ -127,15 +127,18 @@ class _Detector(nn.Module):
         Raises:
             UserError: the image cannot be read or is not of the result's size, or there is no display for ``show``.
         """
-        from boxdet.visualization import draw  # OpenCV is not for those who only compute
+        from boxdet.visualization import draw, pdf  # OpenCV is not for those who only compute
 
         found = result if isinstance(result, Instances) else Instances.from_per_class(result)
-        picture = draw.draw_instances(draw.read_image(img, found.image_size), found, self.CLASSES, score_thr, self.PALETTE,
+        image = draw.read_image(img, found.image_size)
+        picture = draw.draw_instances(image, found, self.CLASSES, score_thr, self.PALETTE,
                                       thickness=thickness,
                                       font_scale=None if font_size is None else font_size / 22,
                                       bbox_color=bbox_color, text_color=text_color, mask_color=mask_color,
                                       skeleton=self.skeleton)
-        if out_file is not None:
+        if out_file is not None and str(out_file).lower().endswith('.pdf'):
+            pdf.write_pdf(image, found, out_file, self.CLASSES, score_thr, self.PALETTE, self.skeleton)
+        elif out_file is not None:
             draw.write_image(picture, out_file)
         if show:
             draw.show(picture, win_name, wait_time)

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from boxdet.errors import DataError, UserError
+from boxdet.errors import ConfigError, DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
 from boxdet.visualization.mask_windows import mask_outlines
@@ -313,17 +313,44 @@ def write_image(image: np.ndarray, path: str | os.PathLike) -> None:
         DataError: an ending that OpenCV does not write, or a folder that does not take the file.
     """
     path = Path(path)
-    try:
-        done, data = cv2.imencode(path.suffix, image)
-    except cv2.error:
-        done = False
-    if not done:
-        raise DataError(f"{path}: OpenCV writes no '{path.suffix}' pictures (.jpg and .png are usual)")
+    _check_ending(path)
+    data = cv2.imencode(path.suffix, image)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
         raise DataError(f'cannot write {path}: {error.strerror}') from error
+
+
+def check_out_file(path: str | os.PathLike, endings: Sequence[str] = ()) -> None:
+    """Find out before the work whether ``write_image`` will write ``path``; its folder is made.
+
+    Args:
+        endings: others, that somebody else writes: '.pdf'.
+
+    Raises:
+        DataError: as ``write_image``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        _check_ending(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f'cannot write {path}: {error.strerror}') from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'Permission denied'}")
+
+
+def _check_ending(path: Path) -> None:
+    if not path.suffix or not cv2.haveImageWriter(f'a{path.suffix}'):
+        raise DataError(f"{path}: OpenCV writes no '{path.suffix}' pictures (.jpg and .png are usual)")
+
+
+def check_score_thr(score_thr: float) -> None:
+    """Raise ConfigError when ``--score-thr`` is no score."""
+    if not 0 <= score_thr <= 1:  # true of nan, too
+        raise ConfigError(f'--score-thr {score_thr:g}: scores are from 0 to 1')
 
 
 def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
@@ -357,10 +384,17 @@ def _wait(win_name: str, seconds: float) -> int:
         key = cv2.waitKey(max(1, round(1000 * min(left, _LOOK_AT_WINDOW))))
         if key >= 0:
             return key
-        if cv2.getWindowProperty(win_name, cv2.WND_PROP_VISIBLE) < 1:
+        if not _is_open(win_name):
             return CLOSED
         if time.monotonic() >= end:
             return -1
+
+
+def _is_open(win_name: str) -> bool:
+    try:
+        return cv2.getWindowProperty(win_name, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:  # Qt's answer when its last window is gone
+        return False
 
 
 def _display_problem() -> str:

@@ -1,5 +1,6 @@
 """A real X server without a screen, to open windows on and look at them."""
 
+import ctypes
 import os
 import struct
 import subprocess
@@ -8,6 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+
+class ClientMessage(ctypes.Structure):
+    """XClientMessageEvent of Xlib.h, as long as the union XEvent."""
+    _fields_ = [('type', ctypes.c_int), ('serial', ctypes.c_ulong), ('send_event', ctypes.c_int),
+                ('display', ctypes.c_void_p), ('window', ctypes.c_ulong), ('message_type', ctypes.c_ulong),
+                ('format', ctypes.c_int), ('data', ctypes.c_long * 5), ('rest', ctypes.c_long * 24)]
 
 
 class Screen:
@@ -50,6 +58,16 @@ class Screen:
 
     def press(self, window: str, key: str) -> None:
         self._xdotool('windowfocus', '--sync', window, 'key', key)
+
+    def close(self, window: str) -> None:
+        """Ask a window to close, by the message that the X button of its frame sends (there is no window manager)."""
+        x11 = ctypes.CDLL('libX11.so.6')
+        x11.XOpenDisplay.restype, x11.XInternAtom.restype = ctypes.c_void_p, ctypes.c_ulong
+        display = ctypes.c_void_p(x11.XOpenDisplay(self.name.encode()))
+        protocols, delete = (x11.XInternAtom(display, name, 0) for name in (b'WM_PROTOCOLS', b'WM_DELETE_WINDOW'))
+        event = ClientMessage(type=33, window=int(window), message_type=protocols, format=32, data=(delete, 0))
+        x11.XSendEvent(display, ctypes.c_ulong(int(window)), 0, ctypes.c_long(0), ctypes.byref(event))
+        x11.XCloseDisplay(display)
 
     def _xdotool(self, *arguments: str) -> str:
         done = subprocess.run(['xdotool', *arguments], env={**os.environ, 'DISPLAY': self.name}, capture_output=True,

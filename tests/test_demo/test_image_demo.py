@@ -1,12 +1,16 @@
 """demo/image_demo.py as users run it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+
+from boxdet.apis import inference_detector, init_detector
 
 
 @pytest.fixture
@@ -52,3 +56,52 @@ def test_a_truncated_image_says_so(run, tiny_detector, tmp_path):
     (tmp_path / 'cut.jpg').write_bytes(whole[:len(whole) * 2 // 3])
     done = run(img=tmp_path / 'cut.jpg')
     assert done.returncode == 2 and 'cut.jpg: the image file is truncated' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (('--out-file', 'a.foo'), "error: a.foo: OpenCV writes no '.foo' pictures"),
+    (('--out-file', 'PICTURE/a.png'), 'error: cannot write '),
+    (('--out-file', 'PICTURE'), 'error: PICTURE is the picture itself'),
+    (('--score-thr', 'nan'), 'error: --score-thr nan: scores are from 0 to 1'),
+    (('--score-thr', '-0.1'), 'error: --score-thr -0.1: scores are from 0 to 1'),
+    (('--palette', 'grene'), "error: unknown colour 'grene'")])
+def test_what_cannot_work_is_told_before_the_model_is_loaded(repo_root, tiny_detector, arguments, message):
+    picture = str(tiny_detector.images[0])
+    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), picture, 'no config', 'no checkpoint',
+               *(word.replace('PICTURE', picture) for word in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(message.replace('PICTURE', picture)), done.stderr
+
+
+def test_folders_and_patterns(run, tiny_detector, tmp_path):
+    folder = tmp_path / 'pictures'
+    shutil.copytree(tiny_detector.folder / 'images', folder)
+    done = run('--out-dir', tmp_path / 'all', img=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.relative_to(tmp_path / 'all').as_posix() for path in (tmp_path / 'all').rglob('*.*')) == [
+        'a.png', 'c.jpg', 'd.png', 'deep/b.png']
+    (folder / 'cut.png').write_bytes((folder / 'a.png').read_bytes()[:500])
+    done = run('--out-dir', tmp_path / 'some', img=folder / '**/*.png')
+    assert done.returncode == 1 and done.stderr.count('left out: ') == 1
+    assert 'cut.png: the image file is truncated' in done.stderr
+    assert len(list((tmp_path / 'some').rglob('*.png'))) == 3
+    for more, img, message in (
+            ((), folder / '*.bmp', 'no file matches this pattern'),
+            (('--out-file', tmp_path / 'a.png'), folder, 'there are 5 pictures; give --out-dir DIR')):
+        done = run(*more, img=img)
+        assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_page_and_a_turned_picture(run, tiny_detector, tmp_path):
+    done = run('--out-file', tmp_path / 'new/a.pdf')
+    assert done.returncode == 0 and (tmp_path / 'new/a.pdf').read_bytes().startswith(b'%PDF-'), done.stderr
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / 'turned.png'
+    Image.open(tiny_detector.images[0]).convert('RGB').save(turned, exif=exif)
+    done = run('--out-file', tmp_path / 'drawn.png', '--score-thr', '0.1', '--device', 'cpu', img=turned)
+    assert done.returncode == 0, done.stderr
+    model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
+    result = inference_detector(model, turned)
+    assert np.array_equal(cv2.imread(str(tmp_path / 'drawn.png')), model.show_result(turned, result, score_thr=0.1))

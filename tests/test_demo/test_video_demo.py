@@ -55,12 +55,14 @@ def test_every_frame_is_written_with_its_own_objects(run, clip, model_files, tmp
     (('none.mp4', '--out', 'o.mp4'), 'error: none.mp4: no such file'),
     (('CLIP',), 'error: say what to do with the result: --out FILE, --show, or both'),
     (('CLIP', '--out', 'o.gif'), "error: o.gif: no video format has the ending '.gif'"),
+    (('CLIP', '--out', 'CLIP'), 'error: --out CLIP: this is the video itself'),
+    (('CLIP', '--out', 'o.mp4', '--score-thr', '1.5'), 'error: --score-thr 1.5: scores are from 0 to 1'),
     (('CLIP', '--show'), 'error: cannot open a window: there is no display')])
 def test_what_cannot_work_is_one_line(run, clip, model_files, tmp_path, arguments, message):
     video, *more = [str(clip) if word == 'CLIP' else word for word in arguments]
     done = run('video_demo.py', video, *model_files, '--device', 'cpu', *more)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(message), done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(message.replace('CLIP', str(clip))), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['clip.mp4']
 
 
@@ -78,3 +80,8 @@ def test_no_camera_is_one_line(run, model_files):
     done = run('webcam_demo.py', *model_files, '--device', 'cpu', '--camera-id', '97')
     assert done.returncode == 2 and 'error: the camera 97 cannot be opened' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_a_threshold_that_is_no_score_is_one_line(run, model_files):
+    done = run('webcam_demo.py', *model_files, '--device', 'cpu', '--score-thr', 'nan')
+    assert (done.returncode, done.stderr.strip()) == (2, 'error: --score-thr nan: scores are from 0 to 1')

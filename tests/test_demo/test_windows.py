@@ -69,7 +69,26 @@ def test_video_demo_shows_frames_and_a_key_ends_it(start, screen, clip, tiny_det
     screen.wait_until(lambda pixels: any(shows(frame)(pixels) for frame in frames[:20]))
     screen.press(window, 'q')
     assert shown.wait(30) == 0, shown.communicate()
-    assert 0 < len(VideoFile(tmp_path / 'out.mp4')) < 40, 'what was done until then is kept'
+    kept = len(VideoFile(tmp_path / 'out.mp4'))
+    assert 0 < kept < 40, 'what was done until then is kept'
+    assert f'{kept} frames in' in shown.communicate()[0], 'and counted'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('demo', ['image', 'video', 'webcam'])
+def test_closing_the_window_ends_a_demo(start, screen, clip, tiny_detector, demo):
+    model = tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--score-thr', '1'
+    if demo == 'image':
+        shown = start('image_demo.py', tiny_detector.folder / 'images', *model)
+    elif demo == 'video':
+        shown = start('video_demo.py', clip, *model, '--show', '--wait-time', '0.4')
+    else:
+        shown = start('webcam_demo.py', *model, '--camera-id', clip)
+    screen.close(screen.wait_for_window({'image': 'a.png', 'video': 'clip.mp4', 'webcam': 'camera'}[demo], shown))
+    output, errors = shown.communicate(timeout=20)
+    assert shown.returncode == 0, errors
+    last = output.strip().splitlines()[-1]
+    assert demo == 'image' or not last.startswith('40 frames') and 'of 40 frames' not in last, output
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from boxdet.errors import UserError
 def command(tiny_detector, repo_root):
     def make(folder, out, *more):
         return [sys.executable, str(repo_root / 'tools/infer_dir.py'), str(folder), str(tiny_detector.config),
-                str(tiny_detector.checkpoint), '--out', str(out), '--device', 'cpu', '--score-thr', '0.1',
-                *map(str, more)]
+                str(tiny_detector.checkpoint), *(('--out', str(out)) if out else ()), '--device', 'cpu', '--score-thr',
+                '0.1', *map(str, more)]
     return make
 
 
@@ -117,3 +117,27 @@ def test_wrong_use(run, folder, tmp_path):
                                 (tmp_path / 'bare', 'a.json', 'no pictures in it')):
         with pytest.raises(UserError, match=message):
             run(place, tmp_path / out)
+
+
+def test_pictures_only_and_endings(run, folder, tmp_path):
+    status, told, _ = run(folder, None, '--show-dir', tmp_path / 'drawn', '--image-ext', 'PNG', '.bmp')
+    assert status == 0 and told.strip().endswith('drawn: 3 images')
+    assert sorted(path.name for path in (tmp_path / 'drawn').rglob('*') if path.is_file()) == [
+        'a.png.png', 'b.png.png', 'd.png.png']
+    with pytest.raises(UserError, match='--out FILE, --show-dir DIR, or both'):
+        run(folder, None)
+    for more, message in ((('--image-ext', '.pgn'), "--image-ext .pgn: .*did you mean '.pn?g"),
+                          (('--image-ext', 'bmp'), 'none of the 4 pictures in it ends in .bmp'),
+                          (('--score-thr', 'nan'), '--score-thr nan: scores are from 0 to 1')):
+        with pytest.raises(UserError, match=message):
+            run(folder, tmp_path / 'a.json', *more)
+
+
+def test_a_page_has_the_skeleton(run, folder, tmp_path, monkeypatch):
+    from boxdet.models.detectors import TwoStageDetector
+    from boxdet.visualization import pdf
+    given = []
+    monkeypatch.setattr(TwoStageDetector, 'skeleton', ((0, 1),))
+    monkeypatch.setattr(pdf, 'write_pdf', lambda *arguments: given.append(arguments[-1]))
+    assert run(folder, None, '--show-dir', tmp_path / 'drawn', '--format', 'pdf')[0] == 0
+    assert given == [((0, 1),)] * 4

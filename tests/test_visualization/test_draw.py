@@ -244,11 +244,17 @@ def window(monkeypatch):
     return make
 
 
-def test_show_tells_the_key_and_that_the_window_was_closed(window):
+def test_show_tells_the_key_and_that_the_window_was_closed(window, monkeypatch):
+    def gone(*_):
+        raise cv2.error('NULL guiReceiver (please create a window)')
+
     window([-1, -1, ord('x')], [1, 1])
     assert show(picture()) == ord('x')
     window([-1, -1], [1, 0])
     assert show(picture()) == CLOSED and CLOSED in END
+    window([-1], [])
+    monkeypatch.setattr(cv2, 'getWindowProperty', gone)
+    assert show(picture()) == CLOSED
     window([-1], [1])
     assert show(picture(), wait_time=1e-3) == -1
     assert -1 not in END and 27 in END and ord('q') in END
