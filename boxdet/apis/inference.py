@@ -339,13 +339,14 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return (batch.pin_memory() if device.type == 'cuda' else batch).to(device)
 
 
-def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instances, score_thr: float = 0.3,
+def show_result_pyplot(model: nn.Module, img: Picture, result: Any, score_thr: float = 0.3,
                        title: str = 'result', wait_time: float = 0, palette: PaletteSpec = None,
                        out_file: str | None = None) -> None:
     """Show a result with matplotlib, in a notebook or a window.
 
     Args:
-        img: file name, or (H, W, 3) uint8 in BGR order.
+        img: file name, (H, W, 3) uint8 in BGR order, the bytes of an image file, or a PIL image.
+        result: of ``inference_detector``, or mmdetection 2.x's lists (see ``Instances.from_per_class``).
         title: of the window.
         wait_time: seconds until the window closes, 0 until it is closed by hand.
         palette: see ``visualization.palette.class_colors``; the model's by default.
@@ -355,8 +356,8 @@ def show_result_pyplot(model: nn.Module, img: str | np.ndarray, result: Instance
 
     from boxdet.visualization.draw import draw_instances, read_image, write_image
 
-    image = read_image(img) if isinstance(img, (str, os.PathLike)) else img
-    drawn = draw_instances(image, result, model.CLASSES, score_thr,
+    found = result if isinstance(result, Instances) else Instances.from_per_class(result)
+    drawn = draw_instances(read_image(img, found.image_size), found, model.CLASSES, score_thr,
                            model.PALETTE if palette is None else palette,
                            skeleton=getattr(model, 'skeleton', ()))
     if out_file is not None:
