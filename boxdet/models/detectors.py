@@ -6,6 +6,7 @@ Letters: B images, V views of an image, N objects of an image, h, w height and w
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class _Detector(nn.Module):
         self.backbone = BACKBONES.build(backbone, **weights)
         if neck is not None:
             self.neck = NECKS.build(neck)
+            self._neck_frees = 'keep' in inspect.signature(self.neck.forward).parameters  # a user's neck may not
         self.init_cfg = init_cfg
         self.CLASSES: tuple[str, ...] | None = None
         self.PALETTE: Any = None
@@ -88,7 +90,11 @@ class _Detector(nn.Module):
     def extract_feat(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map images (B, 3, H, W) to the levels that the heads read."""
         feats = self.backbone(images.to(next(self.parameters()).dtype))  # a model in half precision reads half
-        return tuple(self.neck(feats)) if self.with_neck else tuple(feats)
+        if not self.with_neck:
+            return tuple(feats)
+        levels = list(feats)
+        del feats
+        return tuple(self.neck(levels, keep=False) if self._neck_frees else self.neck(levels))
 
     def forward(self, batch: Batch | Sequence[Batch], mode: str = 'loss', **options: Any) -> Any:
         """Return ``loss(batch)`` or ``predict(batch, **options)``: what parallel wrappers call.

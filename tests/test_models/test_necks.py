@@ -140,3 +140,15 @@ def test_levels_that_do_not_add_up(options, message):
 def test_backbone_with_other_levels_is_named():
     with pytest.raises(ConfigError, match='3 levels, the backbone gives 2'):
         FPN([8, 16, 32], 12, 3)(_levels()[:2])
+
+
+@pytest.mark.parametrize('extra', [False, 'on_input', 'on_lateral', 'on_output'])
+def test_levels_are_let_go_when_they_are_read(extra):
+    torch.manual_seed(0)
+    neck = FPN([4, 8], 6, num_outs=4, add_extra_convs=extra)
+    levels = [torch.randn(1, 4, 16, 16), torch.randn(1, 8, 8, 8)]
+    given = list(levels)
+    kept = neck(levels)
+    freed = neck(given, keep=False)
+    assert given == [] and len(levels) == 2
+    assert all(torch.equal(one, other) for one, other in zip(kept, freed))

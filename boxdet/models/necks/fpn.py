@@ -96,8 +96,13 @@ class FPN(nn.Module):
         """Start from ``init_cfg``; Xavier uniform by default."""
         initialize(self)
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first."""
+    def forward(self, inputs: Sequence[Tensor], keep: bool = True) -> tuple[Tensor, ...]:
+        """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first.
+
+        Args:
+            keep: False empties the list ``inputs`` once it is read: nobody else needs the backbone's levels, which are
+                the most memory of a detection.
+        """
         if len(inputs) != len(self.in_channels):
             levels = len(self.in_channels)
             raise ConfigError(f'FPN: in_channels has {levels} levels, the backbone gives {len(inputs)}')
@@ -105,8 +110,11 @@ class FPN(nn.Module):
         for i in range(len(laterals) - 1, 0, -1):
             # The sum lands in the fresh upsampled tensor: no third one is made.
             laterals[i - 1] = self._upsample(laterals[i], laterals[i - 1]).add_(laterals[i - 1])
+        last = inputs[self.backbone_end_level - 1] if self.add_extra_convs == 'on_input' else None
+        if not keep:
+            inputs.clear()
         outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
-        self._append_extra(outs, inputs, laterals)
+        self._append_extra(outs, last, laterals)
         return tuple(outs)
 
     def _upsample(self, coarse: Tensor, fine: Tensor) -> Tensor:
@@ -114,14 +122,14 @@ class FPN(nn.Module):
             return F.interpolate(coarse, **self.upsample_cfg)
         return F.interpolate(coarse, size=fine.shape[2:], **self.upsample_cfg)
 
-    def _append_extra(self, outs: list[Tensor], inputs: Sequence[Tensor], laterals: list[Tensor]) -> None:
+    def _append_extra(self, outs: list[Tensor], last: Tensor | None, laterals: list[Tensor]) -> None:
         if not self.add_extra_convs:
             while len(outs) < self.num_outs:
                 outs.append(F.max_pool2d(outs[-1], 1, stride=2))
             return
         for i, conv in enumerate(self.fpn_convs[len(laterals):]):
             if i == 0:
-                source = {'on_input': inputs[self.backbone_end_level - 1], 'on_lateral': laterals[-1],
+                source = {'on_input': last, 'on_lateral': laterals[-1],
                           'on_output': outs[-1]}[self.add_extra_convs]
             else:
                 source = F.relu(outs[-1]) if self.relu_before_extra_convs else outs[-1]
