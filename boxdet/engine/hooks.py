@@ -74,6 +74,15 @@ class CheckpointHook(Hook):
         self._saved_at = -1
         if is_main() and self._folder.is_dir():
             remove_partial_files(self._folder)
+            self._finish_last_save(runner)
+
+    def _finish_last_save(self, runner: Any) -> None:
+        """After a resume: what a process that was killed just behind its last checkpoint had still to do."""
+        resumed = runner.resumed_from
+        if resumed is None or 'interrupted_ckpt' in runner.meta['hook_msgs']:
+            return
+        if resumed.parent == self._folder.resolve() and re.fullmatch(r'(epoch|iter)_\d+\.pth', resumed.name):
+            self._make_newest(resumed)
 
     def after_train_epoch(self, runner: Any) -> None:
         epoch = runner.epoch + 1
@@ -99,14 +108,18 @@ class CheckpointHook(Hook):
         path = runner.write_checkpoint(self._folder / name, self.save_optimizer)
         self._saved_at = runner.train_loop.completed()['iter']
         if is_main():
-            point_to(self._folder / 'latest.pth', path)
-            if self.max_keep_ckpts > 0:
-                self._delete_old(name)
-                if interrupted and Path(interrupted) != path:
-                    Path(interrupted).unlink(missing_ok=True)
+            self._make_newest(path, interrupted)
+
+    def _make_newest(self, path: Path, interrupted: str | None = None) -> None:
+        """Point ``latest.pth`` to a checkpoint that can be read, then delete those that are too many."""
+        point_to(self._folder / 'latest.pth', path)
+        if self.max_keep_ckpts > 0:
+            if interrupted and Path(interrupted) != path:
+                Path(interrupted).unlink(missing_ok=True)
+            self._delete_old(path.name)
 
     def _delete_old(self, newest: str) -> None:
-        # The new file has just been read back (``write_checkpoint``), so that a good one is always left.
+        # The new file has been read back (``write_checkpoint``, or a resume), so that a good one is always left.
         kind, _, number = newest.removesuffix('.pth').partition('_')
         found = {int(match.group(1)): path for path in self._folder.glob(f'{kind}_*.pth')
                  if (match := re.fullmatch(rf'{kind}_(\d+)\.pth', path.name))}

@@ -74,6 +74,7 @@ class Runner(_MMEngineRunner):
         self._train_loop = TrainLoop(self, train_loader, max_epochs, max_iters, workflow, validation_loader,
                                      update_step.accumulation)
         self.checkpoint_folder = Path(work_dir)
+        self.resumed_from: Path | None = None
         self._frozen = tuple(frozen)
         self._stop = StopSignals()
         self.log_buffer = LogBuffer()
@@ -323,7 +324,8 @@ class Runner(_MMEngineRunner):
         Raises:
             CheckpointError: as ``load_weights``, or the file lacks what a resume needs.
         """
-        checkpoint = load_checkpoint(find_checkpoint(filename))
+        found = find_checkpoint(filename)
+        checkpoint = load_checkpoint(found)
         report = load_weights(unwrap(self.model), checkpoint, str(filename))
         meta = checkpoint['meta']
         if 'optimizer' not in checkpoint or 'epoch' not in meta or 'iter' not in meta:
@@ -338,6 +340,7 @@ class Runner(_MMEngineRunner):
         self._load_optimizer(checkpoint, filename)
         self._set_progress(checkpoint, filename)
         self._load_random_states(checkpoint)
+        self.resumed_from = found.resolve()
         self.meta['hook_msgs'] = dict(meta.get('hook_msgs') or {})
         self.meta['seed'] = self._seed = meta.get('seed', self._seed)  # its random numbers go on
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)

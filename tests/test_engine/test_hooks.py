@@ -1,5 +1,6 @@
 """Checkpoints kept and deleted, the best one, evaluation when it is due, rates set by the schedule."""
 import os
+import shutil
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from mmengine.hooks import Hook
 from toy_training import same, toy_loader, toy_runner, weights
 
 from boxdet.checkpoints.io import load_checkpoint
-from boxdet.engine.hooks import CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, rule_of
+from boxdet.engine.hooks import (CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, point_to,
+                                 rule_of)
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import HOOKS
 
@@ -96,6 +98,49 @@ def test_full_disk_ends_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
         toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
     assert names(tmp_path) == ['epoch_1.pth', 'latest.pth']
     assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('given', ['newest', 'latest'])
+def test_a_kill_right_behind_the_last_checkpoint(tmp_path, monkeypatch, by_epoch, given):
+    """The file is there; its link and the deletion of the one that is too many were still to come."""
+    def options():
+        return dict(hooks=[CheckpointHook(interval=1, by_epoch=by_epoch, max_keep_ckpts=2)], loader=toy_loader(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointHook, '_make_newest', lambda self, path, *_: path.stem.endswith('_1') and point_to(
+            path.with_name('latest.pth'), path))
+        toy_runner(tmp_path, 4, **options()).train()
+    kind, last = ('epoch', 4) if by_epoch else ('iter', 4 * len(toy_loader(2)))
+    assert len(names(tmp_path)) == last + 1 and os.readlink(tmp_path / 'latest.pth') == f'{kind}_1.pth'
+    if given == 'latest':
+        point_to(tmp_path / 'latest.pth', tmp_path / f'{kind}_{last}.pth')
+    runner = toy_runner(tmp_path, 4, **options())
+    runner.resume(str(tmp_path / ('latest.pth' if given == 'latest' else f'{kind}_{last}.pth')))
+    runner.train()
+    assert names(tmp_path) == sorted([f'{kind}_{last}.pth', f'{kind}_{last - 1}.pth', 'latest.pth'])
+    assert os.readlink(tmp_path / 'latest.pth') == f'{kind}_{last}.pth'
+
+
+def test_what_another_folder_holds_is_left_alone(tmp_path):
+    toy_runner(tmp_path / 'a', 3, hooks=[CheckpointHook(interval=1)]).train()
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    for folder, keep in (('a', 3), ('b', 2)):  # of its own, the one that is too many goes
+        runner = toy_runner(tmp_path / 'b', 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=2)])
+        runner.resume(str(tmp_path / folder / 'epoch_3.pth'))
+        runner.train()
+        assert len(list((tmp_path / 'b').glob('epoch_*.pth'))) == keep
+
+
+def test_the_file_of_a_signal_is_none_of_those_that_are_kept(tmp_path):
+    def options():
+        return [CheckpointHook(interval=2, by_epoch=False, max_keep_ckpts=2)]
+    toy_runner(tmp_path, 3, hooks=options(), loader=toy_loader(4)).train()
+    shutil.copyfile(tmp_path / 'iter_4.pth', tmp_path / 'iter_5.pth')
+    runner = toy_runner(tmp_path, 4, hooks=options(), loader=toy_loader(4))
+    runner.resume(str(tmp_path / 'iter_6.pth'))
+    runner.meta['hook_msgs']['interrupted_ckpt'] = str(tmp_path / 'iter_5.pth')
+    runner.train()
+    assert names(tmp_path) == ['iter_6.pth', 'iter_8.pth', 'latest.pth']
 
 
 @pytest.mark.parametrize('options', [dict(interval=0), dict(max_keep_ckpts=0)])

@@ -70,6 +70,12 @@ def server(tmp_path_factory, shapes_dir):
     server.close()
 
 
+@pytest.fixture(autouse=True)
+def _own_output(server):
+    """What the test before this one, whichever it was, left unread is not this one's."""
+    server.output()
+
+
 @pytest.fixture(scope='module')
 def whole(server, tmp_path_factory):
     """The folder of a training that nothing stopped."""
@@ -119,6 +125,7 @@ def assert_ends_as(work_dir, whole):
     assert best[0] == best[1] and len(best[0]) == 1
     assert_same(*(state(load_checkpoint(folder / best[0][0])['state_dict']) for folder in (work_dir, whole)))
     assert sorted(p.name for p in work_dir.glob('iter_*.pth')) == ['iter_16.pth', LAST]
+    assert (work_dir / 'latest.pth').resolve().name == LAST
 
 
 @pytest.mark.slow
@@ -173,7 +180,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(server, whole, tmp_path):
 
 def test_the_config_s_difference_is_told(server, whole, tmp_path):
     shutil.copytree(whole, tmp_path / 'run')
-    server.output()
     changes = 'runner.max_epochs=4', 'optimizer.lr=0.01'
     assert server.run(tmp_path / 'run', '--auto-resume', '--cfg-options', *changes) == 0
     text = server.output()
@@ -205,7 +211,6 @@ auto_scale_lr = dict(enable=True, base_batch_size=4, scale_steps=True)
 frozen_modules = ['conv', 'bn']
 fp16 = dict(dtype='bfloat16')
 """)
-    server.output()
     assert server.run(tmp_path, config=config) == 0, server.output()
     text = server.output()
     assert ('1 process x 1 images x 2 accumulated = effective batch 2; base batch 4; learning rate 0.05 x 0.5 = 0.025'
@@ -224,7 +229,6 @@ workflow = [('train', 1), ('val', 1)]
 custom_hooks = [dict(type='EarlyStoppingHook', monitor='loss_box', patience=2, min_delta=100.)]
 evaluation = dict(interval=3)
 """)
-    server.output()
     assert server.run(tmp_path, config=config) == 0, server.output()
     assert 'early stopping after epoch 3: loss_box was not better than' in server.output()
     entries = [json.loads(line) for line in next(tmp_path.glob('*.log.json')).read_text().splitlines()][1:]
