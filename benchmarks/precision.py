@@ -52,8 +52,12 @@ def main() -> None:
     from boxdet.apis import inference_detector, init_detector
     from boxdet.datasets import build_dataset
     from boxdet.engine.config import load_config
+    from boxdet.engine.environment import slow_in
     from boxdet.evaluation.evaluate import evaluate
+    from boxdet.models.folding import PRECISIONS
 
+    if slow_in(PRECISIONS[args.precision], args.device):
+        sys.exit(f'{args.precision}: this processor has no instructions for it; init_detector would take float32')
     cfg = load_config(args.config, args.cfg_options)
     models = {name: init_detector(cfg, args.checkpoint, device=args.device, precision=name)
               for name in ('fp32', args.precision)}

@@ -22,10 +22,10 @@ from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahea
 from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
 from boxdet.datasets.collate import collate
 from boxdet.engine.config import OPTIONS, load_config, parse_options
-from boxdet.engine.environment import choose_device
+from boxdet.engine.environment import choose_device, give_back_memory, slow_in
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
-from boxdet.models.folding import fuse_conv_bn, ready_for_inference
+from boxdet.models.folding import PRECISIONS, fuse_conv_bn, ready_for_inference
 from boxdet.registry import DATASETS
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
@@ -51,7 +51,7 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``; or a list of
             texts as on a command line.
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
-            always computed in float32.
+            always computed in float32. On a processor that is slow in it, float32 it is, with a warning.
         compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
             pictures of few sizes follow.
 
@@ -73,10 +73,20 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     else:
         load_into(model, checkpoint, configured_classes(cfg))
     model.cfg = cfg
-    model = ready_for_inference(model.eval(), precision).to(device)
+    model = ready_for_inference(model.eval(), _fast_precision(precision, device)).to(device)
+    give_back_memory()  # the checkpoint's: as much again as the weights
     if backend:
         model.__dict__['extract_feat'] = torch.compile(model.extract_feat, backend=backend)
     return model
+
+
+def _fast_precision(precision: str, device: torch.device) -> str:
+    """``precision``, or 'fp32' with a warning where half precision would be far slower."""
+    if not slow_in(PRECISIONS.get(precision, torch.float32), device):
+        return precision
+    warnings.warn(f'precision={precision!r}: this processor has no instructions for it, and would take many times as long '
+                  'as in float32, which is used instead', stacklevel=3)
+    return 'fp32'
 
 
 def _compile_backend(compile: bool | str) -> str:  # noqa: A002

@@ -1,6 +1,8 @@
 """The process around the training: seeds, log files, device, and what the machine is."""
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -99,6 +101,21 @@ def _computes(device: torch.device) -> bool:
         return torch.ones(1, device=device).item() == 1
     except Exception:  # each kind of device has its own for not being there; 'meta' holds no numbers
         return False
+
+
+def slow_in(dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether ``device`` is a processor for which torch has no fast convolutions in this half precision, so that they take
+    many times as long as in float32: bfloat16 asks for AVX-512 on x86, float16 for AVX-512-FP16 or AMX."""
+    names = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}
+    if torch.device(device).type != 'cpu' or dtype not in names:
+        return False
+    return not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])())
+
+
+def give_back_memory() -> None:
+    """Hand the system what was freed and glibc keeps for later; with another C library nothing happens."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def setup_processes(cfg: Mapping[str, Any]) -> None:

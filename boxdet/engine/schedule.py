@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
+from boxdet.engine.environment import slow_in
 from boxdet.errors import ConfigError, nearest
 from boxdet.registry import OPTIMIZERS, check_keywords
 
@@ -253,6 +254,9 @@ def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = N
         if key not in ('loss_scale', 'dtype'):
             raise ConfigError(f"fp16 takes no '{key}'{nearest(key, ['loss_scale', 'dtype'])}")
     dtype = _amp_dtype(precision.get('dtype'), device_type) if precision else None
+    if dtype is not None and slow_in(dtype, device_type):
+        logger.warning('fp16: this processor has no instructions for %s: training takes many times as long as in float32, '
+                       'which it is without fp16 in the config', str(dtype).removeprefix('torch.'))
     accumulation = options.get('cumulative_iters', 1)
     if not isinstance(accumulation, int) or accumulation < 1:
         raise ConfigError(f'optimizer_config.cumulative_iters must be a whole number, 1 at least, not {accumulation!r}')

@@ -20,6 +20,7 @@ from boxdet.registry import LAYERS, ROI_EXTRACTORS
 # Where a roi is put on the levels that are not its own: outside of every feature map, without area, so that
 # nothing is sampled there and the pooled features are exactly zero.
 _NOWHERE = -1e5
+_ROIS_AT_ONCE = 128  # pooled features that wait to be put in order: 6 MB of 7x7 bins and 256 channels
 
 
 def boxes_to_rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -159,10 +160,28 @@ def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois
     """
     order = levels.argsort(stable=True)
     counts = torch.bincount(levels, minlength=len(feats)).tolist()
+    if not torch.is_grad_enabled() and len(rois) > _ROIS_AT_ONCE:
+        return _pool_in_parts(layers, feats, rois, order.split(counts))
     parts = [layer(feat, part) for layer, feat, part in zip(layers, feats, rois[order].split(counts))]
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     return torch.cat(parts).index_select(0, place)
+
+
+def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+                   places: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pool the rois at ``places[l]`` from level l, some at a time: what is not yet in its place stays small. Without
+    gradients, which would hold on to every part."""
+    out: torch.Tensor | None = None
+    for layer, feat, here in zip(layers, feats, places):
+        for some in here.split(_ROIS_AT_ONCE):
+            if not len(some):
+                continue
+            part = layer(feat, rois[some])
+            if out is None:
+                out = part.new_empty(len(rois), *part.shape[1:])
+            out[some] = part
+    return out
 
 
 def pool_masked(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,

@@ -141,7 +141,8 @@ def test_exif_orientation(model, tiny_detector, tmp_path):
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-def test_half_precision_finds_the_same(tiny_detector, model, precision):
+def test_half_precision_finds_the_same(tiny_detector, model, precision, monkeypatch):
+    monkeypatch.setattr('boxdet.apis.inference.slow_in', lambda *_: False)
     half = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu', precision=precision)
     assert next(half.parameters()).dtype in (torch.bfloat16, torch.float16)
     found, expected = (inference_detector(m, str(tiny_detector.images[0])) for m in (half, model))
@@ -149,6 +150,15 @@ def test_half_precision_finds_the_same(tiny_detector, model, precision):
     assert abs(float(found.scores[0]) - float(expected.scores[0])) < 0.02
     with pytest.raises(ConfigError, match="precision 'int8'"):
         init_detector(tiny_detector.config, device='cpu', precision='int8')
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_a_processor_that_is_slow_in_half_precision_takes_float32(tiny_detector, model, precision, monkeypatch):
+    monkeypatch.setattr('boxdet.apis.inference.slow_in', lambda dtype, device: dtype != torch.float32)
+    with pytest.warns(UserWarning, match=f"precision='{precision}': this processor has no instructions for it"):
+        plain = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu', precision=precision)
+    image = str(tiny_detector.images[0])
+    assert same(inference_detector(plain, image), inference_detector(model, image))
 
 
 def test_compile_hands_backbone_and_neck_to_torch(tiny_detector, model):

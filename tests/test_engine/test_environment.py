@@ -1,13 +1,16 @@
 """Seeds and random states, devices, the log, and what the machine is."""
 import logging
+import platform
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from boxdet.engine.environment import (choose_device, choose_seed, collect_env, env_text, random_states,
-                                       set_random_seed, set_random_states, setup_logger)
+from boxdet.engine.environment import (choose_device, choose_seed, collect_env, env_text, give_back_memory, random_states,
+                                       set_random_seed, set_random_states, setup_logger, slow_in)
 from boxdet.errors import ConfigError
 
 
@@ -60,11 +63,45 @@ def test_devices():
         choose_device(1.5)
 
 
+def test_half_precision_that_a_processor_has_no_instructions_for(monkeypatch):
+    assert not slow_in(torch.float32, 'cpu') and not slow_in(torch.bfloat16, 'cuda:0')
+    for dtype, name in ((torch.bfloat16, '_is_mkldnn_bf16_supported'), (torch.float16, '_is_mkldnn_fp16_supported')):
+        for has in (True, False):
+            monkeypatch.setattr(torch.ops.mkldnn, name, lambda has=has: has)
+            assert slow_in(dtype, 'cpu') is not has
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert slow_in(torch.bfloat16, torch.device('cpu'))
+
+
+def test_what_is_asked_of_torch_exists():
+    assert isinstance(slow_in(torch.bfloat16, 'cpu'), bool) and isinstance(slow_in(torch.float16, 'cpu'), bool)
+
+
 @pytest.mark.parametrize('device', ['meta', 'xla', pytest.param('mps', marks=pytest.mark.skipif(
     torch.backends.mps.is_available(), reason='this machine has it'))])
 def test_devices_that_cannot_compute_here(device):
     with pytest.raises(ConfigError, match=f"device '{device}' is not there.*--device cpu"):
         choose_device(device)
+
+
+_FREED = """
+import psutil, torch
+from boxdet.engine.environment import give_back_memory
+held = [torch.ones(2 ** 14) for _ in range(2000)]  # 64 kB each: from the heap, which only shrinks at its end
+last = torch.ones(2 ** 14)
+del held
+before = psutil.Process().memory_info().rss
+give_back_memory()
+print((before - psutil.Process().memory_info().rss) / 2 ** 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_given_back():
+    done = subprocess.run([sys.executable, '-c', _FREED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 80
+    give_back_memory()  # any number of times
 
 
 def test_log_goes_to_console_and_file_once(tmp_path, capsys):

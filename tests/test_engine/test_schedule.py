@@ -105,6 +105,17 @@ def test_bfloat16_on_the_cpu():
         assert all(state['momentum_buffer'].dtype is torch.float32 for state in step.optimizer.state.values())
 
 
+@pytest.mark.parametrize('slow', [True, False])
+def test_a_training_that_a_processor_is_slow_in_is_told(slow, monkeypatch, caplog):
+    monkeypatch.setattr('boxdet.engine.schedule.slow_in', lambda dtype, device: slow and device == 'cpu')
+    optimizer = torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)
+    with caplog.at_level('WARNING', 'boxdet'):
+        assert build_update_step(optimizer, None, dict(dtype='bf16'), 'cpu').amp_dtype is torch.bfloat16
+        build_update_step(optimizer, None, None, 'cpu')
+    assert [r.getMessage().startswith('fp16: this processor has no instructions for bfloat16') for r in caplog.records
+            ] == [True] * slow
+
+
 @pytest.mark.parametrize('loss_scale, scale, after_overflow', [
     (512., 512., 512.), ('dynamic', 65536., 32768.), (dict(init_scale=64., growth_interval=100), 64., 32.)])
 def test_float16_with_a_loss_scale(loss_scale, scale, after_overflow):

@@ -142,6 +142,21 @@ def test_backbone_with_other_levels_is_named():
         FPN([8, 16, 32], 12, 3)(_levels()[:2])
 
 
+@pytest.mark.parametrize('sizes', [((16, 24), (8, 12), (4, 6)), ((15, 24), (8, 12), (4, 6)), ((16, 24), (8, 12), (4, 5))])
+@pytest.mark.parametrize('options', [{}, dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
+                                     dict(upsample_cfg=dict(mode='bilinear')), dict(start_level=1, num_outs=2)])
+def test_without_gradients_sums_are_made_in_place(sizes, options):
+    torch.manual_seed(0)
+    neck, levels = FPN([8, 16, 32], 12, **{'num_outs': 3, **options}).eval(), _levels(sizes=sizes)
+    before, expected = [level.clone() for level in levels], neck(levels)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            found = neck([level.contiguous(memory_format=memory) for level in levels])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other.detach())
+    assert all(torch.equal(one, other) for one, other in zip(before, levels))
+
+
 @pytest.mark.parametrize('extra', [False, 'on_input', 'on_lateral', 'on_output'])
 def test_levels_are_let_go_when_they_are_read(extra):
     torch.manual_seed(0)

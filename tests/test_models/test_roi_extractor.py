@@ -71,6 +71,23 @@ def test_both_ways_over_the_levels_are_one(layer):
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('some', [1, 5, 1000])
+def test_without_gradients_rois_are_pooled_some_at_a_time(layer, some, monkeypatch):
+    monkeypatch.setattr('boxdet.models.roi_extractor._ROIS_AT_ONCE', some)
+    extractor, rois, sizes = SingleRoIExtractor(layer, 6, STRIDES), rois_of_all_sizes(), []
+    for one in extractor.roi_layers:
+        one.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[1])))
+    feats = features()
+    expected = extractor([f.requires_grad_() for f in feats], rois)
+    del sizes[:]
+    with torch.no_grad():
+        found = extractor(feats, rois)
+    torch.testing.assert_close(found, expected.detach())
+    assert found.is_contiguous() and sum(sizes) == len(rois) and max(sizes) <= max(some, 1)
+    assert extractor(feats, rois[:0]).shape == (0, *found.shape[1:])
+
+
 @pytest.mark.parametrize('rois', [rois_of_all_sizes()[:1], torch.zeros(0, 5)])
 def test_a_level_without_rois_is_in_the_graph(rois):
     feats = [f.requires_grad_() for f in features()]

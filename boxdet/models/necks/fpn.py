@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,37 +101,55 @@ class FPN(nn.Module):
         """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first.
 
         Args:
-            keep: False empties the list ``inputs`` once it is read: nobody else needs the backbone's levels, which are
-                the most memory of a detection.
+            keep: False empties the list ``inputs`` as it is read: nobody else needs the backbone's levels, which are the
+                most memory of a detection.
         """
         if len(inputs) != len(self.in_channels):
             levels = len(self.in_channels)
             raise ConfigError(f'FPN: in_channels has {levels} levels, the backbone gives {len(inputs)}')
-        laterals = [conv(inputs[self.start_level + i]) for i, conv in enumerate(self.lateral_convs)]
-        for i in range(len(laterals) - 1, 0, -1):
-            # The sum lands in the fresh upsampled tensor: no third one is made.
-            laterals[i - 1] = self._upsample(laterals[i], laterals[i - 1]).add_(laterals[i - 1])
         last = inputs[self.backbone_end_level - 1] if self.add_extra_convs == 'on_input' else None
-        if not keep:
-            inputs.clear()
-        outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
-        self._append_extra(outs, last, laterals)
+        laterals = self._top_down(list(inputs) if keep else inputs)
+        top = laterals[-1]
+        outs = [conv(laterals.pop(0)) for conv in self.fpn_convs[:len(laterals)]]
+        self._append_extra(outs, last, top)
         return tuple(outs)
+
+    def _top_down(self, levels: list[Tensor]) -> list[Tensor]:
+        """The laterals with the coarser ones added, finest first. ``levels`` is emptied on the way: each is free when its
+        lateral is there.
+        """
+        del levels[self.backbone_end_level:]
+        laterals: list[Tensor] = []
+        for conv in reversed(self.lateral_convs):
+            lateral = conv(levels.pop())
+            laterals.insert(0, self._add(laterals[0], lateral) if laterals else lateral)
+        levels.clear()
+        return laterals
+
+    def _add(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """``coarse``, upsampled, plus ``fine``, which nobody else needs."""
+        (height, width), doubled = coarse.shape[2:], tuple(2 * side for side in coarse.shape[2:])
+        if torch.is_grad_enabled() or self.upsample_cfg != {'mode': 'nearest'} or fine.shape[2:] != doubled:
+            # The sum lands in the fresh upsampled tensor: no third one is made.
+            return self._upsample(coarse, fine).add_(fine)
+        # Every pixel is added to its four: there is no upsampled tensor. (Of a layer's output, autograd may hold on to it.)
+        fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])
+        return fine
 
     def _upsample(self, coarse: Tensor, fine: Tensor) -> Tensor:
         if 'scale_factor' in self.upsample_cfg:
             return F.interpolate(coarse, **self.upsample_cfg)
         return F.interpolate(coarse, size=fine.shape[2:], **self.upsample_cfg)
 
-    def _append_extra(self, outs: list[Tensor], last: Tensor | None, laterals: list[Tensor]) -> None:
+    def _append_extra(self, outs: list[Tensor], last: Tensor | None, top: Tensor) -> None:
+        """Add the levels above the backbone's, made from its ``last`` one, the ``top`` lateral or the last output."""
         if not self.add_extra_convs:
             while len(outs) < self.num_outs:
                 outs.append(F.max_pool2d(outs[-1], 1, stride=2))
             return
-        for i, conv in enumerate(self.fpn_convs[len(laterals):]):
+        for i, conv in enumerate(self.fpn_convs[len(outs):]):
             if i == 0:
-                source = {'on_input': last, 'on_lateral': laterals[-1],
-                          'on_output': outs[-1]}[self.add_extra_convs]
+                source = {'on_input': last, 'on_lateral': top, 'on_output': outs[-1]}[self.add_extra_convs]
             else:
                 source = F.relu(outs[-1]) if self.relu_before_extra_convs else outs[-1]
             outs.append(conv(source))
