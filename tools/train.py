@@ -130,7 +130,7 @@ def prepare(args: argparse.Namespace, cfg: Any) -> tuple[Any, str]:
 def train(args: argparse.Namespace, cfg: Any, logger: Any, timestamp: str) -> None:
     """Build model and data, and train."""
     from boxdet.apis.train import train_detector
-    from boxdet.datasets import build_dataset
+    from boxdet.datasets import build_dataset, loss_settings
     from boxdet.models import build_detector
     find_resume(args, cfg, logger)
     model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, cfg: Any, logger: Any, timestamp: str) -> No
         model.init_weights()
     datasets = [build_dataset(cfg.data.train)]
     if any(mode == 'val' for mode, _ in cfg.get('workflow') or []):
-        datasets.append(build_dataset({**cfg.data.val, 'pipeline': cfg.data.train.pipeline}))
+        datasets.append(build_dataset(loss_settings(cfg.data.val, cfg.data.train)))
     train_detector(model, datasets, cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
                    timestamp=timestamp, meta=dict(exp_name=Path(args.config).name))
 

@@ -21,7 +21,7 @@ from torch import nn
 from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
 from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
 from boxdet.datasets.collate import collate
-from boxdet.engine.config import OPTIONS, load_config, parse_options
+from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options
 from boxdet.engine.environment import choose_device, give_back_memory, slow_in
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
@@ -112,28 +112,6 @@ def _configured(config: Any, cfg_options: Any) -> Any:
     cfg = copy.deepcopy(config)
     cfg.merge_from_dict(dict(options))
     return cfg
-
-
-def refuse_misspelt_options(cfg: Any) -> None:
-    """Refuse variables that options alone set in the Config of a file, and whose names resemble others: ``modell.x=3``.
-
-    Nothing can read them but code of the user's own, which a name unlike any other leaves alone.
-
-    Raises:
-        ConfigError: there is one; the message tells the nearest name.
-    """
-    if not getattr(cfg, 'files', ()):  # made from a dict: nobody knows what was in it before
-        return
-    added = [name for name in cfg if cfg.origin(name) == OPTIONS
-             and all(setting.source == OPTIONS for setting in cfg.explain(name))]
-    if not added:
-        return
-    from boxdet.engine.config_check import HABITS, SECTIONS  # seconds, as it imports the readers of all sections
-    known = {*SECTIONS, *HABITS, *(name for name in cfg if name not in added)}
-    for name in added:
-        near = '' if name in known else nearest(name, known)
-        if near:
-            raise ConfigError(f'{name} ({OPTIONS}): nothing reads this variable{near}')
 
 
 def build_for_inference(cfg: Any) -> nn.Module:

@@ -44,9 +44,11 @@ def ground_truth(dataset: Any, index: int) -> Instances:
     return Instances(**fields)
 
 
-def picture_of(dataset: Any, index: int) -> tuple[str, np.ndarray]:
-    """The name of image ``index`` in the data set, and its picture (H, W, 3) uint8 in BGR order."""
+def picture_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
+    """The name of image ``index`` in the data set, and its picture (H, W, 3) uint8 in BGR order, as it was read for a result
+    of the size ``image_hw`` (see ``read_image``).
+    """
     while not hasattr(dataset, 'img_prefix') and hasattr(dataset, '_at'):  # inside a wrapper
         dataset, index = dataset._at(index)
     name = dataset.img_info(index)['filename']
-    return name, read_image(Path(getattr(dataset, 'img_prefix', None) or '') / name)
+    return name, read_image(Path(getattr(dataset, 'img_prefix', None) or '') / name, image_hw)

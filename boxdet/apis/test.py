@@ -14,7 +14,6 @@ from boxdet.engine.evaluation_loop import run_inference
 from boxdet.errors import DataError
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
-from boxdet.visualization.draw import read_image
 
 __all__ = ['multi_gpu_test', 'run_inference', 'single_gpu_test']
 
@@ -46,8 +45,8 @@ def single_gpu_test(model: nn.Module, data_loader: Any, show: bool = False,
         name = meta.ori_filename or os.path.basename(meta.filename)
         # A name that leads out of its folder (absolute, or up) must not lead out of out_dir.
         name = os.path.basename(name) if os.path.isabs(name) or '..' in Path(name).parts else name
-        detector.show_result(read_image(meta.filename), result, score_thr=show_score_thr, show=show,
-                             win_name=name, out_file=None if out_dir is None else os.path.join(out_dir, name))
+        detector.show_result(meta.filename, result, score_thr=show_score_thr, show=show, win_name=name,
+                             out_file=None if out_dir is None else os.path.join(out_dir, name))
 
     wanted = show or out_dir is not None
     return run_inference(detector, data_loader, detector.device, progress, on_result=draw if wanted else None)

@@ -9,6 +9,7 @@ from typing import Any
 
 _WHERE = {
     'build_dataset': 'boxdet.datasets.wrappers', 'inference_settings': 'boxdet.datasets.wrappers',
+    'loss_settings': 'boxdet.datasets.wrappers',
     'build_dataloader': 'boxdet.datasets.loader',
     'DATASETS': 'boxdet.registry', 'PIPELINES': 'boxdet.registry',
     'CustomDataset': 'boxdet.datasets.custom', 'CocoDataset': 'boxdet.datasets.coco',

@@ -62,6 +62,29 @@ def inference_settings(cfg: Any, samples_per_gpu: int | None = None) -> tuple[An
     return (_mapped(settings, _for_batches) if size > 1 else settings), size
 
 
+def loss_settings(val: Any, train: Any) -> Any:
+    """``data.val`` as the validation of ``workflow`` reads it, for losses: with the training's pipeline.
+
+    Args:
+        val, train: configs, or lists of them; not changed. Of data sets inside wrappers, the first's pipeline is taken.
+
+    Raises:
+        ConfigError: the training mixes images, so that no pipeline of one image leads to what the model reads.
+    """
+    inner = train
+    while isinstance(inner, (list, tuple)) or 'pipeline' not in inner and ('dataset' in inner or 'datasets' in inner):
+        inner = inner[0] if isinstance(inner, (list, tuple)) else inner.get('dataset') or inner['datasets']
+    if 'pipeline' not in inner or 'dataset' in inner:
+        raise ConfigError(f"workflow ('val', n): data.train, a {inner.get('type')}, has no pipeline for one image that the "
+                          'losses of validation could be computed by')
+
+    def change(cfg: dict) -> None:
+        cfg.pop('samples_per_gpu', None)
+        if 'pipeline' in cfg:
+            cfg['pipeline'] = inner['pipeline']
+    return _mapped(val, change)
+
+
 def _mapped(cfg: Any, change: Callable[[dict], Any]) -> Any:
     """A copy of a data set's config in which ``change`` was made to it, and to all configs of data sets inside."""
     if isinstance(cfg, (list, tuple)):

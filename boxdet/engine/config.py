@@ -177,7 +177,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
 def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
     """Check every key and type of a Config (or dict) against what will read it; nothing is built.
 
-    Variables that look like misspelt keys, or that no longer reach anything, are ConfigWarnings.
+    Variables of a file that look like misspelt keys, or that no longer reach anything, are ConfigWarnings; of the options
+    they are errors: see ``refuse_misspelt_options``.
 
     Args:
         needed: sections without which the caller cannot work: 'model', 'data.train'.
@@ -187,7 +188,30 @@ def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
             it, the nearest valid name.
     """
     from boxdet.engine import config_check  # imports torch and the readers of all sections
+    refuse_misspelt_options(cfg)
     config_check.check(cfg, needed)
+
+
+def refuse_misspelt_options(cfg: Any) -> None:
+    """Refuse variables that options alone set in the Config of a file, and whose names resemble others: ``modell.x=3``.
+
+    Nothing can read them but code of the user's own, which a name unlike any other leaves alone.
+
+    Raises:
+        ConfigError: there is one; the message tells the nearest name.
+    """
+    if not getattr(cfg, 'files', ()):  # made from a dict: nobody knows what was in it before
+        return
+    added = [name for name in cfg if cfg.origin(name) == OPTIONS
+             and all(setting.source == OPTIONS for setting in cfg.explain(name))]
+    if not added:
+        return
+    from boxdet.engine.config_check import HABITS, SECTIONS  # seconds, as it imports the readers of all sections
+    known = {*SECTIONS, *HABITS, *(name for name in cfg if name not in added)}
+    for name in added:
+        near = '' if name in known else nearest(name, known)
+        if near:
+            raise ConfigError(f'{name} ({OPTIONS}): nothing reads this variable{near}')
 
 
 def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files: list[SourceFile]) -> dict:

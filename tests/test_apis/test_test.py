@@ -1,10 +1,15 @@
 """single_gpu_test: results in the data set's order, pictures on the way."""
 
+import copy
+import json
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from boxdet.apis import inference_detector, init_detector, multi_gpu_test, single_gpu_test
+from boxdet.apis.saved_results import picture_of
 from boxdet.datasets import build_dataloader, build_dataset
 from boxdet.errors import UserError
 
@@ -34,6 +39,27 @@ def test_pictures_keep_their_names_and_folders(model, loader, tiny_detector, tmp
     assert written == ['a.png', 'c.jpg', 'd.png', 'deep/b.png']
     drawn, original = cv2.imread(str(tmp_path / 'out/deep/b.png')), cv2.imread(str(tiny_detector.images[1]))
     assert drawn.shape == original.shape and not np.array_equal(drawn, original)
+
+
+@pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
+def test_turned_pictures_are_drawn_as_they_were_read(model, tiny_detector, tmp_path, color_type):
+    stored, exif = Image.open(tiny_detector.images[0]).convert('RGB'), Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / 'a.png', exif=exif)
+    upright = color_type == 'color'
+    size = dict(width=96, height=128) if upright else dict(width=128, height=96)
+    (tmp_path / 'ann.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='a.png', **size)], annotations=[],
+        categories=[dict(id=i, name=name) for i, name in enumerate(model.CLASSES)])))
+    cfg = copy.deepcopy(model.cfg.data.test)
+    cfg.update(ann_file=str(tmp_path / 'ann.json'), img_prefix=str(tmp_path))
+    cfg.pipeline[0].color_type = color_type
+    dataset = build_dataset(cfg, dict(test_mode=True))
+    loader = build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
+    result, = single_gpu_test(model, loader, out_dir=tmp_path / 'out', show_score_thr=1.0, progress=False)
+    drawn, pixels = cv2.imread(str(tmp_path / 'out/a.png')), np.asarray(stored)[:, :, ::-1]
+    assert np.array_equal(drawn, np.rot90(pixels, -1) if upright else pixels)
+    assert picture_of(dataset, 0, result.image_size)[1].shape[:2] == result.image_size == drawn.shape[:2]
 
 
 def test_a_high_threshold_draws_nothing(model, loader, tiny_detector, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from boxdet.datasets import build_dataloader, build_dataset, inference_settings
+from boxdet.datasets import build_dataloader, build_dataset, inference_settings, loss_settings
 from boxdet.datasets.custom import CustomDataset
 from boxdet.datasets.wrappers import ClassBalancedDataset, ConcatDataset, MultiImageMixDataset, RepeatDataset
 from boxdet.engine.config import load_config
@@ -43,6 +43,22 @@ def test_settings_of_a_test_reach_into_wrappers():
     assert inference_settings(cfg, 1) == ({k: v for k, v in cfg.items() if k != 'samples_per_gpu'}, 1)
     several = [dict(samples_per_gpu=4, pipeline=own), dict(pipeline=own)]
     assert inference_settings(several)[1] == 4 and inference_settings([dict(pipeline=own)]) == ([dict(pipeline=own)], 1)
+
+
+def test_losses_of_validation_are_computed_by_the_training_s_pipeline():
+    own, others = [dict(type='LoadImageFromFile'), dict(type='Collect')], [dict(type='LoadAnnotations')]
+    one = dict(type='CocoDataset', ann_file='train.json', pipeline=own)
+    repeated = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[one, dict(one, pipeline=others)]))
+    val = dict(type='CocoDataset', ann_file='val.json', samples_per_gpu=4, pipeline=others)
+    expected = dict(type='CocoDataset', ann_file='val.json', pipeline=own)
+    for train in (one, repeated, [one, val], dict(type='ClassBalancedDataset', dataset=one)):
+        assert loss_settings(val, train) == expected and loss_settings([val, val], train) == [expected] * 2
+    assert loss_settings(dict(type='RepeatDataset', dataset=val), one)['dataset'] == expected
+    assert val['pipeline'] is others and val['samples_per_gpu'] == 4
+    mixed = dict(type='MultiImageMixDataset', dataset=one, pipeline=[dict(type='CopyPaste')])
+    for train in (mixed, dict(type='RepeatDataset', dataset=mixed), dict(type='OwnDataset')):
+        with pytest.raises(ConfigError, match=r"workflow \('val', n\): data.train, a (MultiImageMix|Own)Dataset, has no pipeline"):
+            loss_settings(val, train)
 
 
 def test_middle_format(config, tmp_path):

@@ -203,6 +203,13 @@ def test_variables_that_do_nothing_are_warned_of(tmp_path, repo_root, text, mess
         check_config(load_config(tmp_path / 'leaf.py'))
 
 
+def test_variables_that_only_a_misspelt_option_sets_are_refused(repo_root):
+    for options in (['optimiser.lr=0.1'], dict(total_epoch=3)):
+        with pytest.raises(ConfigError, match=r"(optimiser|total_epoch) \(--cfg-options\): nothing reads this variable; did you"):
+            check_config(load_config(repo_root / MASK, options))
+    check_config(load_config(repo_root / MASK, ['xyzzy=3', 'fp16.loss_scale=512.']))
+
+
 @pytest.mark.parametrize('text', [
     "optimiser = dict(type='SGD', lr=0.01)\noptimizer = optimiser",
     'my_own_note = 3',

@@ -70,7 +70,7 @@ def draw(dataset, result, index: int, score: float, folder: Path, args: argparse
     from boxdet.visualization.draw import draw_instances, show, write_image
     from boxdet.visualization.figures import picture_grid
 
-    name, picture = picture_of(dataset, index)
+    name, picture = picture_of(dataset, index, result.image_size)
     truth = ground_truth(dataset, index)
     options = dict(palette=getattr(dataset, 'PALETTE', None), skeleton=getattr(dataset, 'SKELETON', ()))
     shown = result[result.scores > args.show_score_thr]

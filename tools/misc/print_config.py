@@ -52,10 +52,9 @@ def explanation(cfg: Any, key: str) -> str:
 
 def main() -> None:
     args = parse_args()
-    from boxdet.engine.config import check_config, load_config  # here, so that --help is quick
+    from boxdet.engine.config import check_config, load_config, refuse_misspelt_options  # here, so that --help is quick
     cfg = load_config(args.config, args.options, import_custom_modules=args.check)
     if args.options:
-        from boxdet.apis.inference import refuse_misspelt_options
         refuse_misspelt_options(cfg)
     if args.check:
         check_config(cfg)
