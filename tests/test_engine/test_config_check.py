@@ -141,7 +141,8 @@ def test_loggers(mask_config, hooks, message):
 def test_good_configs_pass_in_silence(mask_config):
     check_quietly(mask_config())
     check_quietly(mask_config('data.test.samples_per_gpu=2', 'fp16.loss_scale=512',
-                              'optimizer_config.grad_clip.max_norm=35', 'evaluation.save_best=bbox_mAP', 'evaluation.classwise=True', 'log_config.interval=1',
+                              'optimizer_config.grad_clip.max_norm=35', 'evaluation.save_best=bbox_mAP',
+                              'evaluation.classwise=True', 'log_config.interval=1',
                               'optimizer.type=SGD', 'optimizer.paramwise_cfg.norm_decay_mult=0', 'seed=3'))
     check_quietly(mask_config().to_dict())
 
