@@ -367,6 +367,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
         raise UserError(
             f'cannot open a window: {problem}; write the picture to a file instead (out_file, --out-file, '
             '--show-dir)')
+    _lend_fonts()
     try:
         cv2.imshow(win_name or 'boxdet', image)
         return _wait(win_name or 'boxdet', wait_time or float('inf'))
@@ -374,6 +375,13 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
         raise UserError(
             'cannot open a window: this OpenCV is built without windows (opencv-python-headless); install '
             'opencv-python, or write the picture to a file instead') from error
+
+
+def _lend_fonts() -> None:
+    """Where OpenCV names a folder of fonts that its wheel lacks, name matplotlib's: Qt complains of each text otherwise."""
+    if not os.path.isdir(os.environ.get('QT_QPA_FONTDIR', '.')):
+        import matplotlib
+        os.environ['QT_QPA_FONTDIR'] = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
 
 
 def _wait(win_name: str, seconds: float) -> int:

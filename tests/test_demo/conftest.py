@@ -56,6 +56,15 @@ class Screen:
             time.sleep(0.1)
         raise AssertionError('the screen never showed it')
 
+    def is_painted(self, seconds: float = 10) -> bool:
+        """Whether there is more than the mouse's arrow on the screen, now or soon."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if np.count_nonzero(self.pixels().any(axis=2)) > 1000:
+                return True
+            time.sleep(0.1)
+        return False
+
     def press(self, window: str, key: str) -> None:
         self._xdotool('windowfocus', '--sync', window, 'key', key)
 
