@@ -44,6 +44,7 @@ class PeerWatch:
     def __init__(self, rank: int, world: int, local_rank: int, master: str, share: Callable[[Any], Any]):
         self.rank, self.local_rank = rank, local_rank
         self._over = False
+        self._ending = False  # the watch is about to end this process
         self._heard = threading.Event()  # there is nobody left to listen to
         self._lines: dict[socket.socket, tuple[int, str]] = {}  # line -> (rank, who it is)
         if rank == 0:
@@ -118,7 +119,7 @@ class PeerWatch:
 
     def _end(self, rank: int, who: str, said: str | None, problem: OSError | None) -> None:
         """Say once a machine why, tell the other ranks, and leave at once: a collective may never return."""
-        self._over = True
+        self._over = self._ending = True
         if said is None:
             status, text = 1, f'error: {_farewell(rank, who, problem)}'
         else:
@@ -140,6 +141,8 @@ class PeerWatch:
         Does not return when ``error`` is a collective's that speaks of a rank which is gone: the watch then ends this
         process with the cause.
         """
+        if self._ending:  # the watch knew first, and is saying so: its exit ends this wait
+            self._heard.wait(SILENCE)
         if self._over:
             return
         if isinstance(error, RuntimeError) and _BROKEN.search(str(error)):

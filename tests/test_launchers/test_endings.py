@@ -27,7 +27,7 @@ def launch(repo_root, *arguments, gpus=2, **environment):
                     '(dmesg tells)')])
 def test_one_line_and_a_status(repo_root, what, status, said):
     process = launch(repo_root, what)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     pids = dict(line.split(' is process ') for line in out.splitlines() if ' is process ' in line)
     assert err.strip() == said.replace('PID', pids.get('rank 1', '')) and process.returncode == status, err
 
@@ -35,7 +35,7 @@ def test_one_line_and_a_status(repo_root, what, status, said):
 @pytest.mark.slow
 def test_a_crash_keeps_its_traceback_and_no_other(repo_root):
     process = launch(repo_root, 'crash')
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     lines = err.splitlines()
     assert process.returncode == 1 and err.count('Traceback') == 1
     assert lines[-1] == 'error: rank 1 failed: ValueError: a mistake of ours (its traceback stands above)'
@@ -48,7 +48,7 @@ def test_signals_reach_the_ranks_and_their_status_comes_back(repo_root):
     for _ in range(2):
         process.stdout.readline()  # both ranks have joined
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (75, 'saved iter_3.pth\n')
 
 
@@ -63,9 +63,9 @@ def test_without_a_launcher_the_others_notice(repo_root, what, victim):
     ranks = [subprocess.Popen([sys.executable, str(PROGRAM), what, str(victim)], stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.PIPE, env={**os.environ, **place, 'RANK': str(rank)})
              for rank in range(2)]
-    ranks[victim].communicate(timeout=60)
+    ranks[victim].communicate(timeout=120)
     died = time.monotonic()
-    _, err = ranks[1 - victim].communicate(timeout=60)
+    _, err = ranks[1 - victim].communicate(timeout=120)
     assert time.monotonic() - died < 20
     who = f'rank {victim} ({socket.gethostname()}, process {ranks[victim].pid})'
     why = 'failed: ValueError: a mistake of ours' if what == 'crash' else \
@@ -79,7 +79,7 @@ def test_without_a_launcher_the_others_notice(repo_root, what, victim):
     ('1', dict(NNODES='2', NODE_RANK='2', MASTER_ADDR='a'), 'NODE_RANK=2: 2 nodes are numbered from 0 to 1')])
 def test_wrong_places_teach(repo_root, gpus, environment, message):
     process = launch(repo_root, gpus=gpus, **environment)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and message in err and len(err.splitlines()) == 1
 
 
@@ -88,7 +88,7 @@ def test_a_port_that_is_taken(repo_root):
     with socket.create_server(('', 0)) as other:
         port = other.getsockname()[1]
         process = launch(repo_root, 'nothing', PORT=str(port))
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err == f'error: PORT {port} of this machine is taken, perhaps by another training: choose another\n'
 
