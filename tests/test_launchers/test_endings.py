@@ -1,5 +1,6 @@
 """However a rank ends, all end soon, with the cause in one line: under tools/torchrun.py, and on their own."""
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ def launch(repo_root, *arguments, gpus=2, **environment):
 def test_one_line_and_a_status(repo_root, what, status, said):
     process = launch(repo_root, what)
     out, err = process.communicate(timeout=120)
-    pids = dict(line.split(' is process ') for line in out.splitlines() if ' is process ' in line)
+    pids = dict(re.findall(r'(rank \d) is process (\d+)', out))  # two ranks may write on one line
     assert err.strip() == said.replace('PID', pids.get('rank 1', '')) and process.returncode == status, err
 
 
