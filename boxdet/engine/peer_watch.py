@@ -12,6 +12,7 @@ rank 0); STATUS is the exit status that fits.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import re
@@ -173,11 +174,9 @@ class PeerWatch:
 
     def _send(self, message: str) -> None:
         for line in self._lines:
-            try:
+            with contextlib.suppress(OSError):  # it is gone as well
                 line.settimeout(1)
                 line.sendall(message.encode() + b'\n')
-            except OSError:
-                pass  # it is gone as well
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         hook = self._hook
@@ -236,7 +235,5 @@ def _read_line(line: socket.socket) -> tuple[str | None, OSError | None]:
 
 
 def _shut(line: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         line.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

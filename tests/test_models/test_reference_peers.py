@@ -97,12 +97,15 @@ def test_inference(name, reference, shared_data, repo_root):
     if 'keypoint_scores' in ref:
         assert all(np.allclose(found.keypoints[j, :, 2].numpy(), ref['keypoint_scores'][i], atol=1e-2) for i, j in pairs)
     assert len(found) == len(ref['bboxes'])
-    assert len(pairs) >= least_share(project) * len(ref['bboxes'])
+    assert len(pairs) >= least_share(name) * len(ref['bboxes'])
 
 
-def least_share(project: str) -> float:
-    """How many of the reference's results are to be found: 97 %; of detectron2's 80 % on a processor that sums otherwise than
-    the one that made the numbers, which had AVX-512. (With AVX2 there are 84 to 97 %; of faster_rcnn_R_50_C4 float64, too,
-    has 93 %.)
-    """
-    return 0.8 if project == 'detectron2' and torch.backends.cpu.get_cpu_capability() != 'AVX512' else 0.97
+# Where the last bit of a convolution decides, on a processor that sums otherwise than the one that made the numbers, which
+# had AVX-512. With AVX2 there are 84, 96 and 94 %; of the last float64, too, has 93 %.
+_OTHERWISE = {'detectron2/mask_rcnn_R_50_FPN': 0.8, 'detectron2/keypoint_rcnn_R_50_FPN': 0.9,
+              'detectron2/faster_rcnn_R_50_C4': 0.9}
+
+
+def least_share(name: str) -> float:
+    """How many of the reference's results are to be found."""
+    return 0.97 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else _OTHERWISE.get(name, 0.97)

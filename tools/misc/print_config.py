@@ -54,12 +54,11 @@ def main() -> None:
     args = parse_args()
     from boxdet.engine.config import check_config, load_config, refuse_misspelt_options  # here, so that --help is quick
     cfg = load_config(args.config, args.options, import_custom_modules=args.check)
-    if args.options:
-        refuse_misspelt_options(cfg)
     if args.check:
         check_config(cfg)
         print(f'{args.config}: every key and type is known')
     else:
+        refuse_misspelt_options(cfg)
         print(explanation(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
 
 
