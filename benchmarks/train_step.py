@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace, batch: int, device: Any) -> dict[str, dict
     """{precision: medians} of one batch size, the precisions taking turns."""
     _, batches, sides = build(args, batch, device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    peaks = {name: 0. for name in sides}
+    peaks = dict.fromkeys(sides, 0.0)
     for round_ in range(args.rounds + 2):
         for name, (model, step) in sides.items():
             with peak_memory(device) as peak:

@@ -19,7 +19,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402
+from boxdet.errors import ConfigError, run_command
 
 _IN_WORK = 4  # frames drawn ahead of the one that is shown
 

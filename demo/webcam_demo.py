@@ -15,7 +15,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import run_command  # noqa: E402
+from boxdet.errors import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

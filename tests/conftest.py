@@ -9,12 +9,12 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: tests run side by side on few cores
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
-import shutil  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tools that a test starts are to import this checkout, whatever is installed.

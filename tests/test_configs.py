@@ -17,7 +17,7 @@ from boxdet.models import build_detector
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 LEAVES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
-                if not path.relative_to(CONFIGS).parts[0] in ('_base_', 'common'))
+                if path.relative_to(CONFIGS).parts[0] not in ('_base_', 'common'))
 PIECES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
                 if path.relative_to(CONFIGS).parts[0] in ('_base_', 'common'))
 

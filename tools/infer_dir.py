@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Everything heavier is imported in main.
-from boxdet.errors import ConfigError, DataError, nearest, run_command  # noqa: E402
+from boxdet.errors import ConfigError, DataError, nearest, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

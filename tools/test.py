@@ -1,9 +1,9 @@
 """Test a detector on a data set: evaluate it, save its results, draw them, or write them for a server.
 
-    python tools/test.py CONFIG CHECKPOINT --eval bbox segm
-    python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-options classwise=True
-    python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
-    python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
+python tools/test.py CONFIG CHECKPOINT --eval bbox segm
+python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-options classwise=True
+python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
+python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

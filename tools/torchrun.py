@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import EXIT_NOTES, ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import EXIT_NOTES, ConfigError, run_command
 
 # Passed on to the processes, which save a checkpoint and leave; torchrun waits 30 s for them before it kills.
 SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
@@ -41,7 +41,7 @@ def number(name: str, text: str, least: int) -> int:
 
 
 def torchrun_options(gpus: str, environment: Any) -> list[str]:
-    """torchrun's own options for ``gpus`` processes here and the machines that ``environment`` names."""
+    """Torchrun's own options for ``gpus`` processes here and the machines that ``environment`` names."""
     count = number('GPUS, the number of processes on this machine,', gpus, 1)
     nodes = number('NNODES', environment.get('NNODES') or '1', 1)
     rank = number('NODE_RANK', environment.get('NODE_RANK') or '0', 0)

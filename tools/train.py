@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, UserError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, UserError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

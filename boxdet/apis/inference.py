@@ -40,7 +40,7 @@ _Waiting = tuple[int, Any, Any]  # a picture's index, its sample, and that sampl
 
 def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str | os.PathLike | None = None,
                   device: str | torch.device = 'cuda:0', cfg_options: Mapping[str, Any] | None = None, *,
-                  precision: str = 'fp32', compile: bool | str = False) -> nn.Module:  # noqa: A002, torch's word
+                  precision: str = 'fp32', compile: bool | str = False) -> nn.Module:
     """Build a detector for inference: batch norms folded into the convolutions, weights laid out channels last.
 
     Args:
@@ -89,7 +89,7 @@ def _fast_precision(precision: str, device: torch.device) -> str:
     return 'fp32'
 
 
-def _compile_backend(compile: bool | str) -> str:  # noqa: A002
+def _compile_backend(compile: bool | str) -> str:
     """The name of torch.compile's backend, '' for none."""
     if not compile or compile is True:
         return 'inductor' if compile else ''

@@ -1,8 +1,8 @@
 """Training from a config: mmdetection 2.x's ``train_detector``.
 
-    cfg = load_config('configs/…')
-    model = build_detector(cfg.model); model.init_weights()
-    train_detector(model, build_dataset(cfg.data.train), cfg, validate=True)
+cfg = load_config('configs/…')
+model = build_detector(cfg.model); model.init_weights()
+train_detector(model, build_dataset(cfg.data.train), cfg, validate=True)
 """
 from __future__ import annotations
 

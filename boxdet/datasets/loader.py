@@ -17,8 +17,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from boxdet.datasets.collate import collate
-from boxdet.datasets.samplers import (DistributedSampler, EpochSampler, GroupSampler, InfiniteGroupSampler, SampleKey,
-                                      distributed_place)
+from boxdet.datasets.samplers import (
+    DistributedSampler,
+    EpochSampler,
+    GroupSampler,
+    InfiniteGroupSampler,
+    SampleKey,
+    distributed_place,
+)
 from boxdet.errors import DataError, UserError
 from boxdet.structures.batch import Batch
 
@@ -45,7 +51,8 @@ _MOST_REPLACEMENTS = 20  # unreadable images in a row: then it is not a few file
 
 class _SeededSamples(Dataset):
     """Samples by SampleKey. The random state of each follows from its key, so that neither the number of workers nor
-    what was drawn before matters."""
+    what was drawn before matters.
+    """
 
     def __init__(self, dataset: Any, may_replace: bool = False):
         self.dataset = dataset

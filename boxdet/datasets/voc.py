@@ -34,7 +34,6 @@ import numpy as np
 from boxdet.datasets.class_names import VOC_CLASSES
 from boxdet.datasets.custom import CustomDataset
 from boxdet.datasets.files import image_size, read_bytes, read_names
-from boxdet.datasets.records import Records
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 

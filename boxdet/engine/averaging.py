@@ -41,7 +41,7 @@ class _Averaging(Hook):
         self._average: dict[str, torch.Tensor] = {}
 
     def rate(self, iteration: int) -> float:
-        """m after ``iteration`` completed iterations."""
+        """M after ``iteration`` completed iterations."""
         raise TypeError(f'{type(self).__name__} defines no rate()')
 
     def before_run(self, runner: Any) -> None:

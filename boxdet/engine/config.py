@@ -25,8 +25,20 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 from mmengine.config.config import RESERVED_KEYS
 
-from boxdet.engine.config_source import (ABSENT, DELETE, ConfigWarning, Key, SourceFile, lookup, parse_data, plain,
-                                         read_literal_python, read_source, show_path, write_literal_python)
+from boxdet.engine.config_source import (
+    ABSENT,
+    DELETE,
+    ConfigWarning,
+    Key,
+    SourceFile,
+    lookup,
+    parse_data,
+    plain,
+    read_literal_python,
+    read_source,
+    show_path,
+    write_literal_python,
+)
 from boxdet.errors import ConfigError, nearest
 
 __all__ = ['ABSENT', 'Config', 'ConfigDict', 'ConfigWarning', 'Setting', 'check_config', 'load_config', 'parse_options',

@@ -20,7 +20,6 @@ from boxdet.engine.distributed import broadcast_object, get_dist_info, is_main
 from boxdet.errors import ConfigError
 from boxdet.version import __version__
 
-
 # --- seeds ---
 
 def choose_seed(seed: int | None) -> int:
@@ -105,7 +104,8 @@ def _computes(device: torch.device) -> bool:
 
 def slow_in(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether ``device`` is a processor for which torch has no fast convolutions in this half precision, so that they take
-    many times as long as in float32: bfloat16 asks for AVX-512 on x86, float16 for AVX-512-FP16 or AMX."""
+    many times as long as in float32: bfloat16 asks for AVX-512 on x86, float16 for AVX-512-FP16 or AMX.
+    """
     names = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}
     if torch.device(device).type != 'cpu' or dtype not in names:
         return False
@@ -135,7 +135,7 @@ class _LogFile(logging.FileHandler):
     """A log file that a full disk makes fall silent behind one warning, not a traceback for every line."""
     _told = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

@@ -21,10 +21,16 @@ import torch
 from mmengine.runner import Runner as _MMEngineRunner
 from torch import nn
 
-from boxdet.checkpoints.io import (compare_classes, describe, find_checkpoint, load_checkpoint, load_weights,
-                                   save_checkpoint)
-from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
+from boxdet.checkpoints.io import (
+    compare_classes,
+    describe,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from boxdet.engine.config_difference import differences
+from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.hook_stages import Hook, idle_methods, method_of
 from boxdet.engine.hooks import point_to
@@ -126,7 +132,7 @@ class Runner(_MMEngineRunner):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's optimizer."""
+        """Torch's optimizer."""
         return self.optim_wrapper.optimizer
 
     @property
@@ -260,14 +266,15 @@ class Runner(_MMEngineRunner):
 
     def report_metrics(self, metrics: Mapping[str, Any], epoch: int, step: int, batches: int) -> None:
         """Hand the metrics of a validation of ``batches`` batches after ``epoch`` epochs, ``step`` iterations to the
-        hooks."""
+        hooks.
+        """
         self.call_hook('after_val_epoch', metrics=metrics, epoch=epoch, step=step, batches=batches)
 
     # --- checkpoints ---
 
     def save_checkpoint(self, out_dir: str | Path, filename_tmpl: str | None = None, save_optimizer: bool = True,
                         meta: Mapping | None = None, create_symlink: bool = True) -> Path:
-        """mmcv 1.x's: save into a folder from inside a hook. Every rank calls it; rank 0 writes.
+        """Mmcv 1.x's: save into a folder from inside a hook. Every rank calls it; rank 0 writes.
 
         Args:
             filename_tmpl: the file's name, ``{}`` in it the current epoch, or iteration, from 1; 'epoch_{}.pth' or

@@ -119,7 +119,8 @@ class TrainLoop(BaseLoop):
 
     def _next_batch(self, place: int) -> Any:
         """The next batch, number ``place`` of its iteration; when training by iterations over a loader that ends, the
-        first one of another pass."""
+        first one of another pass.
+        """
         if self._batches is None:
             self._batches = iter(self.dataloader)
         batch = next(self._batches, None)

@@ -293,6 +293,6 @@ def _per_class(dataset: Any, scores: Scores, metric: str, limit: int, say: Calla
         rows.append([name, str(boxes[category]), *('-' if n < 0 else f'{n:.3f}' for n in numbers)])
     table = AsciiTable([['class', 'objects', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'],
                         *rows])
-    table.justify_columns = {column: 'right' for column in range(1, 8)}
+    table.justify_columns = dict.fromkeys(range(1, 8), 'right')
     say(f'{metric} by class:\n{table.table}')
     return values

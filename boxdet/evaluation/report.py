@@ -19,7 +19,13 @@ from boxdet.datasets.files import decode_image, read_bytes
 from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation.evaluate import protocol_module
 from boxdet.evaluation.operating_points import (
-    OperatingPoint, OperatingPoints, Records, confusion_matrix, match_at, operating_points)
+    OperatingPoint,
+    OperatingPoints,
+    Records,
+    confusion_matrix,
+    match_at,
+    operating_points,
+)
 from boxdet.structures.instances import Instances
 from boxdet.visualization.web import embedded_jpeg, outline_path
 

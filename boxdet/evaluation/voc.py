@@ -251,7 +251,7 @@ def _table(classes: Sequence[str], rows: Sequence[tuple], thr: float, sizes: Ran
              for name, (objects, detections, recall, ap) in zip(classes, rows)]
     table = AsciiTable([['class', 'objects', 'detections', 'recall', 'AP'], *cells, ['mAP', '', '', '', f'{mean:.3f}']])
     table.inner_footing_row_border = True
-    table.justify_columns = {column: 'right' for column in range(1, 5)}
+    table.justify_columns = dict.fromkeys(range(1, 5), 'right')
     of_size = f', objects of {sizes[0]:g} to {sizes[1]:g} pixels' if sizes else ''
     how = '11 points' if rule == '11points' else 'area'
     return f'average precision at IoU {thr:g} ({how}){of_size}:\n{table.table}'

@@ -20,7 +20,7 @@ _PAIRS_AT_ONCE = 1 << 20
 
 def roi_align_rows(features: torch.Tensor, rois: torch.Tensor, output_hw: tuple[int, int], scale: float,
                    sampling_ratio: int, aligned: bool) -> torch.Tensor:
-    """torchvision's ``roi_align``, for where no gradient is needed.
+    """Torchvision's ``roi_align``, for where no gradient is needed.
 
     Args:
         features: (B, C, H, W), best in channels-last memory; any floating type.

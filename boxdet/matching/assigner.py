@@ -205,5 +205,5 @@ class MaxIoUAssigner:
 
 
 def _numbers(chosen: torch.Tensor) -> torch.Tensor:
-    """i + 1 (G,) for the ground truths chosen (G,), 0 for the others."""
+    """I + 1 (G,) for the ground truths chosen (G,), 0 for the others."""
     return torch.arange(1, len(chosen) + 1, device=chosen.device) * chosen

@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
+from boxdet.models.bbox_head import BoxTargets
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.bbox_head import BoxTargets
 from boxdet.models.settings import RoITestSettings, parse_rcnn, parse_section
-from boxdet.models.standard_roi_head import (box_losses, build_matching, draw_samples, mask_loss, predict_boxes,
-                                             predict_padded)
+from boxdet.models.standard_roi_head import (
+    box_losses,
+    build_matching,
+    draw_samples,
+    mask_loss,
+    predict_boxes,
+    predict_padded,
+)
 from boxdet.registry import HEADS, ROI_EXTRACTORS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances

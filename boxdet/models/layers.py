@@ -21,7 +21,6 @@ from boxdet.errors import ConfigError
 from boxdet.models.initialization import constant_init, kaiming_init
 from boxdet.registry import LAYERS, accepted_keywords, check_keywords
 
-
 # --- convolutions ---
 
 @LAYERS.register_module(name='ConvWS')
@@ -184,6 +183,7 @@ def build_norm_layer(cfg: Mapping, num_features: int, postfix: int | str = '') -
 
     Returns:
         (name, layer): name is 'bn', 'gn', ... followed by ``postfix``.
+
     Raises:
         ConfigError: unknown type, a keyword that it does not take, or channels that the groups do not divide.
     """
@@ -236,6 +236,7 @@ def build_upsample_layer(cfg: Mapping, **defaults: Any) -> nn.Module:
     Args:
         cfg: type 'nearest' or 'bilinear' with ``scale_factor``, or 'deconv' with ConvTranspose2d's keywords.
         defaults: keywords for what ``cfg`` leaves out.
+
     Raises:
         ConfigError: unknown type, or a keyword that it does not take.
     """

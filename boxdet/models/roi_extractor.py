@@ -171,7 +171,8 @@ def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois
 def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                    places: Sequence[torch.Tensor]) -> torch.Tensor:
     """Pool the rois at ``places[l]`` from level l, some at a time: what is not yet in its place stays small. Without
-    gradients, which would hold on to every part."""
+    gradients, which would hold on to every part.
+    """
     out: torch.Tensor | None = None
     for layer, feat, here in zip(layers, feats, places):
         for some in here.split(_ROIS_AT_ONCE):

@@ -109,7 +109,7 @@ class Instances:
         return first._with({name: _join([p._fields[name] for p in parts]) for name in first._fields})
 
     def per_class(self, num_classes: int | None = None) -> Any:
-        """mmdetection 2.x's result of one image; ``from_per_class`` reads it.
+        """Mmdetection 2.x's result of one image; ``from_per_class`` reads it.
 
         Returns:
             a list of K float32 arrays (n, 5) as x1, y1, x2, y2, score; with masks a tuple of that and a list of K

@@ -19,8 +19,17 @@ import torch
 from pycocotools import mask as coco_mask
 
 from boxdet.errors import DataError
-from boxdet.geometry.masks import (Window, compress_rle, encode_window, nearest_index, polygon_area,
-                                   rasterize_polygons, rescaled_hw, roi_align_axis, run_lengths)
+from boxdet.geometry.masks import (
+    Window,
+    compress_rle,
+    encode_window,
+    nearest_index,
+    polygon_area,
+    rasterize_polygons,
+    rescaled_hw,
+    roi_align_axis,
+    run_lengths,
+)
 
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 

@@ -23,8 +23,15 @@ from boxdet.errors import ConfigError, DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
 from boxdet.visualization.mask_windows import mask_outlines
-from boxdet.visualization.palette import (Color, ColorSpec, PaletteSpec, class_color, class_colors, parse_color,
-                                          readable_on)
+from boxdet.visualization.palette import (
+    Color,
+    ColorSpec,
+    PaletteSpec,
+    class_color,
+    class_colors,
+    parse_color,
+    readable_on,
+)
 
 CLOSED = -2  # in place of a key's code: the window was closed
 END = (CLOSED, 27, ord('q'), ord('Q'))  # what ``show`` returns when the user wants no more: 27 is Esc
@@ -232,7 +239,7 @@ def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_hw: tuple[int, int
 
 
 def _label_spots(boxes: np.ndarray, sizes: np.ndarray, width: int) -> np.ndarray:
-    """x and y (2, N, S) of the upper left corners of the places for a plate at each box, the most usual ones first."""
+    """X and y (2, N, S) of the upper left corners of the places for a plate at each box, the most usual ones first."""
     half = width // 2
     (x0, y0), (x1, y1), (w, h) = (boxes[:, :2] - half).T, (boxes[:, 2:] + half + 1).T, sizes.T
     left, right, middle, before, after = x0, x1 - w, (x0 + x1 - w) // 2, x0 - w, x1

@@ -19,5 +19,5 @@ lr_config = dict(policy='step', warmup='linear', warmup_iters=500, warmup_ratio=
 runner = dict(type='EpochBasedRunner', max_epochs=8)
 log_config = dict(interval=100)
 # Cityscapes is small: the weights of the same model trained on COCO are the start.
-load_from = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'  # noqa: E501
+load_from = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'
 auto_scale_lr = dict(base_batch_size=8)

@@ -35,7 +35,7 @@ def same(one: Instances, other: Instances, tolerance: float = 0) -> bool:
 
 
 def test_a_detector_is_ready_for_use(model, tiny_detector):
-    assert not model.training and model.CLASSES == tiny_detector.classes
+    assert not model.training and tiny_detector.classes == model.CLASSES
     assert model.cfg.model.type == 'MaskRCNN'
     state = load_checkpoint(tiny_detector.checkpoint)['state_dict']
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -232,7 +232,7 @@ def test_config_objects_stay_as_they_are(tiny_detector):
 
 
 def test_without_a_checkpoint_classes_are_those_of_the_config(tiny_detector):
-    assert init_detector(tiny_detector.config, device='cpu').CLASSES == tiny_detector.classes
+    assert tiny_detector.classes == init_detector(tiny_detector.config, device='cpu').CLASSES
     other = init_detector(tiny_detector.config, device='cpu', cfg_options={
         'data.test.classes': ['x', 'y', 'z']})
     assert other.CLASSES == ('x', 'y', 'z')
@@ -242,8 +242,8 @@ def test_a_checkpoint_without_classes_warns(tiny_detector, tmp_path):
     save_checkpoint(dict(meta={}, state_dict=load_checkpoint(tiny_detector.checkpoint)['state_dict']),
                     tmp_path / 'c.pth')
     with pytest.warns(UserWarning, match='c.pth does not tell its classes'):
-        assert init_detector(tiny_detector.config, tmp_path / 'c.pth',
-                             device='cpu').CLASSES == tiny_detector.classes
+        assert tiny_detector.classes == init_detector(tiny_detector.config, tmp_path / 'c.pth',
+                             device='cpu').CLASSES
 
 
 def test_a_checkpoint_of_other_classes_warns(tiny_detector):
@@ -251,7 +251,7 @@ def test_a_checkpoint_of_other_classes_warns(tiny_detector):
     with pytest.warns(UserWarning, match='ring'):
         model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu',
                               cfg_options=options)
-    assert model.CLASSES == tiny_detector.classes
+    assert tiny_detector.classes == model.CLASSES
 
 
 def test_a_good_load_is_silent(tiny_detector):

@@ -78,7 +78,7 @@ def thin_config(name, repo_root):
 
 @pytest.fixture(scope='module')
 def models(repo_root):
-    """name -> a thin model with norms that do something and results that differ, and its config; made once."""
+    """Name -> a thin model with norms that do something and results that differ, and its config; made once."""
     made = {}
 
     def get(name):
@@ -182,8 +182,7 @@ def test_names_of_group_norms(repo_root):
     with torch.device('meta'):
         own = build_detector(cfg.model).state_dict()
         blobs = detectron.from_boxdet(own)
-    assert set("""conv1_gn_s res2_0_branch1_gn_s res4_22_branch2c_gn_b fpn_inner_res4_22_sum_lateral_gn_s
-        fpn_res5_2_sum_gn_b head_conv1_w head_conv4_gn_s fc6_w _mask_fcn1_w _mask_fcn4_gn_b""".split()) <= set(blobs)
+    assert set(["conv1_gn_s", "res2_0_branch1_gn_s", "res4_22_branch2c_gn_b", "fpn_inner_res4_22_sum_lateral_gn_s", "fpn_res5_2_sum_gn_b", "head_conv1_w", "head_conv4_gn_s", "fc6_w", "_mask_fcn1_w", "_mask_fcn4_gn_b"]) <= set(blobs)
     assert not {'conv1_b', 'fc7_w', 'fpn_res5_2_sum_b', 'head_conv1_b', '_mask_fcn1_b'} & set(blobs)
 
 
@@ -314,11 +313,7 @@ def test_names_of_its_group_norms(repo_root):
     with torch.device('meta'):
         own = build_detector(cfg.model).state_dict()
         theirs = maskrcnn_benchmark.from_boxdet(own)
-    assert set("""backbone.body.stem.bn1.weight backbone.body.layer2.0.downsample.1.bias
-        backbone.fpn.fpn_inner1.0.weight backbone.fpn.fpn_layer4.1.bias roi_heads.box.feature_extractor.xconvs.0.weight
-        roi_heads.box.feature_extractor.xconvs.10.bias roi_heads.box.feature_extractor.fc6.weight
-        roi_heads.mask.feature_extractor.mask_fcn1.0.weight roi_heads.mask.feature_extractor.mask_fcn4.1.bias"""
-               .split()) <= set(theirs)
+    assert set(["backbone.body.stem.bn1.weight", "backbone.body.layer2.0.downsample.1.bias", "backbone.fpn.fpn_inner1.0.weight", "backbone.fpn.fpn_layer4.1.bias", "roi_heads.box.feature_extractor.xconvs.0.weight", "roi_heads.box.feature_extractor.xconvs.10.bias", "roi_heads.box.feature_extractor.fc6.weight", "roi_heads.mask.feature_extractor.mask_fcn1.0.weight", "roi_heads.mask.feature_extractor.mask_fcn4.1.bias"]) <= set(theirs)
 
 
 def test_its_frozen_norm_has_no_eps(models):

@@ -46,7 +46,7 @@ def small_config(name: str, repo_root, **rcnn):
 
 
 def small_theirs(kind: type):
-    """torchvision's own model of the same architecture, with weights that give results."""
+    """Torchvision's own model of the same architecture, with weights that give results."""
     torch.manual_seed(3)
     backbone = resnet_fpn_backbone(backbone_name='resnet18', weights=None, norm_layer=torch.nn.BatchNorm2d)
     anchors = TheirAnchors(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
@@ -145,7 +145,7 @@ def test_detectron2s_pkl(repo_root, tmp_path, image):
     assert loaded['meta']['converted_from'] == 'detectron2'
     ours = init_detector(cfg, tmp_path / 'model_final.pkl', device='cpu')
     assert all(torch.equal(ours.state_dict()[key], value) for key, value in model.state_dict().items())
-    assert ours.CLASSES == tuple('abcd')
+    assert tuple('abcd') == ours.CLASSES
 
 
 def test_what_is_nearly_right_names_the_odd_entries(tmp_path):
@@ -209,7 +209,7 @@ def test_what_a_target_lacks_is_refused(target, config, named, repo_root, tiny_d
 
 
 def test_boxes_of_all_classes_together(repo_root):
-    """torchvision has no such head, the others have."""
+    """Torchvision has no such head, the others have."""
     own = own_state('mask_rcnn/mask_rcnn_r50_fpn_1x_coco', repo_root, reg_class_agnostic=True)
     with pytest.raises(CheckpointError, match=r'fc_reg\.weight is of all classes together'):
         format_named('torchvision').from_boxdet(own)

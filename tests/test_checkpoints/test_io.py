@@ -13,8 +13,18 @@ import torch
 from torch import nn
 
 from boxdet.checkpoints import io
-from boxdet.checkpoints.io import (compare_classes, describe, find_checkpoint, is_readable, load_checkpoint, load_state,
-                                   load_weights, newest_checkpoint, remove_partial_files, save_checkpoint)
+from boxdet.checkpoints.io import (
+    compare_classes,
+    describe,
+    find_checkpoint,
+    is_readable,
+    load_checkpoint,
+    load_state,
+    load_weights,
+    newest_checkpoint,
+    remove_partial_files,
+    save_checkpoint,
+)
 from boxdet.errors import CheckpointError
 
 

@@ -27,8 +27,8 @@ def test_labels_are_those_of_cityscapesscripts():
     labels = pytest.importorskip('cityscapesscripts.helpers.labels')
     evaluated = {label.name: label for label in labels.labels if label.hasInstances and not label.ignoreInEval}
     assert list(LABEL_IDS) == list(CityscapesDataset.CLASSES) == get_classes('cityscapes') == list(evaluated)
-    assert LABEL_IDS == {name: label.id for name, label in evaluated.items()}
-    assert CityscapesDataset.PALETTE == [label.color for label in evaluated.values()]
+    assert {name: label.id for name, label in evaluated.items()} == LABEL_IDS
+    assert [label.color for label in evaluated.values()] == CityscapesDataset.PALETTE
 
 
 def test_a_drawn_split_loads_with_masks_and_class_maps(cityscapes_dir):

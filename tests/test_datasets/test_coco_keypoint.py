@@ -8,8 +8,16 @@ import torch
 from boxdet.datasets import build_dataloader, build_dataset
 from boxdet.datasets.coco_keypoint import CocoKeypointDataset
 from boxdet.datasets.collate import collate
-from boxdet.datasets.pipelines.geometric import (AspectCrop, Expand, MinIoURandomCrop, Pad, RandomCrop, RandomFlip,
-                                                 Resize, moved_joints)
+from boxdet.datasets.pipelines.geometric import (
+    AspectCrop,
+    Expand,
+    MinIoURandomCrop,
+    Pad,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+    moved_joints,
+)
 from boxdet.datasets.pipelines.loading import FilterAnnotations, LoadAnnotations
 from boxdet.datasets.pipelines.mixing import CopyPaste
 from boxdet.errors import ConfigError, DataError
@@ -42,7 +50,7 @@ def cats(path, **more):
 
 def test_the_file_says_what_the_joints_are(tmp_path):
     dataset = cats(write(tmp_path, [annotation(1)]))
-    assert dataset.KEYPOINT_NAMES == tuple(NAMES) and dataset.FLIP_PAIRS == ((1, 2),)
+    assert tuple(NAMES) == dataset.KEYPOINT_NAMES and dataset.FLIP_PAIRS == ((1, 2),)
     assert dataset.SKELETON == ((0, 1), (0, 2), (0, 3)) and dataset.SIGMAS is None
     assert dataset.metainfo['FLIP_PAIRS'] == ((1, 2),) and dataset.metainfo['CLASSES'] == ('cat',)
     joints = dataset.get_ann_info(0)['keypoints']

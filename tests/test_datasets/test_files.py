@@ -6,8 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.files import (check_color_type, check_file_client, decode_image, read_bytes, read_data, read_json,
-                                   read_names)
+from boxdet.datasets.files import (
+    check_color_type,
+    check_file_client,
+    decode_image,
+    read_bytes,
+    read_data,
+    read_json,
+    read_names,
+)
 from boxdet.errors import ConfigError, DataError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)

@@ -3,8 +3,16 @@ import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.pipelines.geometric import (AspectCrop, Expand, MinIoURandomCrop, Pad, RandomCrop, RandomFlip,
-                                                 Resize, flip_boxes)
+from boxdet.datasets.pipelines.geometric import (
+    AspectCrop,
+    Expand,
+    MinIoURandomCrop,
+    Pad,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+    flip_boxes,
+)
 from boxdet.errors import ConfigError
 from boxdet.structures.masks import BitmapMasks
 

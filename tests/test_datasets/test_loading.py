@@ -5,8 +5,13 @@ import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.pipelines.loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile,
-                                               LoadImageFromWebcam, LoadProposals)
+from boxdet.datasets.pipelines.loading import (
+    FilterAnnotations,
+    LoadAnnotations,
+    LoadImageFromFile,
+    LoadImageFromWebcam,
+    LoadProposals,
+)
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks, PolygonMasks

@@ -5,8 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from boxdet.datasets.samplers import (DistributedGroupSampler, DistributedSampler, GroupSampler, InfiniteGroupSampler,
-                                      SampleKey)
+from boxdet.datasets.samplers import (
+    DistributedGroupSampler,
+    DistributedSampler,
+    GroupSampler,
+    InfiniteGroupSampler,
+    SampleKey,
+)
 
 
 class Fake(SimpleNamespace):

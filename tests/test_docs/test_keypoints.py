@@ -27,4 +27,4 @@ def test_joints_of_your_own(repo_root, tmp_path, monkeypatch):
         model = build_detector(cfg.model)
     check_metrics(model, ['bbox', 'keypoints'], dataset)
     assert dataset.FLIP_PAIRS == model.roi_head.keypoint_head.flip_pairs == ((1, 2),)
-    assert dataset.SKELETON == model.skeleton and len(dataset) == 1
+    assert model.skeleton == dataset.SKELETON and len(dataset) == 1

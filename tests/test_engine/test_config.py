@@ -1,8 +1,8 @@
 """Loading, merging, origins and options (config.py, config_source.py); the check is in test_config_check.py."""
 
 import copy
-import pickle
 import os
+import pickle
 import sys
 
 import pytest

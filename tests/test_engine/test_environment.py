@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from boxdet.engine.environment import (choose_device, choose_seed, collect_env, env_text, give_back_memory, random_states,
-                                       set_random_seed, set_random_states, setup_logger, slow_in)
+from boxdet.engine.environment import (
+    choose_device,
+    choose_seed,
+    collect_env,
+    env_text,
+    give_back_memory,
+    random_states,
+    set_random_seed,
+    set_random_states,
+    setup_logger,
+    slow_in,
+)
 from boxdet.errors import ConfigError
 
 

@@ -8,8 +8,7 @@ from mmengine.hooks import Hook
 from toy_training import same, toy_loader, toy_runner, weights
 
 from boxdet.checkpoints.io import load_checkpoint
-from boxdet.engine.hooks import (CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, point_to,
-                                 rule_of)
+from boxdet.engine.hooks import CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, point_to, rule_of
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import HOOKS
 

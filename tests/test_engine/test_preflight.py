@@ -10,8 +10,18 @@ from torch import nn
 
 from boxdet.datasets import build_dataset
 from boxdet.engine.config import load_config
-from boxdet.engine.preflight import (check_class_weights, check_data, check_keypoints, check_metrics, check_num_classes,
-                                     check_training, check_writable, learning_rate_scale, missing_files, scale_steps)
+from boxdet.engine.preflight import (
+    check_class_weights,
+    check_data,
+    check_keypoints,
+    check_metrics,
+    check_num_classes,
+    check_training,
+    check_writable,
+    learning_rate_scale,
+    missing_files,
+    scale_steps,
+)
 from boxdet.errors import ConfigError, DataError
 from boxdet.models import build_detector
 

@@ -16,7 +16,6 @@ from boxdet.engine.schedule import freeze
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import RUNNERS
 
-
 # --- loops ---
 
 class Recorder(Hook):

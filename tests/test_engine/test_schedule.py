@@ -8,7 +8,6 @@ from torch import nn
 from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 
-
 # --- optimizer ---
 
 class Net(nn.Module):

@@ -9,8 +9,15 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import torch  # noqa: E402
 from toy_training import ToyDetector, toy_loader, toy_runner  # noqa: E402
 
-from boxdet.engine.distributed import (all_gather_objects, broadcast_object, get_dist_info, init_dist,  # noqa: E402
-                                       mean_over_ranks, shut_down, wrap_distributed)
+from boxdet.engine.distributed import (  # noqa: E402
+    all_gather_objects,
+    broadcast_object,
+    get_dist_info,
+    init_dist,
+    mean_over_ranks,
+    shut_down,
+    wrap_distributed,
+)
 from boxdet.engine.evaluation_loop import run_inference  # noqa: E402
 from boxdet.engine.hooks import CheckpointHook, EvaluationHook  # noqa: E402
 from boxdet.engine.loggers import TextLoggerHook  # noqa: E402

@@ -56,7 +56,7 @@ def perturbed(folder, dataset, seed=0):
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """cityscapesscripts' evaluator, made to run with numpy 2.4, which broke its matching and its JSON files."""
+    """Cityscapesscripts' evaluator, made to run with numpy 2.4, which broke its matching and its JSON files."""
     module = pytest.importorskip('cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling')
     monkeypatch.setattr(np, 'in1d', np.isin, raising=False)
     monkeypatch.setattr(module, 'writeDict2JSON', lambda values, path: None)

@@ -74,7 +74,7 @@ def perturbed(dataset: Dataset, seed: int = 0) -> list[Instances]:
 
 def pycocotools_stats(dataset: Dataset, results, kind: str, agnostic: bool = False,
                       limits=None) -> np.ndarray:
-    """pycocotools' own twelve numbers, by its loadRes and summarize."""
+    """Pycocotools' own twelve numbers, by its loadRes and summarize."""
     rows = []
     for image_id, result in zip(dataset.img_ids, results):
         for i in range(len(result)):
@@ -208,7 +208,7 @@ def test_iou_of_chosen_thresholds():
 # --- random cases: crowds, equal scores and overlaps, ids in any order, keypoints ---
 
 def pycocotools_arrays(dataset: Dataset, results, kind: str, limits, agnostic=False, thrs=None):
-    """pycocotools' whole precision and recall, from the rows that a server gets."""
+    """Pycocotools' whole precision and recall, from the rows that a server gets."""
     rows = [row for image_id, result in zip(dataset.img_ids, results)
             for row in coco_predictions(result, image_id, dataset.cat_ids, kind, 0.5)]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -7,8 +7,18 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torchvision.ops import roi_align
 
-from boxdet.geometry.masks import (compress_rle, encode_runs, encode_window, nearest_index, paste_to_rle, polygon_area,
-                                   rasterize_polygons, rescaled_hw, roi_align_axis, window_changes)
+from boxdet.geometry.masks import (
+    compress_rle,
+    encode_runs,
+    encode_window,
+    nearest_index,
+    paste_to_rle,
+    polygon_area,
+    rasterize_polygons,
+    rescaled_hw,
+    roi_align_axis,
+    window_changes,
+)
 
 
 def full_bitmap(window, height, width):

@@ -89,7 +89,8 @@ def detector(config: dict) -> nn.Module:
 
 def equal_shares(**backbone: Any) -> dict:
     """A Faster R-CNN whose every image counts alike in every normaliser: all anchors and a fixed number of proposals
-    are samples, none drawn at random."""
+    are samples, none drawn at random.
+    """
     config = tiny.faster_rcnn()
     config['backbone'] |= backbone
     every = dict(type='RandomSampler', num=10 ** 6, pos_fraction=1.0, neg_pos_ub=-1)

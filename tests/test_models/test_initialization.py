@@ -7,8 +7,13 @@ import torch
 from torch import nn
 
 from boxdet.errors import CheckpointError, ConfigError
-from boxdet.models.initialization import (bias_from_prob, init_cfg_keywords, initialize,
-                                          load_backbone_weights, set_checkpoint_loader)
+from boxdet.models.initialization import (
+    bias_from_prob,
+    init_cfg_keywords,
+    initialize,
+    load_backbone_weights,
+    set_checkpoint_loader,
+)
 
 
 class Net(nn.Module):

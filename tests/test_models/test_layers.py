@@ -9,10 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from boxdet.errors import ConfigError
-from boxdet.models.layers import (ConvModule, build_activation_layer, build_conv_layer, build_norm_layer,
-                                  build_upsample_layer)
+from boxdet.models.layers import (
+    ConvModule,
+    build_activation_layer,
+    build_conv_layer,
+    build_norm_layer,
+    build_upsample_layer,
+)
 from boxdet.registry import LAYERS
-
 
 # --- convolutions ---
 

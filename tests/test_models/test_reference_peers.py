@@ -42,7 +42,7 @@ def converted_model(project: str, cfg, case: dict, reference):
     theirs = format_named(project).from_boxdet(model.state_dict())
     theirs = filling.fill_state_dict(theirs, case['salt'], case['cls_gain'])
     found = recognise(theirs).to_boxdet(theirs)
-    assert recognise(theirs).NAME == project
+    assert project == recognise(theirs).NAME
     assert not model.load_state_dict(found, strict=False).unexpected_keys
     return model
 

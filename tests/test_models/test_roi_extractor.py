@@ -6,8 +6,16 @@ import torch
 from torchvision.ops import roi_align, roi_pool
 
 from boxdet.errors import ConfigError
-from boxdet.models.roi_extractor import (GenericRoIExtractor, RoIAlign, RoIPool, SingleRoIExtractor,
-                                         boxes_to_rois, pool_masked, pool_sorted, rescale_rois)
+from boxdet.models.roi_extractor import (
+    GenericRoIExtractor,
+    RoIAlign,
+    RoIPool,
+    SingleRoIExtractor,
+    boxes_to_rois,
+    pool_masked,
+    pool_sorted,
+    rescale_rois,
+)
 
 STRIDES = [4, 8, 16, 32]
 LAYERS = [dict(type='RoIAlign', output_size=7, sampling_ratio=0),

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.models.roi_extractor import RoIAlign, SingleRoIExtractor, pool_masked, pool_sorted
-from boxdet.models.roi_sampling import (DeformRoIPoolPack, ModulatedDeformRoIPoolPack, RoICrop, corners,
-                                        deform_roi_pool)
+from boxdet.models.roi_sampling import DeformRoIPoolPack, ModulatedDeformRoIPoolPack, RoICrop, corners, deform_roi_pool
 
 SIZE, SCALE = (3, 4), 0.25
 # usual, reaching out of the map, without area, beyond it, all of it, upright, turned inside out
@@ -151,7 +150,7 @@ def test_over_levels_as_roi_layer(layer):
     assert empty.shape == (0, 6, 3, 3)
     empty.sum().backward()
     assert all(f.grad is not None for f in feats)
-    half = extractor([f.detach().bfloat16() for f in feats], rois) if 'RoICrop' == layer['type'] else None
+    half = extractor([f.detach().bfloat16() for f in feats], rois) if layer['type'] == 'RoICrop' else None
     assert half is None or half.dtype == torch.bfloat16
 
 

@@ -7,8 +7,7 @@ import dataclasses
 import pytest
 
 from boxdet.errors import ConfigError
-from boxdet.models.settings import (ProposalSettings, RoITestSettings, parse_section,
-                                    parse_test_cfg, parse_train_cfg)
+from boxdet.models.settings import ProposalSettings, RoITestSettings, parse_section, parse_test_cfg, parse_train_cfg
 from tests.test_models import tiny_models
 
 

@@ -32,7 +32,7 @@ def random_boxes(rng, count, height, width):
 
 
 def train_targets(bitmaps, boxes, index, size):
-    """mmdetection's mask targets: clip, RoIAlign of the whole bitmaps, threshold."""
+    """Mmdetection's mask targets: clip, RoIAlign of the whole bitmaps, threshold."""
     height, width = bitmaps.shape[1:]
     boxes = torch.from_numpy(boxes).clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
     rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], dim=1)

@@ -48,7 +48,7 @@ def test_weights_and_their_description(publish, trained, tiny_detector, tmp_path
     state = load_checkpoint(trained)['state_dict']
     assert content['state_dict'].keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in content['state_dict'].items())
-    assert init_detector(tiny_detector.config, written, device='cpu').CLASSES == tiny_detector.classes
+    assert tiny_detector.classes == init_detector(tiny_detector.config, written, device='cpu').CLASSES
 
 
 def test_the_source_may_be_the_target(publish, trained):

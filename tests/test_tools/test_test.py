@@ -103,8 +103,8 @@ def test_classwise_table_by_either_name(run, tmp_path):
 
 
 def test_numbers_are_those_of_the_saved_results(run, tiny_detector, tmp_path):
-    from boxdet.engine.config import load_config
     from boxdet.datasets import build_dataset
+    from boxdet.engine.config import load_config
     from boxdet.evaluation import evaluate
     run('--eval', 'bbox', 'segm', '--out', tmp_path / 'r.json', '--work-dir', tmp_path)
     dataset = build_dataset(load_config(tiny_detector.config).data.test, dict(test_mode=True))

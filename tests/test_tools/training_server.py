@@ -17,8 +17,8 @@ tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
 
 # What a training imports on its way; nothing of it starts a thread, so that forking is safe.
-import boxdet.apis.train  # noqa: E402, F401
-import boxdet.datasets  # noqa: E402, F401
+import boxdet.apis.train  # noqa: E402
+import boxdet.datasets  # noqa: E402
 import boxdet.models  # noqa: E402, F401
 from boxdet.errors import run_command  # noqa: E402
 from boxdet.registry import DATASETS, HOOKS, MODELS, PIPELINES, RUNNERS  # noqa: E402

@@ -14,8 +14,7 @@ from pycocotools import mask as coco_masks
 from boxdet.errors import DataError, UserError
 from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import RleMasks
-from boxdet.visualization.draw import (CLOSED, END, _place_labels, draw_instances, read_image, show,
-                                       write_image)
+from boxdet.visualization.draw import CLOSED, END, _place_labels, draw_instances, read_image, show, write_image
 from boxdet.visualization.palette import class_color
 
 
@@ -109,7 +108,7 @@ def test_line_width_follows_the_image():
                                  (-40, -40, 20, 20), (300, 200, 400, 300)])
 def test_labels_stay_inside_the_image(box):
     (x0, y0, x1, y1), = _place_labels(np.array([box]), np.array([[90, 16]]), (240, 320), 2)
-    assert 0 <= x0 and 0 <= y0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
+    assert x0 >= 0 and y0 >= 0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
     draw_instances(picture(), scene([box], [0], [0.9]), ['a long class name'])
 
 

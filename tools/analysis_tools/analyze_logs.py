@@ -1,8 +1,8 @@
 """Curves of losses and metrics from the JSON logs of trainings, and how long their iterations took.
 
-    python tools/analysis_tools/analyze_logs.py plot_curve log.json --keys loss_cls loss_bbox --out losses.png
-    python tools/analysis_tools/analyze_logs.py plot_curve a.json b.json --keys bbox_mAP --legend run1 run2 --out map.png
-    python tools/analysis_tools/analyze_logs.py cal_train_time log.json [--include-outliers]
+python tools/analysis_tools/analyze_logs.py plot_curve log.json --keys loss_cls loss_bbox --out losses.png
+python tools/analysis_tools/analyze_logs.py plot_curve a.json b.json --keys bbox_mAP --legend run1 run2 --out map.png
+python tools/analysis_tools/analyze_logs.py cal_train_time log.json [--include-outliers]
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, nearest, run_command  # noqa: E402
+from boxdet.errors import ConfigError, DataError, nearest, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,8 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def plot_curve(args: argparse.Namespace) -> None:
     from boxdet.visualization.charts import log_curves
-    from boxdet.visualization.figures import epoch_length, read_log
     from boxdet.visualization.figures import curves as curves_of
+    from boxdet.visualization.figures import epoch_length, read_log
 
     lines = {}
     names = iter(args.legend or ())

@@ -17,7 +17,7 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402
+from boxdet.errors import ConfigError, run_command
 
 _WARM_UP = 5  # images that do not count
 

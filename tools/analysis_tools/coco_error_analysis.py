@@ -18,7 +18,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, run_command  # noqa: E402
+from boxdet.errors import ConfigError, DataError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

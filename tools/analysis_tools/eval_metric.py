@@ -1,8 +1,8 @@
 """Evaluate saved results again, with other metrics or options, or write them for a server; no model runs.
 
-    python tools/test.py CONFIG CHECKPOINT --out results.pkl
-    python tools/analysis_tools/eval_metric.py CONFIG results.pkl --eval bbox segm --eval-options classwise=True
-    python tools/analysis_tools/eval_metric.py CONFIG results.pkl --format-only --eval-options jsonfile_prefix=./submission
+python tools/test.py CONFIG CHECKPOINT --out results.pkl
+python tools/analysis_tools/eval_metric.py CONFIG results.pkl --eval bbox segm --eval-options classwise=True
+python tools/analysis_tools/eval_metric.py CONFIG results.pkl --format-only --eval-options jsonfile_prefix=./submission
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402
+from boxdet.errors import ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

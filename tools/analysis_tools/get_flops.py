@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Count a model's parameters and its multiplications on one picture, part by part; no weights and no data are needed.
 
-    python tools/analysis_tools/get_flops.py configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py --shape 1280 800
+python tools/analysis_tools/get_flops.py configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py --shape 1280 800
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import ConfigError, run_command
 
 WHAT = """
 Counted, at inference: convolutions (deformable ones too) and matrix products, for as many rois as test_cfg lets

@@ -62,7 +62,7 @@ def listed_names(text: str) -> set[str]:
 
 
 def read_metafiles(folder: Path) -> dict[str, dict[str, float]]:
-    """box AP and mask AP by config from mmdetection's metafile.yml files, for configs that are here.
+    """Box AP and mask AP by config from mmdetection's metafile.yml files, for configs that are here.
 
     Raises:
         DataError: there are none in ``folder``.

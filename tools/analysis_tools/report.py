@@ -1,7 +1,7 @@
 """One self-contained HTML page on saved results: curves, classes, confusion, the worst errors with their pictures.
 
-    python tools/test.py CONFIG CHECKPOINT --out results.pkl
-    python tools/analysis_tools/report.py CONFIG results.pkl report
+python tools/test.py CONFIG CHECKPOINT --out results.pkl
+python tools/analysis_tools/report.py CONFIG results.pkl report
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command  # noqa: E402
+from boxdet.errors import ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command  # noqa: E402  (everything heavier is imported where it is used)
+from boxdet.errors import DataError, run_command
 
 SPLITS = ('train', 'val', 'test')
 _IMAGE, _INSTANCES, _CLASSES = 'leftImg8bit.png', 'gtFine_instanceIds.png', 'gtFine_labelIds.png'

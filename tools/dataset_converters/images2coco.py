@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command  # noqa: E402  (everything heavier is imported where it is used)
+from boxdet.errors import DataError, run_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import run_command
 
 EXAMPLES = """
 examples:

@@ -9,8 +9,8 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.checkpoints.convert import format_named, formats, recognise  # noqa: E402
-from boxdet.errors import CheckpointError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.checkpoints.convert import format_named, formats, recognise
+from boxdet.errors import CheckpointError, run_command
 
 EXAMPLES = """
 examples:

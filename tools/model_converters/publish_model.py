@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import CheckpointError, run_command  # noqa: E402  (everything heavier is imported in main)
+from boxdet.errors import CheckpointError, run_command
 
 EXAMPLES = """
 example:

@@ -69,8 +69,7 @@ def class_agnostic(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def refuse_class_agnostic(state: Mapping[str, torch.Tensor], heads: tuple[str, ...], what: str) -> None:
-    """
-    Args:
+    """Args:
         heads: of BOXES and MASKS, those of which the format has a box or mask for each class only.
 
     Raises:

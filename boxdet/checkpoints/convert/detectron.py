@@ -14,8 +14,16 @@ from typing import Any
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import (NORM_EPS, Architecture, count, count_blocks, give_names, rename,
-                                                     take_names, without_counters)
+from boxdet.checkpoints.convert.architecture import (
+    NORM_EPS,
+    Architecture,
+    count,
+    count_blocks,
+    give_names,
+    rename,
+    take_names,
+    without_counters,
+)
 from boxdet.checkpoints.convert.classes import background_first, background_last
 
 NAME = 'Detectron'

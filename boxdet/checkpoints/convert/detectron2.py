@@ -11,8 +11,15 @@ from dataclasses import replace
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import (Architecture, count, count_blocks, give_names, rename,
-                                                     take_names, without_counters)
+from boxdet.checkpoints.convert.architecture import (
+    Architecture,
+    count,
+    count_blocks,
+    give_names,
+    rename,
+    take_names,
+    without_counters,
+)
 
 NAME = 'detectron2'
 _WHAT = "detectron2's R-CNN"

@@ -13,8 +13,16 @@ from typing import Any
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import (NORM_EPS, Architecture, count, count_blocks, give_names, rename,
-                                                     take_names, without_counters)
+from boxdet.checkpoints.convert.architecture import (
+    NORM_EPS,
+    Architecture,
+    count,
+    count_blocks,
+    give_names,
+    rename,
+    take_names,
+    without_counters,
+)
 from boxdet.checkpoints.convert.classes import MASKS, background_first, background_last, refuse_class_agnostic
 from boxdet.checkpoints.unpickling import as_tensor
 

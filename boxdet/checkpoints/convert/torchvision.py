@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from boxdet.checkpoints.convert.architecture import (Architecture, count, count_blocks, give_names, rename,
-                                                     take_names)
-from boxdet.checkpoints.convert.classes import (BOXES, MASKS, background_first, background_last,
-                                                refuse_class_agnostic)
+from boxdet.checkpoints.convert.architecture import Architecture, count, count_blocks, give_names, rename, take_names
+from boxdet.checkpoints.convert.classes import BOXES, MASKS, background_first, background_last, refuse_class_agnostic
 
 NAME = 'torchvision'
 _WHAT = "torchvision's R-CNN"

@@ -124,7 +124,7 @@ class ImageToTensor:
         return results
 
 
-def replace_ImageToTensor(pipeline: Sequence[dict]) -> list[dict]:  # noqa: N802, 2.x's name
+def replace_ImageToTensor(pipeline: Sequence[dict]) -> list[dict]:
     """A copy of a test pipeline's configs with DefaultFormatBundle in the place of ImageToTensor, for batches."""
     replaced = []
     for transform in pipeline:
