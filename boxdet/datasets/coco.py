@@ -39,6 +39,14 @@ class CocoDataset(CustomDataset):
     CLASSES = COCO_CLASSES
     PROTOCOL = 'coco'
 
+    _coco: Any = None                    # pycocotools' COCO, see ``coco``
+    _parsed: dict | None = None          # the file until ``coco`` takes it over
+    _coco_is_given = False               # a subclass made ``self.coco``
+    _listed: Records | None = None       # what our ``load_annotations`` returned
+    _starts: np.ndarray | None = None    # of each image among the annotations; None until they are indexed
+    cat_ids: list[int] | None = None
+    cat2label: dict[int, int] | None = None
+
     def load_annotations(self, ann_file: str) -> Records:
         """Read and check ``ann_file``; returns the image entries, each with 'filename'."""
         data = self._read(ann_file)
@@ -46,27 +54,59 @@ class CocoDataset(CustomDataset):
             raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file")
         if 'annotations' not in data and not self.test_mode:
             raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only")
-        self._coco = None
         # A file that is evaluated against is parsed once only; ``coco`` takes it over.
         self._parsed = data if self.test_mode and data.get('annotations') else None
-        self._rows = np.arange(len(data['images']))  # place in the file of each image that is kept
+        self.cat_ids = self.cat2label = None
+        self._index(data)
+        self._listed = Records({**image, 'filename': self._file_name(image)} for image in data['images'])
+        return self._listed
+
+    def _index(self, data: dict) -> None:
+        """Check what a COCO file holds and keep it as arrays by image."""
+        self._rows = np.arange(len(data['images']))  # place in the arrays of each image that is kept
         self.img_ids = [self._image_id(image, i) for i, image in enumerate(data['images'])]
-        check_unique(self.img_ids, f'{ann_file}: image id')
+        check_unique(self.img_ids, f'{self.ann_file}: image id')
         self._sizes = np.array([self._image_size(i) for i in data['images']], dtype=np.float64).reshape(-1, 2)
         self._set_categories(data.get('categories'))
         self._set_annotations(data.get('annotations') or [])
-        return Records({**image, 'filename': self._file_name(image)} for image in data['images'])
+        self._labelled_by = dict(self.cat2label)
+
+    def _match_annotations(self) -> None:
+        """As 2.x's subclasses expect: ``self.coco``, ``self.cat2label`` and the returned list are what counts.
+
+        Raises:
+            DataError: an entry of a list of a subclass's own without 'id'.
+        """
+        if self._starts is None and not self._coco_is_given:
+            return  # a subclass with files of another kind; it brings get_ann_info, get_cat_ids and _filter_imgs
+        relabelled = not self._coco_is_given and self.cat2label != self._labelled_by
+        if self.data_infos is self._listed and not (self._coco_is_given or relabelled):
+            return
+        for place, info in enumerate(self.data_infos):
+            if 'id' not in info or 'filename' not in info:
+                raise DataError(f'{self.ann_file}: entry {place} of what {type(self).__name__}.load_annotations '
+                                "returned needs an 'id' and a 'filename'")
+        ids = [info['id'] for info in self.data_infos]
+        if self._coco_is_given or relabelled:
+            content = self._coco.dataset if self._coco_is_given else self._read(self.ann_file)
+            self._index({**content, 'images': list({info['id']: info for info in self.data_infos}.values())})
+        place_of = {image_id: row for row, image_id in enumerate(self.img_ids)}
+        unknown = next((i for i in ids if i not in place_of), None)
+        if unknown is not None:
+            raise DataError(f'{self.ann_file}: {type(self).__name__}.load_annotations returned image {unknown!r}, '
+                            'which is not in the file')
+        self._rows, self.img_ids = np.array([place_of[i] for i in ids], dtype=np.int64), ids
 
     def _read(self, ann_file: str) -> Any:
         """The parsed file; in ``test_mode``, which keeps it for ``coco``, polygons are float64 arrays."""
         return read_json(ann_file, _with_packed_polygons if self.test_mode else None)
 
     def _file_name(self, image: dict) -> str | None:
-        """Where the picture of an image entry lies under ``img_prefix``; None where the entry does not say."""
+        """Where the file of an image entry lies under ``img_prefix``; None where the entry does not say."""
         return image.get('file_name')
 
     def _image_id(self, image: Any, place: int) -> Any:
-        if not isinstance(image, dict) or 'id' not in image or not self._file_name(image):
+        if not isinstance(image, dict) or 'id' not in image or not (image.get('filename') or self._file_name(image)):
             raise DataError(f"{self.ann_file}: images[{place}] needs an 'id' and a 'file_name'")
         if not self.test_mode and not (image.get('width') and image.get('height')):
             raise DataError(f"{self.ann_file}: image {image['id']} has no 'width' and 'height'")
@@ -83,7 +123,11 @@ class CocoDataset(CustomDataset):
     # -- categories
 
     def _set_categories(self, categories: list[dict] | None) -> None:
-        """``cat_ids``: the category id of each label; ``cat2label``: the way back."""
+        """``cat_ids``: the category id of each label; ``cat2label``: the way back, which a subclass may have set."""
+        if self.cat2label is not None:
+            self._file_categories = self._names_by_id(categories or [])
+            self.cat_ids = list(self.cat2label) if self.cat_ids is None else self.cat_ids
+            return
         if not categories:
             if not self.test_mode:
                 raise DataError(f"{self.ann_file}: no 'categories'")
@@ -221,6 +265,7 @@ class CocoDataset(CustomDataset):
 
     def _span(self, index: int) -> slice:
         """Where the annotations of image ``index`` lie."""
+        self._require_annotations('get_ann_info or get_cat_ids')
         row = self._rows[index]
         return slice(self._starts[row], self._starts[row + 1])
 
@@ -255,12 +300,23 @@ class CocoDataset(CustomDataset):
 
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """Numbers of the images to train on: large enough and, by ``filter_empty_gt``, with a wanted object."""
-        small, reasons = self._sizes.min(axis=1) < min_size, self._without_object()
+        self._require_annotations('_filter_imgs')
+        small = (self._sizes.min(axis=1) < min_size)[self._rows]
+        reasons = {why: left_out[self._rows] for why, left_out in self._without_object().items()}
         left_out = small | (np.any(list(reasons.values()), axis=0) if self.filter_empty_gt else False)
         self.filter_report.update(too_small=int(small.sum()), **{why: int(of.sum()) for why, of in reasons.items()})
-        self._rows = np.flatnonzero(~left_out)
-        self.img_ids = [self.img_ids[i] for i in self._rows]
-        return self._rows.tolist()
+        return np.flatnonzero(~left_out).tolist()
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        super()._keep(numbers)
+        if self._starts is not None:
+            self._rows = self._rows[np.asarray(numbers, dtype=np.int64)]
+            self.img_ids = [info['id'] for info in self.data_infos]
+
+    def _require_annotations(self, method: str) -> None:
+        if self._starts is None:
+            raise DataError(f'{type(self).__name__}.load_annotations neither called super() nor set self.coco: then '
+                            f"{method} must be the class's own too, or it derives from CustomDataset")
 
     def _without_object(self) -> dict[str, np.ndarray]:
         """Which images ``filter_empty_gt`` leaves out, one bool each, by the reason; an image has one at most."""
@@ -274,21 +330,25 @@ class CocoDataset(CustomDataset):
 
     @property
     def coco(self) -> Any:
-        """The file as pycocotools' COCO, which evaluation asks for; made at the first use.
+        """The file as pycocotools' COCO, which evaluation asks for; made at the first use, or what a subclass set.
 
         In ``test_mode`` polygons are arrays.
         """
         if self._coco is None:
-            from pycocotools.coco import COCO  # brings matplotlib along
+            from boxdet.datasets.api_wrappers import COCO  # pycocotools.coco brings matplotlib along
             self._coco = COCO()
             self._coco.dataset, self._parsed = self._parsed or self._read(self.ann_file), None
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco.createIndex()
         return self._coco
 
+    @coco.setter
+    def coco(self, coco: Any) -> None:
+        self._coco, self._coco_is_given = coco, True
+
     def __getstate__(self) -> dict:
-        # Workers that are spawned get no copy of what only evaluation reads.
-        return {**self.__dict__, '_coco': None, '_parsed': None}
+        # Workers that are spawned get no copy of what only evaluation reads and what can be read again.
+        return {**self.__dict__, '_parsed': None, '_coco': self._coco if self._coco_is_given else None}
 
 
 def check_unique(ids: Sequence[Any], what: str) -> None:

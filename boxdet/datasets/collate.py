@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from boxdet.datasets.pipelines.compose import finish_picture
 from boxdet.errors import ConfigError
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
@@ -39,6 +40,9 @@ def collate(samples: Sequence[dict]) -> Batch | list[Batch]:
 
 
 def _batch(samples: Sequence[dict]) -> Batch:
+    if len({isinstance(sample['img'], torch.Tensor) for sample in samples}) > 1:
+        # Data sets of several kinds in one ConcatDataset: what one has finished the others must finish too.
+        samples = [s if isinstance(s['img'], torch.Tensor) else finish_picture(s) for s in samples]
     metas = [_meta(sample) for sample in samples]
     gt = ignored = proposals = None
     if 'gt_bboxes' in samples[0]:

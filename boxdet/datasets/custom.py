@@ -79,6 +79,7 @@ class CustomDataset(Evaluated):
         self.filter_report: dict[str, Any] = {}
 
         self.data_infos = self.load_annotations(self.ann_file)
+        self._match_annotations()
         self.proposals = self.load_proposals(self.proposal_file) if self.proposal_file else None
         self._leave_out_images()
         if not isinstance(self.data_infos, Records):
@@ -172,6 +173,12 @@ class CustomDataset(Evaluated):
 
     # -- opening
 
+    def _match_annotations(self) -> None:
+        """Bring annotations that are kept apart from ``data_infos`` into step with what ``load_annotations`` returned.
+
+        A subclass may have read the file itself, or have changed the list that ``super()`` gave.
+        """
+
     def load_proposals(self, proposal_file: str) -> Sequence[np.ndarray]:
         """Proposals of every image, in the order of ``load_annotations``."""
         proposals = read_data(proposal_file)
@@ -183,11 +190,14 @@ class CustomDataset(Evaluated):
     def _leave_out_images(self) -> None:
         total = len(self.data_infos)
         if not self.test_mode:
-            keep = self._filter_imgs(self.min_size)
-            self.data_infos = [self.data_infos[i] for i in keep]
-            if self.proposals is not None:
-                self.proposals = Records([self.proposals[i] for i in keep])
+            self._keep(self._filter_imgs(self.min_size))
         self.filter_report = {'images': total, 'kept': len(self.data_infos), **self.filter_report}
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        """Leave out all images but those ``numbers``, in their order."""
+        self.data_infos = [self.data_infos[i] for i in numbers]
+        if self.proposals is not None:
+            self.proposals = Records([self.proposals[i] for i in numbers])
 
     def _set_group_flag(self) -> None:
         if self.test_mode:
@@ -226,7 +236,8 @@ class CustomDataset(Evaluated):
         """The sample after the pipeline; another image's when the pipeline drops it in training.
 
         Args:
-            compact: for ``datasets.collate``: the picture may stay uint8 (see ``pipelines.compose``).
+            index: number of the image.
+            compact: for ``datasets.collate``: the image may stay uint8 (see ``pipelines.compose``).
 
         Raises:
             DataError: the pipeline drops whatever it is given.

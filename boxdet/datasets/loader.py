@@ -25,6 +25,7 @@ from boxdet.datasets.samplers import (
     SampleKey,
     distributed_place,
 )
+from boxdet.datasets.samples import take
 from boxdet.errors import DataError, UserError
 from boxdet.structures.batch import Batch
 
@@ -50,13 +51,14 @@ _MOST_REPLACEMENTS = 20  # unreadable images in a row: then it is not a few file
 
 
 class _SeededSamples(Dataset):
-    """Samples by SampleKey. The random state of each follows from its key, so that neither the number of workers nor
-    what was drawn before matters.
+    """Samples by SampleKey.
+
+    The random state of each follows from its key, so that neither the number of workers nor what was drawn before
+    matters.
     """
 
     def __init__(self, dataset: Any, may_replace: bool = False):
         self.dataset = dataset
-        self.takes_compact = _takes_compact(dataset)
         self.may_replace = may_replace
 
     def __len__(self) -> int:
@@ -75,7 +77,7 @@ class _SeededSamples(Dataset):
         reasons: list[str] = []
         while True:
             try:
-                sample = self.dataset.sample(index, compact=True) if self.takes_compact else self.dataset[index]
+                sample = take(self.dataset, index, compact=True)
                 return _Replaced(sample, reasons) if reasons else sample
             except UserError as error:
                 reasons.append(str(error))
@@ -99,16 +101,6 @@ def _kept_random_state() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(of_torch)
-
-
-def _takes_compact(dataset: Any) -> bool:
-    """Whether no subclass overrides ``__getitem__`` without ``sample``: it wants its own to be called."""
-    for cls in type(dataset).__mro__:
-        if 'sample' in cls.__dict__:
-            return True
-        if '__getitem__' in cls.__dict__:
-            return False
-    return False
 
 
 def _collate_or_fail(samples: Sequence[Any]) -> Any:
@@ -219,14 +211,17 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     """Make the loader of a data set.
 
     Args:
+        dataset: what to load.
         samples_per_gpu: images a batch.
         workers_per_gpu: worker processes; 0 loads in this process.
         num_gpus: multiplies both when not ``dist``, as in 2.x.
-        dist: this process is one of several; ``rank`` and ``world_size`` are asked of torch.distributed when left out.
+        dist: this process is one of several.
         shuffle: random batches of one aspect group, anew every epoch; else every image once, in order.
         seed: of the order and of random transforms.
         runner_type: 'IterBasedRunner' gives batches without an end.
         persistent_workers: keep workers from epoch to epoch.
+        rank: number of this process; asked of torch.distributed when left out.
+        world_size: how many there are; likewise.
         **kwargs: for torch's DataLoader: prefetch_factor, pin_memory (True when there is a GPU), drop_last, ...
 
     Returns:

@@ -145,6 +145,8 @@ class XMLDataset(CustomDataset):
         ConfigError: no classes, or ``min_size`` in ``test_mode``. DataError: see the top of this file.
     """
 
+    _listed: list[dict] | None = None  # what our ``load_annotations`` returned
+
     def __init__(self, ann_file: str, pipeline: Sequence[Any], min_size: int | None = None,
                  img_subdir: str = 'JPEGImages', ann_subdir: str = 'Annotations', zero_based: bool = False,
                  **options: Any):
@@ -164,10 +166,30 @@ class XMLDataset(CustomDataset):
         twice = [name for name, count in Counter(self.img_ids).items() if count > 1]
         if twice:
             raise DataError(f"{ann_file}: image '{twice[0]}' is listed more than once")
+        self._listed = self._image_entries([file.size for file in self._index()])
+        return self._listed
+
+    def _index(self) -> list[VOCFile]:
+        """Read the annotation file of each of ``img_ids`` and keep the objects as arrays by image."""
         self._rows = np.arange(len(self.img_ids))
         files = self._read_files()
         self._set_objects(files)
-        return self._image_entries([file.size for file in files])
+        return files
+
+    def _match_annotations(self) -> None:
+        """As 2.x's subclasses expect: the 'id' of an entry of ``data_infos`` names the annotation file.
+
+        Raises:
+            DataError: an entry of a list of a subclass's own without 'id'.
+        """
+        if self.data_infos is self._listed:
+            return
+        without = next((place for place, info in enumerate(self.data_infos) if 'id' not in info), None)
+        if without is not None:
+            raise DataError(f"{self.ann_file}: entry {without} of what {type(self).__name__}.load_annotations returned "
+                            "needs an 'id', the name of its annotation file without .xml")
+        self.img_ids = [info['id'] for info in self.data_infos]
+        self._index()
 
     # -- files
 
@@ -243,14 +265,14 @@ class XMLDataset(CustomDataset):
                                 f"'{by_lower[meant[0]]}'?")
         if not self.classes_given:
             warnings.warn(f'{self.ann_file}: {sum(others.values())} objects have names that are no class of '
-                          f'{type(self).__name__} and are left out: {listed}')
+                          f'{type(self).__name__} and are left out: {listed}', stacklevel=2)
 
     def _warn_of_zeros(self, boxes: np.ndarray, owners: np.ndarray) -> None:
         low = np.flatnonzero((boxes[:, :2] < 1).any(axis=1))
         if len(low):
             warnings.warn(f'{self.ann_file}: {len(low)} boxes begin at 0, though VOC counts pixels from 1 '
                           f"({self.img_ids[owners[low[0]]]}.xml is the first); 1 is subtracted all the same: give "
-                          'zero_based=True for files that count from 0')
+                          'zero_based=True for files that count from 0', stacklevel=2)
 
     @property
     def has_annotations(self) -> bool:
@@ -262,8 +284,10 @@ class XMLDataset(CustomDataset):
         return slice(self._starts[row], self._starts[row + 1])
 
     def get_ann_info(self, index: int) -> dict:
-        """Annotations of an image: 'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32 and
-        'labels_ignore' (M,) int64.
+        """Annotations of an image.
+
+        Returns:
+            'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, 'labels_ignore' (M,) int64.
         """
         span = self._span(index)
         boxes, labels, ignored = self._boxes[span], self._labels[span], self._ignored[span]
@@ -281,9 +305,12 @@ class XMLDataset(CustomDataset):
         small = np.array([min(info['width'], info['height']) < min_size for info in self.data_infos], dtype=bool)
         self.filter_report.update(too_small=int(small.sum()), empty=int(empty.sum()),
                                   without_wanted_class=int(other.sum()))
-        self._rows = np.flatnonzero(~(small | (~wanted if self.filter_empty_gt else False)))
-        self.img_ids = [self.img_ids[i] for i in self._rows]
-        return self._rows.tolist()
+        return np.flatnonzero(~(small | (~wanted if self.filter_empty_gt else False))).tolist()
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        super()._keep(numbers)
+        self._rows = self._rows[np.asarray(numbers, dtype=np.int64)]
+        self.img_ids = [self.img_ids[i] for i in numbers]
 
 
 def _by_stem(folder: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from boxdet.datasets.evaluated import Evaluated
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.formatting import replace_ImageToTensor
+from boxdet.datasets.samples import take
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 
@@ -66,7 +67,8 @@ def loss_settings(val: Any, train: Any) -> Any:
     """``data.val`` as the validation of ``workflow`` reads it, for losses: with the training's pipeline.
 
     Args:
-        val, train: configs, or lists of them; not changed. Of data sets inside wrappers, the first's pipeline is taken.
+        val: a config, or a list of them; not changed.
+        train: likewise. Of data sets inside wrappers, the first's pipeline is taken.
 
     Raises:
         ConfigError: the training mixes images, so that no pipeline of one image leads to what the model reads.
@@ -75,8 +77,8 @@ def loss_settings(val: Any, train: Any) -> Any:
     while isinstance(inner, (list, tuple)) or 'pipeline' not in inner and ('dataset' in inner or 'datasets' in inner):
         inner = inner[0] if isinstance(inner, (list, tuple)) else inner.get('dataset') or inner['datasets']
     if 'pipeline' not in inner or 'dataset' in inner:
-        raise ConfigError(f"workflow ('val', n): data.train, a {inner.get('type')}, has no pipeline for one image that the "
-                          'losses of validation could be computed by')
+        raise ConfigError(f"workflow ('val', n): data.train, a {inner.get('type')}, has no pipeline for one image "
+                          'that the losses of validation could be computed by')
 
     def change(cfg: dict) -> None:
         cfg.pop('samples_per_gpu', None)
@@ -117,7 +119,10 @@ def _parts(cfg: dict) -> list[dict]:
 
 
 class _Wrapper(Evaluated):
-    """What any data set offers, passed on to ``self._at(index)``: a data set and the place in it."""
+    """What any data set offers, asked of ``self._at(index)``: a data set and the place in it.
+
+    A method that a subclass of a data set overrides is the one that is called, inside a wrapper as alone.
+    """
 
     def _at(self, index: int) -> tuple[Any, int]:
         raise TypeError(f'{type(self).__name__} does not say where image {index} is')
@@ -125,7 +130,7 @@ class _Wrapper(Evaluated):
     def sample(self, index: int, compact: bool = False) -> dict:
         """The sample after the pipeline (see ``CustomDataset.sample``)."""
         dataset, place = self._at(index)
-        return dataset.sample(place, compact) if hasattr(dataset, 'sample') else dataset[place]
+        return take(dataset, place, compact)
 
     def __getitem__(self, index: int) -> dict:
         return self.sample(index)

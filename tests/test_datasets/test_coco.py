@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from boxdet.datasets import build_dataset
+from boxdet.datasets.api_wrappers import COCO
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES
 from boxdet.datasets.coco import CocoDataset
 from boxdet.datasets.records import Records
@@ -176,6 +177,100 @@ def test_masks_that_are_no_polygons_stay_as_they_are(tmp_path, segmentation):
     path = write(tmp_path, [{**annotation(1), 'segmentation': segmentation}])
     assert open_dataset(path, test_mode=True).coco.anns[1]['segmentation'] == segmentation
     assert open_dataset(path, test_mode=True).get_ann_info(0)['masks'] == [segmentation]
+
+
+class OwnReader(CocoDataset):
+    """``load_annotations`` as mmdetection 2.x's plug-ins write it."""
+
+    def load_annotations(self, ann_file):
+        self.coco = COCO(ann_file)
+        self.cat_ids = self.coco.get_cat_ids(cat_names=self.CLASSES)
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+        self.img_ids = self.coco.get_img_ids()
+        infos = []
+        for image_id in self.img_ids:
+            info = self.coco.load_imgs([image_id])[0]
+            info['filename'] = info['file_name']
+            infos.append(info)
+        return infos
+
+
+def same_annotations(one, other):
+    return len(one) == len(other) and all(
+        one.get_ann_info(i)[key] == other.get_ann_info(i)[key] if isinstance(one.get_ann_info(i)[key], (list, str))
+        else np.array_equal(one.get_ann_info(i)[key], other.get_ann_info(i)[key])
+        for i in range(len(one)) for key in ('bboxes', 'labels', 'bboxes_ignore', 'masks', 'seg_map', 'names'))
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_load_annotations_as_2x_subclasses_write_it(tmp_path, test_mode):
+    crowd = {**annotation(5, box=(0, 0, 50, 50)), 'iscrowd': 1, 'segmentation': dict(size=[80, 100], counts=[8000])}
+    images = [image(4), image(1), image(2, 60, 90), image(3, 20, 20)]
+    path = write(tmp_path, [annotation(1), annotation(2, category=1, box=(1.5, 2.5, 3, 4)), crowd,
+                            annotation(9, image=2, category=7)], images)
+    dataset = OwnReader(path, [], classes=('date', 'fig', 'hazelnut'), test_mode=test_mode)
+    usual = open_dataset(path, test_mode=test_mode)
+    assert dataset.img_ids == usual.img_ids
+    assert usual.img_ids == ([4, 1, 2, 3] if test_mode else [1, 2])
+    if not test_mode:
+        assert dataset.get_ann_info(0)['labels'].tolist() == [0, 1] and dataset.get_cat_ids(1) == [7]
+        assert same_annotations(dataset, usual)
+        assert dataset.filter_report.items() <= usual.filter_report.items()
+    assert set(dataset.coco.imgToAnns) == {1, 2} and dataset.coco.img_ann_map is dataset.coco.imgToAnns
+    assert pickle.loads(pickle.dumps(dataset)).coco.imgs.keys() == dataset.coco.imgs.keys()
+
+
+def test_what_a_subclass_changes_in_what_super_read_counts(tmp_path):
+    path = write(tmp_path, [annotation(1), annotation(2, category=1), annotation(3, image=2, category=7)])
+
+    class Merged(CocoDataset):
+        CLASSES = ('date', 'fruit')
+
+        def load_annotations(self, ann_file):
+            infos = super().load_annotations(ann_file)
+            self.cat2label = {3: 0, 1: 1, 7: 1}
+            return infos
+
+    merged = Merged(path, [])
+    assert [merged.get_ann_info(i)['labels'].tolist() for i in range(2)] == [[0, 1], [1]]
+    assert len(merged.get_ann_info(1)['masks']) == 1 and merged.get_ann_info(1)['masks'][0]
+
+    class Repeated(CocoDataset):
+        def load_annotations(self, ann_file):
+            first, second = super().load_annotations(ann_file)
+            return [second, dict(first, weather='rain'), second]
+
+    repeated = Repeated(path, [], classes=('date', 'fig', 'hazelnut'))
+    assert [repeated.get_ann_info(i)['labels'].tolist() for i in range(3)] == [[2], [0, 1], [2]]
+    assert repeated.img_ids == [2, 1, 2] and repeated.img_info(1)['weather'] == 'rain'
+
+    class Filtered(CocoDataset):
+        def _filter_imgs(self, min_size=32):
+            kept = [i for i in super()._filter_imgs(min_size) if self.data_infos[i]['width'] < 100]
+            self.img_ids = [self.img_ids[i] for i in kept]
+            return kept
+
+    filtered = Filtered(path, [], classes=('date', 'fig', 'hazelnut'))
+    assert filtered.img_ids == [2] and filtered.get_ann_info(0)['labels'].tolist() == [2]
+
+    class Foreign(CocoDataset):
+        def load_annotations(self, ann_file):
+            return self.infos
+
+    Foreign.infos = [dict(filename='a.jpg', width=64, height=64)]
+    with pytest.raises(DataError, match='Foreign.load_annotations neither called super.* nor set self.coco'):
+        Foreign(path, [])
+    assert len(Foreign(path, [], test_mode=True)) == 1
+
+    class Unknown(CocoDataset):
+        def load_annotations(self, ann_file):
+            return [*super().load_annotations(ann_file), self.more]
+
+    for more, message in ((dict(id=9, filename='x.jpg'), 'returned image 9, which is not in the file'),
+                          (dict(filename='x.jpg'), "entry 2 of what Unknown.load_annotations .* needs an 'id'")):
+        Unknown.more = more
+        with pytest.raises(DataError, match=message):
+            Unknown(path, [], classes=('date', 'fig', 'hazelnut'))
 
 
 def test_data_root_is_joined(tmp_path):

@@ -71,6 +71,20 @@ def test_any_number_of_workers_gives_the_same(dataset):
     assert flips == {True, False}
 
 
+def test_an_image_is_augmented_anew_in_every_epoch(dataset):
+    def drawn(number):
+        loader = build_dataloader(dataset, 2, 0, seed=5)
+        loader.sampler.set_epoch(number)
+        return {m.image_id: (m.flip, m.img_shape) for b in loader for m in b.metas}
+
+    epochs = [drawn(number) for number in range(3)]
+    assert all(epoch.keys() == epochs[0].keys() == set(range(9)) for epoch in epochs)
+    for one, other in ((0, 1), (0, 2), (1, 2)):  # the order apart, which changes too
+        changed = [image for image in range(9) if epochs[one][image] != epochs[other][image]]
+        assert len(changed) > 4
+    assert drawn(1) == epochs[1]
+
+
 def test_the_random_state_of_the_training_is_left_alone(dataset):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)

@@ -43,6 +43,24 @@ def test_annotations_are_2x(root):
     assert dataset.year == 2007 and dataset.ap_rule == '11points' and len(dataset.get_palette()) == 2
 
 
+def test_load_annotations_of_a_subclass(root):
+    class Some(VOCDataset):
+        def load_annotations(self, ann_file):
+            return [dict(id=name, filename=f'JPEGImages/{name}.jpg', width=128, height=96) for name in ('c', 'a')]
+
+    class Without(VOCDataset):
+        def load_annotations(self, ann_file):
+            return [{k: v for k, v in info.items() if k != 'id'} for info in super().load_annotations(ann_file)]
+
+    arguments = {key: value for key, value in config(root).items() if key != 'type'}
+    some, usual = Some(**arguments), VOCDataset(**arguments)
+    assert some.img_ids == ['c', 'a'] and usual.img_ids == ['a', 'b', 'c']
+    assert [some.get_ann_info(i)['bboxes'].tolist() for i in range(2)] == [
+        usual.get_ann_info(i)['bboxes'].tolist() for i in (2, 0)]
+    with pytest.raises(DataError, match="entry 0 of what Without.load_annotations returned needs an 'id'"):
+        Without(**arguments)
+
+
 def test_names_of_voc_and_those_beside_them(root):
     with warnings.catch_warnings():
         warnings.simplefilter('error')

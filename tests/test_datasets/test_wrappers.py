@@ -3,6 +3,7 @@ import json
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -157,6 +158,68 @@ def test_class_balanced(config):
     assert isinstance(dataset, ClassBalancedDataset)
     assert dataset.repeat_indices.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7]  # ceil(sqrt(0.5 / (1 / 8))) = 2
     assert dataset.img_info(4)['filename'] == '3.jpg' and len(dataset.flag) == 9
+
+
+class Marked(CustomDataset):
+    """A data set with methods of its own."""
+
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index), marked=index)
+
+    def get_cat_ids(self, index):
+        return [7]
+
+
+class Plain:
+    """A data set that is none of boxdet's."""
+    CLASSES = ('a', 'b', 'c')
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return dict(marked=index)
+
+
+def test_a_wrapped_data_set_is_asked_by_its_own_methods(config):
+    cfg = config([[0], [1], [2], [0]], min_size=1)
+    data = Marked(**{key: value for key, value in cfg.items() if key != 'type'})
+    mixed = dict(type='MultiImageMixDataset', dataset=data, pipeline=[dict(type='LoadAnnotations')])
+    wrapped = {'RepeatDataset': RepeatDataset(data, 2), 'ConcatDataset': ConcatDataset([build_dataset(cfg), data]),
+               'ClassBalancedDataset': ClassBalancedDataset(data, 0.1), 'MultiImageMixDataset': build_dataset(mixed),
+               'twice': RepeatDataset(ConcatDataset([build_dataset(cfg), data]), 2), 'other': RepeatDataset(Plain(), 2)}
+    for name, dataset in wrapped.items():
+        last = len(dataset) - 1
+        for sample in (dataset[last], dataset.sample(last, compact=True)):
+            assert sample.get('marked') == (1 if name == 'other' else 3), name
+    assert 'marked' not in wrapped['ConcatDataset'][0]  # the plain one of the two
+    assert wrapped['ConcatDataset'].get_cat_ids(0) == [0] and wrapped['ConcatDataset'].get_cat_ids(4) == [7]
+
+    class MarkedWrapper(RepeatDataset):
+        def __getitem__(self, index):
+            return dict(super().__getitem__(index), outer=True)
+
+    assert ConcatDataset([MarkedWrapper(data, 2)])[5].items() >= dict(outer=True, marked=1).items()
+
+
+def test_a_batch_of_finished_and_of_compact_images(tmp_path):
+    """One data set overrides ``__getitem__`` and gets finished images, its neighbour's wait: the same numbers."""
+    steps = [dict(type='LoadImageFromFile'), dict(type='Resize', img_scale=(96, 64)),
+             dict(type='Normalize', mean=[100, 110, 120], std=[50, 60, 70]), dict(type='Pad', size_divisor=32),
+             dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img'])]
+    infos = [dict(filename=f'{i}.png', width=90 - 30 * i, height=60 + 20 * i) for i in range(2)]
+    path = tmp_path / 'two.json'
+    path.write_text(json.dumps(infos))
+    for i, info in enumerate(infos):
+        pixels = np.random.default_rng(i).integers(0, 256, (info['height'], info['width'], 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / info['filename']), pixels)
+    plain, marked = (cls(str(path), steps, classes=('a',), img_prefix=str(tmp_path), test_mode=True)
+                     for cls in (CustomDataset, Marked))
+    for pair in ([plain, marked], [marked, plain]):
+        batch = next(iter(build_dataloader(ConcatDataset(pair), 4, 0, shuffle=False)))
+        expected = next(iter(build_dataloader(ConcatDataset([plain, plain]), 4, 0, shuffle=False)))
+        assert batch.images.dtype == torch.float32 and expected.images.dtype == torch.uint8
+        assert torch.equal(batch.to('cpu').images, expected.to('cpu').images)
 
 
 class Joined:
