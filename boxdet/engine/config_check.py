@@ -1,7 +1,8 @@
 """Find what cannot be right in a config before anything is built from it: wrong keys, unknown types, idle variables.
 
 Every dict with a ``type`` is compared with the signature of the class that the registries hold under that name, every
-section with the keys that are read from it, ``train_cfg``/``test_cfg`` with models/settings.py. The first fault is a
+section with the keys that are read from it, ``train_cfg``/``test_cfg`` with what the
+model's parts declare. The first fault is a
 ConfigError: the full path, the file and line that set it, and the nearest valid name.
 """
 from __future__ import annotations
@@ -22,7 +23,7 @@ from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
-from boxdet.models.settings import parse_test_cfg, parse_train_cfg
+from boxdet.models.settings import declared_by, parse_section
 from boxdet.registry import Registry, accepted_keywords
 
 # What boxdet reads at the top of a config.
@@ -160,16 +161,25 @@ class _Checker:
     def model(self, value: Any, path: str) -> None:
         if not isinstance(value, Mapping):
             self.fail(path, f'must be a dict, not {value!r}')
-        cls = self.typed(value, path, registry.MODELS)
-        if getattr(cls, '__module__', '').startswith('boxdet.'):
-            self.train_cfg(value.get('train_cfg'), f'{path}.train_cfg')
-            self.test_cfg(value.get('test_cfg'), f'{path}.test_cfg')
+        self.typed(value, path, registry.MODELS)
+        self.train_cfg(value.get('train_cfg'), f'{path}.train_cfg')
+        self.test_cfg(value.get('test_cfg'), f'{path}.test_cfg')
 
     def train_cfg(self, value: Any, path: str) -> None:
-        self.read(lambda: parse_train_cfg(value, path), path)
+        self._settings('train_settings', value, path)
 
     def test_cfg(self, value: Any, path: str) -> None:
-        self.read(lambda: parse_test_cfg(value, path), path)
+        self._settings('test_settings', value, path)
+
+    def _settings(self, declared: str, value: Any, path: str) -> None:
+        """Judge ``train_cfg`` or ``test_cfg``, in ``model`` or beside it, by what the classes of the model declare."""
+        model = self._cfg.get('model') or {}
+        settings = declared_by(model, declared)
+        if settings is None:  # of a user's own detector
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the detector says it again when it is built
+            self.read(lambda: parse_section(settings, value, path, model), path)
 
     def init_cfg(self, value: Any, path: str) -> None:
         known = init_cfg_keywords()

@@ -7,7 +7,7 @@ class.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch.nn.modules.utils import _pair
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import clip_boxes
 from boxdet.geometry.nms import batched_nms
-from boxdet.geometry.nms_rounds import nms_in_rounds
+from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
-from boxdet.models.settings import RoITestSettings, RoITrainSettings
+from boxdet.models.settings import integer, nms, number
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
@@ -31,6 +31,52 @@ from boxdet.structures.padded import PaddedInstances
 _LOG = logging.getLogger(__name__)
 # ``predict_padded`` suppresses so many pairs of box and class at least, and so many for each result that is wanted.
 _LEAST_CANDIDATES, _CANDIDATES_A_RESULT = 1024, 4
+
+
+@dataclass(frozen=True)
+class RoITrainSettings:
+    """``train_cfg.rcnn``: which proposals are objects, and which of them enter the loss.
+
+    Args:
+        assigner: config for the matching registry.
+        sampler: config for the matching registry.
+        mask_size: side of the square mask targets in pixels, or (height, width).
+        pos_weight: loss weight of positives, 1 when <= 0.
+        debug: log how many proposals were matched.
+    """
+    assigner: Any = None
+    sampler: Any = None
+    mask_size: int | tuple[int, int] = 28
+    pos_weight: float = number(-1)
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class RoITestSettings:
+    """``test_cfg.rcnn``: from class scores, boxes and masks to results.
+
+    Args:
+        score_thr: results score higher than this.
+        nms: config of the suppression, by class.
+        max_per_img: results of an image at most; <= 0 for no limit.
+        mask_thr_binary: a pixel belongs to the object from this probability on; above 0, the probability of every
+            pixel outside the box.
+        min_bbox_size: boxes must be wider and higher than this many network-input pixels; negative keeps all.
+        keep_empty: keep results without area, as mmdetection does; detectron2 drops them from the ``max_per_img`` best.
+        paste_whole_pixels: masks are put on boxes whose corners are cut to whole pixels, torchvision's way.
+    """
+    score_thr: float = number(0.05, 0, 1)
+    nms: Mapping[str, Any] = nms(type='nms', iou_threshold=0.5)
+    max_per_img: int = integer(100)
+    mask_thr_binary: float = number(0.5, 1e-6, 1)
+    min_bbox_size: float = number(-1)
+    keep_empty: bool = True
+    paste_whole_pixels: bool = False
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether ``BBoxHead.predict_padded`` can do what these settings say."""
+        return self.max_per_img > 0 and has_rounds(self.nms)
 
 
 @dataclass

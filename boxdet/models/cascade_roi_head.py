@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
-from boxdet.models.bbox_head import BoxTargets
+from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.settings import RoITestSettings, parse_rcnn, parse_section
+from boxdet.models.settings import PerStage, parse_section
 from boxdet.models.standard_roi_head import (
     box_losses,
     build_matching,
@@ -41,15 +41,18 @@ class CascadeRoIHead(nn.Module):
         bbox_roi_extractor, bbox_head, mask_roi_extractor, mask_head: configs, lists of one a stage, or one
             for all; without a mask extractor the mask heads pool as the box heads do.
         shared_head: not for cascades.
-        train_cfg: a list of RoITrainSettings or dicts of them, one a stage; None where the head is not
-            trained.
-        test_cfg: RoITestSettings or a dict of them.
+        train_cfg: a list of RoITrainSettings (or what a subclass declares as ``train_settings``) or dicts of them, one
+            a stage; None where the head is not trained.
+        test_cfg: RoITestSettings (``test_settings``) or a dict of them.
         pretrained: not for cascades: only a shared head would use it.
         init_cfg: initial weights.
 
     Raises:
         ConfigError: a list whose length is not ``num_stages``, missing parts, or a shared head.
     """
+
+    train_settings = PerStage(RoITrainSettings)
+    test_settings = RoITestSettings
 
     def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], bbox_roi_extractor: Any = None,
                  bbox_head: Any = None, mask_roi_extractor: Any = None, mask_head: Any = None,
@@ -62,8 +65,8 @@ class CascadeRoIHead(nn.Module):
             raise ConfigError('CascadeRoIHead takes no shared_head, and no pretrained= for one')
         self.num_stages = num_stages
         self.stage_loss_weights = _one_a_stage(list(stage_loss_weights), num_stages, 'stage_loss_weights')
-        self.train_cfg = parse_rcnn(train_cfg)
-        self.test_cfg = parse_section(RoITestSettings, test_cfg, 'test_cfg.rcnn')
+        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rcnn')
+        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rcnn')
         self.bbox_roi_extractor = _build_stages(ROI_EXTRACTORS, bbox_roi_extractor, num_stages,
                                                 'bbox_roi_extractor')
         self.bbox_head = _build_stages(HEADS, bbox_head, num_stages, 'bbox_head')

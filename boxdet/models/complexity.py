@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from boxdet.errors import ConfigError
+from boxdet.models.bbox_head import RoITestSettings
 
 PROPOSALS = 1000  # where no RPN says how many: Fast R-CNN's files hold as many
 
@@ -53,7 +54,7 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
             _counted(counts, 'rpn_head', model.rpn_head, feats)
         if getattr(model, 'with_roi_head', False):
             rpn = model.test_cfg.rpn
-            _count_roi_head(counts, model.roi_head, rpn.max_per_img if rpn else PROPOSALS)
+            _count_roi_head(counts, model.roi_head, PROPOSALS if rpn is None else getattr(rpn, 'max_per_img', PROPOSALS))
     return counts
 
 
@@ -75,7 +76,7 @@ def _deform_conv2d(image: Sequence[int], weight: Sequence[int], *args: Any, out_
 
 
 def _count_roi_head(counts: dict[str, int], head: nn.Module, proposals: int) -> None:
-    detections = head.test_cfg.max_per_img
+    detections = getattr(head.test_cfg, 'max_per_img', RoITestSettings.max_per_img)
     detections = detections if detections > 0 else proposals
     for extractor, box_head in zip(_stages(head.bbox_roi_extractor), _stages(head.bbox_head)):
         pooled = _roi_features(counts, 'bbox_head', extractor, proposals, head)

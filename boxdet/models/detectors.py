@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import nn
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.masks import paste_to_rle
+from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.frames import to_input, to_original
 from boxdet.models.initialization import initialize
-from boxdet.models.settings import parse_test_cfg, parse_train_cfg
+from boxdet.models.rpn_head import ProposalSettings, RPNTrainSettings
+from boxdet.models.settings import parse_section, section
 from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keywords
 from boxdet.structures.batch import Batch, ImageMeta
@@ -27,10 +30,39 @@ from boxdet.structures.masks import RleMasks
 from boxdet.structures.padded import PaddedInstances, answers_padded
 
 
+@dataclass(frozen=True)
+class TrainSettings:
+    """``model.train_cfg``; a section that is absent is None, and of the type that its reader declares.
+
+    Args:
+        rpn: which anchors the RPN learns from.
+        rpn_proposal: the proposals that the second stage is trained on; those of ``test_cfg.rpn`` where absent.
+        rcnn: which proposals the second stage learns from; of a cascade a tuple, one a stage.
+    """
+    rpn: RPNTrainSettings | Any = section('rpn_head', 'train_settings')
+    rpn_proposal: ProposalSettings | Any = section('rpn_head', 'test_settings')
+    rcnn: RoITrainSettings | Any = section('roi_head', 'train_settings')
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """``model.test_cfg``; a section that is absent is None, and of the type that its reader declares.
+
+    Args:
+        rpn: from RPN outputs to proposals.
+        rcnn: from class scores, boxes and masks to results.
+    """
+    rpn: ProposalSettings | Any = section('rpn_head', 'test_settings')
+    rcnn: RoITestSettings | Any = section('roi_head', 'test_settings')
+
+
 class _Detector(nn.Module):
     """What every detector here has: features of a batch, one ``forward`` for training and testing,
     pictures.
     """
+
+    train_settings = TrainSettings
+    test_settings = TestSettings
 
     def __init__(self, backbone: Any, neck: Any, pretrained: str | None, init_cfg: Any):
         super().__init__()
@@ -42,6 +74,12 @@ class _Detector(nn.Module):
         self.init_cfg = init_cfg
         self.CLASSES: tuple[str, ...] | None = None
         self.PALETTE: Any = None
+
+    def _read_settings(self, train_cfg: Any, test_cfg: Any, **parts: Any) -> tuple[TrainSettings, TestSettings]:
+        """Set ``train_cfg`` and ``test_cfg``, every section read as the class of its part declares."""
+        self.train_cfg = parse_section(self.train_settings, {} if train_cfg is None else train_cfg, 'model.train_cfg', parts)
+        self.test_cfg = parse_section(self.test_settings, {} if test_cfg is None else test_cfg, 'model.test_cfg', parts)
+        return self.train_cfg, self.test_cfg
 
     @property
     def with_neck(self) -> bool:
@@ -157,7 +195,8 @@ class TwoStageDetector(_Detector):
 
     Args:
         backbone, neck, rpn_head, roi_head: configs; without ``rpn_head`` the batch brings proposals.
-        train_cfg, test_cfg: see ``models.settings``.
+        train_cfg: TrainSettings or a dict of them.
+        test_cfg: TestSettings or a dict of them.
         pretrained: the backbone's weights, 2.x's older way to say its ``init_cfg``.
         init_cfg: initial weights of the whole, in place of the parts' own.
 
@@ -171,8 +210,7 @@ class TwoStageDetector(_Detector):
         super().__init__(backbone, neck, pretrained, init_cfg)
         if roi_head is None:
             raise ConfigError(f'model: {type(self).__name__} needs a roi_head')
-        train, test = parse_train_cfg(train_cfg), parse_test_cfg(test_cfg)
-        self.train_cfg, self.test_cfg = train, test
+        train, test = self._read_settings(train_cfg, test_cfg, rpn_head=rpn_head, roi_head=roi_head)
         if test.rcnn is None:
             raise ConfigError("model.test_cfg needs 'rcnn': how results are chosen")
         if rpn_head is not None:
@@ -193,7 +231,7 @@ class TwoStageDetector(_Detector):
         if self.with_rpn:
             outs = self.rpn_head(feats)
             losses = self.rpn_head.loss(*outs, batch.gt, batch.ignored, batch.metas, batch.images.shape[-2:])
-            settings = self.train_cfg.rpn_proposal or self.test_cfg.rpn
+            settings = self.test_cfg.rpn if self.train_cfg.rpn_proposal is None else self.train_cfg.rpn_proposal
             proposals = self.rpn_head.predict(*outs, batch.metas, settings)
         losses.update(self.roi_head.loss(feats, _given(proposals), batch.gt, batch.ignored, batch.metas))
         return losses
@@ -246,10 +284,10 @@ class TwoStageDetector(_Detector):
     def pads(self, batch: Batch) -> bool:
         """Whether settings and heads allow for ``detect_padded``."""
         if batch.proposals is None and not (self.with_rpn and answers_padded(self.rpn_head)
-                                            and self.test_cfg.rpn.can_be_padded):
+                                            and getattr(self.test_cfg.rpn, 'can_be_padded', False)):
             return False
         return (answers_padded(self.roi_head) and answers_padded(self.roi_head.last_bbox_head)
-                and self.test_cfg.rcnn.can_be_padded)
+                and getattr(self.test_cfg.rcnn, 'can_be_padded', False))
 
     def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
         """The proposals that the batch brings, or else the detector's own."""
@@ -281,8 +319,10 @@ class TwoStageDetector(_Detector):
             return result
         height, width = result.image_size
         settings = self.test_cfg.rcnn
-        codes = paste_to_rle(result.mask_probs, result.bboxes, (height, width), settings.mask_thr_binary,
-                             settings.paste_whole_pixels)
+        # A head that declares no settings may leave these two out.
+        threshold, whole_pixels = (getattr(settings, name, getattr(RoITestSettings, name))
+                                   for name in ('mask_thr_binary', 'paste_whole_pixels'))
+        codes = paste_to_rle(result.mask_probs, result.bboxes, (height, width), threshold, whole_pixels)
         return result.without('mask_probs').replace(masks=RleMasks(codes, height, width))
 
 
@@ -326,7 +366,7 @@ class RPN(_Detector):
     def __init__(self, backbone: Any, neck: Any, rpn_head: Any, train_cfg: Any = None, test_cfg: Any = None,
                  pretrained: str | None = None, init_cfg: Any = None):
         super().__init__(backbone, neck, pretrained, init_cfg)
-        self.train_cfg, self.test_cfg = parse_train_cfg(train_cfg), parse_test_cfg(test_cfg)
+        self._read_settings(train_cfg, test_cfg, rpn_head=rpn_head)
         if self.test_cfg.rpn is None:
             raise ConfigError("model.test_cfg needs 'rpn': how many proposals, and which")
         self.rpn_head = HEADS.build(rpn_head, **_if_taken(rpn_head, train_cfg=self.train_cfg.rpn,
@@ -360,7 +400,7 @@ class RPN(_Detector):
     def _detect(self, batch: Batch) -> list[Instances]:
         """Proposals of one view, in network-input pixels."""
         outs, settings = self.rpn_head(self.extract_feat(batch.images)), self.test_cfg.rpn
-        if _is_far(batch.images) and answers_padded(self.rpn_head) and settings.can_be_padded:
+        if _is_far(batch.images) and answers_padded(self.rpn_head) and getattr(settings, 'can_be_padded', False):
             found = self.rpn_head.predict_padded(*outs, batch.metas, settings).to_host()
             if found.certain:
                 return found.instances([meta.img_shape[:2] for meta in batch.metas])

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError, nearest
+from boxdet.models.bbox_head import RoITrainSettings
 from boxdet.models.initialization import initialize, kaiming_init
 from boxdet.models.layers import ConvModule, build_conv_layer, build_upsample_layer
-from boxdet.models.settings import RoITrainSettings
 from boxdet.registry import HEADS, LOSSES, SHARED_HEADS
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances

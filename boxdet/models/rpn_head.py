@@ -8,10 +8,10 @@ background).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,16 +19,72 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.nms import batched_nms
-from boxdet.geometry.nms_rounds import nms_in_rounds
+from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
-from boxdet.models.settings import ProposalSettings, RPNTrainSettings, parse_section
+from boxdet.models.settings import integer, nms, number, parse_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, accepted_keywords
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.padded import PaddedInstances
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RPNTrainSettings:
+    """``train_cfg.rpn``: which anchors are objects, and which of them enter the loss.
+
+    Args:
+        assigner: config for the matching registry.
+        sampler: config for the matching registry; without one every anchor takes part.
+        allowed_border: pixels that an anchor may reach over the image's edge; negative admits all.
+        pos_weight: loss weight of positives, 1 when <= 0.
+        debug: log how many anchors were matched.
+    """
+    assigner: Any = None
+    sampler: Any = None
+    allowed_border: float = number(0)
+    pos_weight: float = number(-1)
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """``train_cfg.rpn_proposal`` and ``test_cfg.rpn``: from RPN outputs to proposals.
+
+    Args:
+        nms_pre: best of a level and image that are decoded; <= 0 for all.
+        max_per_img: proposals of an image at most; <= 0 for no limit.
+        nms: config of the suppression, by level unless ``nms_across_levels``.
+        min_bbox_size: boxes must be wider and higher than this many pixels; negative keeps all.
+        nms_across_levels: boxes of different levels suppress one another.
+        nms_post: best of a level and image after the suppression; <= 0 for no limit.
+        max_per_batch: best of all images of a batch together (maskrcnn-benchmark's FPN_POST_NMS_PER_BATCH,
+            which sets it for training only); <= 0 for no limit.
+    """
+    nms_pre: int = integer(-1)
+    max_per_img: int = integer(1000)
+    nms: Mapping[str, Any] = nms(type='nms', iou_threshold=0.7)
+    min_bbox_size: float = number(0)
+    nms_across_levels: bool = False
+    nms_post: int = integer(-1)
+    max_per_batch: int = integer(-1)
+
+    # As mmdetection up to 2.10 wrote them.
+    older_keys: ClassVar[Mapping[str, Callable[[Any], tuple[str, Any]]]] = dict(
+        max_num=lambda value: ('max_per_img', value),
+        nms_thr=lambda value: ('nms', dict(type='nms', iou_threshold=value)))
+
+    @property
+    def joins_levels(self) -> bool:
+        """Whether boxes of different levels suppress one another."""
+        return self.nms_across_levels or bool((self.nms or {}).get('class_agnostic'))
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether ``RPNHead.predict_padded`` can do what these settings say."""
+        return self.nms_pre > 0 and has_rounds(self.nms) and not (self.nms_post > 0 and self.joins_levels)
 
 
 @dataclass
@@ -63,13 +119,18 @@ class RPNHead(nn.Module):
         num_classes: always 1, object or not.
         reg_decoded_bbox: the box loss compares boxes in pixels and not deltas (IoU losses).
         loss_cls, loss_bbox: configs of the losses; a sigmoid one gives C = 1, a softmax C = 2.
-        train_cfg: RPNTrainSettings or a dict of them; None where the head is not trained.
-        test_cfg: ProposalSettings or a dict of them, used by ``predict`` where it is given no others.
+        train_cfg: RPNTrainSettings (or what a subclass declares as ``train_settings``) or a dict of them; None where
+            the head is not trained.
+        test_cfg: ProposalSettings (``test_settings``) or a dict of them, used by ``predict`` where it is given no
+            others.
         init_cfg: initial weights; normal with a standard deviation of 0.01 by default.
 
     Raises:
         ConfigError: no assigner in ``train_cfg``, or more than one class.
     """
+
+    train_settings = RPNTrainSettings
+    test_settings = ProposalSettings  # of ``train_cfg.rpn_proposal`` too
 
     def __init__(self, in_channels: int, feat_channels: int = 256, anchor_generator: Any = None,
                  bbox_coder: Any = None, num_convs: int = 1, num_classes: int = 1,
@@ -89,8 +150,8 @@ class RPNHead(nn.Module):
         self.cls_out_channels = 1 if self.use_sigmoid else 2
         self.reg_decoded_bbox = reg_decoded_bbox
         self.num_classes = num_classes
-        self.train_cfg = parse_section(RPNTrainSettings, train_cfg, 'train_cfg.rpn')
-        self.test_cfg = parse_section(ProposalSettings, test_cfg, 'test_cfg.rpn')
+        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rpn')
+        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rpn')
         self._build_matching()
         self._build_layers(in_channels, feat_channels, num_convs)
         self.init_cfg = init_cfg or dict(type='Normal', layer='Conv2d', std=0.01)

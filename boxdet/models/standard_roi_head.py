@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
+from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.settings import RoITestSettings, RoITrainSettings, parse_rcnn, parse_section
+from boxdet.models.settings import parse_section
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
@@ -33,14 +34,18 @@ class StandardRoIHead(nn.Module):
             features.
         keypoint_roi_extractor, keypoint_head: configs, likewise.
         shared_head: config of layers that all roi features pass first.
-        train_cfg: RoITrainSettings or a dict of them; None where the head is not trained.
-        test_cfg: RoITestSettings or a dict of them.
+        train_cfg: RoITrainSettings (or what a subclass declares as ``train_settings``) or a dict of them; None where
+            the head is not trained.
+        test_cfg: RoITestSettings (``test_settings``) or a dict of them.
         pretrained: weights of the shared head, 2.x's older way to say its ``init_cfg``.
         init_cfg: initial weights.
 
     Raises:
         ConfigError: parts that need one another are missing.
     """
+
+    train_settings = RoITrainSettings
+    test_settings = RoITestSettings
 
     def __init__(self, bbox_roi_extractor: Any = None, bbox_head: Any = None, mask_roi_extractor: Any = None,
                  mask_head: Any = None, shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
@@ -49,10 +54,8 @@ class StandardRoIHead(nn.Module):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
-        self.train_cfg = parse_rcnn(train_cfg)
-        self.test_cfg = parse_section(RoITestSettings, test_cfg, 'test_cfg.rcnn')
-        if isinstance(self.train_cfg, tuple):
-            raise ConfigError('model.train_cfg.rcnn is a list of stages, which is for CascadeRoIHead')
+        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rcnn')
+        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rcnn')
         if shared_head is not None:
             # An init_cfg of its own stands: what is given beside the config fills only what that leaves out.
             weights = dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained)) if pretrained else {}

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from boxdet.geometry.nms import batched_nms, multiclass_nms
+from boxdet.models.bbox_head import RoITestSettings
 from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_heatmaps, flip_masks
-from boxdet.models.settings import ProposalSettings, RoITestSettings
+from boxdet.models.rpn_head import ProposalSettings
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 

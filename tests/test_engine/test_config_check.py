@@ -1,6 +1,7 @@
 """A wrong key is found before anything is built, with its path, its file and the nearest valid name."""
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -10,7 +11,9 @@ from boxdet.engine import config_check
 from boxdet.engine.config import Config, ConfigWarning, check_config, load_config
 from boxdet.engine.schedule import build_optimizer, build_update_step
 from boxdet.errors import ConfigError
-from boxdet.registry import HOOKS, PIPELINES
+from boxdet.models.bbox_head import RoITestSettings
+from boxdet.models.standard_roi_head import StandardRoIHead
+from boxdet.registry import HEADS, HOOKS, PIPELINES
 
 MASK = 'configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'
 
@@ -183,6 +186,25 @@ def test_a_users_own_classes_are_checked_by_their_signatures(mask_config):
             check_config(cfg)
     finally:
         del PIPELINES._module_dict['_OwnTransform'], HOOKS._module_dict['_OwnHook']
+
+
+def test_a_users_head_has_a_setting_of_its_own(mask_config, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settings(RoITestSettings):
+        vote_thr: float = 0.6
+
+    class _VotingRoIHead(StandardRoIHead):
+        test_settings = Settings
+
+    HEADS.names()
+    monkeypatch.setitem(HEADS.module_dict, '_VotingRoIHead', _VotingRoIHead)
+    cfg = mask_config('model.roi_head.type=_VotingRoIHead', 'model.test_cfg.rcnn.vote_thr=0.7')
+    check_quietly(cfg)
+    cfg = mask_config('model.roi_head.type=_VotingRoIHead', 'model.test_cfg.rcnn.vote_th=0.7')
+    with pytest.raises(ConfigError, match=r"^model\.test_cfg\.rcnn\.vote_th \(--cfg-options\): .* mean 'vote_thr'"):
+        check_config(cfg)
+    with pytest.raises(ConfigError, match=r'model\.test_cfg\.rcnn\.vote_thr \(--cfg-options\): there is no such setting'):
+        check_config(mask_config('model.test_cfg.rcnn.vote_thr=0.7'))
 
 
 # ------------------------------------------------------------------------------ variables

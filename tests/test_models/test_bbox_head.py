@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.nms import multiclass_nms
-from boxdet.models.settings import RoITestSettings, RoITrainSettings
+from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.registry import HEADS
 from boxdet.structures.batch import SampledRois
 from tests.test_models import tiny_models

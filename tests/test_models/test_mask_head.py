@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
-from boxdet.models.settings import RoITrainSettings
+from boxdet.models.bbox_head import RoITrainSettings
 from boxdet.registry import HEADS
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from boxdet.errors import ConfigError
-from boxdet.models.rpn_head import best_of_batch
-from boxdet.models.settings import ProposalSettings
+from boxdet.models.rpn_head import ProposalSettings, best_of_batch
 from boxdet.registry import HEADS
 from boxdet.structures.instances import Instances
 from tests.test_models import tiny_models
