@@ -11,6 +11,15 @@ import torch
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32; float32 and float64 as they are.
+
+    Boxes, scores and losses are computed so: a box in half precision is off by pixels, and a float64 model is one whose
+    every digit counts.
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def box_area(boxes: torch.Tensor) -> torch.Tensor:
     """Areas (...,) of boxes (..., 4); a box whose corners are swapped in one direction has a negative one."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from boxdet.geometry.boxes import at_least_float32
+
 HALF_PIXEL = 0.5
 
 
@@ -60,11 +62,11 @@ def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.
         joints: (R, J, 2) x and y. scores: (R, J) the logit there.
     """
     num_rois, num_joints = heatmaps.shape[:2]
-    heatmaps, boxes = heatmaps.detach().float(), boxes.detach().float()
+    heatmaps, boxes = at_least_float32(heatmaps.detach()), at_least_float32(boxes.detach())
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)  # (R, 2) width, height
     pixels = size.ceil()
     joints = boxes.new_zeros(num_rois, num_joints, 2)
-    scores = boxes.new_zeros(num_rois, num_joints)
+    scores = heatmaps.new_zeros(num_rois, num_joints)
     members = defaultdict(list)
     for i, (width, height) in enumerate(pixels.long().tolist()):
         members[height, width].append(i)
@@ -83,7 +85,7 @@ def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch
     The logit was found on the enlarged heatmap and the sum is over the small one, so that large and small objects can
     be compared; where the enlarging overshoots it exceeds 1.
     """
-    return (-(heatmaps.detach().float().flatten(2) - logits[..., None]).logsumexp(dim=-1)).exp()
+    return (-(at_least_float32(heatmaps.detach()).flatten(2) - logits[..., None]).logsumexp(dim=-1)).exp()
 
 
 def flip_keypoints(keypoints: torch.Tensor, shape: Sequence[int], flip_pairs: Sequence[tuple[int, int]],

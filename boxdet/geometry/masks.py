@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from boxdet.geometry.boxes import at_least_float32
+
 Window = tuple[int, int, np.ndarray]
 
 # pycocotools rounds polygon corners to a fifth of a pixel before it draws them.
@@ -275,24 +277,26 @@ def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndar
     """
     if threshold <= 0:
         raise ValueError(f'threshold must be above 0, got {threshold}: pixels outside the boxes have value 0')
-    probs, boxes = (np.asarray(v.detach().float().cpu() if isinstance(v, torch.Tensor) else v, dtype=np.float32)
+    probs, boxes = (at_least_float32(v.detach()).cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
                     for v in (probs, boxes))
+    kind = np.result_type(np.float32, probs, boxes)
+    probs, boxes = probs.astype(kind, copy=False), boxes.astype(kind, copy=False)
     height, width = (int(v) for v in image_hw)
     positions = _whole_pixel_positions if whole_pixels else _source_positions
     padded = np.pad(probs, ((0, 0), (1, 1), (1, 1)))  # the zeros outside take part in the interpolation
     with torch.autocast('cpu', enabled=False):
-        return [encode_runs(_paste_changes(mask, box, (height, width), np.float32(threshold), positions),
+        return [encode_runs(_paste_changes(mask, box, (height, width), kind.type(threshold), positions),
                             (height, width)) for mask, box in zip(padded, boxes)]
 
 
-def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.float32,
+def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int], threshold: np.floating,
                    positions: Callable[..., tuple[int, np.ndarray, np.ndarray]]) -> np.ndarray:
     """Changes of one pasted mask; ``mask`` (h + 2, w + 2) has its border of zeros."""
     x0, col_low, col_fraction = positions(box[0], box[2], mask.shape[1] - 2, image_hw[1])
     y0, row_low, row_fraction = positions(box[1], box[3], mask.shape[0] - 2, image_hw[0])
     if not len(col_low) or not len(row_low):
         return np.zeros(0, dtype=np.int64)
-    along_y = np.zeros((mask.shape[0], len(row_low)), dtype=np.float32)                  # (h + 2, window height)
+    along_y = np.zeros((mask.shape[0], len(row_low)), dtype=mask.dtype)                  # (h + 2, window height)
     each = np.arange(len(row_low))
     along_y[row_low, each] = 1 - row_fraction
     along_y[row_low + 1, each] += row_fraction
@@ -308,25 +312,25 @@ def _paste_changes(mask: np.ndarray, box: np.ndarray, image_hw: tuple[int, int],
     return np.concatenate(changes)
 
 
-def _source_positions(start: np.float32, end: np.float32, cells: int,
+def _source_positions(start: np.floating, end: np.floating, cells: int,
                       length: int) -> tuple[int, np.ndarray, np.ndarray]:
     """Where the pixels of an axis that a box reaches fall on its mask.
 
     Returns:
         first pixel, and for it and those after it: (n,) the position in the bordered mask below each, (n,) the
-        fraction towards the next one. The arithmetic is grid_sample's, in float32, step by step.
+        fraction towards the next one. The arithmetic is grid_sample's, in the type of the box, step by step.
     """
-    extent = end - start
-    nothing = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    extent, number = end - start, type(start)
+    nothing = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=number)
     if not (np.isfinite(start) and np.isfinite(end)) or extent <= 0:
         return nothing
     # A mask reaches half a cell beyond its box before it has fallen to zero.
     reach = float(extent) / cells / 2 + 1
     first = int(np.clip(np.floor(start - reach), 0, length))
     last = int(np.clip(np.ceil(end + reach), first, length))
-    centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
-    grid = (centres - start) / extent * np.float32(2) - np.float32(1)
-    at = ((grid + np.float32(1)) * np.float32(cells) - np.float32(1)) / np.float32(2)
+    centres = np.arange(first, last, dtype=number) + number(0.5)
+    grid = (centres - start) / extent * number(2) - number(1)
+    at = ((grid + number(1)) * number(cells) - number(1)) / number(2)
     inside = np.flatnonzero((at > -1) & (at < cells))
     if not len(inside):
         return nothing
@@ -335,18 +339,19 @@ def _source_positions(start: np.float32, end: np.float32, cells: int,
     return first + int(inside[0]), low.astype(np.int64) + 1, at - low
 
 
-def _whole_pixel_positions(start: np.float32, end: np.float32, cells: int,
+def _whole_pixel_positions(start: np.floating, end: np.floating, cells: int,
                            length: int) -> tuple[int, np.ndarray, np.ndarray]:
     """As ``_source_positions``, for a bordered mask that is resized to a whole number of pixels."""
+    number = type(start)
     if not (np.isfinite(start) and np.isfinite(end)):
-        return 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    half = (end - start) * np.float32(0.5) * np.float32((cells + 2) / cells)
-    centre = (end + start) * np.float32(0.5)
+        return 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=number)
+    half = (end - start) * number(0.5) * number((cells + 2) / cells)
+    centre = (end + start) * number(0.5)
     first, last = int(centre - half), int(centre + half)
     size = max(last - first + 1, 1)
     shown = np.arange(max(first, 0), min(first + size, length))
     # The arithmetic of torch's interpolate (bilinear, align_corners=False).
-    at = (shown - first + np.float32(0.5)).astype(np.float32) * np.float32((cells + 2) / size) - np.float32(0.5)
+    at = (shown - first + number(0.5)).astype(number) * number((cells + 2) / size) - number(0.5)
     at = at.clip(0, cells + 1)
     low = np.minimum(np.floor(at), cells)
     return max(first, 0), low.astype(np.int64), at - low

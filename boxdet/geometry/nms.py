@@ -16,6 +16,7 @@ import torch
 from torchvision.ops import nms as torchvision_nms
 
 from boxdet.errors import ConfigError, nearest
+from boxdet.geometry.boxes import at_least_float32
 
 _COMMON_KEYS = dict(iou_threshold=None, max_num=-1, class_agnostic=False, split_thr=10000, offset=0)
 _NMS_KEYS = {
@@ -47,7 +48,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, n
     Raises:
         ConfigError: an unknown type, method or key in ``nms_cfg``, or no ``iou_threshold``.
     """
-    boxes, scores = boxes.detach().float(), scores.detach().float()
+    boxes, scores = at_least_float32(boxes.detach()), at_least_float32(scores.detach())
     if nms_cfg is None:
         scores, keep = scores.sort(descending=True, stable=True)
         return torch.cat([boxes[keep], scores[:, None]], dim=1), keep

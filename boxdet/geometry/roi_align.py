@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
+from boxdet.geometry.boxes import at_least_float32
+
 # Weights and row numbers are made for this many pairs of bin and pixel at a time: some ten megabytes.
 _PAIRS_AT_ONCE = 1 << 20
 
@@ -36,8 +38,8 @@ def roi_align_rows(features: torch.Tensor, rois: torch.Tensor, output_hw: tuple[
     if not len(rois):
         return features.new_zeros(0, channels, rows, columns)
     table = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    start = rois[:, 1:3].float() * scale - (0.5 if aligned else 0.0)                     # (R, 2) x, y
-    extent = rois[:, 3:5].float() * scale - (0.5 if aligned else 0.0) - start
+    start = at_least_float32(rois[:, 1:3]) * scale - (0.5 if aligned else 0.0)                     # (R, 2) x, y
+    extent = at_least_float32(rois[:, 3:5]) * scale - (0.5 if aligned else 0.0) - start
     extent = extent if aligned else extent.clamp(min=1)
     base = rois[:, 0].int() * (height * width)
     out = table.new_empty(len(rois), rows * columns, channels)
@@ -88,7 +90,7 @@ def _axis(start: torch.Tensor, extent: torch.Tensor, bins: int, points: torch.Te
     at = at.clamp(min=0)
     low = at.floor().clamp(max=cells - 1)
     fraction = torch.where(low < cells - 1, at - low, 0.0)
-    share = inside / count                                                               # (r, n, g)
+    share = inside.to(at.dtype) / count                                                               # (r, n, g)
     below, above, low = share * (1 - fraction), share * fraction, low.int()
     if not merged:
         index = torch.stack([low, (low + 1).clamp(max=cells - 1)], dim=-1)

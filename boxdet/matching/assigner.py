@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.registry import BBOX_ASSIGNERS, IOU_CALCULATORS
 
 # Values of AssignResult.gt_inds below the first match, which is 1 (mmdetection's numbers).
@@ -108,7 +109,8 @@ class MaxIoUAssigner:
         """
         num_gts = len(gt_bboxes)
         gt_inds = bboxes.new_full((len(bboxes),), IGNORED, dtype=torch.long)
-        max_overlaps = bboxes.new_zeros(len(bboxes), dtype=torch.float32)
+        kind = torch.promote_types(at_least_float32(bboxes).dtype, at_least_float32(gt_bboxes).dtype)
+        max_overlaps = bboxes.new_zeros(len(bboxes), dtype=kind)
         labels = None if gt_labels is None else torch.full_like(gt_inds, -1)
         if not num_gts or not len(bboxes):
             return AssignResult(num_gts, gt_inds.fill_(BACKGROUND), max_overlaps, labels)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.registry import BBOX_CODERS
 
 
@@ -38,17 +39,17 @@ class DeltaXYWHBBoxCoder:
         self.add_ctr_clamp = add_ctr_clamp
         self.ctr_clamp = ctr_clamp
         self._is_plain = self.means == (0.0,) * 4 and self.stds == (1.0,) * 4
-        self._constants: dict[torch.device, torch.Tensor] = {}
+        self._constants: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def encode(self, bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
         """Deltas (N, 4) that move each of ``bboxes`` (N, 4) onto the same row of ``gt_bboxes`` (N, 4)."""
-        bboxes, gt_bboxes = bboxes.float(), gt_bboxes.float()
+        bboxes, gt_bboxes = at_least_float32(bboxes), at_least_float32(gt_bboxes)
         center, size = (bboxes[:, :2] + bboxes[:, 2:]) * 0.5, bboxes[:, 2:] - bboxes[:, :2]
         gt_center, gt_size = (gt_bboxes[:, :2] + gt_bboxes[:, 2:]) * 0.5, gt_bboxes[:, 2:] - gt_bboxes[:, :2]
         deltas = torch.cat([(gt_center - center) / size, (gt_size / size).log()], dim=1)
         if self._is_plain:
             return deltas
-        means, stds = self._normalisation(deltas.device)
+        means, stds = self._normalisation(deltas)
         return (deltas - means) / stds
 
     def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor, max_shape: Sequence[int] | None = None,
@@ -63,11 +64,11 @@ class DeltaXYWHBBoxCoder:
         Returns:
             boxes of the shape of ``pred_bboxes``.
         """
-        deltas = pred_bboxes.float().reshape(len(pred_bboxes), pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
+        deltas = at_least_float32(pred_bboxes).reshape(len(pred_bboxes), pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
         if not self._is_plain:
-            means, stds = self._normalisation(deltas.device)
+            means, stds = self._normalisation(deltas)
             deltas = deltas * stds + means
-        bboxes = bboxes.float()[:, None]  # (N, 1, 4)
+        bboxes = at_least_float32(bboxes)[:, None]  # (N, 1, 4)
         size = bboxes[..., 2:] - bboxes[..., :2]
         shift, growth = size * deltas[..., :2], deltas[..., 2:]
         limit = abs(math.log(wh_ratio_clip))
@@ -86,12 +87,14 @@ class DeltaXYWHBBoxCoder:
                    second[..., 0].clamp(0, width), second[..., 1].clamp(0, height)]
         return torch.stack(corners, dim=-1).reshape(pred_bboxes.shape)
 
-    def _normalisation(self, device: torch.device) -> torch.Tensor:
-        """Means and deviations (2, 4) on the device, sent there once."""
-        if device not in self._constants:
+    def _normalisation(self, like: torch.Tensor) -> torch.Tensor:
+        """Means and deviations (2, 4) of the type and on the device of ``like``, sent there once."""
+        key = like.device, like.dtype
+        if key not in self._constants:
             with torch.inference_mode(False):
-                self._constants[device] = torch.tensor([self.means, self.stds]).to(device, non_blocking=True)
-        return self._constants[device]
+                values = torch.tensor([self.means, self.stds], dtype=like.dtype)
+                self._constants[key] = values.to(like.device, non_blocking=True)
+        return self._constants[key]
 
     def __repr__(self) -> str:
         return f'DeltaXYWHBBoxCoder(target_means={self.means}, target_stds={self.stds}, clip_border={self.clip_border})'

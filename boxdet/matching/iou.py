@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from boxdet.errors import ConfigError
-from boxdet.geometry.boxes import box_overlaps
+from boxdet.geometry.boxes import at_least_float32, box_overlaps
 from boxdet.registry import IOU_CALCULATORS
 
 
@@ -42,7 +42,7 @@ class BboxOverlaps2D:
         boxes = boxes[..., :4]
         if self.dtype == 'fp16':
             return (boxes / self.scale).half()
-        return boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
+        return at_least_float32(boxes)
 
     def __repr__(self) -> str:
         return f'BboxOverlaps2D(scale={self.scale}, dtype={self.dtype})'

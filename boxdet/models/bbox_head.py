@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError
-from boxdet.geometry.boxes import clip_boxes
+from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.geometry.nms import batched_nms
 from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
 from boxdet.models.initialization import initialize
@@ -240,13 +240,13 @@ class BBoxHead(nn.Module):
         """
         losses, count = {}, max(len(targets.labels), 1)
         if cls_score is not None:
-            cls_score = cls_score.float()
+            cls_score = at_least_float32(cls_score)
             losses['loss_cls'] = self.loss_cls(cls_score, targets.labels, targets.label_weights,
                                                avg_factor=count)
             hits = cls_score.detach().argmax(dim=1) == targets.labels
             losses['acc'] = hits.sum() * (100.0 / count)
         if bbox_pred is not None:
-            deltas = self._of_class(bbox_pred[targets.pos_index].float(), targets.labels[targets.pos_index])
+            deltas = self._of_class(at_least_float32(bbox_pred[targets.pos_index]), targets.labels[targets.pos_index])
             boxes = targets.pos_gt_boxes
             if self.reg_decoded_bbox:
                 deltas = self.bbox_coder.decode(targets.pos_boxes, deltas)
@@ -277,7 +277,7 @@ class BBoxHead(nn.Module):
         Returns:
             Instances(bboxes, scores, labels) in network-input pixels.
         """
-        scores = cls_score.float().softmax(dim=-1)
+        scores = at_least_float32(cls_score).softmax(dim=-1)
         # A thousand proposals times the classes are many boxes: only those that score enough are decoded.
         row, label = (scores[:, :self.num_classes] > settings.score_thr).nonzero(as_tuple=True)
         if bbox_pred is not None:
@@ -316,7 +316,7 @@ class BBoxHead(nn.Module):
             ``bboxes``, ``scores`` and ``labels`` of ``max_per_img`` rows at most.
         """
         batch, count = valid.shape
-        scores = cls_score.float().softmax(dim=-1)[:, :self.num_classes].unflatten(0, (batch, count))
+        scores = at_least_float32(cls_score).softmax(dim=-1)[:, :self.num_classes].unflatten(0, (batch, count))
         above = (scores > settings.score_thr) & valid[..., None]                         # (B, N, K)
         scores, place = scores.masked_fill(~above, -1).flatten(1).sort(dim=1, descending=True, stable=True)
         most = max(_LEAST_CANDIDATES, _CANDIDATES_A_RESULT * settings.max_per_img)
@@ -349,7 +349,7 @@ class BBoxHead(nn.Module):
         """
         if bbox_pred is None:
             return clip_boxes(boxes, image_hw)
-        return self.bbox_coder.decode(boxes, bbox_pred.float(), max_shape=image_hw)
+        return self.bbox_coder.decode(boxes, at_least_float32(bbox_pred), max_shape=image_hw)
 
     @torch.no_grad()
     def refine(self, boxes: torch.Tensor, labels: torch.Tensor, bbox_pred: torch.Tensor,

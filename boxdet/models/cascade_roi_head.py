@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
@@ -172,7 +173,7 @@ class CascadeRoIHead(nn.Module):
         total, counts = 0, [len(b) for b in boxes]
         for stage, head in enumerate(self.bbox_head):
             scores, deltas = head(self.bbox_roi_extractor[stage](feats, boxes_to_rois(boxes)))
-            total = total + scores.float()
+            total = total + at_least_float32(scores)
             if stage + 1 < self.num_stages:
                 labels = scores[:, :-1].argmax(dim=1)
                 boxes = [head.refine(own, label, delta, tuple(meta.img_shape[:2])) for own, label, delta, meta

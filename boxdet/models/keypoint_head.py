@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError, nearest
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.keypoints import decode_heatmaps, encode_heatmaps, flip_order, heatmap_probabilities
 from boxdet.models.initialization import initialize, kaiming_init
 from boxdet.models.layers import ConvModule
@@ -153,9 +154,10 @@ class KeypointRCNNHead(nn.Module):
             raise ConfigError('keypoint_head.normalize_by_visible_keypoints=False divides by the size of a full '
                               'sample: train_cfg.rcnn.sampler needs num and pos_fraction (RandomSampler, ...)')
         valid = targets.valid.flatten().nonzero().squeeze(1)                             # (V,)
-        cells = logits.float().flatten(0, 1).flatten(1)[valid]                           # (V, H * W)
+        logits = at_least_float32(logits)
+        cells = logits.flatten(0, 1).flatten(1)[valid]                           # (V, H * W)
         if len(valid) == 0:
-            return dict(loss_keypoint=logits.float().sum() * 0)
+            return dict(loss_keypoint=logits.sum() * 0)
         count = len(valid) if self.normalize_by_visible_keypoints else full_sample
         return dict(loss_keypoint=self.loss_keypoint(cells, targets.cells.flatten()[valid], avg_factor=count))
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from boxdet.errors import ConfigError, nearest
-from boxdet.geometry.boxes import box_area, box_overlaps
+from boxdet.geometry.boxes import at_least_float32, box_area, box_overlaps
 from boxdet.registry import LOSSES
 
 _REDUCTIONS = ('mean', 'sum', 'none')
@@ -66,11 +66,6 @@ def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: int | Sequence[int]
         correct = correct & (values > thresh)
     results = [correct[:, :k].sum() * (100.0 / len(pred)) for k in counts]
     return results[0] if isinstance(topk, int) else results
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32, anything else as it is."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class _Loss(nn.Module):
@@ -139,7 +134,7 @@ class CrossEntropyLoss(_Loss):
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         ignore_index = -100 if ignore_index is None else ignore_index
         class_weight = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
-        cls_score = _full(cls_score)
+        cls_score = at_least_float32(cls_score)
         if self.use_mask:
             loss, weight = mask_cross_entropy(cls_score, label, weight, class_weight), None
         elif self.use_sigmoid:
@@ -148,7 +143,7 @@ class CrossEntropyLoss(_Loss):
         else:
             loss = F.cross_entropy(cls_score, label, class_weight, reduction='none', ignore_index=ignore_index)
             avg_factor = self._non_ignored(avg_factor, label != ignore_index, reduction_override)
-        weight = weight if weight is None else weight.float()
+        weight = weight if weight is None else weight.to(loss.dtype)
         return self.reduce(loss, weight, avg_factor, reduction_override)
 
     def _non_ignored(self, avg_factor: AvgFactor, valid: torch.Tensor, reduction_override: str | None) -> AvgFactor:
@@ -212,7 +207,7 @@ class FocalLoss(_Loss):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of (N, K) against classes (N,), K being the background, or answers (N, K); weight (N,) or (N, K)."""
-        pred = _full(pred)
+        pred = at_least_float32(pred)
         if pred.dim() != target.dim():
             target = target[:, None] == torch.arange(pred.shape[1], device=target.device)
         target = target.to(pred.dtype)                                                   # (N, K)
@@ -245,7 +240,7 @@ class _ElementLoss(_Loss, ABC):
         """
         if pred.shape != target.shape:
             raise ValueError(f'{type(self).__name__}: pred {tuple(pred.shape)}, target {tuple(target.shape)}')
-        loss = self.elementwise(_full(pred), _full(target))
+        loss = self.elementwise(at_least_float32(pred), at_least_float32(target))
         return self.reduce(loss, weight, avg_factor, reduction_override)
 
 
@@ -322,7 +317,8 @@ class _BoxLoss(_Loss, ABC):
         """Loss of boxes (N, 4) xyxy; weight (N,), or (N, 4) of which the mean counts."""
         if weight is not None and weight.dim() > 1:
             weight = weight.mean(-1)
-        return self.reduce(self.of_boxes(_full(pred), _full(target)), weight, avg_factor, reduction_override)
+        loss = self.of_boxes(at_least_float32(pred), at_least_float32(target))
+        return self.reduce(loss, weight, avg_factor, reduction_override)
 
 
 @LOSSES.register_module()
@@ -411,7 +407,7 @@ class BoundedIoULoss(_Loss):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of boxes (N, 4) xyxy, four numbers a box: weight (N, 4), or (N,) for all four."""
-        pred, target = _full(pred), _full(target).detach()
+        pred, target = at_least_float32(pred), at_least_float32(target).detach()
         center, size = (pred[:, :2] + pred[:, 2:]) * 0.5, pred[:, 2:] - pred[:, :2]
         gt_center, gt_size = (target[:, :2] + target[:, 2:]) * 0.5, target[:, 2:] - target[:, :2]
         shift = 2 * (gt_center - center).abs()

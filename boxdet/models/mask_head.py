@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError, nearest
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITrainSettings
 from boxdet.models.initialization import initialize, kaiming_init
 from boxdet.models.layers import ConvModule, build_conv_layer, build_upsample_layer
@@ -158,7 +159,7 @@ class FCNMaskHead(nn.Module):
         """Return ``loss_mask`` from the logits (P, h, w) of each positive's class and its target mask (P, h,
         w).
         """
-        logits = logits.float()
+        logits = at_least_float32(logits)
         if len(logits) == 0:
             return dict(loss_mask=logits.sum())
         channel = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
@@ -168,8 +169,8 @@ class FCNMaskHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Probabilities (R, h, w) of each roi's class, float32."""
-        return self.forward_labels(x, labels).float().sigmoid()
+        """Probabilities (R, h, w) of each roi's class."""
+        return at_least_float32(self.forward_labels(x, labels)).sigmoid()
 
 
 def _upsample_layer(cfg: dict, channels: int, out_channels: int) -> tuple[nn.Module | None, bool]:

@@ -14,6 +14,7 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import roi_align, roi_pool
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.roi_align import roi_align_rows
 from boxdet.registry import LAYERS, ROI_EXTRACTORS
 
@@ -68,7 +69,7 @@ class RoIAlign(nn.Module):
         if features.device.type == 'cpu' and not needs_gradient and not self.use_torchvision:
             return roi_align_rows(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio,
                                   self.aligned)
-        return _in_float32(features, rois, lambda x, r: roi_align(
+        return _in_one_type(features, rois, lambda x, r: roi_align(
             x, r, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned))
 
     def extra_repr(self) -> str:
@@ -87,16 +88,16 @@ class RoIPool(nn.Module):
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
-        return _in_float32(features, rois, lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
+        return _in_one_type(features, rois, lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
 
     def extra_repr(self) -> str:
         return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}'
 
 
-def _in_float32(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch.Tensor:
-    # The operators want one type for both; a box in bfloat16 would be off by pixels, so the features give
-    # way.
-    return pool(features.float(), rois.float()).to(features.dtype)
+def _in_one_type(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch.Tensor:
+    # The operators want one type for both; a box in bfloat16 would be off by pixels, so the narrower one gives way.
+    kind = torch.promote_types(at_least_float32(features).dtype, at_least_float32(rois).dtype)
+    return pool(features.to(kind), rois.to(kind)).to(features.dtype)
 
 
 @ROI_EXTRACTORS.register_module()

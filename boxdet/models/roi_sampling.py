@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import roi_align
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.registry import LAYERS
 
 
@@ -64,8 +65,8 @@ def deform_roi_pool(features: torch.Tensor, rois: torch.Tensor, offset: torch.Te
     zero beyond. Waits for the device once when ``sampling_ratio`` is 0, to learn how many points there are.
 
     Args:
-        features: (B, C, H, W) float32.
-        rois: (R, 5) float32; they get no gradient.
+        features: (B, C, H, W) float32 or float64.
+        rois: (R, 5) of the same type; they get no gradient.
         offset: (R, 2, h, w): how far each bin moves to the right and down, as a share of the roi's width and height
             times ``gamma``; None: not at all.
         output_size: (h, w).
@@ -138,9 +139,11 @@ class DeformRoIPoolPack(nn.Module):
         self.offset_fc = nn.Sequential(*_fully_connected(bins * output_channels, deform_fc_channels, 2, bins * 2))
 
     def pool(self, features: torch.Tensor, rois: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        """``deform_roi_pool`` in float32: a box in half precision would be off by pixels."""
-        return deform_roi_pool(features.float(), rois.float(), None if offset is None else offset.float(),
-                               self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
+        """``deform_roi_pool`` in float32 at least: a box in half precision would be off by pixels."""
+        features = at_least_float32(features)
+        offset = None if offset is None else offset.to(features.dtype)
+        return deform_roi_pool(features, rois.to(features.dtype), offset, self.output_size, self.spatial_scale,
+                               self.sampling_ratio, self.gamma)
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w).
@@ -203,13 +206,14 @@ class RoICrop(nn.Module):
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
         h, w = (side * (2 if self.max_pool else 1) for side in self.output_size)
-        boxes = rois[:, 1:].float() * self.spatial_scale
+        wide = at_least_float32(features)
+        boxes = rois[:, 1:].to(wide.dtype) * self.spatial_scale
         x = _between(boxes[:, 0], boxes[:, 2], w)[:, None].expand(-1, h, -1)              # (R, h, w)
         y = _between(boxes[:, 1], boxes[:, 3], h)[:, :, None].expand(-1, -1, w)
         index, weight = corners(x.flatten(), y.flatten(), *features.shape[2:])
         starts = torch.arange(x.numel(), device=rois.device)  # every point is a bag of its own
         image = rois[:, :1].expand(-1, h * w).flatten()
-        sampled = sum_of_samples(features.float(), image, index, weight, starts)          # (R * h * w, C)
+        sampled = sum_of_samples(wide, image, index, weight, starts)          # (R * h * w, C)
         sampled = sampled.view(len(rois), h, w, features.shape[1]).permute(0, 3, 1, 2).to(features.dtype)
         return F.max_pool2d(sampled, 2) if self.max_pool else sampled
 
@@ -219,5 +223,5 @@ class RoICrop(nn.Module):
 
 def _between(first: torch.Tensor, last: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` numbers from first (R,) to last (R,), both included: (R, count)."""
-    share = torch.linspace(0, 1, count, device=first.device) if count > 1 else first.new_full((1,), 0.5)
+    share = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device) if count > 1 else first.new_full((1,), 0.5)
     return first[:, None] + (last - first)[:, None] * share

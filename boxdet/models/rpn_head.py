@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import batched_nms
 from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
 from boxdet.models.initialization import initialize
@@ -215,8 +216,8 @@ class RPNHead(nn.Module):
         # Of a quarter million anchors an image a few hundred are in the loss: these are picked first.
         every_cls = flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1)      # (B * N, C)
         every_reg = flatten_levels(bbox_preds, 4).flatten(0, 1)                          # (B * N, 4)
-        picked_cls = every_cls.index_select(0, targets.index).float()                    # (P + Q, C)
-        picked_reg = every_reg.index_select(0, targets.index[:targets.num_pos]).float()  # (P, 4)
+        picked_cls = at_least_float32(every_cls.index_select(0, targets.index))            # (P + Q, C)
+        picked_reg = at_least_float32(every_reg.index_select(0, targets.index[:targets.num_pos]))  # (P, 4)
         place, ends = targets.index % sum(counts), list(accumulate(counts))
         level = sum((place >= end).long() for end in ends)                               # (P + Q,)
         labels = torch.ones_like(targets.index)  # the background is class 1
@@ -263,10 +264,10 @@ class RPNHead(nn.Module):
                     i, len(objects), len(own), len(pos[-1]), len(neg[-1]))
         return AnchorTargets(torch.cat(pos + neg), torch.cat(pos_anchors), torch.cat(gt_boxes), avg_factor)
 
-    def anchors(self, cls_scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def anchors(self, cls_scores: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         """The anchors of each level, (H * W * A, 4), for maps of these sizes."""
         sizes = [tuple(c.shape[-2:]) for c in cls_scores]
-        return self.anchor_generator.grid_priors(sizes, dtype=torch.float32, device=cls_scores[0].device)
+        return self.anchor_generator.grid_priors(sizes, dtype=dtype, device=cls_scores[0].device)
 
     def inside_flags(self, cls_scores: Sequence[torch.Tensor], anchors: Sequence[torch.Tensor],
                      metas: Sequence[ImageMeta], batch_hw: tuple[int, int]) -> list[torch.Tensor | None]:
@@ -303,8 +304,8 @@ class RPNHead(nn.Module):
             settings: in the place of ``test_cfg``.
         """
         settings = self.test_cfg if settings is None else settings
-        kept = [self._best_of_level(*level, settings.nms_pre)
-                for level in zip(cls_scores, bbox_preds, self.anchors(cls_scores))]
+        anchors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
+        kept = [self._best_of_level(*level, settings.nms_pre) for level in zip(cls_scores, bbox_preds, anchors)]
         scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))  # (B, n), (B, n, 4) twice
         levels = torch.cat([s.new_full(s.shape[1:], i, dtype=torch.long) for i, (s, _, _) in enumerate(kept)])
         proposals = []
@@ -323,8 +324,8 @@ class RPNHead(nn.Module):
         Args:
             settings: they ``can_be_padded``.
         """
-        kept = [self._best_of_level(*level, settings.nms_pre)
-                for level in zip(cls_scores, bbox_preds, self.anchors(cls_scores))]
+        anchors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
+        kept = [self._best_of_level(*level, settings.nms_pre) for level in zip(cls_scores, bbox_preds, anchors)]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
         boxes = torch.stack([self.bbox_coder.decode(anchor, delta, max_shape=meta.img_shape[:2])
@@ -355,7 +356,7 @@ class RPNHead(nn.Module):
     def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor,
                        nms_pre: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The ``nms_pre`` best of a level: scores (B, n), deltas (B, n, 4), anchors (B, n, 4)."""
-        logits = flatten_levels([cls_score], self.cls_out_channels).float()              # (B, H * W * A, C)
+        logits = at_least_float32(flatten_levels([cls_score], self.cls_out_channels))         # (B, H * W * A, C)
         scores = logits[..., 0].sigmoid() if self.use_sigmoid else logits.softmax(-1)[..., 0]
         deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
         if 0 < nms_pre < scores.shape[1]:
@@ -364,7 +365,7 @@ class RPNHead(nn.Module):
             anchors = anchors[best]
         else:
             anchors = anchors.expand(len(scores), -1, -1)
-        return scores, deltas.float(), anchors
+        return scores, at_least_float32(deltas), anchors
 
 
 def _build_sampler(cfg: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
@@ -268,7 +269,7 @@ def box_losses(bbox_head: nn.Module, pool: Callable, feats: Sequence[torch.Tenso
     scores, _ = bbox_head(pool([f[image:image + 1] for f in feats], boxes_to_rois([boxes])))
     if labels is None:
         labels = torch.full((len(boxes),), bbox_head.num_classes, device=boxes.device)
-    losses = bbox_head.loss_cls(scores.float(), labels, reduction_override='none')
+    losses = bbox_head.loss_cls(at_least_float32(scores), labels, reduction_override='none')
     return dict(loss_cls=losses.flatten(1).sum(dim=1) if losses.dim() > 1 else losses)  # a sigmoid's (N, K + 1)
 
 

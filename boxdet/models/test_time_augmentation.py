@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import batched_nms, multiclass_nms
 from boxdet.models.bbox_head import RoITestSettings
 from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_heatmaps, flip_masks
@@ -58,7 +59,7 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
         decoded = [boxes_to_original(head.decode(r, d, tuple(meta.img_shape[:2])), meta)
                    for r, d, meta in zip(rois, parts, own)]
         boxes = boxes + torch.cat(decoded)                                              # (R, 4 or K * 4)
-        scores = scores + logits.float().softmax(dim=-1)                                # (R, K + 1)
+        scores = scores + at_least_float32(logits).softmax(dim=-1)                                # (R, K + 1)
     results = []
     for own_boxes, own_scores, meta in zip((boxes / len(feats)).split(counts),
                                            (scores / len(feats)).split(counts), metas[0]):
@@ -88,7 +89,7 @@ def merge_keypoints(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]]
     head, total, counts = roi_head.keypoint_head, 0, [len(r) for r in results]
     for levels, own in zip(feats, metas):
         boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
-        heatmaps = roi_head.keypoint_heatmaps(levels, boxes).float()                    # (R, J, H, W)
+        heatmaps = at_least_float32(roi_head.keypoint_heatmaps(levels, boxes))                 # (R, J, H, W)
         total = total + torch.cat([flip_heatmaps(h, meta, head.flip_pairs)
                                    for h, meta in zip(heatmaps.split(counts), own)])
     joints = head.predict(total / len(feats), torch.cat([r.bboxes for r in results]))
