@@ -17,7 +17,7 @@ from torch import nn
 
 from boxdet.datasets.files import decode_image
 from boxdet.datasets.pipelines.compose import Compose
-from boxdet.datasets.pipelines.loading import read_picture
+from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
 
 Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image, or what can read() bytes
@@ -81,7 +81,7 @@ class Preparation:
         color_type = 'color' if self.upright else 'color' + _ORIENTATION
         if isinstance(picture, (str, os.PathLike)):
             path = os.fspath(picture)
-            return decode_image(read_picture(path, self.backend), path, color_type)
+            return decode_image(read_image(path, self.backend), path, color_type)
         if hasattr(picture, 'read'):
             picture = _content(picture, index)
         if isinstance(picture, (bytes, bytearray, memoryview)):

@@ -1,6 +1,7 @@
 """From the samples of a batch to a Batch.
 
-Letters: B images, H, W height and width of the batch, N objects of an image, M ignored boxes.
+Letters: B images, H, W height and width of the batch, h, w of its semantic maps, N objects of an image, M ignored
+boxes.
 """
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from boxdet.datasets.pipelines.compose import finish_picture
+from boxdet.datasets.pipelines.compose import finish_image
+from boxdet.datasets.pipelines.formatting import UNKNOWN_CLASS
 from boxdet.errors import ConfigError
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
@@ -20,7 +22,7 @@ _NOT_OBJECTS = {'gt_bboxes_ignore', 'gt_semantic_seg', 'gt_labels_ignore', 'gt_m
 
 
 def collate(samples: Sequence[dict]) -> Batch | list[Batch]:
-    """Put what ``Collect`` gave of several images together; pictures are filled up with zeros to the largest.
+    """Put what ``Collect`` gave of several images together; images are filled up with zeros to the largest.
 
     Samples of MultiScaleFlipAug become one Batch a view; a single view is one Batch.
 
@@ -42,7 +44,7 @@ def collate(samples: Sequence[dict]) -> Batch | list[Batch]:
 def _batch(samples: Sequence[dict]) -> Batch:
     if len({isinstance(sample['img'], torch.Tensor) for sample in samples}) > 1:
         # Data sets of several kinds in one ConcatDataset: what one has finished the others must finish too.
-        samples = [s if isinstance(s['img'], torch.Tensor) else finish_picture(s) for s in samples]
+        samples = [s if isinstance(s['img'], torch.Tensor) else finish_image(s) for s in samples]
     metas = [_meta(sample) for sample in samples]
     gt = ignored = proposals = None
     if 'gt_bboxes' in samples[0]:
@@ -50,13 +52,31 @@ def _batch(samples: Sequence[dict]) -> Batch:
         ignored = [_boxes(sample.get('gt_bboxes_ignore')) for sample in samples]
     if 'proposals' in samples[0]:
         proposals = [_proposals(sample['proposals']) for sample in samples]
-    return Batch(_images([sample['img'] for sample in samples], metas), metas, gt, ignored, proposals)
+    return Batch(_images([sample['img'] for sample in samples], metas), metas, gt, ignored, proposals, _maps(samples))
+
+
+def _maps(samples: Sequence[dict]) -> torch.Tensor | None:
+    """(B, 1, h, w): the semantic maps (1, h, w) of all images, filled up below and on the right to the largest."""
+    if 'gt_semantic_seg' not in samples[0]:
+        return None
+    maps = [torch.as_tensor(sample['gt_semantic_seg']) for sample in samples]
+    for one, sample in zip(maps, samples):
+        if one.dim() != 3 or one.shape[0] != 1:
+            raise ConfigError(f"'gt_semantic_seg' of {sample['img_metas'].get('filename')} has shape "
+                              f'{tuple(one.shape)}; DefaultFormatBundle makes (1, h, w) of a map (h, w)')
+    height, width = (max(one.shape[axis] for one in maps) for axis in (1, 2))
+    batch = torch.empty(len(maps), 1, height, width, dtype=maps[0].dtype)
+    for slot, one, sample in zip(batch, maps, samples):
+        slot.fill_(sample['img_metas'].get('seg_pad_val', UNKNOWN_CLASS))
+        slot[:, :one.shape[1], :one.shape[2]] = one
+    return batch
 
 
 def _meta(sample: dict) -> ImageMeta:
-    """What is neither picture nor object travels with the facts about the image."""
+    """What is neither image nor object nor map travels with the facts about the image."""
     rest = {key: value for key, value in sample.items()
-            if key not in ('img', 'img_metas', 'proposals', 'gt_bboxes_ignore') and not _is_object_field(key)}
+            if key not in ('img', 'img_metas', 'proposals', 'gt_bboxes_ignore', 'gt_semantic_seg')
+            and not _is_object_field(key)}
     return ImageMeta.from_dict({**sample['img_metas'], **rest})
 
 
@@ -83,7 +103,7 @@ def _proposals(boxes: Any) -> Instances:
 
 
 def _images(images: Sequence[Any], metas: Sequence[ImageMeta]) -> torch.Tensor:
-    """(B, 3, H, W), in memory channels last: uint8 when every picture still is (H, W, 3) uint8, else floats."""
+    """(B, 3, H, W), in memory channels last: uint8 when every image still is (H, W, 3) uint8, else floats."""
     if isinstance(images[0], torch.Tensor):
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         batch = torch.zeros(len(images), height, width, images[0].shape[0], dtype=images[0].dtype).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ class CustomDataset(Evaluated):
         pipeline: transform configs.
         classes: names to use, as a list or tuple or the path of a file with one name a line; ``CLASSES`` when None.
         data_root: what relative paths of the other arguments are relative to.
-        img_prefix, seg_prefix: folders of the images and class maps.
+        img_prefix, seg_prefix: folders of the images and semantic maps.
         seg_suffix: ending of class map files.
         proposal_file: a list of (P, 5) proposals, one an image, as .pkl or .json.
         test_mode: load no annotations, leave no image out.

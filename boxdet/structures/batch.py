@@ -1,6 +1,7 @@
 """What the loader hands to a detector, and what the sampler hands to the RoI heads.
 
-Letters: B images, N boxes of an image, M ignored boxes, P positive and Q negative samples of an image, J joints.
+Letters: B images, N boxes of an image, M ignored boxes, P positive and Q negative samples of an image, h, w height and
+width of a semantic map.
 """
 from __future__ import annotations
 
@@ -60,18 +61,27 @@ class Batch:
         gt: B Instances(bboxes (N, 4), labels (N,)[, masks, keypoints]) in network-input pixels, or None in testing.
         ignored: B tensors (M, 4): crowd regions and boxes to be ignored; None when ``gt`` is.
         proposals: B Instances(bboxes, scores) computed beforehand, for Fast R-CNN.
+        semantic_seg: (B, 1, h, w) class of each pixel (``gt_semantic_seg``), 255 where it is not known and in the
+            padding (or what ``DefaultFormatBundle.pad_val`` says); h, w are the images' by SegRescale's factor.
     """
     images: torch.Tensor
     metas: list[ImageMeta]
     gt: list[Instances] | None = None
     ignored: list[torch.Tensor] | None = None
     proposals: list[Instances] | None = None
+    semantic_seg: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.metas)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """Move to ``device`` and make the images what the network sees: normalised float32, padding zero."""
+        """Move to ``device`` and make the images what the network sees: normalised float32, padding zero.
+
+        Args:
+            device: where to.
+            non_blocking: copy beside the computation; to the CPU it always waits, as what comes there is read at once.
+        """
+        non_blocking = non_blocking and torch.device(device).type != 'cpu'
         images = self.images.to(device, non_blocking=non_blocking)
         if images.dtype == torch.uint8:
             images = normalize_images(images, self.metas)
@@ -79,11 +89,13 @@ class Batch:
             self, images=images,
             gt=None if self.gt is None else [g.to(device, non_blocking) for g in self.gt],
             ignored=None if self.ignored is None else [b.to(device, non_blocking=non_blocking) for b in self.ignored],
-            proposals=None if self.proposals is None else [p.to(device, non_blocking) for p in self.proposals])
+            proposals=None if self.proposals is None else [p.to(device, non_blocking) for p in self.proposals],
+            semantic_seg=None if self.semantic_seg is None else self.semantic_seg.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Page-lock the images, so that their copy to a GPU runs beside the computation."""
-        return replace(self, images=self.images.pin_memory())
+        """Page-lock images and semantic maps, so that their copy to a GPU runs beside the computation."""
+        return replace(self, images=self.images.pin_memory(),
+                       semantic_seg=None if self.semantic_seg is None else self.semantic_seg.pin_memory())
 
 
 def normalize_images(images: torch.Tensor, metas: Sequence[ImageMeta]) -> torch.Tensor:
@@ -115,14 +127,15 @@ def normalize_pixels_(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor
 
     Args:
         pixels: (..., H, W, C) float32, each row of which is one stretch of memory.
-        mean, std: (C,) numbers.
+        mean: (C,) numbers.
+        std: (C,) numbers.
     """
     *_, width, channels = pixels.shape
     # Whole rows at once: a broadcast over three channels alone is several times slower.
     rows = pixels.view(*pixels.shape[:-2], width * channels)
     scale = (1.0 / np.asarray(std, dtype=np.float64)).astype(np.float32)
-    mean, scale = (torch.from_numpy(np.tile(np.asarray(v, dtype=np.float32), width)).to(pixels.device, non_blocking=True)
-                   for v in (mean, scale))
+    mean, scale = (np.tile(np.asarray(v, dtype=np.float32), width) for v in (mean, scale))
+    mean, scale = (torch.from_numpy(v).to(pixels.device, non_blocking=True) for v in (mean, scale))
     rows.sub_(mean).mul_(scale)
     return pixels
 

@@ -710,7 +710,7 @@ def _(folder):
     voc(folder, pipeline=list(map(as_step, MASKS)))[0]
 
 
-@case('VOC files', 'class maps wanted')
+@case('VOC files', 'semantic maps wanted')
 def _(folder):
     voc(folder, pipeline=[as_step(MASKS[0]), dict(type='LoadAnnotations', with_seg=True)])[0]
 

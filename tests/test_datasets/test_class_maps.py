@@ -1,4 +1,4 @@
-"""Maps of classes (gt_semantic_seg): loaded, moved with the picture, made smaller, carried by the batch."""
+"""Semantic maps (gt_semantic_seg): loaded, moved with the image, made smaller, a field of the batch."""
 import json
 
 import cv2
@@ -38,7 +38,7 @@ def test_what_cannot_be_meant():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Two pictures of discs on stuff, with annotations and class maps: 21 and 22 for stuff, a disc's class 16 or 17."""
+    """Two images of discs on stuff, with annotations and semantic maps: 21 and 22 for stuff, 16 or 17 for a disc."""
     folder = tmp_path_factory.mktemp('stuff')
     (folder / 'images').mkdir()
     (folder / 'maps').mkdir()
@@ -98,15 +98,21 @@ def test_the_batch_carries_maps_and_a_two_stage_model_does_not_read_them(repo_ro
         cfg = settings(repo_root, folder)
         cfg['pipeline'][-1]['keys'] = keys
         cfg['pipeline'][2]['img_scale'] = (200, 160)
+        assert cfg['pipeline'][-2] == dict(type='DefaultFormatBundle')
+        cfg['pipeline'][-2]['pad_val'] = dict(img=0, masks=0, seg=19)
         dataset = build_dataset(cfg)
         np.random.seed(1)
         batch = collate([dataset.sample(i, compact=True) for i in (0, 1)]).to('cpu')
-        for meta in batch.metas:
-            found = meta.extra.get('gt_semantic_seg')
-            if 'gt_semantic_seg' in keys:
-                assert found.shape == (1, meta.pad_shape[0] // 8, meta.pad_shape[1] // 8)
-            else:
-                assert found is None
+        if 'gt_semantic_seg' in keys:
+            maps, (height, width) = batch.semantic_seg, (size // 8 for size in batch.images.shape[2:])
+            assert maps.dtype == torch.uint8 and maps.shape == (2, 1, height, width)
+            for one, meta in zip(maps, batch.metas):
+                inside = one[0, :meta.img_shape[0] // 8, :meta.img_shape[1] // 8]
+                assert set(inside.unique().tolist()) == {16, 17, 21, 22}
+                beyond = one[0, -(-meta.pad_shape[0] // 8):], one[0, :, -(-meta.pad_shape[1] // 8):]
+                assert all((part == 19).all() for part in beyond) and sum(part.numel() for part in beyond)
+        else:
+            assert batch.semantic_seg is None
         torch.manual_seed(0)
         model = build_detector(load_config(repo_root / 'configs/shapes/faster_rcnn_r18_fpn_shapes.py', {
             'model.roi_head.bbox_head.num_classes': 2, 'model.backbone.init_cfg': None}).model).train()

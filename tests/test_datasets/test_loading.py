@@ -4,6 +4,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from boxdet.datasets.pipelines.loading import (
     FilterAnnotations,
@@ -53,14 +54,15 @@ def test_annotations_are_copies():
     polygons = LoadAnnotations(with_mask=True, poly2mask=False)(results())['gt_masks']
     assert isinstance(polygons, PolygonMasks) and [len(p) for p in polygons.masks] == [1, 2]
     assert np.array_equal(polygons.to_bitmaps(), found['gt_masks'].to_bitmaps())
-    assert 'gt_masks' not in LoadAnnotations()(results()) and 'gt_labels' not in LoadAnnotations(with_label=False)(results())
+    assert 'gt_masks' not in LoadAnnotations()(results())
+    assert 'gt_labels' not in LoadAnnotations(with_label=False)(results())
     relative = LoadAnnotations(denorm_bbox=True)(results(img_shape=(20, 30, 3)))
     assert relative['gt_bboxes'][0].tolist() == [30, 20, 30, 20]
 
 
 def test_boxes_of_a_turned_picture_are_a_warning_once():
     load = LoadAnnotations()
-    with pytest.warns(UserWarning, match="a.jpg: the picture has 30 x 20 .* say 20 x 30.*color_ignore_orientation"):
+    with pytest.warns(UserWarning, match="a.jpg: the image has 30 x 20 .* say 20 x 30.*color_ignore_orientation"):
         load(results(img_shape=(30, 20, 3)))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -74,6 +76,23 @@ def test_class_map(tmp_path):
     cv2.imwrite(str(tmp_path / 'seg.png'), plane)
     found = LoadAnnotations(with_seg=True)(results(seg_prefix=str(tmp_path)))
     assert np.array_equal(found['gt_semantic_seg'], plane) and found['seg_fields'] == ['gt_semantic_seg']
+    indexed = Image.fromarray(plane % 7, 'L').convert('P')
+    indexed.putpalette([value for k in range(7) for value in (k * 30, 255 - k, 9)])
+    indexed.save(tmp_path / 'seg.png')
+    found = LoadAnnotations(with_seg=True)(results(seg_prefix=str(tmp_path)))
+    assert np.array_equal(found['gt_semantic_seg'], plane % 7)
+
+
+def test_semantic_maps_that_are_none(tmp_path):
+    load = LoadAnnotations(with_bbox=False, with_seg=True)
+    cv2.imwrite(str(tmp_path / 'seg.png'), np.zeros((20, 30), np.uint8))
+    with pytest.raises(DataError, match=r'seg.png: the semantic map has 20 x 30 pixels .*, its image 30 x 20'):
+        load(results(seg_prefix=str(tmp_path), img_shape=(30, 20, 3)))
+    cv2.imwrite(str(tmp_path / 'seg.png'), np.arange(1800, dtype=np.uint8).reshape(20, 30, 3))
+    with pytest.raises(DataError, match=r'seg.png: a colour image and no semantic map'):
+        load(results(seg_prefix=str(tmp_path)))
+    with pytest.raises(DataError, match=r'seg.png: no such file; the data set was given no seg_prefix'):
+        load(results())
 
 
 def test_wrong_masks():

@@ -43,11 +43,29 @@ def test_to_normalises_bytes_and_leaves_floats():
 def test_to_moves_everything_of_the_batch():
     found = Instances(bboxes=torch.zeros(2, 4), labels=torch.zeros(2, dtype=torch.long))
     batch = Batch(torch.zeros(1, 3, 4, 4), [meta(4, 4)], gt=[found], ignored=[torch.zeros(1, 4)],
-                  proposals=[Instances(bboxes=torch.zeros(3, 4), scores=torch.zeros(3))])
+                  proposals=[Instances(bboxes=torch.zeros(3, 4), scores=torch.zeros(3))],
+                  semantic_seg=torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
     moved = batch.to('meta')
     assert {moved.images.device.type, moved.gt[0].bboxes.device.type, moved.ignored[0].device.type,
-            moved.proposals[0].scores.device.type} == {'meta'}
-    assert len(moved) == 1
+            moved.proposals[0].scores.device.type, moved.semantic_seg.device.type} == {'meta'}
+    assert len(moved) == 1 and moved.semantic_seg.dtype == torch.uint8
+
+
+def test_a_copy_to_the_cpu_waits(monkeypatch):
+    batch = Batch(torch.zeros(1, 3, 4, 4), [meta(4, 4)], gt=[Instances(bboxes=torch.zeros(2, 4))],
+                  ignored=[torch.zeros(1, 4)], semantic_seg=torch.zeros(1, 1, 2, 2))
+    asked, whole = [], torch.Tensor.to
+
+    def to(self, *args, **kwargs):
+        asked.append(kwargs.get('non_blocking', args[1] if len(args) > 1 and isinstance(args[1], bool) else False))
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, 'to', to)
+    batch.to(torch.device('cpu'))
+    assert len(asked) == 4 and not any(asked)
+    asked.clear()
+    batch.to('meta')
+    assert len(asked) == 4 and all(asked)
 
 
 def test_meta_reads_2x_names_and_keeps_the_rest():

@@ -17,7 +17,8 @@ class Normalize:
     """``(img - mean) / std`` in float32, channel by channel.
 
     Args:
-        mean, std: (3,) in the order of the channels after ``to_rgb``.
+        mean: (3,) in the order of the channels after ``to_rgb``.
+        std: (3,) likewise.
         to_rgb: turn BGR into RGB first.
     """
     can_defer = True
@@ -28,6 +29,7 @@ class Normalize:
         self.to_rgb = to_rgb
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         for key in results.get('img_fields', ['img']):
             results[key] = normalize(results[key], self.mean, self.std, self.to_rgb)
         return self.defer(results)
@@ -40,19 +42,23 @@ class Normalize:
 
 def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool,
               hw: tuple[int, int] | None = None) -> np.ndarray:
-    """A new float32 picture (H, W, C): ``(image - mean) * (1 / std)``, each step rounded to float32.
+    """A new float32 image (H, W, C): ``(image - mean) * (1 / std)``, each step rounded to float32.
 
     Args:
-        hw: size of the result, with zeros below and on the right of the picture.
+        image: (H, W, C).
+        mean: (C,) in the order of the channels after ``to_rgb``.
+        std: (C,) likewise.
+        to_rgb: turn BGR into RGB first.
+        hw: size of the result, with zeros below and on the right of the image.
 
     Raises:
-        ConfigError: a picture of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
+        ConfigError: a image of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
     """
     if image.ndim != 3 or image.shape[2] != len(mean):
-        raise ConfigError(f'Normalize: a picture of shape {image.shape}, and a mean of {len(mean)} channels; '
-                          "LoadImageFromFile(color_type='color') makes three of any picture")
+        raise ConfigError(f'Normalize: a image of shape {image.shape}, and a mean of {len(mean)} channels; '
+                          "LoadImageFromFile(color_type='color') makes three of any image")
     height, width, channels = image.shape
-    if image.dtype != np.uint8:  # OpenCV reorders the channels of no float64 picture
+    if image.dtype != np.uint8:  # OpenCV reorders the channels of no float64 image
         image = image.astype(np.float32)
     if to_rgb:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -66,12 +72,14 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool
 
 @PIPELINES.register_module()
 class PhotoMetricDistortion:
-    """Random brightness, contrast, saturation, hue and order of channels, each with probability 0.5 (SSD, Liu et al.
-    2016, section 2.2). The picture becomes float32 BGR in about 0..255.
+    """Random brightness, contrast, saturation, hue and order of channels, each with probability 0.5.
+
+    The image becomes float32 BGR in about 0..255 (SSD, Liu et al. 2016, section 2.2).
 
     Args:
         brightness_delta: largest amount added.
-        contrast_range, saturation_range: bounds of the factors.
+        contrast_range: bounds of the factor.
+        saturation_range: bounds of the factor.
         hue_delta: largest turn in degrees.
     """
 
@@ -83,6 +91,7 @@ class PhotoMetricDistortion:
         self.hue_delta = hue_delta
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         image = results['img'].astype(np.float32)
         if np.random.randint(2):
             image += np.float32(np.random.uniform(-self.brightness_delta, self.brightness_delta))

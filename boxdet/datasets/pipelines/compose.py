@@ -1,9 +1,9 @@
 """Compose: the transforms of a pipeline one after the other, and what of them can wait for the device.
 
-Normalising a picture makes four bytes of each of its bytes. When all that follows ``Normalize`` only moves pixels
-(``Pad``, ``RandomFlip``, formatting, ``Collect``), it waits, and the picture stays uint8 (H, W, 3) to the end. The
+Normalising an image makes four bytes of each of its bytes. When all that follows ``Normalize`` only moves pixels
+(``Pad``, ``RandomFlip``, formatting, ``Collect``), it waits, and the image stays uint8 (H, W, 3) to the end. The
 loader takes this *compact* sample; ``structures.batch`` normalises and pads on the device. Whoever calls the pipeline
-or indexes the data set gets the finished picture, normalised and padded in one pass. The numbers are the same.
+or indexes the data set gets the finished image, normalised and padded in one pass. The numbers are the same.
 """
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ class Compose:
         """Run the pipeline; None as soon as a transform returns None.
 
         Args:
-            compact: leave the picture uint8 (H, W, 3) BGR where that can be, for ``datasets.collate``.
+            results: the sample, which is changed.
+            compact: leave the image uint8 (H, W, 3) BGR where that can be, for ``datasets.collate``.
         """
         for position, transform in enumerate(self.transforms):
-            if position == self._defer_from and _is_plain_picture(results):
+            if position == self._defer_from and _is_plain_image(results):
                 results = self._run_deferred(results)
-                return results if compact or results is None else finish_picture(results)
+                return results if compact or results is None else finish_image(results)
             if compact and getattr(transform, 'takes_compact', False):
                 results = transform(results, compact=True)
             else:
@@ -61,12 +62,12 @@ class Compose:
         return f"Compose({', '.join(type(t).__name__ for t in self.transforms)})"
 
 
-def finish_picture(results: dict) -> dict:
-    """Normalise and pad the picture of a compact sample: a float32 tensor (3, H, W)."""
+def finish_image(results: dict) -> dict:
+    """Normalise and pad the image of a compact sample: a float32 tensor (3, H, W)."""
     meta = results['img_metas']
     norm = meta['img_norm_cfg']
-    picture = normalize(results['img'], norm['mean'], norm['std'], norm['to_rgb'], meta['pad_shape'][:2])
-    return {**results, 'img': image_to_tensor(picture)}
+    image = normalize(results['img'], norm['mean'], norm['std'], norm['to_rgb'], meta['pad_shape'][:2])
+    return {**results, 'img': image_to_tensor(image)}
 
 
 def _deferrable_from(transforms: Sequence[Callable]) -> int | None:
@@ -80,12 +81,12 @@ def _deferrable_from(transforms: Sequence[Callable]) -> int | None:
         return None
     if not all('can_defer' in type(t).__dict__ and t.can_defer for t in transforms[at:]):
         return None
-    # Collect is what tells the loader how to normalise: without it the picture must be finished here.
+    # Collect is what tells the loader how to normalise: without it the image must be finished here.
     return at if type(transforms[-1]).__name__ == 'Collect' else None
 
 
-def _is_plain_picture(results: dict) -> bool:
-    """Only a uint8 colour picture without padding normalises to the same numbers later."""
+def _is_plain_image(results: dict) -> bool:
+    """Only a uint8 colour image without padding normalises to the same numbers later."""
     image = results.get('img')
     return (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
             and results.get('img_fields', ['img']) == ['img'] and image.shape == results.get('img_shape'))

@@ -16,6 +16,8 @@ from boxdet.registry import PIPELINES
 
 META_KEYS = ('filename', 'ori_filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip',
              'flip_direction', 'img_norm_cfg')
+UNKNOWN_CLASS = 255  # in semantic maps
+PAD_VAL = dict(img=0, masks=0, seg=UNKNOWN_CLASS)
 _TENSOR_KEYS = ('proposals', 'gt_bboxes', 'gt_bboxes_ignore', 'gt_labels', 'gt_keypoints')
 
 
@@ -61,41 +63,53 @@ def _format_annotations(results: dict) -> None:
         if key in results:
             results[key] = to_tensor(results[key])
     if 'gt_semantic_seg' in results:
-        results['gt_semantic_seg'] = to_tensor(results['gt_semantic_seg'][None, ...])
+        classes = results['gt_semantic_seg']
+        # torch computes nothing in uint16, which PNG files have.
+        classes = classes.astype(np.int32) if classes.dtype == np.uint16 else classes
+        results['gt_semantic_seg'] = to_tensor(classes[None])
 
 
 @PIPELINES.register_module()
 class DefaultFormatBundle:
-    """Images to (C, H, W) tensors, boxes and labels to tensors; masks stay as they are.
+    """Images to (C, H, W) tensors, boxes and labels to tensors, semantic maps to (1, h, w); masks stay as they are.
 
     Args:
         img_to_float: uint8 images become float32.
-        pad_val: what 2.x fills a batch up with; pictures and masks know 0 only.
+        pad_val: what a batch is filled up with, ``dict(img=0, masks=0, seg=255)``; images and masks know 0 only.
 
     Raises:
-        ConfigError: another ``pad_val`` for them.
+        ConfigError: another ``pad_val`` for them, or another key.
     """
     can_defer = True
 
-    def __init__(self, img_to_float: bool = True, pad_val: dict | None = None):
-        if any((pad_val or {}).get(key, 0) != 0 for key in ('img', 'masks')):
-            raise ConfigError(f'DefaultFormatBundle.pad_val: batches are filled up with 0, not with {pad_val}')
+    def __init__(self, img_to_float: bool = True, pad_val: Mapping[str, int] | None = None):
+        self.pad_val = {**PAD_VAL, **(pad_val or {})}
+        for key, value in self.pad_val.items():
+            if key not in PAD_VAL:
+                raise ConfigError(f"DefaultFormatBundle.pad_val knows no '{key}'{nearest(key, PAD_VAL)}")
+            if key != 'seg' and value != 0:
+                raise ConfigError(f'DefaultFormatBundle.pad_val: batches are filled up with 0, not with {pad_val}')
         self.img_to_float = img_to_float
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         if 'img' in results:
             image = results['img']
             if self.img_to_float and image.dtype == np.uint8:
                 image = image.astype(np.float32)
             _add_default_meta(results)
             results['img'] = image_to_tensor(image)
-        _format_annotations(results)
-        return results
+        return self._format_rest(results)
 
     def defer(self, results: dict) -> dict:
-        """As a call, but the picture stays (H, W, 3) uint8."""
+        """As a call, but the image stays (H, W, 3) uint8."""
         _add_default_meta(results)
+        return self._format_rest(results)
+
+    def _format_rest(self, results: dict) -> dict:
         _format_annotations(results)
+        if 'gt_semantic_seg' in results:
+            results['seg_pad_val'] = self.pad_val['seg']
         return results
 
 
@@ -115,12 +129,13 @@ class ImageToTensor:
         self.keys = list(keys)
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         for key in self.keys:
             results[key] = image_to_tensor(results[key])
         return results
 
     def defer(self, results: dict) -> dict:
-        """As a call, but the picture stays (H, W, 3) uint8."""
+        """As a call, but the image stays (H, W, 3) uint8."""
         return results
 
 
@@ -146,10 +161,11 @@ class ToTensor:
 
     @property
     def can_defer(self) -> bool:
-        """A picture that waits for the device is no tensor yet."""
+        """A image that waits for the device is no tensor yet."""
         return 'img' not in self.keys
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         for key in self.keys:
             results[key] = to_tensor(results[key])
         return results
@@ -162,14 +178,14 @@ _CONTAINER_OPTIONS = ('key', 'stack', 'padding_value', 'cpu_only', 'pad_dims')
 class ToDataContainer:
     """Checks that the sample holds what 2.x wraps in containers here; the sample itself stays as it is.
 
-    A container told 2.x's collate how to put values together. Here ``datasets.collate`` knows by key: pictures are
+    A container told 2.x's collate how to put values together. Here ``datasets.collate`` knows by key: images are
     filled up with zeros and stacked, everything else stays one an image, and ``img_metas`` stay on the CPU.
 
     Args:
         fields: dicts with a 'key' and DataContainer's options, e.g. ``[dict(key='proposals', stack=False)]``.
 
     Raises:
-        ConfigError: an unknown option; 'stack' for anything but pictures; another 'padding_value' than 0; a key that
+        ConfigError: an unknown option; 'stack' for anything but images; another 'padding_value' than 0; a key that
             the sample does not hold.
     """
     can_defer = True
@@ -184,13 +200,14 @@ class ToDataContainer:
                     raise ConfigError(f"ToDataContainer.fields: '{field['key']}' takes no '{option}'"
                                       f'{nearest(option, _CONTAINER_OPTIONS)}')
             if field.get('stack') and not field['key'].startswith('img'):
-                raise ConfigError(f"ToDataContainer.fields: '{field['key']}' is not stacked: only pictures are")
+                raise ConfigError(f"ToDataContainer.fields: '{field['key']}' is not stacked: only images are")
             if field.get('padding_value', 0) != 0:
                 raise ConfigError('ToDataContainer.fields: batches are filled up with 0, not with '
                                   f"{field['padding_value']}")
         self.keys = [field['key'] for field in fields]
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         _require(results, self.keys, 'ToDataContainer')
         return results
 
@@ -204,6 +221,7 @@ class Transpose:
         self.order = tuple(order)
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         for key in self.keys:
             results[key] = results[key].transpose(self.order)
         return results
@@ -214,6 +232,7 @@ class WrapFieldsToLists:
     """Every value into a list of one: a test pipeline without MultiScaleFlipAug then looks like one with it."""
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         return {key: [value] for key, value in results.items()}
 
 
@@ -237,10 +256,11 @@ class Collect:
 
     @property
     def can_defer(self) -> bool:
-        """Whether it hands on what the device needs to normalise the picture."""
+        """Whether it hands on what the device needs to normalise the image."""
         return 'img' in self.keys and {'img_shape', 'pad_shape', 'img_norm_cfg'} <= set(self.meta_keys)
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         _require(results, self.keys, 'Collect')
         # 2.x's own keys may be absent (a pipeline without RandomFlip); ImageMeta knows what that means.
         absent = [key for key in self.meta_keys if key not in results and key not in META_KEYS]
@@ -250,6 +270,8 @@ class Collect:
         image_id = results.get('img_info', {}).get('id')
         if image_id is not None:
             meta['image_id'] = image_id
+        if 'gt_semantic_seg' in self.keys and 'seg_pad_val' in results:
+            meta['seg_pad_val'] = results['seg_pad_val']
         collected = {key: results[key] for key in self.keys}
         collected['img_metas'] = meta
         return collected

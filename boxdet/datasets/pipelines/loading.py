@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import os.path
 import warnings
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks, PolygonMasks, usable_polygons
 
 
-def read_picture(path: str, backend: str = 'disk') -> np.ndarray:
-    """The bytes (n,) uint8 of a picture's file; what begins with http:// or https:// is downloaded.
+def read_image(path: str, backend: str = 'disk') -> np.ndarray:
+    """The bytes (n,) uint8 of a image's file; what begins with http:// or https:// is downloaded.
 
     Raises:
         DataError: it is missing, empty or unreadable.
@@ -41,7 +42,7 @@ class LoadImageFromFile:
 
     Args:
         to_float32: convert to float32 at once.
-        color_type: mmcv's flag; 'color' turns the picture upright by its EXIF orientation.
+        color_type: mmcv's flag; 'color' turns the image upright by its EXIF orientation.
         channel_order: 'bgr' or 'rgb'.
         file_client_args: ``dict(backend='disk')`` or ``dict(backend='http')``.
 
@@ -60,10 +61,11 @@ class LoadImageFromFile:
         self.backend = check_file_client(file_client_args)
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         name = results['img_info']['filename']
         prefix = results.get('img_prefix')
         path = os.path.join(prefix, name) if prefix else name
-        image = decode_image(read_picture(path, self.backend), path, self.color_type, self.channel_order)
+        image = decode_image(read_image(path, self.backend), path, self.color_type, self.channel_order)
         results['filename'] = path
         results['ori_filename'] = name
         return _start(results, image.astype(np.float32) if self.to_float32 else image)
@@ -74,6 +76,7 @@ class LoadImageFromWebcam(LoadImageFromFile):
     """Take ``results['img']``, an array (H, W, 3) that is there already, e.g. a video's frame."""
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         image = results['img']
         results['filename'] = results['ori_filename'] = None
         return _start(results, image.astype(np.float32) if self.to_float32 else image)
@@ -84,17 +87,18 @@ PIPELINES.register_module(name='LoadImage', module=LoadImageFromWebcam)
 
 @PIPELINES.register_module()
 class LoadAnnotations:
-    """Copy boxes, labels, masks and keypoints from ``ann_info``; read the class map.
+    """Copy boxes, labels, masks and keypoints from ``ann_info``; read the semantic map, a file of classes by pixel.
 
     Args:
         with_bbox, with_label, with_mask, with_seg, with_keypoint: what to load.
         poly2mask: masks become BitmapMasks, else PolygonMasks. Either is drawn only when its pixels are asked for.
         denorm_bbox: the annotations' boxes are relative to the image's size.
-        file_client_args: where class maps are read from.
+        file_client_args: where semantic maps are read from.
 
     Raises:
         DataError: an RLE mask where polygons are wanted, or an annotation without a mask; masks of a size other than
-            the image's. Boxes of an image of another size (turned by its EXIF orientation, say) are a warning, once.
+            the image's; a semantic map that is missing, in colour or of another size. Boxes of an image of another size
+            (turned by its EXIF orientation, say) are a warning, once.
     """
 
     def __init__(self, with_bbox: bool = True, with_label: bool = True, with_mask: bool = False,
@@ -111,6 +115,7 @@ class LoadAnnotations:
         self._warned_of_size = False
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         if self.with_bbox:
             self._load_boxes(results)
         if self.with_label:
@@ -121,7 +126,7 @@ class LoadAnnotations:
         if self.with_keypoint:
             self._load_keypoints(results)
         if self.with_seg:
-            self._load_class_map(results)
+            self._load_semantic_map(results)
         return results
 
     def _load_boxes(self, results: dict) -> None:
@@ -138,8 +143,9 @@ class LoadAnnotations:
                 results[key] = (results[key] * size).astype(np.float32)
         elif not self.with_mask and not self._warned_of_size and (wrong := _other_size(results)):
             self._warned_of_size = True
-            warnings.warn(f"{wrong}: its boxes lie elsewhere if the picture was turned or resized since; "
-                          "LoadImageFromFile(color_type='color_ignore_orientation') leaves EXIF orientation aside")
+            warnings.warn(f"{wrong}: its boxes lie elsewhere if the image was turned or resized since; "
+                          "LoadImageFromFile(color_type='color_ignore_orientation') leaves EXIF orientation aside",
+                          stacklevel=2)
 
     def _load_masks(self, results: dict) -> BitmapMasks | PolygonMasks:
         info, annotations = results['img_info'], results['ann_info']
@@ -164,24 +170,44 @@ class LoadAnnotations:
         results['gt_keypoints'] = results['ann_info']['keypoints'].copy()
         results.setdefault('keypoint_fields', []).append('gt_keypoints')
 
-    def _load_class_map(self, results: dict) -> None:
+    def _load_semantic_map(self, results: dict) -> None:
         if 'seg_map' not in results['ann_info']:
-            raise DataError(f"{results['img_info'].get('filename')}: with_seg=True, and this data set has no class maps")
+            raise DataError(f"{results['img_info'].get('filename')}: with_seg=True, and this data set has no semantic "
+                            'maps')
         name, prefix = results['ann_info']['seg_map'], results.get('seg_prefix')
         path = os.path.join(prefix, name) if prefix else name
-        results['gt_semantic_seg'] = decode_image(read_bytes(path, self.backend), path, 'unchanged').squeeze()
+        try:
+            encoded = read_bytes(path, self.backend)
+        except DataError as error:
+            raise error if prefix else DataError(f'{error}; the data set was given no seg_prefix') from None
+        classes = _indices(decode_image(encoded, path, 'unchanged').squeeze(), encoded)
+        if classes is None:
+            raise DataError(f'{path}: a colour image and no semantic map, which has one number a pixel')
+        if 'img_shape' in results and classes.shape != tuple(results['img_shape'][:2]):
+            raise DataError(f'{path}: the semantic map has {classes.shape[0]} x {classes.shape[1]} pixels (height x '
+                            f"width), its image {results['img_shape'][0]} x {results['img_shape'][1]}")
+        results['gt_semantic_seg'] = classes
         results['seg_fields'].append('gt_semantic_seg')
 
 
+def _indices(decoded: np.ndarray, encoded: np.ndarray) -> np.ndarray | None:
+    """(H, W) class of each pixel, None for a colour image; of a palette, which OpenCV turns into colours, the index."""
+    if decoded.ndim == 2:
+        return decoded
+    from PIL import Image  # only such files need it
+    with Image.open(io.BytesIO(encoded.tobytes())) as image:
+        return np.array(image) if image.mode == 'P' else None
+
+
 def _other_size(results: dict) -> str:
-    """What to say where the loaded picture has another size than its annotations say; '' where it has not."""
+    """What to say where the loaded image has another size than its annotations say; '' where it has not."""
     info, loaded = results.get('img_info', {}), results.get('img_shape')
     if loaded is None or not (info.get('height') and info.get('width')):
         return ''
     size = int(info['height']), int(info['width'])
     if tuple(loaded[:2]) == size:
         return ''
-    return (f"{results.get('filename') or info.get('filename')}: the picture has {loaded[0]} x {loaded[1]} pixels "
+    return (f"{results.get('filename') or info.get('filename')}: the image has {loaded[0]} x {loaded[1]} pixels "
             f'(height x width), its annotations say {size[0]} x {size[1]}')
 
 
@@ -207,6 +233,7 @@ class LoadProposals:
         self.num_max_proposals = num_max_proposals
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         proposals = np.asarray(results['proposals'], dtype=np.float32)
         if proposals.ndim != 2 or proposals.shape[1] not in (4, 5):
             raise DataError(f"{results.get('proposal_file')}: proposals of {results['img_info'].get('filename')} have "
@@ -247,6 +274,7 @@ class FilterAnnotations:
         self.keep_empty = keep_empty
 
     def __call__(self, results: dict) -> dict | None:
+        """Change the sample (see the class)."""
         measured = ['gt_bboxes'] * self.by_box + ['gt_masks'] * self.by_mask
         for key in measured:
             if key not in results:

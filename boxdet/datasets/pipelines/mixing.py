@@ -15,8 +15,8 @@ from boxdet.structures.masks import BitmapMasks
 class CopyPaste:
     """Paste objects of another image over this one (simple copy-paste, Ghiasi et al. 2021, section 3).
 
-    Objects that the pasted ones cover lose those pixels; one that hardly shows any more is dropped. Without masks in
-    the samples whole boxes are pasted.
+    Objects that the pasted ones cover lose those pixels; one that hardly shows any more is dropped. Semantic maps are
+    pasted likewise. Without masks in the samples whole boxes are pasted.
 
     Args:
         max_num_pasted: paste fewer objects than this.
@@ -25,7 +25,7 @@ class CopyPaste:
         selected: draw how many objects to paste, and which; False pastes all.
 
     Raises:
-        ConfigError: the pictures differ in size, or masks are polygons.
+        ConfigError: the images differ in size, or masks are polygons.
     """
 
     def __init__(self, max_num_pasted: int = 100, bbox_occluded_thr: float = 10, mask_occluded_thr: float = 300,
@@ -42,13 +42,14 @@ class CopyPaste:
         return int(np.random.randint(0, len(dataset)))
 
     def __call__(self, results: dict) -> dict:
+        """Change the sample (see the class)."""
         others = results.get('mix_results') or []
         if len(others) != 1:
             raise ConfigError(f'CopyPaste mixes in one image, got {len(others)}: it belongs into the pipeline of a '
                               'MultiImageMixDataset')
         source = others[0]
         if source['img'].shape != results['img'].shape:
-            raise ConfigError(f"CopyPaste: pictures of {source['img'].shape} and {results['img'].shape}; a "
+            raise ConfigError(f"CopyPaste: images of {source['img'].shape} and {results['img'].shape}; a "
                               'Pad(size=...) in the inner pipeline makes them one size')
         chosen = np.arange(len(source['gt_bboxes']))
         if self.selected:
@@ -66,6 +67,8 @@ class CopyPaste:
         # Unlike 2.x, nothing stays of which nothing shows: a box without an area makes the box loss infinite.
         visible = (unmoved | (areas > self.mask_occluded_thr)) & (areas > 0)
         results['img'] = cv2.copyTo(source['img'], region, results['img'].copy())
+        for key in results.get('seg_fields', []):
+            results[key] = cv2.copyTo(source[key], region, results[key].copy())
         results['gt_bboxes'] = np.concatenate([boxes[visible], source['gt_bboxes'][chosen]])
         results['gt_labels'] = np.concatenate([results['gt_labels'][visible], source['gt_labels'][chosen]])
         if 'gt_masks' in results:

@@ -40,6 +40,7 @@ class MultiScaleFlipAug:
         self.flip_direction = [flip_direction] if isinstance(flip_direction, str) else list(flip_direction)
 
     def __call__(self, results: dict, compact: bool = False) -> dict[str, list]:
+        """Change the sample (see the class)."""
         flips = [(False, None)] + ([(True, d) for d in self.flip_direction] if self.flip else [])
         views = []
         for scale in self.img_scale:
