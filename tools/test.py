@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, metavar='N',
                         help='images at a time (default: data.test.samples_per_gpu, 1)')
     parser.add_argument('--fuse-conv-bn', action='store_true',
-                        help='fold batch norms into the convolutions: faster')
+                        help='no effect, which it says: batch norms are always folded into the convolutions')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how the processes were started (default: %(default)s)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -122,7 +122,7 @@ def build_test_data(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_args(args)
-    from boxdet.apis.inference import build_for_inference, fuse_conv_bn, load_into
+    from boxdet.apis.inference import build_for_inference, load_into, place_for_inference
     from boxdet.apis.test import multi_gpu_test, single_gpu_test
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
@@ -156,12 +156,13 @@ def main(argv: list[str] | None = None) -> None:
     check_metrics(model, args.eval or files_of, dataset if args.eval else None)
     load_into(model, args.checkpoint, dataset.CLASSES)
     if args.fuse_conv_bn:
-        model = fuse_conv_bn(model.eval())
-    model = model.to(device)
+        warnings.warn('--fuse-conv-bn has no effect: batch norms are always folded into the convolutions',
+                      stacklevel=2)
+    model = place_for_inference(model, device)
     if args.launcher == 'none':
         if args.tmpdir or args.gpu_collect:
             warnings.warn(
-                '--tmpdir and --gpu-collect are for --launcher; with one process they have no effect')
+                '--tmpdir and --gpu-collect are for --launcher; with one process they have no effect', stacklevel=2)
         results = single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr)
     else:
         results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)

@@ -3,9 +3,9 @@
 >>> async with concurrent(streamqueue):                                       # doctest: +SKIP
 ...     result = await async_inference_detector(model, 'street.jpg')
 
-The pictures are prepared and the network runs in threads of this module. On a GPU each task has the CUDA stream that it took
-from its queue, so that the work of several overlaps; on the CPU so many networks run at once as there are cores for their
-threads, and the queue may hold anything: it only says how many tasks may be at it.
+The pictures are prepared and the network runs in threads of this module. On a GPU each task has the CUDA stream that it
+took from its queue, so that the work of several overlaps; on the CPU so many networks run at once as there are cores
+for their threads, and the queue may hold anything: it only says how many tasks may be at it.
 """
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import itertools
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,6 +33,9 @@ _GPU_THREADS = 8
 _stream: contextvars.ContextVar[Any] = contextvars.ContextVar('boxdet_stream', default=None)
 _pools: dict[tuple, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+# The streams that a model's tensors were recorded on: once is enough, for as long as they live.
+_streams: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
+_streams_lock = threading.Lock()
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +63,9 @@ async def async_inference_detector(model: nn.Module, imgs: Picture | Iterable[Pi
     """``inference_detector`` without blocking the event loop; any number of tasks may call it with one model.
 
     Args:
-        model: of ``init_detector``, in eval mode. imgs, options: as in ``inference_detector``.
+        model: of ``init_detector``, in eval mode.
+        imgs: as in ``inference_detector``.
+        **options: as in ``inference_detector``.
 
     Raises:
         ConfigError: the model is in training mode, which tasks beside each other cannot change.
@@ -76,8 +83,21 @@ def _detect(model: nn.Module, imgs: Any, stream: Any, options: dict[str, Any]) -
     if device.type != 'cuda':
         return inference_detector(model, imgs, **options)
     stream = stream if isinstance(stream, torch.cuda.Stream) else torch.cuda.Stream(device)
+    _lend(model, stream, device)
     with torch.cuda.stream(stream):
         return inference_detector(model, imgs, **options)  # ends with results on the CPU: the stream is done
+
+
+def _lend(model: nn.Module, stream: Any, device: torch.device) -> None:
+    """Hand the model's tensors to ``stream``: it waits for what wrote them, and their memory stays until it is done."""
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with _streams_lock:
+        streams = _streams.setdefault(model, set())
+        if stream.cuda_stream in streams:
+            return
+        streams.add(stream.cuda_stream)
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        tensor.record_stream(stream)
 
 
 def _pool(device: torch.device) -> ThreadPoolExecutor:

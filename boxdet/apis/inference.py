@@ -22,7 +22,7 @@ from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahea
 from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
 from boxdet.datasets.collate import collate
 from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options
-from boxdet.engine.environment import choose_device, give_back_memory, slow_in
+from boxdet.engine.environment import choose_device, give_back_memory, memory_format, slow_in
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
 from boxdet.models.folding import PRECISIONS, fuse_conv_bn, ready_for_inference
@@ -41,13 +41,13 @@ _Waiting = tuple[int, Any, Any]  # a picture's index, its sample, and that sampl
 def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str | os.PathLike | None = None,
                   device: str | torch.device = 'cuda:0', cfg_options: Mapping[str, Any] | None = None, *,
                   precision: str = 'fp32', compile: bool | str = False) -> nn.Module:
-    """Build a detector for inference: batch norms folded into the convolutions, weights laid out channels last.
+    """Build a detector for inference: batch norms folded into the convolutions, weights in the device's memory format.
 
     Args:
         config: a config file or a Config; it is not changed.
         checkpoint: a file or an address, boxdet's or mmdetection 2.x's, torchvision's or detectron2's; without one
             the weights are random.
-        device: 'cuda:0', 'cpu', ...
+        device: 'cuda:0', 'cuda' (the current GPU), 'cpu', ...
         cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``; or a list of
             texts as on a command line.
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
@@ -73,19 +73,29 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     else:
         load_into(model, checkpoint, configured_classes(cfg))
     model.cfg = cfg
-    model = ready_for_inference(model.eval(), _fast_precision(precision, device)).to(device)
+    model = place_for_inference(model, device, precision)
     give_back_memory()  # the checkpoint's: as much again as the weights
     if backend:
         model.__dict__['extract_feat'] = torch.compile(model.extract_feat, backend=backend)
     return model
 
 
+def place_for_inference(model: nn.Module, device: torch.device, precision: str = 'fp32') -> nn.Module:
+    """Put a model on ``device``, in eval mode and in the form that detects fastest there (``models.folding``).
+
+    Raises:
+        ConfigError: another precision.
+    """
+    precision = _fast_precision(precision, device)
+    return ready_for_inference(model.eval(), precision, memory_format(device, PRECISIONS[precision])).to(device)
+
+
 def _fast_precision(precision: str, device: torch.device) -> str:
     """``precision``, or 'fp32' with a warning where half precision would be far slower."""
     if not slow_in(PRECISIONS.get(precision, torch.float32), device):
         return precision
-    warnings.warn(f'precision={precision!r}: this processor has no instructions for it, and would take many times as long '
-                  'as in float32, which is used instead', stacklevel=3)
+    warnings.warn(f'precision={precision!r}: this processor has no instructions for it, and would take many times as '
+                  'long as in float32, which is used instead', stacklevel=4)
     return 'fp32'
 
 
@@ -168,9 +178,7 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
 
 
 def configured_classes(cfg: Any) -> tuple[str, ...] | None:
-    """The class names of the config's test data: its ``classes``, else those of the data set's type; None if
-    unknown.
-    """
+    """The class names of the config's test data: its ``classes``, else those of its type; None if unknown."""
     data = cfg.get('data') or {}
     test = data.get('test') or data.get('val') or data.get('train') or {}
     if isinstance(test, Sequence):
@@ -229,7 +237,12 @@ def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int 
     before it; closing the generator ends the threads (and leaves ``imgs`` alone from then on).
 
     Args:
-        imgs: read lazily. The rest: as in ``inference_detector``.
+        model: of ``init_detector``.
+        imgs: read lazily.
+        batch_size: as in ``inference_detector``.
+        prefetch: as in ``inference_detector``.
+        channel_order: as in ``inference_detector``.
+        exif_orientation: as in ``inference_detector``.
 
     Yields:
         each picture as it was given, with its result; in order.
@@ -333,8 +346,10 @@ def show_result_pyplot(model: nn.Module, img: Picture, result: Any, score_thr: f
     """Show a result with matplotlib, in a notebook or a window.
 
     Args:
+        model: of ``init_detector``.
         img: file name, (H, W, 3) uint8 in BGR order, the bytes of an image file, or a PIL image.
         result: of ``inference_detector``, or mmdetection 2.x's lists (see ``Instances.from_per_class``).
+        score_thr: objects scoring less are not drawn.
         title: of the window.
         wait_time: seconds until the window closes, 0 until it is closed by hand.
         palette: see ``visualization.palette.class_colors``; the model's by default.

@@ -33,6 +33,7 @@ def set_random_seed(seed: int, deterministic: bool = False) -> None:
     """Seed python, numpy and torch.
 
     Args:
+        seed: any whole number.
         deterministic: also choose deterministic algorithms on the GPU, which is slower. Without it no
             ``torch.backends`` setting is touched.
     """
@@ -72,13 +73,16 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device to train on: the given one, else this rank's GPU, else the CPU.
 
+    Args:
+        device: 'cuda' without a number is the current GPU; before any was chosen, this rank's.
+
     Raises:
         ConfigError: a device that this machine or this torch does not have.
     """
     if device is None:
         if not torch.cuda.is_available():
             return torch.device('cpu')
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        device = f'cuda:{_rank_gpu()}'
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -88,11 +92,18 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         if not torch.cuda.is_available() or (device.index or 0) >= count:
             raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} sees {count} GPUs "
                               '(--device cpu works without)')
+        if device.index is None:
+            device = torch.device('cuda', torch.cuda.current_device() if torch.cuda.is_initialized() else _rank_gpu())
         torch.cuda.set_device(device)
     elif not _computes(device):
         raise ConfigError(f"device '{device}' is not there: torch {torch.__version__} cannot compute on it here "
                           '(--device cpu works everywhere)')
     return device
+
+
+def _rank_gpu() -> int:
+    """The number of this rank's GPU on its machine."""
+    return int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()
 
 
 def _computes(device: torch.device) -> bool:
@@ -103,13 +114,26 @@ def _computes(device: torch.device) -> bool:
 
 
 def slow_in(dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether ``device`` is a processor for which torch has no fast convolutions in this half precision, so that they take
-    many times as long as in float32: bfloat16 asks for AVX-512 on x86, float16 for AVX-512-FP16 or AMX.
+    """Whether ``device`` is a processor for which torch has no fast convolutions in this half precision.
+
+    They take many times as long there as in float32: bfloat16 asks for AVX-512 on x86, float16 for AVX-512-FP16 or AMX.
     """
     names = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}
     if torch.device(device).type != 'cpu' or dtype not in names:
         return False
     return not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])())
+
+
+def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.memory_format:
+    """The memory format in which convolutions of ``dtype`` are fastest for inference on ``device``.
+
+    Channels last on processors (RoIAlign and Winograd's convolution read it) and where a GPU multiplies on tensor
+    cores: in half precision, and from Ampere on in float32 too. Before that cuDNN would turn every map back and forth.
+    """
+    device = torch.device(device)
+    if device.type == 'cuda' and dtype == torch.float32 and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def give_back_memory() -> None:

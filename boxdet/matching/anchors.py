@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.devices import line_of_work
 from boxdet.registry import ANCHOR_GENERATORS
 
 # Sets of grids that are remembered; a set for 800x1333 pixels on five levels is 4 MB.
-_REMEMBERED = 8
+_REMEMBERED = 16
 
 
 @ANCHOR_GENERATORS.register_module()
@@ -101,20 +102,23 @@ class AnchorGenerator:
                     device: torch.device | str = 'cuda') -> list[torch.Tensor]:
         """L tensors (H * W * A, 4): row by row, the A anchors of a cell together.
 
-        The last few sets are remembered and handed out again: do not write into them.
+        The last few sets are remembered and handed out again to the same thread and stream: do not write into them.
 
         Args:
             featmap_sizes: L pairs (H, W).
+            dtype: of the anchors.
+            device: where they are wanted.
         """
-        key = (tuple((int(h), int(w)) for h, w in featmap_sizes), dtype, torch.device(device))
-        if len(key[0]) != self.num_levels:
-            raise ValueError(f'{len(key[0])} feature maps for {self.num_levels} strides')
+        sizes, device = tuple((int(h), int(w)) for h, w in featmap_sizes), _numbered(device)
+        if len(sizes) != self.num_levels:
+            raise ValueError(f'{len(sizes)} feature maps for {self.num_levels} strides')
+        key = (sizes, dtype, device, *line_of_work(device))
         grids = self._grids.get(key)
         if grids is None:
             # Grids outlive the call: made in inference mode, they could not take part in a later training step.
             with torch.inference_mode(False):
-                steps = self._steps(key[0])
-                grids = [self._grid(level, size, steps[level], dtype, device) for level, size in enumerate(key[0])]
+                steps = self._steps(sizes)
+                grids = [self._grid(level, size, steps[level], dtype, device) for level, size in enumerate(sizes)]
             self._grids[key] = grids
         # Threads may share the generator: what one of them is about to touch another may have thrown away.
         with contextlib.suppress(KeyError):
@@ -177,6 +181,14 @@ class TorchvisionAnchorGenerator(AnchorGenerator):
     def _steps(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         height, width = sizes[0][0] * self.strides[0][1], sizes[0][1] * self.strides[0][0]
         return [(width // w, height // h) for h, w in sizes]
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """``device`` with its number: 'cuda' alone is whichever GPU is the current one."""
+    device = torch.device(device)
+    if device.type == 'cuda' and device.index is None and torch.cuda.is_available():
+        return torch.device('cuda', torch.cuda.current_device())
+    return device
 
 
 def _scales(scales: Sequence[float] | None, octave_base_scale: float | None,

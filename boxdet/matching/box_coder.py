@@ -11,6 +11,7 @@ import torch
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
+from boxdet.geometry.devices import line_of_work
 from boxdet.registry import BBOX_CODERS
 
 
@@ -57,7 +58,8 @@ class DeltaXYWHBBoxCoder:
         """Move boxes by their deltas.
 
         Args:
-            bboxes: (N, 4). pred_bboxes: (N, 4) or (N, 4K).
+            bboxes: (N, 4).
+            pred_bboxes: (N, 4) or (N, 4K).
             max_shape: (height, width, ...) of the image, for clipping.
             wh_ratio_clip: sizes grow at most by its inverse and shrink at most to it.
 
@@ -88,13 +90,14 @@ class DeltaXYWHBBoxCoder:
         return torch.stack(corners, dim=-1).reshape(pred_bboxes.shape)
 
     def _normalisation(self, like: torch.Tensor) -> torch.Tensor:
-        """Means and deviations (2, 4) of the type and on the device of ``like``, sent there once."""
-        key = like.device, like.dtype
-        if key not in self._constants:
+        """Means and deviations (2, 4) of the type and on the device of ``like``, sent once to each thread and stream."""
+        key = like.device, like.dtype, *line_of_work(like.device)
+        constants = self._constants.get(key)
+        if constants is None:
             with torch.inference_mode(False):
                 values = torch.tensor([self.means, self.stds], dtype=like.dtype)
-                self._constants[key] = values.to(like.device, non_blocking=True)
-        return self._constants[key]
+                constants = self._constants[key] = values.to(like.device, non_blocking=True)
+        return constants
 
     def __repr__(self) -> str:
         return f'DeltaXYWHBBoxCoder(target_means={self.means}, target_stds={self.stds}, clip_border={self.clip_border})'

@@ -1,7 +1,12 @@
-"""The same function with less work, for inference: batch norms inside their convolutions, memory layout, half precision.
+"""The same function with less work: folded batch norms, half precision, memory format, fast convolutions.
 
-A norm belongs to a convolution when it is registered right after it in the same module, as in the ResNets and ConvModules
-here.
+``ready_for_inference`` takes four steps, each of which is a function of its own: ``fold_batch_norms``,
+``cast_weights``, ``use_fast_convolutions`` and ``lay_out``. Convolutions and norms are replaced by modules that share
+their parameters, buffers and hooks, under the same names: the state dict stays as it was, other weights may be loaded
+afterwards, and training goes on.
+
+A norm belongs to a convolution when it is registered right after it in the same module, as in the ResNets and
+ConvModules here.
 """
 from __future__ import annotations
 
@@ -9,22 +14,26 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from boxdet.errors import ConfigError, nearest
-from boxdet.models.winograd import WinogradConv2d
+from boxdet.models import winograd
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Scores and deltas: half precision makes equal scores of different ones, and moves boxes by pixels.
 _OUTPUT_LAYERS = ('rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg')
 
 
-def ready_for_inference(model: nn.Module, precision: str = 'fp32') -> nn.Module:
-    """Fold batch norms, lay weights out channels last and cast them; the model is changed and returned.
+def ready_for_inference(model: nn.Module, precision: str = 'fp32',
+                        memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+    """Fold batch norms, cast weights, choose convolutions and lay the weights out; the model is changed and returned.
 
-    With 'fp32' the parameters stay what they were (the state dict too, and training goes on as before): the norms are
-    multiplied into the weights at each call. With 'bf16' or 'fp16' the weights hold the norms and are cast; the layers that
-    put out scores and box deltas stay in float32. Large 3x3 convolutions go Winograd's way (``models.winograd``).
+    With 'fp32' the parameters stay what they were: the norms are multiplied into the weights at each call. With 'bf16'
+    or 'fp16' the weights hold the norms and are cast; the layers that put out scores and box deltas stay in float32.
+
+    Args:
+        model: a detector or a part of one, in eval mode.
+        precision: 'fp32', 'bf16' or 'fp16'.
+        memory_format: of the weights of the convolutions.
 
     Raises:
         ConfigError: another precision.
@@ -32,88 +41,131 @@ def ready_for_inference(model: nn.Module, precision: str = 'fp32') -> nn.Module:
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is none of {', '.join(PRECISIONS)}{nearest(precision, PRECISIONS)}")
     if precision == 'fp32':
-        for _, conv, _, norm in list(_pairs(model)):
-            _lend(norm, conv)
+        fold_batch_norms(model)
     else:
-        fuse_conv_bn(model).to(PRECISIONS[precision])
-        for name, module in model.named_modules():
-            if name.rpartition('.')[2] in _OUTPUT_LAYERS:
-                module.float().register_forward_pre_hook(_as_float)
-    for module in model.modules():
-        if WinogradConv2d.suits(module):
-            module.__class__ = WinogradConv2d
-    return model.to(memory_format=torch.channels_last)
+        cast_weights(fuse_conv_bn(model), PRECISIONS[precision])
+    return lay_out(use_fast_convolutions(model), memory_format)
 
 
-def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.float() for value in inputs)
+# --- the four steps ---
+
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Let each batch norm be carried out by the convolution before it while it is in eval mode, in training too.
+
+    The same numbers up to rounding, and the same gradients; the output of the convolution, which a norm would keep for
+    its gradient, is never made. The model is changed and returned.
+    """
+    for parent, name, conv, norm_name, norm in list(_pairs(model)):
+        if type(norm) is nn.BatchNorm2d:
+            folded, carried = _with_state_of(conv, InferenceConv2d), _with_state_of(norm, CarriedBatchNorm2d)
+            folded.norm_after = (carried,)
+            setattr(parent, name, folded)
+            setattr(parent, norm_name, carried)
+    return model
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast weights and buffers; the layers of scores and box deltas stay in float32, and cast what they read."""
+    model.to(dtype)
+    for name, module in model.named_modules():
+        if name.rpartition('.')[2] in _OUTPUT_LAYERS and dtype != torch.float32:
+            module.float().register_forward_pre_hook(_as_float)
+    return model
+
+
+def use_fast_convolutions(model: nn.Module) -> nn.Module:
+    """Let large 3x3 convolutions go Winograd's way (``models.winograd``) where it pays; the model is changed."""
+    replaced: dict[nn.Module, nn.Module] = {}  # a convolution that several modules share stays one
+    for parent in list(model.modules()):
+        for name, conv in list(parent.named_children()):
+            if type(conv) is nn.Conv2d and winograd.suits(conv):
+                fast = replaced[conv] = replaced.get(conv) or _with_state_of(conv, InferenceConv2d)
+                fast.fast = True
+                setattr(parent, name, fast)
+    return model
+
+
+def lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Store the weights of the convolutions in ``memory_format``; what they read is best in the same one."""
+    return model.to(memory_format=memory_format)
 
 
 @torch.no_grad()
 def fuse_conv_bn(model: nn.Module) -> nn.Module:
-    """Fold each batch norm that directly follows a convolution into its weights: the same function, less work.
+    """Multiply each batch norm that directly follows a convolution into its weights: the same function, less work.
 
     Only for inference: the model is changed and no longer matches checkpoints.
     """
-    for parent, conv, name, norm in list(_pairs(model)):
-        _take_back(norm, conv)
-        place = next(key for key, child in parent.named_children() if child is conv)
-        setattr(parent, place, nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval()))
-        setattr(parent, name, nn.Identity())
+    for parent, name, conv, norm_name, norm in list(_pairs(model)):
+        plain = _with_state_of(conv, nn.Conv2d)
+        for own in ('norm_after', 'fast'):
+            plain.__dict__.pop(own, None)
+        setattr(parent, name, nn.utils.fuse_conv_bn_eval(plain.eval(), norm.eval()))
+        setattr(parent, norm_name, nn.Identity())
     return model
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str, nn.Module]]:
-    """(parent, convolution, name of the norm, norm); of plain convolutions only: others do more with their weights."""
-    for parent in model.modules():
-        before: nn.Module | None = None
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and type(before) in (nn.Conv2d, _NormedConv2d) \
-                    and before.out_channels == child.num_features and child.track_running_stats:
-                yield parent, before, name, child
-            before = child
+# --- the modules put in their places ---
 
+class InferenceConv2d(nn.Conv2d):
+    """A convolution that may carry out the norm after it, and may go Winograd's way on large maps.
 
-# --- norms that their convolutions carry out ---
+    Attributes:
+        norm_after: (norm,), carried out while it is in eval mode, or (). In a tuple: it is no child of the convolution.
+        fast: go Winograd's way where that pays.
+    """
 
-class _NormedConv2d(nn.Conv2d):
-    """A convolution that carries out its norm, too, while that is in evaluation mode."""
+    norm_after: tuple[nn.BatchNorm2d, ...] = ()
+    fast = False
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.__dict__['norm_lent'][0]
-        if norm.training:
-            return super().forward(x)
+        """Map (B, C, H, W) to (B, O, H', W')."""
+        if not self.norm_after or self.norm_after[0].training:
+            return self.without_norm(x)
+        norm, = self.norm_after
         scale = (norm.running_var + norm.eps).rsqrt()
         scale = scale if norm.weight is None else scale * norm.weight
         shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
         shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-        weight = self.weight * scale[:, None, None, None]
-        if self.padding_mode != 'zeros':
-            return self._conv_forward(x, weight, shift)
-        return F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+    def without_norm(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.fast and winograd.pays(input, weight):
+            return winograd.conv3x3(input, weight, bias)
+        return super()._conv_forward(input, weight, bias)
 
 
-class _LentNorm:
-    """What a norm does whose convolution carries it out: nothing, while in evaluation mode."""
+class CarriedBatchNorm2d(nn.BatchNorm2d):
+    """A norm that the convolution before it carries out: in eval mode it hands on what it is given."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
         return super().forward(x) if self.training else x
 
 
-class _LentBatchNorm2d(_LentNorm, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` under ``_LentNorm``."""
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, nn.Module]]:
+    """(parent, name, convolution, name of the norm, norm); plain convolutions only: others change their weights."""
+    for parent in model.modules():
+        if not getattr(parent, 'norm_follows_conv', True):
+            continue
+        before, before_name = None, ''
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and type(before) in (nn.Conv2d, InferenceConv2d) \
+                    and before.out_channels == child.num_features and child.track_running_stats:
+                yield parent, before_name, before, name, child
+            before, before_name = child, name
 
 
-def _lend(norm: nn.Module, conv: nn.Conv2d) -> None:
-    """Let ``conv`` carry out ``norm``. Parameters, names and modes stay as they are."""
-    if type(norm) is not nn.BatchNorm2d:
-        return
-    conv.__class__, norm.__class__ = _NormedConv2d, _LentBatchNorm2d
-    conv.__dict__['norm_lent'] = (norm,)  # in a tuple: not a child of the convolution
+def _with_state_of(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """A ``cls`` with the parameters, buffers, hooks and attributes of ``module``, which the two share."""
+    new = cls.__new__(cls)
+    new.__dict__.update(module.__dict__)
+    return new
 
 
-def _take_back(norm: nn.Module, conv: nn.Conv2d) -> None:
-    """The opposite of ``_lend``."""
-    if type(conv) is _NormedConv2d:
-        conv.__class__, norm.__class__ = nn.Conv2d, nn.BatchNorm2d
-        del conv.__dict__['norm_lent']
+def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() for value in inputs)

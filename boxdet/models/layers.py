@@ -323,11 +323,17 @@ class ConvModule(nn.Module):
         """The norm layer, None without one."""
         return getattr(self, self.norm_name) if self.norm_name else None
 
+    @property
+    def norm_follows_conv(self) -> bool:
+        """Whether the norm reads what the convolution puts out, and may be folded into it (``models.folding``)."""
+        return self.order.index('norm') == self.order.index('conv') + 1
+
     def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, h', w'); False leaves out that step."""
         for step in self.order:
             if step == 'conv':
-                x = self.conv(x)
+                # Left out, a norm that was folded into the convolution is left out there.
+                x = self.conv(x) if norm else getattr(self.conv, 'without_norm', self.conv)(x)
             elif step == 'norm' and norm and self.with_norm:
                 x = self.norm(x)
             elif step == 'act' and activate and self.with_activation:

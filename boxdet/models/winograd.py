@@ -1,11 +1,11 @@
 """3x3 convolutions with a quarter of the multiplications, for large maps on the CPU.
 
-F(4x4, 3x3) of Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks", section 4.3: tiles of 6x6 pixels
-give 4x4 outputs. Each tile is turned into 36 numbers, a matrix product over the channels is made for each of the 36, and the
-result is turned back. The polynomials behind it are taken at 0, +-3/4, +-3/2 and infinity (Cook and Toom): of simple
-fractions these keep rounding lowest, at half of what the usual 0, +-1, +-2 give (Barabasz et al. 2020, "Error Analysis and
-Improving the Accuracy of Winograd Convolution for Deep Neural Networks"): 1e-5 of the largest output in float32; in
-bfloat16 1 % of a typical output, where the direct way has a quarter of that.
+F(4x4, 3x3) of Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks", section 4.3: tiles of 6x6
+pixels give 4x4 outputs. Each tile is turned into 36 numbers, a matrix product over the channels is made for each of the
+36, and the result is turned back. The polynomials behind it are taken at 0, +-3/4, +-3/2 and infinity (Cook and Toom):
+of simple fractions these keep rounding lowest, at half of what the usual 0, +-1, +-2 give (Barabasz et al. 2020, "Error
+Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks"): 1e-5 of the largest output in
+float32; in bfloat16 1 % of a typical output, where the direct way has a quarter of that.
 
 Letters: B images, C channels read, O written, H, W of the map, T tiles at a time.
 """
@@ -36,26 +36,23 @@ _LEAST_PIXELS = 3_000   # of a map; below, turning the weights does, or what the
 _TILES_AT_ONCE = 256    # what is in work stays in the processor's cache
 
 
-class WinogradConv2d(nn.Conv2d):
-    """``nn.Conv2d``, by the fast way where that is one: see ``suits``; other maps and modes go the usual way."""
+def suits(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is of the kind: 3x3, stride 1, padding 1, many channels."""
+    return (conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1) and conv.dilation == (1, 1)
+            and conv.groups == 1 and conv.padding_mode == 'zeros'
+            and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS)
 
-    @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Whether a convolution is of the kind: 3x3, stride 1, padding 1, many channels."""
-        return (type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.stride == (1, 1)
-                and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-                and conv.padding_mode == 'zeros' and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        usual = (x.device.type != 'cpu' or x.dtype != self.weight.dtype or not _faster_in(x.dtype)
-                 or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()
-                 or x.shape[2] * x.shape[3] < _LEAST_PIXELS)
-        return super().forward(x) if usual else conv3x3(x, self.weight, self.bias)
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``conv3x3`` can take ``x`` (B, C, H, W) now and is faster: for large maps on the CPU, no gradients."""
+    return not (x.device.type != 'cpu' or x.dtype != weight.dtype or not _faster_in(x.dtype)
+                or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()
+                or x.shape[2] * x.shape[3] < _LEAST_PIXELS)
 
 
 @functools.cache
 def _faster_in(dtype: torch.dtype) -> bool:
-    """Whether this processor's products of the type leave something to save; AMX multiplies faster than tiles are turned."""
+    """Whether this processor leaves something to save; AMX multiplies faster than tiles are turned."""
     if dtype == torch.bfloat16:
         return not getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
     return dtype == torch.float32

@@ -97,6 +97,14 @@ class Batch:
         return replace(self, images=self.images.pin_memory(),
                        semantic_seg=None if self.semantic_seg is None else self.semantic_seg.pin_memory())
 
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory of the tensors until ``stream``, which was handed them, is done with them."""
+        parts = [*(self.gt or ()), *(self.proposals or ())]
+        fields = [value for part in parts for value in part.fields.values() if isinstance(value, torch.Tensor)]
+        maps = () if self.semantic_seg is None else (self.semantic_seg, )
+        for tensor in (self.images, *maps, *(self.ignored or ()), *fields):
+            tensor.record_stream(stream)
+
 
 def normalize_images(images: torch.Tensor, metas: Sequence[ImageMeta]) -> torch.Tensor:
     """Normalise uint8 images (B, 3, H, W) each by its ``img_norm_cfg`` (mean, std); padding becomes 0.

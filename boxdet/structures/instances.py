@@ -85,9 +85,11 @@ class Instances:
         return Instances(self.image_size, self.num_classes, **fields)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
-        """Move the tensors; masks stay on the CPU, where they are cropped and encoded."""
-        return self._with({name: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
-                           for name, value in self._fields.items()})
+        """Move the tensors; masks stay on the CPU, where they are cropped. A copy to the CPU always waits."""
+        non_blocking = non_blocking and torch.device(device).type != 'cpu'
+        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in self._fields.items()
+                 if isinstance(value, torch.Tensor)}
+        return self.replace(**moved)
 
     def numpy(self) -> dict[str, Any]:
         """The fields as numpy arrays by name; mask containers and lists as they are."""

@@ -1,4 +1,4 @@
-"""Asyncio tasks that share a model: the guide's sample, 32 at once, the queue's bound, and an event loop that goes on."""
+"""Asyncio tasks that share a model: the guide's sample, 32 at once, the queue's bound, an event loop that goes on."""
 
 import asyncio
 import subprocess
@@ -112,3 +112,20 @@ def test_each_task_works_on_its_own_stream(tiny_detector):
     results = asyncio.run(main())
     single = inference_detector(model, str(tiny_detector.images[0]))
     assert torch.allclose(results[0].bboxes, single.bboxes, atol=1e-2)
+
+
+def test_a_stream_waits_for_the_model_and_its_tensors_are_recorded_there_once(monkeypatch):
+    from types import SimpleNamespace
+
+    from boxdet.apis import asynchronous
+    model, device = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)), torch.device('cuda', 0)
+    waited, recorded = [], []
+    monkeypatch.setattr(torch.cuda, 'default_stream', lambda device: 'default')
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda self, stream: recorded.append((id(self), stream)))
+    streams = [SimpleNamespace(cuda_stream=number, wait_stream=waited.append) for number in (1, 2)]
+    for stream in (streams[0], streams[0], streams[1]):
+        asynchronous._lend(model, stream, device)
+    assert waited == ['default'] * 3
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for stream in streams:
+        assert sorted(tensor for tensor, where in recorded if where is stream) == sorted(tensors)

@@ -15,6 +15,7 @@ from boxdet.engine.environment import (
     collect_env,
     env_text,
     give_back_memory,
+    memory_format,
     random_states,
     set_random_seed,
     set_random_states,
@@ -71,6 +72,38 @@ def test_devices():
         choose_device('cuda:99')
     with pytest.raises(ConfigError, match="device '1.5' is not understood"):
         choose_device(1.5)
+
+
+@pytest.fixture()
+def two_gpus(monkeypatch):
+    """A machine with two GPUs, as far as torch says; returns the devices that were set."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: chosen.append(torch.device(device).index))
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    return chosen
+
+
+@pytest.mark.parametrize('given', ['cuda', torch.device('cuda')])
+def test_cuda_without_a_number_is_the_current_gpu_or_the_rank_s(given, two_gpus, monkeypatch):
+    assert choose_device(given) == torch.device('cuda', 0)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert choose_device(given) == choose_device(None) == torch.device('cuda', 1)
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    assert choose_device(given) == torch.device('cuda', 0) and choose_device('cuda:1') == torch.device('cuda', 1)
+    assert two_gpus == [0, 1, 1, 0, 1] and None not in two_gpus
+    with pytest.raises(ConfigError, match="'cuda:2' is not there: .* sees 2 GPUs"):
+        choose_device('cuda:2')
+
+
+@pytest.mark.parametrize('capability, dtype, expected', [
+    ((7, 5), torch.float32, torch.contiguous_format), ((7, 5), torch.float16, torch.channels_last),
+    ((8, 0), torch.float32, torch.channels_last), ((9, 0), torch.bfloat16, torch.channels_last)])
+def test_memory_format_of_gpus(capability, dtype, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    assert memory_format('cuda:0', dtype) == expected and memory_format('cpu') == torch.channels_last
 
 
 def test_half_precision_that_a_processor_has_no_instructions_for(monkeypatch):

@@ -60,7 +60,7 @@ def test_grids_are_remembered_and_few():
     first = generator.grid_priors([(3, 4)], device='cpu')[0]
     assert generator.grid_priors([(3, 4)], device='cpu')[0] is first
     assert generator.grid_priors([(3, 4)], dtype=torch.float64, device='cpu')[0].dtype == torch.float64
-    for size in range(1, 30):
+    for size in range(1, 2 * A._REMEMBERED):
         generator.grid_priors([(size, size)], device='cpu')
     assert len(generator._grids) == A._REMEMBERED
     assert len(copy.deepcopy(generator)._grids) == len(pickle.loads(pickle.dumps(generator))._grids) == 0
@@ -112,4 +112,28 @@ def test_threads_may_share_a_generator():
     with ThreadPoolExecutor(8) as pool:
         grids = list(pool.map(lambda size: generator.grid_priors(size, device='cpu')[0], sizes))
     assert all(len(grid) == size[0][0] * size[0][1] for grid, size in zip(grids, sizes))
-    assert len(generator._grids) <= 8
+    assert len(generator._grids) <= A._REMEMBERED
+
+
+def test_threads_and_streams_have_grids_of_their_own(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    generator = A.AnchorGenerator(strides=[16], ratios=[1.0], scales=[8])
+    own = generator.grid_priors([(4, 4)], device='cpu')[0]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: generator.grid_priors([(4, 4)], device='cpu')[0]).result()
+    assert other is not own and torch.equal(other, own) and generator.grid_priors([(4, 4)], device='cpu')[0] is own
+    monkeypatch.setattr(A, 'line_of_work', lambda device: ('another', 'stream'))
+    assert generator.grid_priors([(4, 4)], device='cpu')[0] is not own
+
+
+def test_a_line_of_work_is_a_thread_and_its_current_stream(monkeypatch):
+    from types import SimpleNamespace
+
+    from boxdet.geometry.devices import line_of_work
+    assert line_of_work(torch.device('cpu')) == line_of_work(torch.device('cpu'))
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    lines = []
+    for number in (7, 8):
+        monkeypatch.setattr(torch.cuda, 'current_stream', lambda device, n=number: SimpleNamespace(cuda_stream=n))
+        lines.append(line_of_work(torch.device('cuda', 0)))
+    assert lines[0] != lines[1] and lines[0][0] == lines[1][0]

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from boxdet.models import winograd
 from boxdet.models.folding import ready_for_inference
-from boxdet.models.winograd import WinogradConv2d, conv3x3
+from boxdet.models.winograd import conv3x3, suits
 
 
-@pytest.mark.parametrize('batch, channels, outputs, height, width', [(1, 8, 16, 4, 4), (2, 5, 3, 9, 14), (1, 130, 128, 33, 61),
-                                                                     (1, 4, 4, 1, 1), (40, 6, 4, 14, 14)])
+@pytest.mark.parametrize('batch, channels, outputs, height, width', [
+    (1, 8, 16, 4, 4), (2, 5, 3, 9, 14), (1, 130, 128, 33, 61), (1, 4, 4, 1, 1), (40, 6, 4, 14, 14)])
 @pytest.mark.parametrize('last', [True, False])
 def test_same_numbers_as_the_direct_way(batch, channels, outputs, height, width, last):
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def test_it_is_taken_for_large_maps_without_gradients_only(monkeypatch):
     calls = []
     monkeypatch.setattr(winograd, 'conv3x3', lambda x, *rest: (calls.append(x.shape), conv3x3(x, *rest))[1])
     model = ready_for_inference(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)))
-    assert type(model[0]) is WinogradConv2d
+    assert model[0].fast
     large, small = torch.randn(1, 128, 55, 56), torch.randn(60, 128, 14, 14)
     with torch.no_grad():
         found = model(large)
@@ -62,8 +62,9 @@ def test_it_is_taken_for_large_maps_without_gradients_only(monkeypatch):
     assert torch.allclose(model(large), found, atol=1e-4) and len(calls) == 1  # with gradients
 
 
-@pytest.mark.parametrize('conv', [nn.Conv2d(128, 128, 3), nn.Conv2d(128, 128, 3, padding=1, stride=2), nn.Conv2d(128, 128, 1),
-                                  nn.Conv2d(64, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=2, dilation=2),
-                                  nn.Conv2d(128, 128, 3, padding=1, groups=2)])
+@pytest.mark.parametrize('conv', [
+    nn.Conv2d(128, 128, 3), nn.Conv2d(128, 128, 3, padding=1, stride=2), nn.Conv2d(128, 128, 1),
+    nn.Conv2d(64, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+    nn.Conv2d(128, 128, 3, padding=1, groups=2)])
 def test_other_convolutions_stay(conv):
-    assert not WinogradConv2d.suits(conv) and type(ready_for_inference(conv)) is nn.Conv2d
+    assert not suits(conv) and type(ready_for_inference(nn.Sequential(conv))[0]) is nn.Conv2d

@@ -68,6 +68,30 @@ def test_a_copy_to_the_cpu_waits(monkeypatch):
     assert len(asked) == 4 and all(asked)
 
 
+def full_batch() -> Batch:
+    return Batch(torch.zeros(1, 3, 4, 4), [meta(4, 4)], gt=[Instances(bboxes=torch.zeros(2, 4))],
+                 ignored=[torch.zeros(1, 4)], proposals=[Instances(bboxes=torch.zeros(3, 4))])
+
+
+@pytest.mark.parametrize('device, waits', [('cpu', True), (torch.device('cpu'), True), ('meta', False)])
+def test_a_copy_to_the_cpu_waits(device, waits, monkeypatch):
+    asked, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, 'to', lambda self, *args, **more: (asked.append(more.get('non_blocking')),
+                                                                         to(self, *args, **more))[1])
+    full_batch().to(device)
+    full_batch().gt[0].to(device, non_blocking=True)
+    assert len(asked) == 5 and all(bool(each) is not waits for each in asked)
+
+
+def test_tensors_handed_to_a_stream_are_recorded_there(monkeypatch):
+    recorded = []
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda self, stream: recorded.append((id(self), stream)))
+    batch = full_batch()
+    batch.record_stream('side')
+    tensors = (batch.images, batch.gt[0].bboxes, batch.ignored[0], batch.proposals[0].bboxes)
+    assert sorted(recorded) == sorted((id(tensor), 'side') for tensor in tensors)
+
+
 def test_meta_reads_2x_names_and_keeps_the_rest():
     read = ImageMeta.from_dict(dict(filename='a.jpg', ori_shape=(5, 6, 3), scale_factor=2.0, weather='rain'))
     assert read.scale_factor.tolist() == [2, 2, 2, 2] and read.scale_factor.dtype == np.float32

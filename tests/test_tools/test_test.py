@@ -1,6 +1,4 @@
-"""tools/test.py as users run it. One process checks the command line; the options are tried in this one, for
-speed.
-"""
+"""tools/test.py as users run it. One process checks the command line; the options are tried in this one."""
 
 import importlib.util
 import json
@@ -121,11 +119,29 @@ def test_batched_testing(run, tmp_path, options):
                                                                            (60, 100)]
 
 
-def test_fused_batch_norms_give_the_same_detections(run, tmp_path):
-    run('--out', tmp_path / 'plain.pkl')
-    run('--out', tmp_path / 'fused.pkl', '--fuse-conv-bn')
-    for plain, fused in zip(load_results(tmp_path / 'plain.pkl'), load_results(tmp_path / 'fused.pkl')):
-        assert plain.scores.tolist() == pytest.approx(fused.scores.tolist(), abs=1e-3)
+def test_it_detects_as_init_detector_does_and_as_the_network_says(run, tiny_detector, tmp_path):
+    import torch
+
+    from boxdet.apis import inference_detector, init_detector
+    from boxdet.apis.inference import build_for_inference
+    from boxdet.checkpoints.io import load_checkpoint, load_weights
+    from boxdet.engine.config import load_config
+    run('--out', tmp_path / 'tested.pkl')
+    tested, images = load_results(tmp_path / 'tested.pkl'), [str(path) for path in tiny_detector.images]
+    model = init_detector(str(tiny_detector.config), str(tiny_detector.checkpoint), device='cpu')
+    plain = build_for_inference(model.cfg).eval()  # no norm folded, weights as they come
+    load_weights(plain, load_checkpoint(str(tiny_detector.checkpoint)), 'the checkpoint')
+    plain.cfg = load_config(tiny_detector.config)
+    for found, same, slow in zip(tested, inference_detector(model, images), inference_detector(plain, images)):
+        assert torch.equal(found.bboxes, same.bboxes) and torch.equal(found.scores, same.scores)
+        assert torch.allclose(found.bboxes, slow.bboxes, atol=1e-2)
+        assert torch.allclose(found.scores, slow.scores, atol=1e-4)
+
+
+def test_an_option_without_effect_says_so(tool, tiny_detector, tmp_path):
+    with pytest.warns(UserWarning, match='--fuse-conv-bn has no effect: batch norms are always folded'):
+        tool.main([str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--fuse-conv-bn',
+                   '--out', str(tmp_path / 'r.pkl')])
 
 
 def test_pictures(run, tmp_path):

@@ -2,8 +2,9 @@
 
     python tools/analysis_tools/benchmark.py CONFIG CHECKPOINT [--max-iter 200] [--repeat-num 3] [--fuse-conv-bn]
 
-The data set of data.test is read, prepared and detected one image at a time, as in testing. The first images do not count.
-Both the network alone (with its preparation on the device and its results brought back) and the whole way are told.
+The data set of data.test is read, prepared and detected one image at a time, as in testing. The first images do not
+count. Both the network alone (with its preparation on the device and its results brought back) and the whole way are
+told.
 """
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--max-iter', type=int, default=2000, help='images at most (default: %(default)s)')
     parser.add_argument('--log-interval', type=int, default=50, help='tell the rate every so many images '
                         '(default: %(default)s)')
-    parser.add_argument('--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions: faster')
+    parser.add_argument('--fuse-conv-bn', action='store_true', help='measure the model as init_detector prepares it: '
+                        'batch norms folded into the convolutions, the fastest memory format')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
     parser.add_argument('--out', metavar='FILE', help='also write the figures to this JSON file')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
@@ -46,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from boxdet.apis.inference import build_for_inference, fuse_conv_bn, load_into
+    from boxdet.apis.inference import build_for_inference, load_into, place_for_inference
     from boxdet.datasets import build_dataset
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.environment import choose_device, setup_processes
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     model = build_for_inference(cfg)
     if args.checkpoint:
         load_into(model, args.checkpoint, dataset.CLASSES)
-    model = (fuse_conv_bn(model.eval()) if args.fuse_conv_bn else model).to(device).eval()
+    model = place_for_inference(model, device) if args.fuse_conv_bn else model.to(device).eval()
     runs = [measure(model, dataset, cfg, device, args) for _ in range(args.repeat_num)]
     told = dict(summary(runs), device=str(device), memory_mb=peak_memory(device), images=runs[0]['images'])
     print(f"network: {told['network_fps']:.2f} images/s ({1000 / told['network_fps']:.1f} ms an image); with reading and "
