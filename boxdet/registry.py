@@ -152,11 +152,15 @@ PIPELINES = Registry('pipeline', (
     'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.mixing',
     'boxdet.datasets.pipelines.test_time'))
 
+EVALUATORS = Registry('evaluator', (
+    'boxdet.evaluation.coco_metrics', 'boxdet.evaluation.voc', 'boxdet.evaluation.cityscapes', 'boxdet.evaluation.lvis',
+    'boxdet.evaluation.evaluate'))
+
 HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers', 'boxdet.engine.averaging'))
 RUNNERS = Registry('runner', ('boxdet.engine.runner',))
 OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
 
 __all__ = ['ANCHOR_GENERATORS', 'BACKBONES', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'DATASETS', 'DETECTORS',
-           'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS', 'OPTIMIZERS',
+           'EVALUATORS', 'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS', 'OPTIMIZERS',
            'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry', 'SHARED_HEADS',
            'accepted_keywords', 'check_keywords']

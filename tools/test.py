@@ -128,7 +128,6 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
     from boxdet.engine.environment import choose_device, setup_processes
     from boxdet.engine.preflight import check_files, check_metrics, check_num_classes, parts_of
-    from boxdet.evaluation.evaluate import require_annotations
     from boxdet.evaluation.report import check_reportable, default_metrics
 
     cfg = load_config(args.config, args.cfg_options)
@@ -142,8 +141,6 @@ def main(argv: list[str] | None = None) -> None:
         args.eval = args.eval or default_metrics(cfg, dataset)
     options = evaluation_options(args, cfg, dataset)
     # What would end in an error is told before the hours of inference.
-    if args.eval:
-        require_annotations(dataset)
     for part in parts_of(dataset):
         check_files(part, 'data.test')
     model = build_for_inference(cfg)
@@ -151,9 +148,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError('--report shows detections by class; an RPN gives proposals: use --eval proposal_fast')
     if args.eval or args.format_only:
         check_num_classes(model, dataset, 'test')
-    # The files of Cityscapes' server hold masks, as its metric does.
-    files_of = ['cityscapes'] if args.format_only and getattr(dataset, 'PROTOCOL', None) == 'cityscapes' else []
-    check_metrics(model, args.eval or files_of, dataset if args.eval else None)
+    if args.eval or args.format_only:
+        check_metrics(model, args.eval, dataset, writing=args.format_only)
     load_into(model, args.checkpoint, dataset.CLASSES)
     if args.fuse_conv_bn:
         warnings.warn('--fuse-conv-bn has no effect: batch norms are always folded into the convolutions',

@@ -66,7 +66,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
     check_training(model, datasets[0], validation)
     if validation is not None:
-        check_metrics(model, (cfg.get('evaluation') or {}).get('metric') or 'bbox', validation)
+        check_metrics(model, (cfg.get('evaluation') or {}).get('metric'), validation)
     loaders = [_train_loader(datasets[0], cfg, length, distributed),
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
 
@@ -160,7 +160,7 @@ def _evaluation_hook(cfg: Any, dataset: Any, batch: int, by_epoch: bool, distrib
     options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': batch}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
     chosen = {'by_epoch': by_epoch, **{k: v for k, v in (cfg.get('evaluation') or {}).items() if k != 'type'}}
-    options = option_names(dataset)
+    options = option_names(dataset, metric=chosen.get('metric'))
     if options is not None:
         check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in (*options, 'metric')}, 'evaluation')
     return EvaluationHook(dataset, loader, evaluate, **chosen)

@@ -23,7 +23,7 @@ class CityscapesDataset(CocoDataset):
     CLASSES = CITYSCAPES_CLASSES
     PALETTE = [(220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230),
                (119, 11, 32)]
-    PROTOCOL = 'cityscapes'
+    EVALUATORS = ('CityscapesEvaluator',)
 
     def get_ann_info(self, index: int) -> dict:
         """As ``CocoDataset.get_ann_info``; 'seg_map' is the image's ``segm_file`` where it has one."""

@@ -37,7 +37,7 @@ class CocoDataset(CustomDataset):
             an unknown category or without a box, a box that is not finite, classes that the file does not know.
     """
     CLASSES = COCO_CLASSES
-    PROTOCOL = 'coco'
+    EVALUATORS = ('CocoEvaluator',)
 
     _coco: Any = None                    # pycocotools' COCO, see ``coco``
     _parsed: dict | None = None          # the file until ``coco`` takes it over

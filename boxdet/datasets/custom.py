@@ -46,6 +46,7 @@ class CustomDataset(Evaluated):
         on_error: what an image (or annotation) that cannot be read does to a training: 'raise' ends it, 'skip' has the
             loader take another image, and say so. In testing it is always an error.
         max_errors: with 'skip', so many different ones may be skipped before the training ends.
+        evaluators: types or configs of evaluators in place of the class's ``EVALUATORS`` (see boxdet/evaluation/evaluator.py).
 
     Attributes:
         flag: (len,) uint8, 1 for images wider than high; batches are made of one kind.
@@ -56,13 +57,16 @@ class CustomDataset(Evaluated):
     """
     CLASSES: tuple[str, ...] | None = None
     PALETTE: Any = None
-    PROTOCOL = 'custom'  # how boxdet.evaluation measures it
+    EVALUATORS = ('MeanAPEvaluator',)
 
     def __init__(self, ann_file: str, pipeline: Sequence[Any], classes: str | Sequence[str] | None = None,
                  data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,
                  seg_suffix: str = '.png', proposal_file: str | None = None, test_mode: bool = False,
                  filter_empty_gt: bool = True, file_client_args: dict | None = None, min_size: int = 32,
-                 on_error: str = 'raise', max_errors: int = 100):
+                 on_error: str = 'raise', max_errors: int = 100,
+                 evaluators: Sequence[Any] | None = None):
+        if evaluators is not None:
+            self.EVALUATORS = tuple(evaluators)
         self.data_root = data_root
         self.ann_file, self.img_prefix, self.seg_prefix, self.proposal_file = (
             self._under_root(path) for path in (ann_file, img_prefix, seg_prefix, proposal_file))

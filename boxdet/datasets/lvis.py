@@ -24,7 +24,7 @@ class LVISV05Dataset(CocoDataset):
     pictures. ``COCO_val2014_000000391895.jpg``, as v0.5 names some, is 000000391895.jpg of COCO 2017.
     """
     CLASSES = None
-    PROTOCOL = 'lvis'
+    EVALUATORS = ('LVISEvaluator',)
 
     def _set_categories(self, categories: list[dict] | None) -> None:
         if self.CLASSES is None:

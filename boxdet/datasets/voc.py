@@ -341,7 +341,7 @@ class VOCDataset(XMLDataset):
     """
     CLASSES = VOC_CLASSES
     PALETTE = 'voc'
-    PROTOCOL = 'voc'
+    EVALUATORS = ('VOCEvaluator',)
 
     def __init__(self, ann_file: str, pipeline: Sequence[Any], year: int | None = None, **options: Any):
         super().__init__(ann_file, pipeline, **options)

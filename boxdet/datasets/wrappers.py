@@ -320,6 +320,7 @@ class ConcatDataset(_Wrapper):
     Raises:
         ConfigError: none given, or data sets of different classes.
     """
+    EVALUATION = 'ConcatEvaluator'
 
     def __init__(self, datasets: Sequence[Any], separate_eval: bool = True):
         self.datasets = [build_dataset(d) for d in datasets]

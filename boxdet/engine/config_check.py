@@ -259,14 +259,14 @@ class _Checker:
         self.keys(value, path, _explicit(registry.HOOKS.get('CheckpointHook')) | {'type'})
 
     def evaluation(self, value: Any, path: str) -> None:
-        dataset, parts = self._validation_class()
-        options = option_names(dataset)
+        dataset, parts, offered = self._validation_class()
+        options = self.read(lambda: option_names(dataset, metric=value.get('metric'), offered=offered), path)
         if options is None:
             return
         known = _explicit(registry.HOOKS.get('EvaluationHook')) | {*options, 'metric', 'type'}
         self.keys(value, path, known - {'dataloader', 'evaluate', 'dataset', 'results', 'logger'})
         given = {k: value[k] for k in (*options, 'metric') if k in value}
-        names = self.read(lambda: metric_names(dataset, **given), path)
+        names = self.read(lambda: metric_names(dataset, offered=offered, **given), path)
         if names is not None and parts:
             names = [f'{i}_{name}' for i in range(parts) for name in names]
         best = value.get('save_best')
@@ -276,9 +276,9 @@ class _Checker:
             self.fail(f'{path}.save_best', f"'{best}' is no metric of this evaluation{nearest(str(best), names)}; it "
                                            f"gives {', '.join(names)}")
 
-    def _validation_class(self) -> tuple[Any, int]:
+    def _validation_class(self) -> tuple[Any, int, Any]:
         """The class of ``data.val`` (else ``data.test``, else COCO's), or of its first part; how many parts are
-        evaluated one by one, 0 for none.
+        evaluated one by one, 0 for none; the ``evaluators`` that its config names, if any.
         """
         data = self._cfg.get('data') or {}
         val, parts = data.get('val') or data.get('test') or {}, 0
@@ -291,7 +291,7 @@ class _Checker:
             parts = len(val['ann_file']) if val.get('separate_eval', True) else 0
         if isinstance(val, (list, tuple)):
             val = next((one for one in val if isinstance(one, Mapping)), {})
-        return registry.DATASETS.get(val.get('type') or 'CocoDataset'), parts
+        return registry.DATASETS.get(val.get('type') or 'CocoDataset'), parts, val.get('evaluators')
 
     def log_config(self, value: Any, path: str) -> None:
         self.keys(value, path, ('interval', 'hooks'))

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from boxdet.errors import ConfigError, DataError, nearest
+from boxdet.evaluation.evaluate import needs_of, require_annotations
 
 logger = logging.getLogger('boxdet')
 
@@ -131,27 +132,32 @@ def _unordered(pairs: Sequence[Sequence[int]]) -> set[frozenset[int]]:
     return {frozenset(pair) for pair in pairs}
 
 
-def check_metrics(model: nn.Module, metric: str | Sequence[str], dataset: Any = None) -> None:
-    """Raise ConfigError when ``metric`` asks for what the model, which tells so, has no head for, or what ``dataset``,
-    where it is given, does not know.
+def check_metrics(model: nn.Module, metric: Any, dataset: Any = None, writing: bool = False) -> None:
+    """Raise UserError when a metric asks for what the model, which tells so, does not give, or ``dataset`` does not know.
+
+    Args:
+        metric: of ``boxdet.evaluation.evaluate``.
+        dataset: None for COCO's metrics.
+        writing: look at the result files, for ``--format-only``, instead.
     """
-    wanted = [metric] if isinstance(metric, str) else metric
-    for name, flag, head, what in (('segm', 'with_mask', 'mask', 'masks'), ('cityscapes', 'with_mask', 'mask', 'masks'),
-                                   ('keypoints', 'with_keypoint', 'keypoint', 'keypoints')):
-        if name in wanted and not getattr(model, flag, True):
-            raise ConfigError(f"metric '{name}' needs {what}, and this {type(model).__name__} has no {head} head: "
-                              "evaluate 'bbox'")
-    if 'cityscapes' in wanted and dataset is not None:
-        from boxdet.evaluation.cityscapes import check_ground_truth
-        for part in parts_of(dataset):
-            if getattr(part, 'PROTOCOL', None) == 'cityscapes':  # others refuse the metric's name
-                check_ground_truth(part)
-    if 'keypoints' in wanted and dataset is not None:
+    for name, field in needs_of(dataset, metric, writing).items():
+        flag, reason = _FIELDS[field]
+        if not getattr(model, flag, True):
+            what = 'the result files of this data set need' if writing else f"metric '{name}' needs"
+            raise ConfigError(f'{what} {reason.format(model=type(model).__name__)}')
+    if dataset is None or writing:
+        return
+    if 'keypoints' in needs_of(dataset, metric).values():
         check_keypoints(model, dataset, 'test')
-        for part in parts_of(dataset):
-            if part.SIGMAS is None:
-                raise ConfigError(f"metric 'keypoints' needs sigmas=[...] of the {len(part.KEYPOINT_NAMES)} keypoints "
-                                  f'of {part.ann_file}: only those of COCO are known')
+    require_annotations(dataset, metric)
+
+
+# What a detector says about a field of its results, and what to tell where it has none.
+_FIELDS = dict(
+    labels=('with_roi_head', "classes, and an RPN's proposals have none ({model} has no RoI head): evaluate 'proposal' "
+                             "or 'proposal_fast'"),
+    masks=('with_mask', "masks, and this {model} has no mask head: evaluate 'bbox'"),
+    keypoints=('with_keypoint', "keypoints, and this {model} has no keypoint head: evaluate 'bbox'"))
 
 
 def _compare(dataset: Any, validation: Any) -> None:

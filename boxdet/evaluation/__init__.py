@@ -1,8 +1,10 @@
-"""Results to numbers and files: COCO metrics, proposal recall, result files. Reads dataset metadata, never
-models.
-"""
+"""Results to numbers and files: evaluators, result files. Reads dataset metadata, never models."""
 
-from .evaluate import evaluate, format_results
+from boxdet.registry import EVALUATORS
+
+from .evaluate import build_evaluator, evaluate, format_results
+from .evaluator import Evaluator
 from .predictions import from_legacy, load_results, save_results
 
-__all__ = ['evaluate', 'format_results', 'from_legacy', 'load_results', 'save_results']
+__all__ = ['EVALUATORS', 'Evaluator', 'build_evaluator', 'evaluate', 'format_results', 'from_legacy', 'load_results',
+           'save_results']

@@ -1,4 +1,4 @@
-"""Cityscapes' instance metrics and result files, and COCO's metrics on the same data: protocol 'cityscapes'.
+"""Cityscapes' instance metrics and result files, and COCO's metrics on the same data: ``CityscapesEvaluator``.
 
 | metric                              | keys                                                                          |
 |-------------------------------------|-------------------------------------------------------------------------------|
@@ -16,7 +16,7 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,59 +26,85 @@ import numpy as np
 from boxdet.datasets.cityscapes import LABEL_IDS
 from boxdet.datasets.files import decode_image, encode_png, read_bytes
 from boxdet.errors import ConfigError, DataError, nearest
-from boxdet.evaluation import coco_metrics
+from boxdet.evaluation.coco_metrics import CocoEvaluator
+from boxdet.evaluation.evaluator import Evaluator, Logger
 from boxdet.evaluation.predictions import write_atomically
+from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 from boxdet.visualization.mask_windows import rle_window
 
-METRICS = (*coco_metrics.METRICS, 'cityscapes')
 _FIRST_INSTANCE = 1000  # an instance id is 1000 * label + number; a smaller one is the label of a group
 
 
-def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], say: Callable[..., None],
-             outfile_prefix: str | None = None, classwise: bool = False,
-             proposal_nums: Sequence[int] = (100, 300, 1000), iou_thrs: float | Sequence[float] | None = None,
-             metric_items: str | Sequence[str] | None = None, max_dets: int | None = None) -> dict[str, Any]:
-    """Cityscapes' and COCO's numbers of ``results``, one Instances an image.
+@EVALUATORS.register_module()
+class CityscapesEvaluator(Evaluator):
+    """Cityscapes' and COCO's numbers, by the keys above, of a CityscapesDataset.
+
+    The ground truth of 'cityscapes' are the ``*_gtFine_instanceIds.png`` of the data set's folder ``seg_prefix``, or of
+    ``img_prefix`` with gtFine in the place of leftImg8bit.
 
     Args:
-        dataset: a CityscapesDataset. The ground truth of 'cityscapes' are the ``*_gtFine_instanceIds.png`` of the
-            folder ``seg_prefix``, or of ``img_prefix`` with gtFine in the place of leftImg8bit.
-        metric: of ``METRICS``. say: takes the tables.
+        metric: of ``METRICS``.
         outfile_prefix: also write the predictions: the folder of 'cityscapes' (see ``format_results``), the prefix of
             COCO's JSON files.
-        classwise, proposal_nums, iou_thrs, metric_items, max_dets: as in boxdet/evaluation/coco_metrics.py.
-
-    Returns:
-        dict of floats by the keys above.
+        classwise: also a table and keys for each class.
+        proposal_nums, iou_thrs, metric_items, max_dets, area_ranges: as CocoEvaluator.
 
     Raises:
-        ConfigError: cityscapesscripts is not installed, a class that Cityscapes does not have.
-        DataError: no ground truth for an image, results without masks or of another size.
+        ConfigError: unknown metric or item.
     """
-    values: dict[str, Any] = {}
-    others = [name for name in metric if name != 'cityscapes']
-    if 'cityscapes' in metric:
-        if outfile_prefix is not None:
-            format_results(dataset, results, outfile_prefix)
-        values.update(_cityscapes(dataset, results, say, classwise))
-    if others:
-        values.update(coco_metrics.evaluate(dataset, results, others, say, outfile_prefix, classwise, proposal_nums,
-                                            iou_thrs, metric_items, max_dets))
-    return values
+    METRICS = (*CocoEvaluator.METRICS, 'cityscapes')
+    NEEDS = dict(CocoEvaluator.NEEDS, cityscapes='masks')
+    FILES = 'txtfile_prefix'
+    FILES_NEED = 'masks'
 
+    def __init__(self, metric: str | Sequence[str] | None = None, outfile_prefix: str | None = None,
+                 classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
+                 iou_thrs: float | Sequence[float] | None = None, metric_items: str | Sequence[str] | None = None,
+                 max_dets: int | None = None, area_ranges: Mapping[str, Sequence[float]] | None = None):
+        super().__init__(metric)
+        self.outfile_prefix, self.classwise = outfile_prefix, classwise
+        others = [name for name in self.metrics if name != 'cityscapes']
+        self._of_coco = None if not others else CocoEvaluator(
+            others, outfile_prefix, classwise, proposal_nums, iou_thrs, metric_items, max_dets, area_ranges)
 
-def metric_names(metric: Sequence[str], metric_items: str | Sequence[str] | None = None,
-                 proposal_nums: Sequence[int] = (100, 300, 1000)) -> list[str]:
-    """The keys that ``evaluate`` gives with these options, but those of single classes and texts."""
-    others = [name for name in metric if name != 'cityscapes']
-    return (['mAP', 'AP@50'] if 'cityscapes' in metric else []) + coco_metrics.metric_names(
-        others, metric_items, proposal_nums)
+    def metric_names(self) -> list[str]:
+        """The keys that ``evaluate`` gives, but those of single classes and texts."""
+        return (['mAP', 'AP@50'] if 'cityscapes' in self.metrics else []) + (
+            self._of_coco.metric_names() if self._of_coco else [])
 
+    def check(self, dataset: Any) -> None:
+        """Raise UserError when there is nothing to evaluate against, or cityscapesscripts is not installed."""
+        CocoEvaluator(()).check(dataset)
+        if 'cityscapes' in self.metrics:
+            check_ground_truth(dataset)
 
-def require_annotations(dataset: Any) -> None:
-    """Raise DataError when ``dataset`` was opened without annotations."""
-    coco_metrics.require_annotations(dataset)
+    def reset(self, dataset: Any, logger: Logger = None) -> None:
+        """Begin with ``dataset``; forget what was processed before."""
+        super().reset(dataset, logger)
+        if self._of_coco:
+            self._of_coco.reset(dataset, logger)
+
+    def evaluate(self) -> dict[str, Any]:
+        """As the class says.
+
+        Raises:
+            ConfigError: cityscapesscripts is not installed, a class that Cityscapes does not have.
+            DataError: no ground truth for an image, results without masks or of another size.
+        """
+        values: dict[str, Any] = {}
+        if 'cityscapes' in self.metrics:
+            if self.outfile_prefix is not None:
+                self.format_results(self.dataset, self.results, self.outfile_prefix)
+            values.update(_cityscapes(self.dataset, self.results, self.say, self.classwise))
+        if self._of_coco:
+            self._of_coco.process(range(len(self.results)), self.results)
+            values.update(self._of_coco.evaluate())
+        return values
+
+    def format_results(self, dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
+        """Write the files of Cityscapes' server: see the function of this name."""
+        return format_results(dataset, results, txtfile_prefix)
 
 
 # ---------------------------------------------------------------------------------------------- result files

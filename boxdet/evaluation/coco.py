@@ -142,7 +142,7 @@ class Scores:
 def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str, image_ids: Sequence[int],
                 category_ids: Sequence[int], limits: Sequence[int] = (100, 300, 1000),
                 iou_thrs: Sequence[float] | None = None, class_agnostic: bool = False,
-                joints: Joints | None = None) -> Scores:
+                joints: Joints | None = None, sizes: Mapping[str, Sequence[float]] | None = None) -> Scores:
     """Evaluate ``results``, one Instances for each of ``image_ids``, with labels that count in ``category_ids``.
 
     Args:
@@ -152,13 +152,15 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
         iou_thrs: default 0.50, 0.55, ... 0.95.
         class_agnostic: match whatever the categories (proposals).
         joints: of 'keypoints'.
+        sizes: ranges of the area in pixels by name; None for COCO's.
 
     Raises:
         DataError: annotations without masks in 'segm', or a predicted mask that is not of its image's size.
     """
     truths = truth_columns(ground_truth, image_ids, category_ids, iou_type, class_agnostic)
     images = [ground_truth.imgs[i] for i in image_ids]
-    sizes = KEYPOINT_SIZES if iou_type == 'keypoints' else SIZES
+    if sizes is None:
+        sizes = {size: SIZE_RANGES[size] for size in (KEYPOINT_SIZES if iou_type == 'keypoints' else SIZES)}
     with _no_garbage_search():
         matches = match(truths, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
                         joints=joints)

@@ -1,4 +1,4 @@
-"""COCO's metrics of boxes, masks, keypoints, proposals, under mmdetection 2.x's keys: protocol 'coco' of ``evaluate``.
+"""COCO's metrics of boxes, masks, keypoints, proposals, under mmdetection 2.x's keys: ``CocoEvaluator``.
 
 | metric          | keys                                                                              |
 |-----------------|-----------------------------------------------------------------------------------|
@@ -15,37 +15,37 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from boxdet.errors import ConfigError, DataError, nearest
-from boxdet.evaluation.coco import Joints, Scores, coco_scores
+from boxdet.evaluation.coco import SIZE_RANGES, Joints, Scores, coco_scores
+from boxdet.evaluation.concat import JoinedCoco
+from boxdet.evaluation.evaluator import Evaluator
 from boxdet.evaluation.predictions import coco_predictions, write_json_list
 from boxdet.evaluation.proposals import proposal_recall
 from boxdet.evaluation.stored_results import labels_of
 from boxdet.geometry.keypoints import HALF_PIXEL
+from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 
-METRICS = ('bbox', 'segm', 'keypoints', 'proposal', 'proposal_fast')
-_AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-_KEYPOINT_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l')
+_AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75')
 _KEYPOINT_RECALLS = ('AR', 'AR_50', 'AR_75', 'AR_m', 'AR_l')
 _SIZES = dict(s='small', m='medium', l='large')
 _DEFAULT_LIMIT = 100  # COCO's rule: the 100 best detections of an image and class count
 _KEYPOINT_LIMIT = 20  # and the 20 best persons
 
 
-def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], say: Callable[..., None],
-             jsonfile_prefix: str | None = None, classwise: bool = False,
-             proposal_nums: Sequence[int] = (100, 300, 1000), iou_thrs: float | Sequence[float] | None = None,
-             metric_items: str | Sequence[str] | None = None, max_dets: int | None = None) -> dict[str, Any]:
-    """COCO's numbers of ``results``, one Instances an image.
+@EVALUATORS.register_module()
+class CocoEvaluator(Evaluator):
+    """COCO's numbers, by the keys above; a value with ``copypaste`` in its key is a text.
+
+    The data set gives ``coco`` (pycocotools), ``img_ids``, ``cat_ids`` and ``CLASSES``.
 
     Args:
-        dataset: gives ``coco`` (pycocotools), ``img_ids``, ``cat_ids`` and ``CLASSES``.
-        metric: of ``METRICS``. say: takes the tables.
+        metric: of ``METRICS``.
         jsonfile_prefix: also write the predictions there, see ``format_results``.
         classwise: also a table and keys for each class.
         proposal_nums: numbers of proposals an image for average recall, rising.
@@ -54,37 +54,120 @@ def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], 
             ...) in place of the usual ones.
         max_dets: detections of an image and class that count in 'bbox' and 'segm'. Default: 100 as COCO has it, and all
             of them, with a note, where the model gives more (its ``max_per_img`` is above 100). 20 in 'keypoints'.
-
-    Returns:
-        dict of floats by the keys above; the ``..._copypaste`` value is a text.
+        area_ranges: ranges of the objects' area in square pixels, by name, in place of COCO's small (below 32 * 32),
+            medium and large (from 96 * 96): ``dict(tiny=(0, 256), rest=(256, 1e10))`` gives ``bbox_mAP_tiny``, ...
 
     Raises:
-        ConfigError: unknown item. DataError: results without the masks that 'segm' needs.
+        ConfigError: unknown metric or item, or an option out of range.
     """
-    nums = sorted({int(n) for n in np.atleast_1d(proposal_nums)})
-    thrs = _thresholds(iou_thrs)
-    items = _items(metric, metric_items, nums)
-    if jsonfile_prefix is not None:
-        format_results(dataset, results, jsonfile_prefix)
-    values: dict[str, Any] = {}
-    for name in metric:
-        if name == 'proposal_fast':
-            prefix = 'proposal_fast_' if 'proposal' in metric else ''
-            values.update(_fast_recall(dataset, results, nums, thrs, prefix, say))
-            continue
-        limit = _limit(results, name, max_dets, say)
-        scores = _scores(dataset, results, name, thrs, [limit] if name == 'keypoints' else sorted({limit, *nums}))
-        found = {item: item_value(scores, item, limit) for item in items[name]}
-        if name == 'proposal':
-            values.update(found)
-        else:
-            values.update({f'{name}_{item}': value for item, value in found.items()})
-            usual = [item_value(scores, item, limit) for item in _usual_items(name, nums)]
-            values[f'{name}_mAP_copypaste'] = ' '.join(f'{value:.3f}' for value in usual)
-        say(_summary(name, scores, limit, nums))
-        if classwise and name != 'proposal':
-            values.update(_per_class(dataset, scores, name, limit, say))
-    return values
+    METRICS = ('bbox', 'segm', 'keypoints', 'proposal', 'proposal_fast')
+    NEEDS = dict(bbox='labels', segm='masks', keypoints='keypoints')
+    FILES = 'jsonfile_prefix'
+    joined = JoinedCoco
+
+    def __init__(self, metric: str | Sequence[str] | None = None, jsonfile_prefix: str | None = None,
+                 classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
+                 iou_thrs: float | Sequence[float] | None = None, metric_items: str | Sequence[str] | None = None,
+                 max_dets: int | None = None, area_ranges: Mapping[str, Sequence[float]] | None = None):
+        super().__init__(metric)
+        self.jsonfile_prefix, self.classwise, self.max_dets = jsonfile_prefix, classwise, max_dets
+        self.nums = sorted({int(n) for n in np.atleast_1d(proposal_nums)})
+        self.thrs = np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, np.float64))
+        self.ranges = None if area_ranges is None else _checked_ranges(area_ranges)
+        self.items = self._items(metric_items)
+        if max_dets is not None and int(max_dets) < 1:
+            raise ConfigError(f'max_dets={max_dets}: at least 1 detection counts')
+
+    def metric_names(self) -> list[str]:
+        """The keys that ``evaluate`` gives, but those of single classes and ``..._copypaste``."""
+        names = []
+        for name in self.metrics:
+            if name == 'proposal_fast':
+                names += [f'{self._fast_prefix}AR@{n}' for n in self.nums]
+                continue
+            names += self.items[name] if name == 'proposal' else [f'{name}_{item}' for item in self.items[name]]
+        return names
+
+    def check(self, dataset: Any) -> None:
+        """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when its joints are unknown."""
+        if not dataset.coco.anns:
+            source = getattr(dataset, 'ann_file', 'the data set')
+            raise DataError(f'{source} holds no annotations, so there is nothing to evaluate against: use --format-only '
+                            'to write the predictions')
+        if 'keypoints' in self.metrics:
+            _joints_of(dataset)
+
+    def evaluate(self) -> dict[str, Any]:
+        """As the class says.
+
+        Raises:
+            DataError: results without the masks or joints that a metric needs.
+        """
+        dataset, results, say = self.dataset, self.results, self.say
+        if self.jsonfile_prefix is not None:
+            self.format_results(dataset, results, self.jsonfile_prefix)
+        values: dict[str, Any] = {}
+        for name in self.metrics:
+            if name == 'proposal_fast':
+                values.update(_fast_recall(dataset, results, self.nums, self.thrs, self._fast_prefix, say))
+                continue
+            limit = _limit(results, name, self.max_dets, say)
+            limits = [limit] if name == 'keypoints' else sorted({limit, *self.nums})
+            scores = _scores(dataset, results, name, self.thrs, limits, self.ranges)
+            found = {item: item_value(scores, item, limit) for item in self.items[name]}
+            if name == 'proposal':
+                values.update(found)
+            else:
+                values.update({f'{name}_{item}': value for item, value in found.items()})
+                usual = [item_value(scores, item, limit) for item in self._usual_items(name)]
+                values[f'{name}_mAP_copypaste'] = ' '.join(f'{value:.3f}' for value in usual)
+            say(_summary(name, scores, limit, self.nums))
+            if self.classwise and name != 'proposal':
+                values.update(_per_class(dataset, scores, name, limit, say))
+        return values
+
+    def format_results(self, dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
+                       proposals: bool | None = None) -> dict[str, str]:
+        """Write COCO's result files: see the function of this name."""
+        return format_results(dataset, results, jsonfile_prefix, proposals)
+
+    @property
+    def _fast_prefix(self) -> str:
+        return 'proposal_fast_' if 'proposal' in self.metrics else ''
+
+    def _items(self, wanted: str | Sequence[str] | None) -> dict[str, list[str]]:
+        """The items of each metric. Of the wanted ones each takes those that it has (keypoints have no small size)."""
+        if wanted is None:
+            return {name: self._usual_items(name) for name in self.metrics}
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        known = {name: [*self._usual_items('keypoints'), *_KEYPOINT_RECALLS] if name == 'keypoints' else
+                 [*self._usual_items('bbox'), *self._usual_items('proposal')] for name in self.metrics}
+        every = list(dict.fromkeys(item for items in known.values() for item in items))
+        for item in wanted:
+            if item not in every:
+                raise ConfigError(f"unknown metric item '{item}'{nearest(item, every)}")
+        return {name: [item for item in wanted if item in items] for name, items in known.items()}
+
+    def _usual_items(self, metric: str) -> list[str]:
+        sizes = list(self.ranges or _SIZES)
+        if metric.startswith('proposal'):
+            return [f'AR@{n}' for n in self.nums] + [f'AR_{size}@{self.nums[-1]}' for size in sizes]
+        return [*_AP_ITEMS, *(f'mAP_{size}' for size in sizes if metric != 'keypoints' or self.ranges or size != 's')]
+
+
+def _checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    checked = {}
+    for name, span in ranges.items() if isinstance(ranges, Mapping) else [(ranges, None)]:
+        try:
+            low, high = (float(side) for side in span)
+            usable = 0 <= low < high and isinstance(name, str) and name != 'all' and not name.isdigit() and '@' not in name
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ConfigError(f'area_ranges: a name and its smallest and largest area in square pixels, such as '
+                              f'dict(tiny=(0, 256), rest=(256, 1e10)), not {name!r}: {span!r}')
+        checked[name] = (low, high)
+    return checked
 
 
 def format_results(dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
@@ -124,64 +207,9 @@ def item_value(scores: Scores, item: str, limit: int) -> float:
     name, _, num = item.partition('@')
     measure, _, detail = name.partition('_')
     return (scores.ar if measure == 'AR' else scores.ap)(
-        iou=int(detail) / 100 if detail.isdigit() else None, size=_SIZES.get(detail, 'all'),
+        iou=int(detail) / 100 if detail.isdigit() else None,
+        size='all' if detail.isdigit() or not detail else _SIZES.get(detail, detail),
         limit=int(num) if num else limit)
-
-
-def metric_names(metric: Sequence[str], metric_items: str | Sequence[str] | None = None,
-                 proposal_nums: Sequence[int] = (100, 300, 1000)) -> list[str]:
-    """The keys that ``evaluate`` gives with these options, but those of single classes and ``..._copypaste``.
-
-    Raises:
-        ConfigError: unknown item.
-    """
-    nums = sorted({int(n) for n in np.atleast_1d(proposal_nums)})
-    items, names = _items(metric, metric_items, nums), []
-    for name in metric:
-        if name == 'proposal_fast':
-            names += [('proposal_fast_' if 'proposal' in metric else '') + f'AR@{n}' for n in nums]
-            continue
-        names += items[name] if name == 'proposal' else [f'{name}_{item}' for item in items[name]]
-    return names
-
-
-def _items(metrics: Sequence[str], wanted: str | Sequence[str] | None, nums: Sequence[int]) -> dict[str, list[str]]:
-    """The items of each metric. Of the wanted ones each takes those that it has (keypoints have no small size)."""
-    if wanted is None:
-        return {name: _usual_items(name, nums) for name in metrics}
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    known = {name: [*_KEYPOINT_ITEMS, *_KEYPOINT_RECALLS] if name == 'keypoints' else [*_AP_ITEMS, *_recall_items(nums)]
-             for name in metrics}
-    every = list(dict.fromkeys(item for items in known.values() for item in items))
-    for item in wanted:
-        if item not in every:
-            raise ConfigError(f"unknown metric item '{item}'{nearest(item, every)}")
-    return {name: [item for item in wanted if item in items] for name, items in known.items()}
-
-
-def _usual_items(metric: str, nums: Sequence[int]) -> list[str]:
-    if metric.startswith('proposal'):
-        return _recall_items(nums)
-    return list(_KEYPOINT_ITEMS if metric == 'keypoints' else _AP_ITEMS)
-
-
-def _recall_items(nums: Sequence[int]) -> list[str]:
-    return [f'AR@{n}' for n in nums] + [f'AR_{size}@{nums[-1]}' for size in _SIZES]
-
-
-def _thresholds(iou_thrs: float | Sequence[float] | None) -> np.ndarray:
-    if iou_thrs is None:
-        return np.linspace(0.5, 0.95, 10)
-    return np.atleast_1d(np.asarray(iou_thrs, dtype=np.float64))
-
-
-def require_annotations(dataset: Any) -> None:
-    """Raise DataError when ``dataset`` holds nothing to evaluate against."""
-    if not dataset.coco.anns:
-        source = getattr(dataset, 'ann_file', 'the data set')
-        raise DataError(
-            f'{source} holds no annotations, so there is nothing to evaluate against: use --format-only to '
-            'write the predictions')
 
 
 def _are_proposals(results: Sequence[Instances], classes: int) -> bool:
@@ -198,21 +226,29 @@ def _predictions(dataset: Any, results: Sequence[Instances], kind: str) -> Itera
 
 
 def _scores(dataset: Any, results: Sequence[Instances], metric: str, thrs: np.ndarray,
-            limits: list[int]) -> Scores:
-    joints = None
-    if metric == 'keypoints':
-        if not hasattr(dataset, 'SIGMAS'):
-            raise ConfigError(f"metric 'keypoints' needs a CocoKeypointDataset, not a {type(dataset).__name__}")
-        if dataset.SIGMAS is None:
-            raise ConfigError("metric 'keypoints' needs to know how far each joint may be off: give the data set "
-                              'sigmas=(...)')
-        joints = Joints(dataset.SIGMAS, dataset.keypoint_offset)
+            limits: list[int], ranges: Mapping[str, Sequence[float]] | None) -> Scores:
+    joints = _joints_of(dataset) if metric == 'keypoints' else None
     field = dict(segm='masks', keypoints='keypoints').get(metric)
     if field is not None and not any(field in result for result in results):
         raise DataError(f"the results hold no {field}: metric '{metric}' needs a model with a "
                         f"{field.removesuffix('s')} head")
     return coco_scores(dataset.coco, results, 'bbox' if metric == 'proposal' else metric, dataset.img_ids,
-                       dataset.cat_ids, limits, thrs, class_agnostic=metric == 'proposal', joints=joints)
+                       dataset.cat_ids, limits, thrs, class_agnostic=metric == 'proposal', joints=joints,
+                       sizes=None if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
+
+
+def _joints_of(dataset: Any) -> Joints:
+    """How the keypoints of ``dataset`` are compared.
+
+    Raises:
+        ConfigError: it has none, or does not say how far each may be off.
+    """
+    if not hasattr(dataset, 'SIGMAS'):
+        raise ConfigError(f"metric 'keypoints' needs a CocoKeypointDataset, not a {type(dataset).__name__}")
+    if dataset.SIGMAS is None:
+        raise ConfigError(f"metric 'keypoints' needs sigmas=[...] of the {len(dataset.KEYPOINT_NAMES)} keypoints of "
+                          f'{dataset.ann_file}, how far each may be off: only those of COCO are known')
+    return Joints(dataset.SIGMAS, dataset.keypoint_offset)
 
 
 def _fast_recall(dataset: Any, results: Sequence[Instances], nums: Sequence[int], thrs: np.ndarray,
@@ -243,8 +279,6 @@ def _limit(results: Sequence[Instances], metric: str, max_dets: int | None, say:
         return _KEYPOINT_LIMIT
     most = np.array([np.bincount(labels).max(initial=0) for labels in labels_of(results)])
     limit = _DEFAULT_LIMIT if max_dets is None else int(max_dets)
-    if limit < 1:
-        raise ConfigError(f'max_dets={max_dets}: at least 1 detection counts')
     if most.max(initial=0) <= limit:
         return limit
     told = f'{(most > limit).sum()} images have more than {limit} detections of one class'
@@ -259,8 +293,9 @@ def _limit(results: Sequence[Instances], metric: str, max_dets: int | None, say:
 def _summary(metric: str, scores: Scores, limit: int, nums: Sequence[int]) -> str:
     """The table that pycocotools prints."""
     span = f'{scores.iou_thrs[0]:0.2f}:{scores.iou_thrs[-1]:0.2f}'
-    line = ' Average {:<9} ({}) @[ IoU={:<9} | area={:>6} | maxDets={:>4} ] = {:0.3f}'
+    line = ' Average {:<9} ({}) @[ IoU={:<9} | area={:>{width}} | maxDets={:>4} ] = {:0.3f}'
     rows = [(None, 'all'), (0.5, 'all'), (0.75, 'all'), *((None, size) for size in scores.sizes[1:])]
+    line = line.replace('{width}', str(max(6, *map(len, scores.sizes))))
     texts = {None: span, 0.5: '0.50', 0.75: '0.75'}
     lines = [f'{metric}:']
     if metric != 'proposal':
@@ -284,15 +319,13 @@ def _per_class(dataset: Any, scores: Scores, metric: str, limit: int, say: Calla
                     if a['image_id'] in wanted and not a.get('iscrowd', 0)
                     and (metric != 'keypoints' or a.get('num_keypoints')))
     rows, values = [], {}
+    sizes = scores.sizes[1:] if set(scores.sizes) - set(SIZE_RANGES) else ('small', 'medium', 'large')
     for name, category in zip(dataset.CLASSES, dataset.cat_ids):
-        numbers = [
-            scores.ap(iou=iou, size=size, limit=limit, category=category) if size in scores.sizes else -1
-            for iou, size in ((None, 'all'), (0.5, 'all'), (0.75, 'all'), (None, 'small'), (None, 'medium'),
-                              (None, 'large'))]
+        numbers = [scores.ap(iou=iou, size=size, limit=limit, category=category) if size in scores.sizes else -1
+                   for iou, size in ((None, 'all'), (0.5, 'all'), (0.75, 'all'), *((None, size) for size in sizes))]
         values[f'{metric}_{name}_precision'] = numbers[0]
         rows.append([name, str(boxes[category]), *('-' if n < 0 else f'{n:.3f}' for n in numbers)])
-    table = AsciiTable([['class', 'objects', 'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'],
-                        *rows])
-    table.justify_columns = dict.fromkeys(range(1, 8), 'right')
+    table = AsciiTable([['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes)], *rows])
+    table.justify_columns = dict.fromkeys(range(1, 5 + len(sizes)), 'right')
     say(f'{metric} by class:\n{table.table}')
     return values

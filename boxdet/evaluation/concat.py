@@ -9,10 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from boxdet.datasets.evaluated import own_method
 from boxdet.errors import ConfigError
-
-_AS_ONE = ('coco', 'voc', 'custom')  # protocols whose ground truth can be put together
 
 
 def split(dataset: Any, results: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
@@ -30,34 +27,22 @@ def numbered(options: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 class Joined:
-    """All parts as one data set of their protocol; what is not asked of the whole is asked of the first part.
+    """All parts as one data set; what is not asked of the whole is asked of the first part.
 
     Args:
-        dataset: a ConcatDataset.
+        dataset: a ConcatDataset whose parts are evaluated in one way.
 
     Raises:
-        ConfigError: parts of several protocols, of one that cannot be put together, or with an evaluation of their own.
+        ConfigError: parts of VOC that are measured by several rules.
     """
 
     def __init__(self, dataset: Any):
         self._dataset, parts = dataset, dataset.datasets
-        protocols = {getattr(part, 'PROTOCOL', 'none') for part in parts}
-        brought = any(own_method(part, 'evaluate') for part in parts)
-        if brought or len(protocols) != 1 or not protocols < {*_AS_ONE}:
-            kinds = ', '.join(dict.fromkeys(type(part).__name__ for part in parts))
-            raise ConfigError(f'separate_eval=False: {kinds} cannot be evaluated as one; use separate_eval=True')
-        rules = {getattr(part, 'ap_rule', 'area') for part in parts}
-        if len(rules) > 1:
+        if len({getattr(part, 'ap_rule', 'area') for part in parts}) > 1:
             raise ConfigError('separate_eval=False: VOC 2007 and 2012 compute mAP by other rules; give year=2007 or '
                               'year=2012 for both, or separate_eval=True')
-        self.PROTOCOL = protocols.pop()
         self.CLASSES = dataset.CLASSES
         self.ann_file = ' + '.join(str(getattr(part, 'ann_file', '?')) for part in parts)
-        if self.PROTOCOL == 'coco':
-            self.img_ids = list(range(1, len(dataset) + 1))
-            self.cat_ids = list(range(1, len(self.CLASSES) + 1))
-            self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
-            self._coco = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('_'):
@@ -79,6 +64,17 @@ class Joined:
     def has_annotations(self) -> bool:
         """Whether every part has something to evaluate against."""
         return all(part.has_annotations for part in self._dataset.datasets)
+
+
+class JoinedCoco(Joined):
+    """As Joined, of COCO files: images and categories of all of them with running numbers."""
+
+    def __init__(self, dataset: Any):
+        super().__init__(dataset)
+        self.img_ids = list(range(1, len(dataset) + 1))
+        self.cat_ids = list(range(1, len(self.CLASSES) + 1))
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+        self._coco = None
 
     @property
     def coco(self) -> Any:

@@ -1,64 +1,48 @@
-"""The door of evaluation: from a data set and results to numbers or files, by the data set's own protocol.
+"""The door of evaluation: from a data set and results to numbers or files, by the evaluators that it names.
 
-A data set names its protocol in the class attribute ``PROTOCOL`` ('coco' where it has none). Each protocol is one
-module of this folder, imported when it is first asked for, that offers
+A data set class (or its config's ``evaluators``) names evaluators in ``EVALUATORS``; they are found in the registry of
+that name. A ``metric`` is one of their ``METRICS``, or the type of any registered evaluator, or a config of one; an
+evaluator without ``METRICS`` that the data set names is always asked::
 
-* ``METRICS``: the names that ``metric`` may hold; the first is the default.
-* ``evaluate(dataset, results, metric, say, **options) -> dict``: ``results`` is a sequence of Instances, one an image,
-  already checked against the data set; ``metric`` a list of names, already checked against ``METRICS``;
-  ``say(text, level=logging.INFO)`` tells the user.
-* ``metric_names(metric, **options) -> list``: the keys that ``evaluate`` will give, known before any result is.
-* ``format_results(dataset, results, **options) -> dict`` of paths, where a server takes files. An option whose name
-  ends in ``_prefix`` says where they go.
-* ``require_annotations(dataset)``, where a data set without ground truth can be opened: raises DataError.
+    evaluate(dataset, results, 'bbox')
+    evaluate(dataset, results, ['bbox', 'CountError', dict(type='CountError', tolerance=2)])
 """
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Union
 
-import torch
-
-from boxdet.datasets.evaluated import EVALUATION, own_method
-from boxdet.errors import ConfigError, DataError, nearest
+from boxdet.datasets.evaluated import own_method
+from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation import concat
-from boxdet.evaluation.predictions import from_legacy
-from boxdet.evaluation.stored_results import StoredResults, labels_of
-from boxdet.registry import accepted_keywords
+from boxdet.evaluation.evaluator import Evaluator, Logger, aligned, labelled
+from boxdet.evaluation.stored_results import labels_of
+from boxdet.registry import EVALUATORS, accepted_keywords
 from boxdet.structures.instances import Instances
 
-PROTOCOLS = dict(
-    coco='boxdet.evaluation.coco_metrics',
-    voc='boxdet.evaluation.voc',
-    custom='boxdet.evaluation.voc',
-    cityscapes='boxdet.evaluation.cityscapes',
-    lvis='boxdet.evaluation.lvis',
-)
 # Keys of config.evaluation that steer the evaluation during training; the others are options of evaluate().
 _TRAINING_ONLY = ('interval', 'start', 'by_epoch', 'save_best', 'rule', 'out_dir', 'tmpdir', 'gpu_collect', 'type',
                   'dynamic_intervals', 'progress', 'priority', 'greater_keys', 'less_keys', 'broadcast_bn_buffer')
-# What the caller and the dispatcher hand over; the other keywords are a protocol's options.
-_GIVEN = {'dataset', 'results', 'metric', 'say', 'logger', 'proposals'}
+# What the caller and the dispatcher hand over; the other keywords are options.
+_GIVEN = {'self', 'dataset', 'results', 'metric', 'logger', 'proposals'}
 
-Logger = Union[None, str, logging.Logger]
+Metric = Union[None, str, Mapping[str, Any], Sequence[Any]]
 
 
-def evaluate(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] | None = None, logger: Logger = None,
+def evaluate(dataset: Any, results: Iterable[Any], metric: Metric = None, logger: Logger = None,
              **options: Any) -> dict[str, Any]:
     """Evaluate ``results``, one for each image of ``dataset`` in its order.
 
     Args:
-        dataset: of any protocol; one that brings its own ``evaluate(results, metric=..., logger=..., **options)``, as
-            mmdetection 2.x's do, is asked itself, and gets 2.x's results by class (see ``as_2x``).
+        dataset: one that brings its own ``evaluate(results, metric=..., logger=..., **options)``, as mmdetection 2.x's
+            do, is asked itself, and gets 2.x's results by class (see ``as_2x``).
         results: Instances, or mmdetection 2.x's lists.
-        metric: one or several names; None is the first of the data set's metrics.
+        metric: one or several, see the top of this file; None is the first of the data set's metrics.
         logger: where the tables go: None prints them, 'silent' drops them.
-        **options: of the protocol: see ``evaluate`` of its module.
+        **options: settings of the evaluators: ``classwise``, ``iou_thrs``, ...
 
     Returns:
         numbers (and a few texts) by mmdetection 2.x's keys.
@@ -66,28 +50,344 @@ def evaluate(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] |
     Raises:
         ConfigError: unknown metric or option. DataError: no annotations, or results that do not fit the data set.
     """
-    own = own_method(dataset, 'evaluate')
-    if own is None:
-        return measure(dataset, results, metric, logger, **options)
-    return own(as_2x(dataset, results), **({} if metric is None else dict(metric=metric)), logger=logger, **options)
+    return build_evaluator(dataset, metric, **options).run(dataset, results, logger)
 
 
-@EVALUATION.register_module()
-def measure(dataset: Any, results: Iterable[Any], metric: str | Sequence[str] | None = None, logger: Logger = None,
-            **options: Any) -> dict[str, Any]:
-    """``evaluate`` by the protocol, whatever the data set brings: what an ``evaluate`` of its own calls by super()."""
+def build_evaluator(dataset: Any, metric: Metric = None, offered: Sequence[Any] | None = None,
+                    **options: Any) -> Evaluator:
+    """The evaluator of ``dataset``, or of a data set's class, for these metrics.
+
+    Args:
+        offered: in place of the ``EVALUATORS`` of the data set.
+
+    Raises:
+        ConfigError: unknown metric or option, or a data set that cannot be evaluated.
+    """
+    if own_method(dataset, 'evaluate'):
+        return OwnEvaluator(dataset, metric, options)
+    kind = EVALUATORS.get(getattr(dataset, 'EVALUATION', 'EvaluatorGroup'))
+    return kind(dataset, metric, options) if offered is None else kind(dataset, metric, options, offered)
+
+
+@EVALUATORS.register_module()
+class EvaluatorGroup(Evaluator):
+    """The evaluators that some metrics ask for, as one.
+
+    A key that two of them give is the first one's; the other's gets its type in front, as ``CountError_mAP``.
+
+    Args:
+        dataset: a data set, or a class of data sets.
+        metric: see the top of this file.
+        options: settings; each evaluator gets those that it takes.
+        offered: in place of the ``EVALUATORS`` of the data set.
+
+    Raises:
+        ConfigError: unknown metric or option, or a data set that offers none.
+    """
+
+    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None,
+                 offered: Sequence[Any] | None = None):
+        chosen = _chosen(dataset, metric, offered)
+        _check_names(options or {}, _option_names([cls for cls, _ in chosen], dataset, offered))
+        self.evaluators: list[Evaluator] = []
+        for cls, settings in chosen:
+            names = accepted_keywords(cls)[0]
+            mine = {key: value for key, value in (options or {}).items() if key in names}
+            self.evaluators.append(EVALUATORS.build({**mine, **settings, 'type': cls}))
+        self._detections = 0
+
+    def metric_names(self) -> list[str] | None:
+        """The keys that ``evaluate`` will give; None where an evaluator does not tell."""
+        names = [evaluator.metric_names() for evaluator in self.evaluators]
+        if None in names:
+            return None
+        return list(self._joined([dict.fromkeys(own) for own in names]))
+
+    def needs(self) -> dict[str, str]:
+        """The fields that the results must have, by the metric that needs them."""
+        return {name: field for evaluator in self.evaluators for name, field in evaluator.needs().items()}
+
+    def check(self, dataset: Any) -> None:
+        """Raise UserError before the hours of inference where an evaluator would raise it after them."""
+        for evaluator in self.evaluators:
+            evaluator.check(dataset)
+
+    def reset(self, dataset: Any, logger: Logger = None) -> None:
+        """Begin with ``dataset``; forget what was processed before."""
+        super().reset(dataset, logger)
+        self._detections = 0
+        for evaluator in self.evaluators:
+            evaluator.reset(dataset, logger)
+
+    def process(self, indices: Sequence[int], results: Sequence[Instances]) -> None:
+        """Hand some results to each evaluator."""
+        self._detections += sum(len(labels) for labels in labels_of(results))
+        for evaluator in self.evaluators:
+            evaluator.process(indices, results)
+
+    def evaluate(self) -> dict[str, Any]:
+        """What the evaluators give, in their order."""
+        if not self._detections:
+            self.say(f'the results of all {len(self.dataset)} images are empty: every metric is 0', logging.WARNING)
+        return self._joined([evaluator.evaluate() for evaluator in self.evaluators])
+
+    def _joined(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for evaluator, found in zip(self.evaluators, parts):
+            for key, value in found.items():
+                values[f'{type(evaluator).__name__}_{key}' if key in values else key] = value
+        return values
+
+    def write(self, dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+        """``format_results``, into a temporary folder where no prefix is given; returns that too."""
+        return _write_somewhere(dataset, results, *args, **options)
+
+
+@EVALUATORS.register_module()
+class ConcatEvaluator(Evaluator):
+    """A ConcatDataset: each part under '0_bbox_mAP', '1_bbox_mAP', …, or without ``separate_eval`` all as one."""
+
+    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None):
+        self.whole = None if dataset.separate_eval else joined(dataset)
+        options = options or {}
+        self.parts = [build_evaluator(self.whole, metric, **options)] if self.whole is not None else [
+            build_evaluator(part, metric, **concat.numbered(options, i)) for i, part in enumerate(dataset.datasets)]
+
+    def metric_names(self) -> list[str] | None:
+        """The keys that ``evaluate`` will give; None where a part does not tell."""
+        names = [part.metric_names() for part in self.parts]
+        if None in names:
+            return None
+        return names[0] if self.whole is not None else [f'{i}_{n}' for i, ours in enumerate(names) for n in ours]
+
+    def needs(self) -> dict[str, str]:
+        """The fields that the results must have, by the metric that needs them."""
+        return {name: field for part in self.parts for name, field in part.needs().items()}
+
+    def check(self, dataset: Any) -> None:
+        """Raise UserError before the hours of inference where a part would raise it after them."""
+        # As one they are measured against what their files hold together; each must hold something.
+        for evaluator, part in zip(self.parts * (len(dataset.datasets) if self.whole is not None else 1),
+                                   dataset.datasets):
+            evaluator.check(part)
+
+    def evaluate(self) -> dict[str, Any]:
+        """What the parts give."""
+        if self.whole is not None:
+            return self.parts[0].run(self.whole, self.results, self.logger)
+        values = {}
+        for i, (evaluator, (part, mine)) in enumerate(zip(self.parts, concat.split(self.dataset, self.results))):
+            self.say(f"data set {i}: {len(part)} images of {getattr(part, 'ann_file', type(part).__name__)}")
+            values.update({f'{i}_{key}': value for key, value in evaluator.run(part, mine, self.logger).items()})
+        return values
+
+    def write(self, dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+        """``format_results``, into a temporary folder where no prefix is given; returns that too."""
+        return _write_somewhere(dataset, results, *args, **options)
+
+
+class OwnEvaluator(Evaluator):
+    """A data set that brings an ``evaluate`` of its own, as mmdetection 2.x's do: it is asked, with 2.x's results."""
+
+    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None):
+        self.options = {**({} if metric is None else dict(metric=metric)), **(options or {})}
+
+    def run(self, dataset: Any, results: Iterable[Any], logger: Logger = None) -> dict[str, Any]:
+        """What the data set's ``evaluate`` returns."""
+        return own_method(dataset, 'evaluate')(as_2x(dataset, results), logger=logger, **self.options)
+
+    def evaluate(self) -> dict[str, Any]:
+        """As ``run``, of what was processed."""
+        return self.run(self.dataset, self.results, self.logger)
+
+
+def joined(dataset: Any) -> Any:
+    """The parts of a ConcatDataset as one data set.
+
+    Raises:
+        ConfigError: parts that are evaluated in several ways, in one that cannot put them together, or by themselves.
+    """
+    parts = dataset.datasets
+    ways = {tuple(map(str, getattr(part, 'EVALUATORS', ()))) for part in parts}
+    makers = [cls.joined for cls, _ in _offered(parts[0], None)] if len(ways) == 1 and ways != {()} else [None]
+    if any(own_method(part, 'evaluate') for part in parts) or None in makers:
+        kinds = ', '.join(dict.fromkeys(type(part).__name__ for part in parts))
+        raise ConfigError(f'separate_eval=False: {kinds} cannot be evaluated as one; use separate_eval=True')
+    return makers[0](dataset)
+
+
+# --- which evaluators ---
+
+def _offered(dataset: Any, offered: Sequence[Any] | None) -> list[tuple[type[Evaluator], dict[str, Any]]]:
+    """The evaluators that a data set, or its class, offers, with settings of their own."""
+    named = getattr(dataset, 'EVALUATORS', ('CocoEvaluator',)) if offered is None else offered
+    if not named:
+        name = dataset.__name__ if isinstance(dataset, type) else type(dataset).__name__
+        raise ConfigError(f'a {name} is no data set to evaluate: evaluate its data sets one at a time')
+    return [_evaluator(one) for one in ([named] if isinstance(named, (str, Mapping)) else named)]
+
+
+def default_metric(dataset: Any) -> str:
+    """The metric that is measured when none is named, or the type of an evaluator that has only one."""
+    cls = _offered(dataset, None)[0][0]
+    return cls.METRICS[0] if cls.METRICS else cls.__name__
+
+
+def _evaluator(one: str | Mapping[str, Any]) -> tuple[type[Evaluator], dict[str, Any]]:
+    """The class and the settings of a type or a config."""
+    if isinstance(one, Mapping) and 'type' not in one:
+        raise ConfigError(f"a metric that is a dict is the config of an evaluator and needs a 'type': {dict(one)}")
+    settings = dict(one) if isinstance(one, Mapping) else dict(type=one)
+    cls = EVALUATORS.get(settings.pop('type'))
+    if not issubclass(cls, Evaluator):
+        raise ConfigError(f'{cls.__name__} is registered as an evaluator and is none: derive it from '
+                          'boxdet.evaluation.Evaluator')
+    return cls, settings
+
+
+def _chosen(dataset: Any, metric: Metric, offered: Sequence[Any] | None) -> list[tuple[type, dict[str, Any]]]:
+    """The evaluators that the metrics ask for, in their order, with their settings."""
+    ours = _offered(dataset, offered)
+    if metric is None:
+        chosen = ours[:1]
+        return chosen + [(cls, settings) for cls, settings in ours[1:] if not cls.METRICS]
+    chosen = []
+    for one in dict.fromkeys([metric]) if isinstance(metric, str) else [metric] if isinstance(metric, Mapping) else metric:
+        at = next(((cls, settings) for cls, settings in ours if not isinstance(one, Mapping) and one in cls.METRICS), None)
+        if at is None:
+            if not isinstance(one, Mapping) and one not in EVALUATORS:
+                known = list(dict.fromkeys(name for cls, _ in ours for name in cls.METRICS))
+                raise ConfigError(f"unknown metric '{one}'{nearest(one, known)} (this data set has "
+                                  f"{', '.join(known)}; a registered evaluator is named by its type)")
+            chosen.append(_evaluator(one))
+            continue
+        cls, settings = at
+        if len(cls.METRICS) == 1:
+            chosen.append((cls, settings))
+            continue
+        # Metrics of one evaluator are measured by one object.
+        group = next((own for other, own in chosen if other is cls and own.get('metric')), None)
+        if group is None:
+            chosen.append((cls, {**settings, 'metric': [one]}))
+        else:
+            group['metric'].append(one)
+    # What there is nothing to choose from is offered to be measured.
+    return chosen + [(cls, settings) for cls, settings in ours if not cls.METRICS and cls not in dict(chosen)]
+
+
+def _option_names(chosen: Sequence[type], dataset: Any, offered: Sequence[Any] | None) -> list[str] | None:
+    names: set[str] = set()
+    for cls in {**dict.fromkeys(chosen), **dict.fromkeys(cls for cls, _ in _offered(dataset, offered))}:
+        own, open_ended = accepted_keywords(cls)
+        if open_ended:
+            return None
+        names |= own
+    return sorted(names - _GIVEN)
+
+
+def metric_names(dataset: Any, metric: Metric = None, offered: Sequence[Any] | None = None,
+                 **options: Any) -> list[str] | None:
+    """The keys that ``evaluate`` gives with these options, but those of single classes and texts.
+
+    Args:
+        dataset: a data set, or a class of data sets.
+        offered: in place of its ``EVALUATORS``.
+
+    Returns:
+        None: not known, for the data set brings an ``evaluate`` of its own, or an evaluator does not tell.
+
+    Raises:
+        ConfigError: unknown metric, option or item.
+    """
+    return build_evaluator(dataset, metric, offered, **options).metric_names()
+
+
+def option_names(dataset: Any, writing: bool = False, metric: Metric = None,
+                 offered: Sequence[Any] | None = None) -> list[str] | None:
+    """The options of ``evaluate`` for a data set or its class; ``writing``: those of ``format_results``.
+
+    Args:
+        metric: whose evaluators count besides those that the data set offers.
+        offered: in place of its ``EVALUATORS``.
+
+    Returns:
+        None: any, for a method of its own, or an evaluator, takes ``**kwargs``.
+    """
+    own = own_method(dataset, 'format_results' if writing else 'evaluate')
+    if own is not None:
+        return _names_of(own)
     if hasattr(dataset, 'datasets'):
-        return _evaluate_parts(dataset, list(results), metric, logger, options)
-    module = protocol_module(dataset)
-    metrics = _checked_metrics(module, metric)
-    _check_names(options, _names_of(module.evaluate))
-    _check_annotations(dataset, module)
-    results = aligned(dataset, results)
-    say = speaker(logger)
-    if not any(len(labels) for labels in labels_of(results)):
-        say(f'the results of all {len(results)} images are empty: every metric is 0', logging.WARNING)
-    return module.evaluate(dataset, results, metrics, say, **options)
+        return option_names(dataset.datasets[0], writing, metric, offered)
+    if writing:
+        return _names_of(_writer(dataset).format_results)
+    return _option_names([cls for cls, _ in _chosen(dataset, metric, offered)], dataset, offered)
 
+
+def _names_of(function: Callable) -> list[str] | None:
+    names, open_ended = accepted_keywords(function)
+    return None if open_ended else sorted(names - _GIVEN)
+
+
+def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', writing: bool = False,
+                  metric: Metric = None) -> None:
+    """Raise ConfigError when the evaluation of ``dataset`` takes no such option.
+
+    Args:
+        where: what to call their place: 'evaluation', '--eval-options'.
+        writing: they are for ``format_results``.
+        metric: see ``option_names``.
+    """
+    _check_names(options, option_names(dataset, writing, metric), where, writing)
+
+
+def _check_names(options: Mapping[str, Any], names: Sequence[str] | None, where: str = '',
+                 writing: bool = False) -> None:
+    for key in options if names is not None else ():
+        if key not in names:
+            what = 'writing result files' if writing else 'evaluation'
+            raise ConfigError(f"{f'{where}.' if where else ''}{key}: {what} takes no '{key}' on this data set"
+                              f"{nearest(key, names)} (it takes {', '.join(names)})")
+
+
+def configured_options(dataset: Any, metric: Metric, configured: Mapping[str, Any] | None,
+                       given: Mapping[str, Any], where: str = '') -> dict[str, Any]:
+    """The keywords for ``evaluate``: those of a config's ``evaluation`` section, then the ``given`` ones.
+
+    Args:
+        where: what to call the place of the given ones.
+
+    Raises:
+        ConfigError: an option or a metric that this data set does not take.
+    """
+    configured = {k: v for k, v in (configured or {}).items() if k not in (*_TRAINING_ONLY, 'metric')}
+    check_options(dataset, configured, 'evaluation', metric=metric)
+    check_options(dataset, given, where, metric=metric)
+    options = {**configured, **given, 'metric': metric}
+    metric_names(dataset, **options)
+    return options
+
+
+def needs_of(dataset: Any, metric: Metric = None, writing: bool = False) -> dict[str, str]:
+    """The field of the results ('labels', 'masks', 'keypoints') that each metric needs, where it needs one.
+
+    Args:
+        dataset: None for COCO's metrics.
+        writing: of the result files, by 'files'.
+    """
+    if not writing:
+        return build_evaluator(dataset, metric).needs()
+    if own_method(dataset, 'format_results') or hasattr(dataset, 'datasets'):
+        return {}
+    need = _writer(dataset).FILES_NEED
+    return {} if need is None else dict(files=need)
+
+
+def require_annotations(dataset: Any, metric: Metric = None) -> None:
+    """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when it cannot be evaluated."""
+    build_evaluator(dataset, metric).check(dataset)
+
+
+# --- result files ---
 
 def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | None = None,
                    **options: Any) -> dict[str, str]:
@@ -96,14 +396,14 @@ def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: 
     Args:
         results: as in ``evaluate``.
         proposals: whether an RPN made the results; None: found from them. Only COCO's files differ.
-        **options: of the protocol: ``jsonfile_prefix`` for COCO, see ``format_results`` of its module.
+        **options: of the data set's evaluator: ``jsonfile_prefix`` for COCO, ``txtfile_prefix`` for Cityscapes.
 
     Returns:
         the paths by what they hold.
 
     Raises:
-        ConfigError: the protocol has no files, or not this option. DataError: results that do not fit the data set, or
-            a folder that cannot be written.
+        ConfigError: its evaluators write no files, or take no such option. DataError: results that do not fit the data
+            set, or a folder that cannot be written.
     """
     own = own_method(dataset, 'format_results')
     if own is None:
@@ -115,9 +415,7 @@ def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: 
     return {str(i): path for i, path in enumerate([found] if isinstance(found, str) else found or ())}
 
 
-@EVALUATION.register_module()
-def write_files(dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
-    """``format_results`` by the protocol, into a temporary folder where no prefix is given; returns that too."""
+def _write_somewhere(dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
     options = {name: value for name, value in options.items() if value is not None}
     folder = None
     if not args and not any(name.endswith('_prefix') for name in options):
@@ -133,103 +431,20 @@ def _write(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | N
         return {f'{i}_{kind}': path for i, (part, mine) in parts for kind, path in format_results(
             part, mine, *args, proposals=proposals, **concat.numbered(options, i)).items()}
     writer = _writer(dataset)
-    _check_names(options, _names_of(writer), writing=True)
-    if 'proposals' in accepted_keywords(writer)[0]:
+    _check_names(options, _names_of(writer.format_results), writing=True)
+    if 'proposals' in accepted_keywords(writer.format_results)[0]:
         options['proposals'] = proposals
-    return writer(dataset, aligned(dataset, results), *args, **options)
+    return EVALUATORS.build(dict(type=writer)).format_results(dataset, aligned(dataset, results), *args, **options)
 
 
-def metric_names(dataset: Any, metric: str | Sequence[str] | None = None, **options: Any) -> list[str] | None:
-    """The keys that ``evaluate`` gives with these options, but those of single classes and texts.
-
-    None: not known, for the data set (or class) brings an ``evaluate`` of its own. Options that do not change the names
-    are left alone.
-
-    Raises:
-        ConfigError: unknown metric or item.
-    """
-    if own_method(dataset, 'evaluate'):
-        return None
-    if hasattr(dataset, 'datasets'):
-        if not dataset.separate_eval:
-            return metric_names(concat.Joined(dataset), metric, **options)
-        names = [metric_names(part, metric, **options) for part in dataset.datasets]
-        return None if None in names else [f'{i}_{name}' for i, ours in enumerate(names) for name in ours]
-    module = protocol_module(dataset)
-    known = accepted_keywords(module.metric_names)[0]
-    return module.metric_names(_checked_metrics(module, metric), **{k: v for k, v in options.items() if k in known})
-
-
-def protocol_of(dataset: Any) -> str:
-    """The protocol of a data set, or of a data set's class.
-
-    Raises:
-        ConfigError: it names none, and is no COCO data set either (a wrapper, say).
-    """
-    named = getattr(dataset, 'PROTOCOL', None)
-    # Asking for ``coco`` itself would read the annotation file.
-    if named is None and not (isinstance(dataset, type) or hasattr(type(dataset), 'coco') or 'coco' in vars(dataset)):
-        raise ConfigError(f'a {type(dataset).__name__} is no data set to evaluate: evaluate its data sets one at a '
-                          'time')
-    return named or 'coco'
-
-
-def protocol_module(dataset: Any) -> ModuleType:
-    """The module that evaluates ``dataset``."""
-    return _module(protocol_of(dataset))
-
-
-def option_names(dataset: Any, writing: bool = False) -> list[str] | None:
-    """The options of ``evaluate`` for a data set or its class; ``writing``: those of ``format_results``.
-
-    None: any, for the data set brings a method of its own that takes ``**kwargs``.
-    """
-    own = own_method(dataset, 'format_results' if writing else 'evaluate')
-    if own is None and hasattr(dataset, 'datasets'):
-        return option_names(dataset.datasets[0], writing)
-    return _names_of(own or (_writer(dataset) if writing else protocol_module(dataset).evaluate))
-
-
-def _names_of(function: Callable) -> list[str] | None:
-    names, open_ended = accepted_keywords(function)
-    return None if open_ended else sorted(names - _GIVEN)
-
-
-def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', writing: bool = False) -> None:
-    """Raise ConfigError when the evaluation of ``dataset`` takes no such option.
-
-    Args:
-        where: what to call their place: 'evaluation', '--eval-options'.
-        writing: they are for ``format_results``.
-    """
-    _check_names(options, option_names(dataset, writing), where, writing)
-
-
-def _check_names(options: Mapping[str, Any], names: Sequence[str] | None, where: str = '',
-                 writing: bool = False) -> None:
-    for key in options if names is not None else ():
-        if key not in names:
-            what = 'writing result files' if writing else 'evaluation'
-            raise ConfigError(f"{f'{where}.' if where else ''}{key}: {what} takes no '{key}' on this data set"
-                              f"{nearest(key, names)} (it takes {', '.join(names)})")
-
-
-def configured_options(dataset: Any, metric: str | Sequence[str], configured: Mapping[str, Any] | None,
-                       given: Mapping[str, Any], where: str = '') -> dict[str, Any]:
-    """The keywords for ``evaluate``: those of a config's ``evaluation`` section, then the ``given`` ones.
-
-    Args:
-        where: what to call the place of the given ones.
-
-    Raises:
-        ConfigError: an option or a metric that this data set does not take.
-    """
-    configured = {k: v for k, v in (configured or {}).items() if k not in (*_TRAINING_ONLY, 'metric')}
-    check_options(dataset, configured, 'evaluation')
-    check_options(dataset, given, where)
-    options = {**configured, **given, 'metric': metric}
-    metric_names(dataset, **options)
-    return options
+def _writer(dataset: Any) -> type[Evaluator]:
+    """The first of the data set's evaluators that writes files."""
+    offered = [cls for cls, _ in _offered(dataset, None)]
+    for cls in offered:
+        if cls.FILES is not None:
+            return cls
+    raise ConfigError(f"result files of {' and '.join(cls.__name__ for cls in offered)} are not known: save the results "
+                      'with --out')
 
 
 def writing_options(dataset: Any, given: Mapping[str, Any], folder: str, where: str = '') -> dict[str, Any]:
@@ -243,26 +458,12 @@ def _prefixes(dataset: Any, folder: str) -> dict[str, str]:
     while hasattr(dataset, 'datasets'):
         dataset = dataset.datasets[0]
     names = option_names(dataset, writing=True)
-    names = _names_of(_writer(dataset)) if names is None else names
+    if names is None or not own_method(dataset, 'format_results'):
+        return {_writer(dataset).FILES: os.path.join(folder, 'results')}
     return {name: os.path.join(folder, 'results') for name in names if name.endswith('_prefix')}
 
 
-def require_annotations(dataset: Any) -> None:
-    """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when it cannot be evaluated."""
-    if own_method(dataset, 'evaluate'):
-        return
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            require_annotations(part)
-        return
-    _check_annotations(dataset, protocol_module(dataset))
-
-
-def _check_annotations(dataset: Any, module: ModuleType) -> None:
-    check = getattr(module, 'require_annotations', None)
-    if check is not None:
-        check(dataset)
-
+# --- mmdetection 2.x's form ---
 
 def as_2x(dataset: Any, results: Iterable[Any]) -> list[Any]:
     """The results as mmdetection 2.x handed them to a data set: ``Instances.per_class`` of each image, of an RPN (N, 5).
@@ -277,81 +478,4 @@ def _one_as_2x(result: Instances, num_classes: int) -> Any:
         return result
     if 'labels' in result:
         return result.per_class(result.num_classes or num_classes)
-    return _labelled(result).per_class(1)[0]
-
-
-def aligned(dataset: Any, results: Iterable[Any]) -> Sequence[Instances]:
-    """The results as Instances with labels, one for each image of ``dataset``.
-
-    What comes one after the other (a generator, results that are stored already) is not held in memory as a whole.
-
-    Raises:
-        DataError: another number of results, or a class that the data set does not have, naming the image.
-    """
-    if isinstance(results, (list, tuple)):
-        results = [_labelled(from_legacy(result)) for result in results]
-    elif not isinstance(results, StoredResults) or any(labels is None for labels in labels_of(results)):
-        results = StoredResults.of(_labelled(from_legacy(result)) for result in results)
-    if len(results) != len(dataset):
-        raise DataError(f'{len(results)} results for a data set of {len(dataset)} images: they belong to another '
-                        'data set, or a run that did not end')
-    classes = len(dataset.CLASSES)
-    for index, labels in enumerate(labels_of(results)):
-        largest = labels.max(initial=-1)
-        if largest >= classes:
-            name = dataset.img_ids[index] if hasattr(dataset, 'img_ids') else index
-            raise DataError(f'image {name}: a detection of class {largest}, but the data set has {classes} classes '
-                            f'(0 to {classes - 1}): the model was made for others')
-    return results
-
-
-def _labelled(result: Instances) -> Instances:
-    return result if 'labels' in result else result.replace(labels=torch.zeros(len(result), dtype=torch.long))
-
-
-def speaker(logger: Logger) -> Callable[..., None]:
-    """``say(text, level=logging.INFO)``: to the logger, or printed, or ('silent') dropped."""
-    def say(text: str, level: int = logging.INFO) -> None:
-        if isinstance(logger, logging.Logger):
-            logger.log(level, text)
-        elif logger != 'silent':
-            print(text)
-    return say
-
-
-def _evaluate_parts(dataset: Any, results: list[Any], metric: Any, logger: Logger,
-                    options: Mapping[str, Any]) -> dict[str, Any]:
-    """A ConcatDataset: each part under '0_bbox_mAP', '1_bbox_mAP', …, or without ``separate_eval`` all as one."""
-    if not dataset.separate_eval:
-        return evaluate(concat.Joined(dataset), results, metric, logger, **options)
-    results, say, values = aligned(dataset, results), speaker(logger), {}
-    for i, (part, mine) in enumerate(concat.split(dataset, results)):
-        say(f"data set {i}: {len(part)} images of {getattr(part, 'ann_file', type(part).__name__)}")
-        found = evaluate(part, mine, metric, logger, **concat.numbered(options, i))
-        values.update({f'{i}_{key}': value for key, value in found.items()})
-    return values
-
-
-def _module(protocol: str) -> ModuleType:
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"unknown evaluation protocol '{protocol}'{nearest(protocol, PROTOCOLS)} "
-                          f"(there are {', '.join(PROTOCOLS)})")
-    return importlib.import_module(PROTOCOLS[protocol])
-
-
-def _checked_metrics(module: ModuleType, metric: str | Sequence[str] | None) -> list[str]:
-    """The names as a list without repetitions, all known to ``module``."""
-    wanted = module.METRICS[0] if metric is None else metric
-    metrics = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    for name in metrics:
-        if name not in module.METRICS:
-            raise ConfigError(f"unknown metric '{name}'{nearest(name, module.METRICS)} (this data set has "
-                              f"{', '.join(module.METRICS)})")
-    return metrics
-
-
-def _writer(dataset: Any) -> Callable[..., dict[str, str]]:
-    writer = getattr(protocol_module(dataset), 'format_results', None)
-    if writer is None:
-        raise ConfigError(f"result files of protocol '{protocol_of(dataset)}' are not known: save them with --out")
-    return writer
+    return labelled(result).per_class(1)[0]

@@ -1,4 +1,4 @@
-"""LVIS's federated metrics (Gupta et al. 2019, section 4) of boxes and masks: protocol 'lvis'.
+"""LVIS's federated metrics (Gupta et al. 2019, section 4) of boxes and masks: ``LVISEvaluator``.
 
 | metric                      | keys                                                                                |
 |-----------------------------|-------------------------------------------------------------------------------------|
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from boxdet.errors import DataError
-from boxdet.evaluation import coco_metrics
 from boxdet.evaluation.coco import IGNORED, WRONG, Matches, Scores, Truths, accumulate, match, truth_columns
+from boxdet.evaluation.coco_metrics import CocoEvaluator, format_results
+from boxdet.evaluation.evaluator import Evaluator, Logger
 from boxdet.evaluation.stored_results import without_masks
+from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 
-METRICS = coco_metrics.METRICS
 MAX_DETS = 300
 # The letters of the classes' ``frequency``: seen on 1 to 10, 11 to 100 and more images of the training set.
 FREQUENCIES = dict(r='rare', c='common', f='frequent')
@@ -39,58 +40,80 @@ _ITEMS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'APr', 'APc', 'APf')
 _SIZES = dict(s='small', m='medium', l='large')
 
 
-def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], say: Callable[..., None],
-             jsonfile_prefix: str | None = None, classwise: bool = False,
-             proposal_nums: Sequence[int] = (100, 300, 1000), iou_thrs: float | Sequence[float] | None = None,
-             max_dets: int | None = None) -> dict[str, Any]:
-    """LVIS's numbers of ``results``, one Instances an image.
+@EVALUATORS.register_module()
+class LVISEvaluator(Evaluator):
+    """LVIS's numbers, by the keys above, of an LVISDataset; the value of ``..._copypaste`` is a text.
 
     Args:
-        dataset: an LVISDataset. metric: of ``METRICS``. say: takes the tables.
-        jsonfile_prefix: also write the predictions there, see ``format_results``.
+        metric: of ``METRICS``.
+        jsonfile_prefix: also write the predictions there, in COCO's form.
         classwise: also a table and keys for each class.
-        proposal_nums, iou_thrs: as in boxdet/evaluation/coco_metrics.py.
+        proposal_nums: as CocoEvaluator.
+        iou_thrs: as CocoEvaluator.
         max_dets: detections of an image that count in 'bbox' and 'segm', default 300.
 
-    Returns:
-        dict of floats by the keys above; the ``..._copypaste`` value is a text.
-
     Raises:
-        DataError: annotations without what LVIS's rules need, or results without the masks that 'segm' needs.
+        ConfigError: unknown metric.
     """
-    require_annotations(dataset)
-    limit = MAX_DETS if max_dets is None else int(max_dets)
-    others = [name for name in metric if name.startswith('proposal')]
-    values: dict[str, Any] = {}
-    if others or jsonfile_prefix is not None:
-        values.update(coco_metrics.evaluate(dataset, results, others, say, jsonfile_prefix,
-                                            proposal_nums=proposal_nums, iou_thrs=iou_thrs))
-    for name in metric:
-        if name in others:
-            continue
-        if name == 'segm' and not any('masks' in result for result in results):
-            raise DataError("the results hold no masks: metric 'segm' needs a model with a mask head")
-        scores = lvis_scores(dataset, results, name, limit, iou_thrs)
-        found = {item: item_value(dataset, scores, item) for item in _ITEMS}
-        values.update({f'{name}_{item}': value for item, value in found.items()})
-        values[f'{name}_mAP_copypaste'] = ' '.join(f'{item}:{value:.4f}' for item, value in found.items())
-        _note_cut(results, name, limit, say)
-        say(_summary(name, found, scores, limit))
-        if classwise:
-            values.update(_per_class(dataset, scores, name, say))
-    return values
+    METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')
+    NEEDS = dict(bbox='labels', segm='masks')
+    FILES = 'jsonfile_prefix'
+
+    def __init__(self, metric: str | Sequence[str] | None = None, jsonfile_prefix: str | None = None,
+                 classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
+                 iou_thrs: float | Sequence[float] | None = None, max_dets: int | None = None):
+        super().__init__(metric)
+        self.classwise, self.iou_thrs = classwise, iou_thrs
+        self.limit = MAX_DETS if max_dets is None else int(max_dets)
+        own = [name for name in self.metrics if not name.startswith('proposal')]
+        self._of_coco = CocoEvaluator([name for name in self.metrics if name not in own], jsonfile_prefix,
+                                      proposal_nums=proposal_nums, iou_thrs=iou_thrs)
+        self._own = own
+
+    def metric_names(self) -> list[str]:
+        """The keys that ``evaluate`` gives, but those of single classes and texts."""
+        return self._of_coco.metric_names() + [f'{name}_{item}' for name in self._own for item in _ITEMS]
+
+    def check(self, dataset: Any) -> None:
+        """Raise DataError when ``dataset`` holds nothing to evaluate against, or lacks what LVIS's rules need."""
+        self._of_coco.check(dataset)
+        require_lists(dataset)
+
+    def reset(self, dataset: Any, logger: Logger = None) -> None:
+        """Begin with ``dataset``; forget what was processed before."""
+        super().reset(dataset, logger)
+        self._of_coco.reset(dataset, logger)
+
+    def evaluate(self) -> dict[str, Any]:
+        """As the class says.
+
+        Raises:
+            DataError: results without the masks that 'segm' needs.
+        """
+        dataset, results = self.dataset, self.results
+        self._of_coco.process(range(len(results)), results)
+        values = self._of_coco.evaluate()
+        for name in self._own:
+            if name == 'segm' and not any('masks' in result for result in results):
+                raise DataError("the results hold no masks: metric 'segm' needs a model with a mask head")
+            scores = lvis_scores(dataset, results, name, self.limit, self.iou_thrs)
+            found = {item: item_value(dataset, scores, item) for item in _ITEMS}
+            values.update({f'{name}_{item}': value for item, value in found.items()})
+            values[f'{name}_mAP_copypaste'] = ' '.join(f'{item}:{value:.4f}' for item, value in found.items())
+            _note_cut(results, name, self.limit, self.say)
+            self.say(_summary(name, found, scores, self.limit))
+            if self.classwise:
+                values.update(_per_class(dataset, scores, name, self.say))
+        return values
+
+    def format_results(self, dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
+                       proposals: bool | None = None) -> dict[str, str]:
+        """Write COCO's result files: see boxdet/evaluation/coco_metrics.py."""
+        return format_results(dataset, results, jsonfile_prefix, proposals)
 
 
-def metric_names(metric: Sequence[str], proposal_nums: Sequence[int] = (100, 300, 1000)) -> list[str]:
-    """The keys that ``evaluate`` gives with these options, but those of single classes and texts."""
-    others = [name for name in metric if name.startswith('proposal')]
-    return coco_metrics.metric_names(others, proposal_nums=proposal_nums) + [
-        f'{name}_{item}' for name in metric if name not in others for item in _ITEMS]
-
-
-def require_annotations(dataset: Any) -> None:
-    """Raise DataError when ``dataset`` holds nothing to evaluate against, or lacks what the federated rules need."""
-    coco_metrics.require_annotations(dataset)
+def require_lists(dataset: Any) -> None:
+    """Raise DataError, naming the image or category, when ``dataset`` lacks what the federated rules need."""
     for image_id in dataset.img_ids:
         for key in ('neg_category_ids', 'not_exhaustive_category_ids'):
             if not isinstance(dataset.coco.imgs[image_id].get(key), list):
@@ -101,9 +124,6 @@ def require_annotations(dataset: Any) -> None:
         if category is not None and category.get('frequency') not in FREQUENCIES:
             raise DataError(f"{dataset.ann_file}: category {category_id} ({category['name']}) needs a 'frequency' "
                             f"({', '.join(FREQUENCIES)}), not {category.get('frequency')!r}")
-
-
-format_results = coco_metrics.format_results
 
 
 # ---------------------------------------------------------------------------------------------- the rules of LVIS

@@ -17,7 +17,7 @@ import numpy as np
 
 from boxdet.datasets.files import decode_image, read_bytes
 from boxdet.errors import ConfigError, DataError
-from boxdet.evaluation.evaluate import protocol_module
+from boxdet.evaluation.evaluate import default_metric
 from boxdet.evaluation.operating_points import (
     OperatingPoint,
     OperatingPoints,
@@ -113,8 +113,8 @@ def check_reportable(dataset: Any) -> None:
 
 def default_metrics(cfg: Mapping[str, Any], dataset: Any) -> list[str]:
     """The metrics of ``evaluation`` in a config, else the first one of the data set's."""
-    named = (cfg.get('evaluation') or {}).get('metric') or protocol_module(dataset).METRICS[0]
-    return [named] if isinstance(named, str) else list(named)
+    named = (cfg.get('evaluation') or {}).get('metric') or default_metric(dataset)
+    return [named] if isinstance(named, (str, Mapping)) else list(named)
 
 
 # --- numbers ---

@@ -1,4 +1,4 @@
-"""Pascal VOC's mean average precision, for the protocols 'voc' and 'custom'.
+"""Pascal VOC's mean average precision, ``VOCEvaluator`` and ``MeanAPEvaluator``.
 
 A detection belongs to the object of its class and image that it overlaps most. It is right when that overlap reaches
 the threshold and no better scored detection took the object before; it counts for nothing when the object is difficult;
@@ -11,7 +11,7 @@ it is wrong otherwise (Everingham et al. 2010, section 4.2, and the development 
 | 'recall' | ``recall@100@0.5`` for each number of detections and threshold; ``AR@100`` where there are several    |
 
 Average precision is the mean of 11 points of the curve where the data set's ``ap_rule`` is '11points' (VOC 2007), else
-the area under it. Data sets of protocol 'voc' measure boxes as VOC does: the last pixel belongs to a box.
+the area under it.
 
 Letters: D detections and G objects of all images, N those of one image, T thresholds, S ranges of size, K classes.
 """
@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 
 from boxdet.errors import ConfigError, DataError
+from boxdet.evaluation.concat import Joined
+from boxdet.evaluation.evaluator import Evaluator
 from boxdet.evaluation.proposals import box_areas, box_iou, proposal_recall
+from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 
-METRICS = ('mAP', 'recall')
 Range = tuple[float, float]
 
 
-def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], say: Callable[..., None],
-             iou_thr: float | Sequence[float] = 0.5, proposal_nums: Sequence[int] = (100, 300, 1000),
-             scale_ranges: Sequence[Range] | None = None) -> dict[str, float]:
-    """Evaluate as the table above says.
+@EVALUATORS.register_module()
+class MeanAPEvaluator(Evaluator):
+    """The numbers of the table above, of any data set with ``get_ann_info`` and ``has_annotations``.
 
     Args:
         metric: of ``METRICS``.
@@ -43,42 +44,61 @@ def evaluate(dataset: Any, results: Sequence[Instances], metric: Sequence[str], 
         scale_ranges: (smallest, largest) sides in pixels: objects of an area from the one's square to below the
             other's are measured by themselves.
 
+    Attributes:
+        border: what is added to a box's width and height; 1 where the last pixel belongs to a box.
+
     Raises:
-        ConfigError: an option out of range. DataError: annotations that do not fit together.
+        ConfigError: unknown metric, or an option out of range.
     """
-    thrs, nums, ranges = _options(iou_thr, proposal_nums, scale_ranges)
-    border = 1. if getattr(dataset, 'PROTOCOL', 'custom') == 'voc' else 0.
-    truths = [dataset.get_ann_info(i) for i in range(len(dataset))]
-    values: dict[str, float] = {}
-    if 'mAP' in metric:
-        rule = getattr(dataset, 'ap_rule', 'area')
-        matches = match(truths, results, len(dataset.CLASSES), border)
-        values.update(_mean_precision(matches, dataset.CLASSES, thrs, ranges, rule, say))
-    if 'recall' in metric:
-        values.update(_recall(truths, results, nums, thrs, border, say))
-    return values
+    METRICS = ('mAP', 'recall')
+    NEEDS = dict(mAP='labels')
+    joined = Joined
+    border = 0.
+
+    def __init__(self, metric: str | Sequence[str] | None = None, iou_thr: float | Sequence[float] = 0.5,
+                 proposal_nums: Sequence[int] = (100, 300, 1000), scale_ranges: Sequence[Range] | None = None):
+        super().__init__(metric)
+        self.thrs, self.nums, self.ranges = _options(iou_thr, proposal_nums, scale_ranges)
+
+    def metric_names(self) -> list[str]:
+        """The keys that ``evaluate`` gives."""
+        names = []
+        if 'mAP' in self.metrics:
+            for suffix in ['', *map(_suffix, self.ranges)]:
+                names += [f'mAP{suffix}', *(f'{_ap_name(thr)}{suffix}' for thr in self.thrs)]
+        if 'recall' in self.metrics:
+            names += [f'recall@{num}@{thr}' for num in self.nums for thr in self.thrs]
+            names += [f'AR@{num}' for num in self.nums] if len(self.thrs) > 1 else []
+        return names
+
+    def check(self, dataset: Any) -> None:
+        """Raise DataError when ``dataset`` holds nothing to evaluate against."""
+        if not dataset.has_annotations:
+            raise DataError(f'{dataset.ann_file} holds no annotations, so there is nothing to evaluate against: use '
+                            '--out to save the results')
+
+    def evaluate(self) -> dict[str, float]:
+        """As the table above says.
+
+        Raises:
+            DataError: annotations that do not fit together.
+        """
+        dataset, results = self.dataset, self.results
+        truths = [dataset.get_ann_info(i) for i in range(len(dataset))]
+        values: dict[str, float] = {}
+        if 'mAP' in self.metrics:
+            rule = getattr(dataset, 'ap_rule', 'area')
+            matches = match(truths, results, len(dataset.CLASSES), self.border)
+            values.update(_mean_precision(matches, dataset.CLASSES, self.thrs, self.ranges, rule, self.say))
+        if 'recall' in self.metrics:
+            values.update(_recall(truths, results, self.nums, self.thrs, self.border, self.say))
+        return values
 
 
-def metric_names(metric: Sequence[str] = ('mAP',), iou_thr: float | Sequence[float] = 0.5,
-                 proposal_nums: Sequence[int] = (100, 300, 1000),
-                 scale_ranges: Sequence[Range] | None = None) -> list[str]:
-    """The keys that ``evaluate`` gives."""
-    thrs, nums, ranges = _options(iou_thr, proposal_nums, scale_ranges)
-    names = []
-    if 'mAP' in metric:
-        for suffix in ['', *map(_suffix, ranges)]:
-            names += [f'mAP{suffix}', *(f'{_ap_name(thr)}{suffix}' for thr in thrs)]
-    if 'recall' in metric:
-        names += [f'recall@{num}@{thr}' for num in nums for thr in thrs]
-        names += [f'AR@{num}' for num in nums] if len(thrs) > 1 else []
-    return names
-
-
-def require_annotations(dataset: Any) -> None:
-    """Raise DataError when ``dataset`` holds nothing to evaluate against."""
-    if not dataset.has_annotations:
-        raise DataError(f'{dataset.ann_file} holds no annotations, so there is nothing to evaluate against: use --out '
-                        'to save the results')
+@EVALUATORS.register_module()
+class VOCEvaluator(MeanAPEvaluator):
+    """As MeanAPEvaluator, boxes being measured as Pascal VOC does: the last pixel belongs to a box."""
+    border = 1.
 
 
 def _options(iou_thr: Any, proposal_nums: Any, scale_ranges: Any) -> tuple[list[float], list[int], list[Range]]:

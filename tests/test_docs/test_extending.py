@@ -32,7 +32,8 @@ def project(document, repo_root, shapes_dir, tmp_path, monkeypatch):
         (tmp_path / 'configs' / name).symlink_to(repo_root / 'configs' / name)
     files = re.findall(r'^`(\S+\.py)`:\n\n```python\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in files] == ['my_parts.py', 'configs/mine/tiny.py', 'my_hooks.py',
-                                           'configs/mine/tiny_watched.py']
+                                           'configs/mine/tiny_watched.py', 'my_evaluators.py',
+                                           'configs/mine/tiny_counted.py']
     for name, code in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(code)
@@ -89,6 +90,23 @@ def test_the_hook_of_the_document(project, repo_root, shapes_dir):
     entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()[1:]]
     assert entries and all(entry['weight_norm'] > 1 for entry in entries)
     assert set(load_checkpoint(folder / 'weights_1.pth')) == {'meta', 'state_dict'}
+
+
+def test_the_evaluator_of_the_document(project, repo_root, shapes_dir, capsys):
+    (project / 'data').mkdir()
+    (project / 'data/shapes').symlink_to(shapes_dir)
+    run(repo_root, 'python tools/train.py configs/mine/tiny_counted.py', *SHORT)
+    folder = project / 'work_dirs/tiny_counted'
+    entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()[1:]]
+    measured = next(entry for entry in entries if entry['mode'] == 'val')
+    assert 'bbox_mAP' in measured and measured['count_error'] >= 0
+    capsys.readouterr()
+    run(repo_root, f'python tools/test.py configs/mine/tiny_counted.py {folder}/latest.pth', '--eval', 'CountError',
+        '--eval-options', 'score_thr=1.1', '--device', 'cpu')
+    truth = json.loads((shapes_dir / 'annotations/instances_val.json').read_text())
+    name, value = capsys.readouterr().out.split()[-2:]
+    assert name == 'count_error:'  # nothing scores above 1: every object is missing
+    assert float(value) == pytest.approx(len(truth['annotations']) / len(truth['images']), abs=1e-3)
 
 
 def test_the_loss_is_log_cosh(project):

@@ -279,8 +279,8 @@ def test_keypoints_need_joints_and_sigmas(random_data_set):
     dataset, results = random_data_set(1)
     with pytest.raises(DataError, match="hold no keypoints: metric 'keypoints' needs a model with a keypoint head"):
         evaluate(dataset, [r.without('keypoints') for r in results], 'keypoints', logger='silent')
-    dataset.SIGMAS = None
-    with pytest.raises(ConfigError, match=r'give the data set sigmas=\(...\)'):
+    dataset.SIGMAS, dataset.KEYPOINT_NAMES, dataset.ann_file = None, ('a', 'b'), 'ann.json'
+    with pytest.raises(ConfigError, match=r'needs sigmas=\[...\] of the 2 keypoints of ann.json'):
         evaluate(dataset, results, 'keypoints', logger='silent')
     plain = Dataset(dataset.coco, dataset.cat_ids)
     with pytest.raises(ConfigError, match='needs a CocoKeypointDataset'):

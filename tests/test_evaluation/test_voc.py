@@ -15,8 +15,8 @@ class Made:
     ann_file = 'made'
     has_annotations = True
 
-    def __init__(self, truths, protocol='voc', ap_rule='area'):
-        self.truths, self.PROTOCOL, self.ap_rule = truths, protocol, ap_rule
+    def __init__(self, truths, evaluator='VOCEvaluator', ap_rule='area'):
+        self.truths, self.EVALUATORS, self.ap_rule = truths, (evaluator,), ap_rule
 
     def get_ann_info(self, index):
         return self.truths[index]
@@ -114,12 +114,12 @@ def plain_map(truths, results, *args, **more):
 
 
 @pytest.mark.parametrize('rule', ['area', '11points'])
-@pytest.mark.parametrize('protocol, border', [('voc', 1.), ('custom', 0.)])
-def test_map_is_the_plain_one(rule, protocol, border):
+@pytest.mark.parametrize('evaluator, border', [('VOCEvaluator', 1.), ('MeanAPEvaluator', 0.)])
+def test_map_is_the_plain_one(rule, evaluator, border):
     for seed in range(6):
         truths, results = random_case(seed)
         thrs, ranges = [0.3, 0.5, 0.75], [(0, 50), (50, 1000)]
-        values = evaluate(Made(truths, protocol, rule), results, 'mAP', 'silent', iou_thr=thrs, scale_ranges=ranges)
+        values = evaluate(Made(truths, evaluator, rule), results, 'mAP', 'silent', iou_thr=thrs, scale_ranges=ranges)
         for suffix, sizes in (('', None), ('_0_50', ranges[0]), ('_50_1000', ranges[1])):
             expected = [plain_map(truths, results, thr, border, rule, sizes=sizes) for thr in thrs]
             found = [values[f'AP{name}{suffix}'] for name in (30, 50, 75)]
@@ -139,14 +139,14 @@ def test_difficult_objects_and_second_detections():
     # a class without objects is not in the mean, whatever was found of it
     assert evaluate(dataset, [result([box, box], [.9, .8], [0, 2])], logger='silent')['mAP'] == 1.
     without_labels = {k: v for k, v in dataset.truths[0].items() if k != 'labels_ignore'}
-    assert evaluate(Made([without_labels], 'custom'), [both], logger='silent')['mAP'] == 0.5
+    assert evaluate(Made([without_labels], 'MeanAPEvaluator'), [both], logger='silent')['mAP'] == 0.5
 
 
 def test_the_last_pixel_belongs_to_voc_boxes():
     # 10 of 20 pixels with it, 9 of 19 without
     case = [truth([[0, 0, 19, 0.5]], [0])], [result([[0, 0, 9, 0.5]], [.9], [0])]
-    assert evaluate(Made(case[0], 'voc'), case[1], logger='silent')['mAP'] == 1.
-    assert evaluate(Made(case[0], 'custom'), case[1], logger='silent')['mAP'] == 0.
+    assert evaluate(Made(case[0]), case[1], logger='silent')['mAP'] == 1.
+    assert evaluate(Made(case[0], 'MeanAPEvaluator'), case[1], logger='silent')['mAP'] == 0.
 
 
 def test_average_precision_by_hand():
@@ -203,7 +203,7 @@ def test_empty_and_wrong():
             evaluate(dataset, [result()], **options)
     with pytest.raises(DataError, match='labels 7 to 7 of 3'):
         evaluate(Made([truth([[1, 1, 9, 9]], [7])]), [result()])
-    with pytest.raises(ConfigError, match="'voc' are not known.*--out"):
+    with pytest.raises(ConfigError, match='VOCEvaluator are not known.*--out'):
         format_results(dataset, [result()])
     dataset.has_annotations = False
     with pytest.raises(DataError, match='made holds no annotations'):
