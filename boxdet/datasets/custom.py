@@ -58,6 +58,7 @@ class CustomDataset(Evaluated):
     CLASSES: tuple[str, ...] | None = None
     PALETTE: Any = None
     EVALUATORS = ('MeanAPEvaluator',)
+    gives_compact = True
 
     def __init__(self, ann_file: str, pipeline: Sequence[Any], classes: str | Sequence[str] | None = None,
                  data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from boxdet.abilities import overrides
 from boxdet.registry import EVALUATORS
 
 
@@ -61,5 +62,4 @@ class Evaluated:
 
 def own_method(dataset: Any, name: str) -> Callable | None:
     """The ``evaluate`` or ``format_results`` that a data set, or its class, brings itself; None for none."""
-    method = getattr(dataset, name, None)
-    return None if getattr(method, '__func__', method) is vars(Evaluated)[name] else method
+    return getattr(dataset, name) if overrides(dataset, name, Evaluated) else None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from boxdet.abilities import ability
 from boxdet.datasets.collate import collate
 from boxdet.datasets.samplers import (
     DistributedSampler,
@@ -25,7 +26,6 @@ from boxdet.datasets.samplers import (
     SampleKey,
     distributed_place,
 )
-from boxdet.datasets.samples import take
 from boxdet.errors import DataError, UserError
 from boxdet.structures.batch import Batch
 
@@ -60,6 +60,7 @@ class _SeededSamples(Dataset):
     def __init__(self, dataset: Any, may_replace: bool = False):
         self.dataset = dataset
         self.may_replace = may_replace
+        self._compact = ability(dataset, 'gives_compact')
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,7 +78,7 @@ class _SeededSamples(Dataset):
         reasons: list[str] = []
         while True:
             try:
-                sample = take(self.dataset, index, compact=True)
+                sample = self.dataset.sample(index, compact=True) if self._compact else self.dataset[index]
                 return _Replaced(sample, reasons) if reasons else sample
             except UserError as error:
                 reasons.append(str(error))
@@ -87,7 +88,7 @@ class _SeededSamples(Dataset):
 
     def _another(self, index: int) -> int:
         """Another image, which fits into the same batch; it follows from the sample's seed."""
-        flag = getattr(self.dataset, 'flag', None)
+        flag = ability(self.dataset, 'flag')
         fitting = np.arange(len(self)) if flag is None else np.flatnonzero(flag == flag[index])
         return int(np.random.choice(fitting))
 
@@ -171,7 +172,7 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 
 def _may_replace(dataset: Any) -> bool:
-    return all(getattr(part, 'on_error', 'raise') == 'skip' for part in _parts(dataset))
+    return all(ability(part, 'on_error') == 'skip' for part in _parts(dataset))
 
 
 def _most_errors(dataset: Any) -> int:
@@ -255,7 +256,7 @@ def _build_sampler(dataset: Any, batch_size: int, rank: int, world_size: int, sh
                    runner_type: str) -> EpochSampler:
     if not shuffle:
         return DistributedSampler(dataset, world_size, rank, shuffle=False, seed=seed)
-    if not hasattr(dataset, 'flag'):
+    if ability(dataset, 'flag') is None:
         return DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
     kind = InfiniteGroupSampler if runner_type == 'IterBasedRunner' else GroupSampler
     return kind(dataset, batch_size, world_size, rank, seed)

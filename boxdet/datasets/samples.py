@@ -1,7 +1,9 @@
-"""How a sample is asked for: by the method that the data set's class brings."""
+"""How a sample is asked for."""
 from __future__ import annotations
 
 from typing import Any
+
+from boxdet.abilities import ability
 
 
 def take(dataset: Any, index: int, compact: bool = False) -> dict:
@@ -13,17 +15,4 @@ def take(dataset: Any, index: int, compact: bool = False) -> dict:
         compact: for ``datasets.collate``: the image may stay uint8 (see ``pipelines.compose``) where nobody overrides
             ``__getitem__``, whose author expects the finished image.
     """
-    return dataset.sample(index, compact=True) if compact and gives_compact(dataset) else dataset[index]
-
-
-def gives_compact(dataset: Any) -> bool:
-    """Whether ``dataset.sample(index, compact=True)`` is what ``dataset[index]`` is but for the unfinished image.
-
-    It is not for a class that overrides ``__getitem__`` without ``sample``.
-    """
-    for cls in type(dataset).__mro__:
-        if 'sample' in cls.__dict__:
-            return True
-        if '__getitem__' in cls.__dict__:
-            return False
-    return False
+    return dataset.sample(index, compact=True) if compact and ability(dataset, 'gives_compact') else dataset[index]

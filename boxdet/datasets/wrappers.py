@@ -123,6 +123,7 @@ class _Wrapper(Evaluated):
 
     A method that a subclass of a data set overrides is the one that is called, inside a wrapper as alone.
     """
+    gives_compact = True
 
     def _at(self, index: int) -> tuple[Any, int]:
         raise TypeError(f'{type(self).__name__} does not say where image {index} is')

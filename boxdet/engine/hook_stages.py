@@ -13,6 +13,7 @@ from typing import Any
 
 from mmengine.hooks import Hook as _MMEngineHook
 
+from boxdet.abilities import overrides
 from boxdet.errors import nearest
 
 # Every stage that something calls, in the order of a training.
@@ -100,10 +101,6 @@ class Hook(_MMEngineHook):
         return [stage for stage in STAGES if method_of(self, stage) is not None]
 
 
-_DEFAULTS = {function for cls in (_MMEngineHook, Hook) for function in vars(cls).values()
-             if inspect.isfunction(function)}
-
-
 def method_of(hook: Any, stage: str, shared: bool = True) -> Callable | None:
     """What ``stage`` calls of ``hook``; None where it does nothing there.
 
@@ -111,19 +108,19 @@ def method_of(hook: Any, stage: str, shared: bool = True) -> Callable | None:
         shared: ``before_epoch`` and its like count as a method of this stage.
     """
     own = getattr(hook, stage, None)
-    if own is None or not _is_default(own):
+    if own is None or _is_own(hook, stage):
         return own
     name = _SHARED.get(stage)
     if name is None:
         return None
-    if shared and not _is_default(getattr(hook, name, own)):
+    if shared and _is_own(hook, name):
         return getattr(hook, name)
     # mmengine's own stage leads to its underscored one; ours to before_epoch.
-    return None if _is_default(getattr(hook, f'_{name}')) else own
+    return own if _is_own(hook, f'_{name}') else None
 
 
-def _is_default(method: Callable) -> bool:
-    return getattr(method, '__func__', method) in _DEFAULTS
+def _is_own(hook: Any, method: str) -> bool:
+    return overrides(hook, method, Hook, _MMEngineHook)
 
 
 def idle_methods(hook: Any) -> Iterator[str]:
@@ -131,7 +128,7 @@ def idle_methods(hook: Any) -> Iterator[str]:
     known = (*STAGES, *dict.fromkeys(_SHARED.values()))
     for name in dir(type(hook)):
         method = getattr(type(hook), name)
-        if name in known or not inspect.isfunction(method) or _is_default(method):
+        if name in known or not inspect.isfunction(method) or not _is_own(hook, name):
             continue
         if name.startswith(('before_', 'after_')) or difflib.get_close_matches(name, known, n=1, cutoff=0.85):
             yield f'{type(hook).__name__}.{name}: no stage calls this method{nearest(name, known)}'

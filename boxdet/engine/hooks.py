@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from boxdet.abilities import ability
 from boxdet.checkpoints.io import remove_partial_files
 from boxdet.engine.distributed import broadcast_buffers, broadcast_object, is_main, unwrap
 from boxdet.engine.environment import random_states, set_random_states
@@ -192,7 +193,7 @@ class EvaluationHook(Hook):
         done = runner.epoch if self.by_epoch else runner.iter
         begins_here = self.start is not None and done >= self.start
         # A checkpoint is written before its evaluation: what it holds of scores lacks its own.
-        scores_count = self.save_best is not None or any(getattr(hook, 'needs_scores', False) for hook in runner.hooks)
+        scores_count = self.save_best is not None or any(ability(hook, 'needs_scores') for hook in runner.hooks)
         if begins_here or scores_count and done > 0 and self._is_due(done):
             self._run(runner, done, runner.epoch, runner.iter)
 

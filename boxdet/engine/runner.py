@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect
 import logging
 import math
 import signal
@@ -40,7 +39,7 @@ from boxdet.engine.loss_watch import LogBuffer, LossWatch, TrainingError, total_
 from boxdet.engine.schedule import UpdateStep
 from boxdet.engine.train_loop import TrainLoop
 from boxdet.errors import CheckpointError, ConfigError
-from boxdet.registry import RUNNERS
+from boxdet.registry import RUNNERS, accepted_keywords
 from boxdet.version import __version__
 
 
@@ -438,10 +437,8 @@ def _check_workflow(workflow: Sequence, validation_loader: Any) -> None:
 
 def _accepted(method: Callable) -> frozenset[str] | None:
     """The keywords beyond ``runner`` that ``method`` takes; None for any."""
-    parameters = inspect.signature(method).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return frozenset(p.name for p in parameters)
+    names, open_ended = accepted_keywords(method)
+    return None if open_ended else frozenset(names)
 
 
 @RUNNERS.register_module()

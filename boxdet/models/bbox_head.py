@@ -123,6 +123,8 @@ class BBoxHead(nn.Module):
         ConfigError: neither output, or convolutions of a branch after shared linear layers.
     """
 
+    fixed_size_prediction = True
+
     def __init__(self, with_avg_pool: bool = False, with_cls: bool = True, with_reg: bool = True,
                  roi_feat_size: int | tuple[int, int] = 7, in_channels: int = 256, num_classes: int = 80,
                  bbox_coder: Any = None, reg_class_agnostic: bool = False, reg_decoded_bbox: bool = False,

@@ -54,6 +54,7 @@ class CascadeRoIHead(nn.Module):
 
     train_settings = PerStage(RoITrainSettings)
     test_settings = RoITestSettings
+    fixed_size_prediction = True
 
     def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], bbox_roi_extractor: Any = None,
                  bbox_head: Any = None, mask_roi_extractor: Any = None, mask_head: Any = None,

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.models.bbox_head import RoITestSettings
 
@@ -85,7 +86,7 @@ def _count_roi_head(counts: dict[str, int], head: nn.Module, proposals: int) -> 
         last = getattr(head, f'{part}_head', None)
         for stage, predictor in enumerate(_stages(last) if last is not None else ()):
             own = _stages(getattr(head, f'{part}_roi_extractor', head.bbox_roi_extractor))[stage]
-            shared = getattr(predictor, 'res_layer', None) is None
+            shared = ability(predictor, 'res_layer') is None
             pooled = _roi_features(counts, f'{part}_head', own, detections, head if shared else None)
             _counted(counts, f'{part}_head', predictor, pooled)
 

@@ -6,7 +6,6 @@ Letters: B images, V views of an image, N objects of an image, h, w height and w
 """
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.masks import paste_to_rle
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
@@ -27,7 +27,7 @@ from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keyword
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
-from boxdet.structures.padded import PaddedInstances, answers_padded
+from boxdet.structures.padded import PaddedInstances
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Detector(nn.Module):
         self.backbone = BACKBONES.build(backbone, **weights)
         if neck is not None:
             self.neck = NECKS.build(neck)
-            self._neck_frees = 'keep' in inspect.signature(self.neck.forward).parameters  # a user's neck may not
+            self._neck_frees = ability(self.neck, 'frees_levels')
         self.init_cfg = init_cfg
         self.CLASSES: tuple[str, ...] | None = None
         self.PALETTE: Any = None
@@ -109,12 +109,12 @@ class _Detector(nn.Module):
     @property
     def with_keypoint(self) -> bool:
         """Whether the second stage gives keypoints."""
-        return self.with_roi_head and getattr(self.roi_head, 'with_keypoint', False)
+        return self.with_roi_head and ability(self.roi_head, 'with_keypoint')
 
     @property
     def skeleton(self) -> tuple[tuple[int, int], ...]:
         """The joints that drawings connect, counted from 0; () without a keypoint head."""
-        return getattr(self.roi_head.keypoint_head, 'skeleton', ()) if self.with_keypoint else ()
+        return ability(self.roi_head.keypoint_head, 'skeleton') if self.with_keypoint else ()
 
     @property
     def device(self) -> torch.device:
@@ -283,10 +283,10 @@ class TwoStageDetector(_Detector):
 
     def pads(self, batch: Batch) -> bool:
         """Whether settings and heads allow for ``detect_padded``."""
-        if batch.proposals is None and not (self.with_rpn and answers_padded(self.rpn_head)
+        if batch.proposals is None and not (self.with_rpn and _is_fixed_size(self.rpn_head)
                                             and getattr(self.test_cfg.rpn, 'can_be_padded', False)):
             return False
-        return (answers_padded(self.roi_head) and answers_padded(self.roi_head.last_bbox_head)
+        return (_is_fixed_size(self.roi_head) and _is_fixed_size(self.roi_head.last_bbox_head)
                 and getattr(self.test_cfg.rcnn, 'can_be_padded', False))
 
     def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
@@ -311,7 +311,7 @@ class TwoStageDetector(_Detector):
     @property
     def _pairs(self) -> Any:
         """The joints that a mirror swaps, where the model knows."""
-        return getattr(self.roi_head.keypoint_head, 'flip_pairs', None) if self.with_keypoint else None
+        return ability(self.roi_head.keypoint_head, 'flip_pairs') if self.with_keypoint else None
 
     def _with_masks(self, result: Instances) -> Instances:
         """Paste mask probabilities into the image and encode them."""
@@ -400,11 +400,15 @@ class RPN(_Detector):
     def _detect(self, batch: Batch) -> list[Instances]:
         """Proposals of one view, in network-input pixels."""
         outs, settings = self.rpn_head(self.extract_feat(batch.images)), self.test_cfg.rpn
-        if _is_far(batch.images) and answers_padded(self.rpn_head) and getattr(settings, 'can_be_padded', False):
+        if _is_far(batch.images) and _is_fixed_size(self.rpn_head) and getattr(settings, 'can_be_padded', False):
             found = self.rpn_head.predict_padded(*outs, batch.metas, settings).to_host()
             if found.certain:
                 return found.instances([meta.img_shape[:2] for meta in batch.metas])
         return self.rpn_head.predict(*outs, batch.metas, settings)
+
+
+def _is_fixed_size(part: nn.Module) -> bool:
+    return ability(part, 'fixed_size_prediction')
 
 
 def _is_far(images: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import batched_nms
@@ -132,6 +133,7 @@ class RPNHead(nn.Module):
 
     train_settings = RPNTrainSettings
     test_settings = ProposalSettings  # of ``train_cfg.rpn_proposal`` too
+    fixed_size_prediction = True
 
     def __init__(self, in_channels: int, feat_channels: int = 256, anchor_generator: Any = None,
                  bbox_coder: Any = None, num_convs: int = 1, num_classes: int = 1,
@@ -147,7 +149,7 @@ class RPNHead(nn.Module):
         self.loss_cls = LOSSES.build(loss_cls
                                      or dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0))
         self.loss_bbox = LOSSES.build(loss_bbox or dict(type='SmoothL1Loss', beta=1.0 / 9.0, loss_weight=1.0))
-        self.use_sigmoid = getattr(self.loss_cls, 'use_sigmoid', False)
+        self.use_sigmoid = ability(self.loss_cls, 'use_sigmoid')
         self.cls_out_channels = 1 if self.use_sigmoid else 2
         self.reg_decoded_bbox = reg_decoded_bbox
         self.num_classes = num_classes

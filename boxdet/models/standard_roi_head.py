@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
@@ -47,6 +48,7 @@ class StandardRoIHead(nn.Module):
 
     train_settings = RoITrainSettings
     test_settings = RoITestSettings
+    fixed_size_prediction = True
 
     def __init__(self, bbox_roi_extractor: Any = None, bbox_head: Any = None, mask_roi_extractor: Any = None,
                  mask_head: Any = None, shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
@@ -67,7 +69,7 @@ class StandardRoIHead(nn.Module):
             self.mask_head = HEADS.build(mask_head)
             if mask_roi_extractor is not None:
                 self.mask_roi_extractor = ROI_EXTRACTORS.build(mask_roi_extractor)
-            elif self.with_shared_head and getattr(self.mask_head, 'res_layer', None) is not None:
+            elif self.with_shared_head and ability(self.mask_head, 'res_layer') is not None:
                 raise ConfigError('model.roi_head: a mask_head with a res_layer of its own needs a mask_roi_extractor: '
                                   'the box features have passed the shared_head')
         if keypoint_head is not None:
@@ -121,7 +123,7 @@ class StandardRoIHead(nn.Module):
         if self.shares_extractor:
             return self.box_features(feats, rois)
         pooled = self.mask_roi_extractor(feats, rois)
-        shared = self.with_shared_head and getattr(self.mask_head, 'res_layer', None) is None
+        shared = self.with_shared_head and ability(self.mask_head, 'res_layer') is None
         return self.shared_head(pooled) if shared else pooled
 
     def keypoint_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
@@ -253,12 +255,11 @@ def draw_samples(assigner: Any, sampler: Any, boxes: Sequence[torch.Tensor], gt:
     """
     if assigner is None:
         raise ConfigError("model.train_cfg needs 'rcnn' for training")
-    samples = []
+    samples, ranks_by_loss = [], ability(sampler, 'ranks_by_loss')
     for i, (own, objects) in enumerate(zip(boxes, gt)):
         regions = None if ignored is None else ignored[i]
         matched = assigner.assign(own, objects.bboxes, regions, objects.labels)
-        ranks = getattr(sampler, 'ranks_by_loss', False)
-        by_loss = dict(rank_losses=partial(rank_losses, i)) if ranks else {}
+        by_loss = dict(rank_losses=partial(rank_losses, i)) if ranks_by_loss else {}
         samples.append(sampler.sample(matched, own, objects.bboxes, objects.labels, **by_loss))
     return samples
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -76,14 +75,3 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
 
 def _filled(value: torch.Tensor, count: int) -> torch.Tensor:
     return F.pad(value, [0, 0] * (value.dim() - 1) + [0, count - len(value)])
-
-
-def answers_padded(part: Any) -> bool:
-    """Whether ``part.predict_padded`` gives what its ``predict`` does: one class brings both.
-
-    A class of a user's own that overrides ``predict`` alone is asked for that.
-    """
-    def owner(name: str) -> type | None:
-        return next((cls for cls in type(part).__mro__ if name in vars(cls)), None)
-
-    return owner('predict') is not None and owner('predict') is owner('predict_padded')

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, answers_padded
+from boxdet.structures.padded import PaddedInstances
 
 
 def some(count: int) -> Instances:
@@ -33,18 +33,3 @@ def test_valid_rows_may_lie_anywhere():
     result, = padded.instances([(5, 5)])
     assert result.scores.tolist() == [3, 1] and result.bboxes[1].tolist() == [8, 9, 10, 11]
     assert not padded.given(torch.tensor(False)).certain and padded.certain
-
-
-def test_a_class_that_overrides_predict_alone_is_not_asked_for_padded_results():
-    class Head:
-        def predict(self): ...
-        def predict_padded(self): ...
-
-    class Own(Head):
-        def predict(self): ...
-
-    class Narrower(Head):
-        def loss(self): ...
-
-    assert answers_padded(Head()) and answers_padded(Narrower())
-    assert not answers_padded(Own()) and not answers_padded(object())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from boxdet.abilities import ability
 from boxdet.datasets.pipelines.color import normalize
 from boxdet.datasets.pipelines.formatting import image_to_tensor
 from boxdet.registry import PIPELINES
@@ -30,6 +31,8 @@ class Compose:
             if not callable(transform):
                 raise TypeError(f'a transform is a config with a type, or callable: {transform!r}')
         self._defer_from = _deferrable_from(self.transforms)
+        self._take_compact = [ability(transform, 'takes_compact') for transform in self.transforms]
+        self._deferred = [ability(transform, 'defer') or transform for transform in self.transforms]
 
     def __call__(self, results: dict, compact: bool = False) -> dict | None:
         """Run the pipeline; None as soon as a transform returns None.
@@ -42,7 +45,7 @@ class Compose:
             if position == self._defer_from and _is_plain_image(results):
                 results = self._run_deferred(results)
                 return results if compact or results is None else finish_image(results)
-            if compact and getattr(transform, 'takes_compact', False):
+            if compact and self._take_compact[position]:
                 results = transform(results, compact=True)
             else:
                 results = transform(results)
@@ -52,8 +55,8 @@ class Compose:
 
     def _run_deferred(self, results: dict) -> dict | None:
         results['pad_shape'] = results['img'].shape
-        for transform in self.transforms[self._defer_from:]:
-            results = getattr(transform, 'defer', transform)(results)
+        for transform in self._deferred[self._defer_from:]:
+            results = transform(results)
             if results is None:
                 return None
         return results
@@ -73,13 +76,12 @@ def finish_image(results: dict) -> dict:
 def _deferrable_from(transforms: Sequence[Callable]) -> int | None:
     """Where ``Normalize`` stands when it and all after it may be deferred, else None.
 
-    A transform allows it by ``can_defer`` (an attribute of its own class: a user's subclass may do anything), and
-    ``defer``, when it has one, is called in its place.
+    A transform allows it by ``can_defer``, and ``defer``, where it has one, is called in its place (``abilities``).
     """
     at = next((i for i, t in enumerate(transforms) if type(t).__name__ == 'Normalize'), None)
     if at is None:
         return None
-    if not all('can_defer' in type(t).__dict__ and t.can_defer for t in transforms[at:]):
+    if not all(ability(t, 'can_defer') for t in transforms[at:]):
         return None
     # Collect is what tells the loader how to normalise: without it the image must be finished here.
     return at if type(transforms[-1]).__name__ == 'Collect' else None

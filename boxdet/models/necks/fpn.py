@@ -41,6 +41,8 @@ class FPN(nn.Module):
         ConfigError: levels that do not add up.
     """
 
+    frees_levels = True
+
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, start_level: int = 0,
                  end_level: int = -1, add_extra_convs: bool | str = False,
                  relu_before_extra_convs: bool = False, no_norm_on_lateral: bool = False,
