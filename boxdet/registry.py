@@ -1,8 +1,9 @@
 """The registries: from the ``type`` of a config to a class.
 
 Each registry lists the modules that hold its classes and imports them on the first lookup, so that importing boxdet,
-or asking a command line for ``--help``, does not execute the whole package. A user's own class joins with
-``@HEADS.register_module()``; mmdetection 2.x's several names for one registry are kept as aliases.
+or asking a command line for ``--help``, does not execute the whole package. A detector family beyond the core (one file
+in ``models/families``) is imported when one of its names is asked for: ``FAMILIES`` is the table of them. A user's own
+class joins with ``@HEADS.register_module()``; mmdetection 2.x's several names for one registry are kept as aliases.
 """
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ class Registry(_MMEngineRegistry):
     Args:
         name: what the registry holds, in a word; used in errors.
         modules: imported on the first lookup, so that their classes register themselves.
+        on_demand: names of classes by the module that is imported when one of them is asked for.
     """
 
-    def __init__(self, name: str, modules: tuple[str, ...] = ()):
+    def __init__(self, name: str, modules: tuple[str, ...] = (),
+                 on_demand: Mapping[str, tuple[str, ...]] | None = None):
         super().__init__(name, scope='boxdet')
         self._modules = modules
         self._pending = bool(modules)
+        self._on_demand = {key: module for module, keys in (on_demand or {}).items() for key in keys}
 
     def _import_modules(self) -> None:
         # The flag falls first: a module that registers while it is imported must not start over.
@@ -36,9 +40,24 @@ class Registry(_MMEngineRegistry):
             for module in self._modules:
                 importlib.import_module(module)
 
-    def names(self) -> list[str]:
-        """All registered type names, sorted."""
+    def _find(self, key: str) -> type | None:
         self._import_modules()
+        if key not in self.module_dict and key in self._on_demand:
+            importlib.import_module(self._on_demand[key])
+        return self.module_dict.get(key)
+
+    def _register_module(self, module: type, module_name: str | list[str] | None = None, force: bool = False) -> None:
+        # A class of the user's may have taken the name of a family that nobody had asked for yet: theirs stays.
+        ours = getattr(module, '__module__', None) == self._on_demand.get(module.__name__)
+        if ours and module.__name__ in self.module_dict:
+            return
+        super()._register_module(module, module_name, force)
+
+    def names(self) -> list[str]:
+        """All registered type names, sorted; imports every module that holds one."""
+        self._import_modules()
+        for module in sorted(set(self._on_demand.values())):
+            importlib.import_module(module)
         return sorted(self.module_dict)
 
     def get(self, key: str | type) -> type:
@@ -49,17 +68,14 @@ class Registry(_MMEngineRegistry):
         """
         if isinstance(key, type):
             return key
-        self._import_modules()
         # People write 'mmdet.ResNet' to choose a package's registry; there is one here.
-        short = key.rpartition('.')[2] if isinstance(key, str) else key
-        found = self.module_dict.get(short)
+        found = self._find(key.rpartition('.')[2] if isinstance(key, str) else key)
         if found is None:
-            raise ConfigError(f"unknown {self.name} type '{key}'{nearest(key, self.module_dict)}")
+            raise ConfigError(f"unknown {self.name} type '{key}'{nearest(key, self.names())}")
         return found
 
     def __contains__(self, key: str) -> bool:
-        self._import_modules()
-        return key in self.module_dict
+        return self._find(key) is not None
 
     def build(self, cfg: Any, **defaults: Any) -> Any:
         """Build the object that ``cfg`` describes; ``defaults`` fill keywords that it leaves out.
@@ -129,19 +145,24 @@ def _missing_keywords(cls: Any, keywords: Mapping[str, Any]) -> list[str]:
             and p.name not in keywords]
 
 
+# The detector families beyond the core, a file each: what each one registers, in whichever registry.
+FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
+}.items()}
+
 MODELS = Registry('model', (
     'boxdet.models.backbones.resnet', 'boxdet.models.backbones.resnext', 'boxdet.models.backbones.vgg',
     'boxdet.models.necks.fpn',
     'boxdet.models.rpn_head', 'boxdet.models.roi_extractor', 'boxdet.models.bbox_head', 'boxdet.models.mask_head',
     'boxdet.models.keypoint_head', 'boxdet.models.shared_head', 'boxdet.models.standard_roi_head',
-    'boxdet.models.cascade_roi_head', 'boxdet.models.losses', 'boxdet.models.detectors'))
+    'boxdet.models.cascade_roi_head', 'boxdet.models.losses', 'boxdet.models.detectors'), FAMILIES)
 DETECTORS = BACKBONES = NECKS = HEADS = ROI_EXTRACTORS = SHARED_HEADS = LOSSES = MODELS
 
-LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor', 'boxdet.models.roi_sampling'))
+LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor', 'boxdet.models.roi_sampling'),
+                  FAMILIES)
 
 MATCHING = Registry('matching', (
     'boxdet.matching.anchors', 'boxdet.matching.box_coder', 'boxdet.matching.iou', 'boxdet.matching.assigner',
-    'boxdet.matching.sampler'))
+    'boxdet.matching.sampler'), FAMILIES)
 ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPLERS = IOU_CALCULATORS = MATCHING
 
 DATASETS = Registry('dataset', (

@@ -116,6 +116,18 @@ def test_registries_name_modules_that_exist():
     assert not missing
 
 
+def test_the_table_of_families_names_what_each_file_registers():
+    from boxdet.registry import FAMILIES, LAYERS, MATCHING, MODELS
+    files = {path.stem for path in (ROOT / 'boxdet/models/families').glob('*.py')} - {'__init__'}
+    assert {module.rpartition('.')[2] for module in FAMILIES} == files
+    found = {module: set() for module in FAMILIES}
+    for registry in (MODELS, LAYERS, MATCHING):
+        for name in registry.names():
+            if registry.get(name).__module__ in found:
+                found[registry.get(name).__module__].add(name)
+    assert found == {module: set(names) for module, names in FAMILIES.items()}
+
+
 @pytest.mark.parametrize('folder', ['boxdet', 'tools', 'demo', 'benchmarks'])
 def test_functions_stay_short_and_finished(folder):
     faults = []
