@@ -68,7 +68,7 @@ def rois_of(sample: dict, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def targets_of_boxes(sample: dict) -> torch.Tensor:
     """One target for every ground-truth box; draws the masks."""
-    return sample['gt_masks'].crop_and_resize(sample['gt_bboxes'], (28, 28), np.arange(len(sample['gt_bboxes'])))
+    return sample['gt_masks'].roi_targets(sample['gt_bboxes'], (28, 28), np.arange(len(sample['gt_bboxes'])))
 
 
 def measure(datasets: dict, path: str, index: int, rois: int) -> dict[str, float]:
@@ -88,7 +88,7 @@ def measure(datasets: dict, path: str, index: int, rois: int) -> dict[str, float
     timed('normalise', lambda: batch.to('cpu'))
     timed('masks, put off', lambda: targets_of_boxes(sample))
     boxes, owners = rois_of(sample, rois)
-    timed('targets', lambda: sample['gt_masks'].crop_and_resize(boxes, (28, 28), owners))
+    timed('targets', lambda: sample['gt_masks'].roi_targets(boxes, (28, 28), owners))
     for name, dataset in datasets.items():
         timed(f'dataset[i], {name}', lambda: dataset[index])
     return times

@@ -17,8 +17,8 @@ OUTSIDERS = {
     'mmcv': ('boxdet/datasets/', 'demo/'),
     'pycocotools': ('boxdet/geometry/masks.py', 'boxdet/structures/masks.py', 'boxdet/datasets/', 'boxdet/evaluation/',
                     'tools/', 'demo/'),
-    'cv2': ('boxdet/datasets/', 'boxdet/visualization/', 'boxdet/engine/environment.py', 'boxdet/apis/', 'tools/',
-            'demo/'),
+    'cv2': ('boxdet/geometry/masks.py', 'boxdet/datasets/', 'boxdet/visualization/', 'boxdet/engine/environment.py',
+            'boxdet/apis/', 'tools/', 'demo/'),
 }
 
 

@@ -155,7 +155,7 @@ def _row(result: Instances, path: str) -> dict[str, Any]:
     width, height = result.image_size[::-1] if result.image_size else image_size(path)
     num_classes = result.num_classes or (int(result.labels.max()) + 1 if len(result) else 1)
     found = result.to_coco(0, range(1, num_classes + 1))
-    areas = result.masks.areas().tolist() if 'masks' in result else [row['bbox'][2] * row['bbox'][3] for row in found]
+    areas = result.masks.areas.tolist() if 'masks' in result else [row['bbox'][2] * row['bbox'][3] for row in found]
     # Less than a pixel, or an empty mask, is no object to train on.
     annotations = [_annotation(row, area) for row, area in zip(found, areas) if min(row['bbox'][2:]) >= 1 and area > 0]
     return dict(width=int(width), height=int(height), annotations=annotations)

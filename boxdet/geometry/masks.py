@@ -9,7 +9,9 @@ non-zero, so that work and memory go with the object's size and not with the ima
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +108,76 @@ def nearest_index(source: int, target: int) -> np.ndarray:
     return np.minimum(np.floor(np.arange(target) * step).astype(np.int32), source - 1)
 
 
+_INTERPOLATIONS = dict(nearest='INTER_NEAREST', bilinear='INTER_LINEAR', bicubic='INTER_CUBIC', area='INTER_AREA',
+                       lanczos='INTER_LANCZOS4')
+
+
+def interpolation_flag(name: str) -> int:
+    """OpenCV's number of an interpolation that mmcv calls ``name``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    import cv2  # only those who interpolate need it
+    if name not in _INTERPOLATIONS:
+        raise ValueError(f"interpolation '{name}' is none of {', '.join(_INTERPOLATIONS)}")
+    return getattr(cv2, _INTERPOLATIONS[name])
+
+
+def resize_bitmap(bitmap: np.ndarray, out_hw: tuple[int, int], interpolation: str) -> np.ndarray:
+    """``bitmap`` (H, W) in another size, by OpenCV."""
+    import cv2
+    return cv2.resize(bitmap, tuple(int(v) for v in out_hw[::-1]), interpolation=interpolation_flag(interpolation))
+
+
+def warp_bitmap(bitmap: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int], fill: Any = 0,
+                interpolation: str = 'bilinear') -> np.ndarray:
+    """What stands in ``bitmap`` (H, W[, C]) at (x, y) goes to ``matrix`` (2, 3) @ (x, y, 1), by OpenCV.
+
+    Args:
+        bitmap: of up to four channels.
+        matrix: in coordinates in which pixel centres are whole numbers.
+        out_hw: height, width of the result.
+        fill: a number, or one a channel, for what nothing comes to.
+        interpolation: mmcv's name of it.
+    """
+    import cv2
+    fill = tuple(float(v) for v in fill) if np.ndim(fill) else (float(fill),) * 4
+    return cv2.warpAffine(bitmap, np.asarray(matrix, dtype=np.float64), tuple(int(v) for v in out_hw[::-1]),
+                          flags=interpolation_flag(interpolation), borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+
+
+def middle_of(height: int, width: int) -> tuple[float, float]:
+    """(x, y) of the middle of an image, in coordinates in which pixel centres are whole numbers."""
+    return (width - 1) * 0.5, (height - 1) * 0.5
+
+
+def rotation_matrix(angle: float, center: Sequence[float], scale: float = 1.0) -> np.ndarray:
+    """(2, 3) float64 that turns clockwise by ``angle`` degrees about ``center`` (x, y) and enlarges by ``scale``."""
+    cosine, sine = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    x, y = (float(np.float32(v)) for v in center)  # as OpenCV takes it
+    return np.array([[cosine, -sine, (1 - cosine) * x + sine * y], [sine, cosine, (1 - cosine) * y - sine * x]])
+
+
+def shear_matrix(magnitude: float, direction: str = 'horizontal') -> np.ndarray:
+    """(2, 3) that adds ``magnitude`` times y to x, or 'vertical' times x to y; rounded to float32 as mmcv does."""
+    _check_axis(direction)
+    magnitude = float(np.float32(magnitude))
+    return np.array([[1, 0, 0], [magnitude, 1, 0]] if direction == 'vertical' else [[1, magnitude, 0], [0, 1., 0]])
+
+
+def translation_matrix(offset: float, direction: str = 'horizontal') -> np.ndarray:
+    """(2, 3) that adds ``offset`` to x, or 'vertical' to y; rounded to float32 as mmcv does."""
+    _check_axis(direction)
+    offset = float(np.float32(offset))
+    return np.array([[1, 0, 0], [0, 1, offset]] if direction == 'vertical' else [[1, 0, offset], [0, 1., 0]])
+
+
+def _check_axis(direction: str) -> None:
+    if direction not in ('horizontal', 'vertical'):
+        raise ValueError(f"direction '{direction}' is neither 'horizontal' nor 'vertical'")
+
+
 def roi_align_axis(starts: np.ndarray, ends: np.ndarray, bins: int, length: int, index: np.ndarray | None = None,
                    first: np.ndarray | None = None, size: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """RoIAlign (He et al. 2017, section 3; aligned, adaptive sampling) of one axis, as a matrix for each roi.
@@ -113,13 +185,15 @@ def roi_align_axis(starts: np.ndarray, ends: np.ndarray, bins: int, length: int,
     RoIAlign of a single channel is separable: ``A_y @ mask @ A_x.T`` with one such matrix an axis.
 
     Args:
-        starts, ends: (R,) float32 edges of the rois on this axis, in pixels.
+        starts: (R,) float32 edges of the rois on this axis, in pixels.
+        ends: (R,) likewise.
         bins: output positions.
         length: pixels of the axis.
         index: (length,) source position of each pixel, -1 for padding; the identity when None. The matrices then act
             on the source, so that an enlarged mask is never built.
-        first, size: (R,) the columns of matrix r stand for the source positions first[r] ... first[r] + size[r] - 1;
+        first: (R,) the columns of matrix r stand for the source positions first[r] ... first[r] + size[r] - 1;
             all of the axis by default. Everything outside is taken for zero.
+        size: (R,) likewise.
 
     Returns:
         flat, offsets: matrix r is ``flat[offsets[r]:offsets[r + 1]].reshape(bins, size[r])``, float32.
@@ -169,6 +243,7 @@ def encode_runs(changes: np.ndarray, image_hw: tuple[int, int]) -> dict:
     Args:
         changes: (2 * runs,) ascending: start of a run of ones, the position after its end, start of the next, ...
             A run that begins where the last one ended is joined to it.
+        image_hw: H, W.
     """
     height, width = image_hw
     if len(changes):
@@ -233,7 +308,9 @@ def window_changes(columns: np.ndarray, y0: int, x0: int, height: int) -> np.nda
 
     Args:
         columns: (w, h) bool or 0/1, the window transposed: one row of it for each column of the image.
-        y0, x0: where the window lies.
+        y0: first row of the window.
+        x0: first column of the window.
+        height: H.
     """
     w, h = columns.shape
     fenced = np.zeros((w, h + 1), dtype=bool)  # the fence ends every run at the foot of its column

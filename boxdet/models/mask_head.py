@@ -149,7 +149,7 @@ class FCNMaskHead(nn.Module):
         """
         size = _pair(settings.mask_size)
         device = samples[0].pos_boxes.device
-        masks = [objects.masks.crop_and_resize(drawn.pos_boxes, size, drawn.pos_gt_index, device)
+        masks = [objects.masks.roi_targets(drawn.pos_boxes, size, drawn.pos_gt_index, device)
                  for drawn, objects in zip(samples, gt) if len(drawn.pos_boxes)]
         if not masks:
             return samples[0].pos_boxes.new_zeros((0, *size))

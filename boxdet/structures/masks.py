@@ -23,12 +23,18 @@ from boxdet.geometry.masks import (
     Window,
     compress_rle,
     encode_window,
+    middle_of,
     nearest_index,
     polygon_area,
     rasterize_polygons,
     rescaled_hw,
+    resize_bitmap,
     roi_align_axis,
+    rotation_matrix,
     run_lengths,
+    shear_matrix,
+    translation_matrix,
+    warp_bitmap,
 )
 
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
@@ -96,7 +102,24 @@ class _Source:
 
     def __reduce__(self):
         y0, x0, bitmap = self.window()
+        if bitmap.dtype != np.uint8:
+            return _Source, (None, (y0, x0, bitmap), self._name)
         return _unpacked_source, (y0, x0, encode_window((0, 0, bitmap), bitmap.shape), self._name)
+
+
+def _as_pixels(mask: Any) -> np.ndarray:
+    """(H, W) uint8 of 0 and 1, or float32."""
+    mask = np.asarray(mask)
+    if mask.dtype.kind == 'f':
+        return mask.astype(np.float32, copy=False)
+    return mask if mask.dtype == np.uint8 and mask.max(initial=0) <= 1 else (mask != 0).astype(np.uint8)
+
+
+def _generator(rng: np.random.RandomState | int | None) -> Any:
+    """What draws random numbers: numpy's global state, a new one from a seed, or ``rng`` itself."""
+    if rng is None:
+        return np.random
+    return np.random.RandomState(rng) if isinstance(rng, (int, np.integer)) else rng
 
 
 def _unpacked_source(y0: int, x0: int, rle: dict, name: str) -> _Source:
@@ -122,14 +145,15 @@ class BitmapMasks:
     """Bitmaps (N, H, W) that are drawn on demand.
 
     Args:
-        masks: (N, H, W) array or N arrays (H, W), non-zero inside the object.
+        masks: (N, H, W) array or N arrays (H, W), non-zero inside the object; floats (``crop_and_resize`` without
+            ``binarize``) stay as they are.
         height, width: H, W.
 
     Raises:
         ValueError: masks of another size.
 
     >>> masks = BitmapMasks(np.eye(4, dtype=np.uint8)[None], 4, 4)
-    >>> masks.resize((8, 8)).flip('horizontal').areas()
+    >>> masks.resize((8, 8)).flip('horizontal').areas
     array([16])
     """
 
@@ -138,7 +162,7 @@ class BitmapMasks:
             if np.shape(mask) != (height, width):
                 raise ValueError(f'a mask of shape {np.shape(mask)} among masks of {height} x {width}')
         self.height, self.width = int(height), int(width)
-        self._sources = [_Source(None, (0, 0, np.asarray(mask).astype(np.uint8, copy=False))) for mask in masks]
+        self._sources = [_Source(None, (0, 0, _as_pixels(mask))) for mask in masks]
         self._rows = np.arange(self.height, dtype=np.int32)  # source row of each row, -1 for padding
         self._cols = np.arange(self.width, dtype=np.int32)
 
@@ -148,6 +172,9 @@ class BitmapMasks:
         """Masks from COCO's ``segmentation`` values: lists of polygons, or RLE with compressed or plain counts.
 
         Args:
+            segmentations: N.
+            height: H.
+            width: W.
             names: what errors call each of them, e.g. 'annotations.json: annotation 17'.
 
         Raises:
@@ -210,28 +237,48 @@ class BitmapMasks:
         result._sources = [_Source(None, self._window(i)) for i in range(len(self))]
         return result
 
-    # -- geometry: only the maps change
+    @classmethod
+    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, dtype: Any = np.uint8,
+               rng: np.random.RandomState | int | None = None) -> BitmapMasks:
+        """Random bitmaps of which nine tenths of the pixels are 1, for tests.
 
-    def resize(self, out_hw: tuple[int, int]) -> BitmapMasks:
-        """Nearest neighbour, as OpenCV takes it."""
-        height, width = (int(v) for v in out_hw)
+        Args:
+            num_masks: N.
+            height: H.
+            width: W.
+            dtype: of the bitmaps.
+            rng: where random numbers come from, or a seed.
+        """
+        drawn = _generator(rng).rand(num_masks, height, width)
+        return cls((drawn > 0.1).astype(dtype), height, width)
+
+    # -- geometry: only the maps change, where a result is a selection of rows and columns
+
+    def resize(self, out_shape: tuple[int, int], interpolation: str = 'nearest') -> BitmapMasks:
+        """Nearest neighbour as OpenCV takes it, or what mmcv calls ``interpolation``, which draws the bitmaps."""
+        height, width = (int(v) for v in out_shape)
+        if interpolation != 'nearest':
+            return BitmapMasks([resize_bitmap(mask, (height, width), interpolation) for mask in self], height, width)
         return self._derived(self._sources, self._rows[nearest_index(self.height, height)],
                              self._cols[nearest_index(self.width, width)])
 
-    def rescale(self, scale: float | tuple[int, int]) -> BitmapMasks:
+    def rescale(self, scale: float | tuple[int, int], interpolation: str = 'nearest') -> BitmapMasks:
         """``resize`` that keeps the ratio; ``scale`` as in ``geometry.masks.rescaled_hw``."""
-        return self.resize(rescaled_hw((self.height, self.width), scale))
+        return self.resize(rescaled_hw((self.height, self.width), scale), interpolation)
 
-    def flip(self, direction: str = 'horizontal') -> BitmapMasks:
+    def flip(self, flip_direction: str = 'horizontal') -> BitmapMasks:
         """Mirror 'horizontal', 'vertical' or 'diagonal' (both)."""
-        _check_direction(direction)
-        rows = self._rows if direction == 'horizontal' else self._rows[::-1]
-        cols = self._cols if direction == 'vertical' else self._cols[::-1]
+        _check_direction(flip_direction)
+        rows = self._rows if flip_direction == 'horizontal' else self._rows[::-1]
+        cols = self._cols if flip_direction == 'vertical' else self._cols[::-1]
         return self._derived(self._sources, rows, cols)
 
-    def pad(self, out_hw: tuple[int, int]) -> BitmapMasks:
-        """Add empty rows below and columns on the right up to ``out_hw``."""
-        return self.expand(out_hw[0], out_hw[1], 0, 0)
+    def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> BitmapMasks:
+        """Add rows below and columns on the right up to ``out_shape``, filled with ``pad_val``."""
+        if not pad_val:
+            return self.expand(out_shape[0], out_shape[1], 0, 0)
+        ends = ((0, out_shape[0] - self.height), (0, out_shape[1] - self.width))
+        return BitmapMasks([np.pad(mask, ends, constant_values=pad_val) for mask in self], *out_shape)
 
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> BitmapMasks:
         """Lay the masks on a larger empty canvas at ``top``, ``left``."""
@@ -240,15 +287,51 @@ class BitmapMasks:
         return self._derived(self._sources, _shifted(self._rows, top, expanded_h),
                              _shifted(self._cols, left, expanded_w))
 
-    def translate(self, out_hw: tuple[int, int], offset: int, direction: str = 'horizontal') -> BitmapMasks:
-        """Shift by ``offset`` pixels to the right or down ('vertical') within masks of size ``out_hw``."""
-        shift_y, shift_x = (offset, 0) if direction == 'vertical' else (0, offset)
-        return self._derived(self._sources, _shifted(self._rows, shift_y, out_hw[0]),
-                             _shifted(self._cols, shift_x, out_hw[1]))
+    def affine(self, matrix: np.ndarray, out_shape: tuple[int, int], fill_val: int = 0,
+               interpolation: str = 'bilinear') -> BitmapMasks:
+        """Map every pixel at (x, y) to ``matrix`` (2, 3) @ (x, y, 1), by OpenCV's ``warpAffine``; draws the bitmaps.
 
-    def crop(self, box: Sequence[float]) -> BitmapMasks:
-        """The part inside ``box`` (4,), which is clipped to the masks and cut to whole pixels."""
-        x1, y1, w, h = _clipped_crop(box, self.height, self.width)
+        Args:
+            matrix: in OpenCV's coordinates, in which pixel centres are whole numbers.
+            out_shape: H, W of the result.
+            fill_val: what stands where nothing of the masks comes to lie.
+            interpolation: mmcv's name of it.
+        """
+        return BitmapMasks([warp_bitmap(mask, matrix, out_shape, fill_val, interpolation) for mask in self],
+                              *out_shape)
+
+    def translate(self, out_shape: tuple[int, int], offset: float, direction: str = 'horizontal', fill_val: int = 0,
+                  interpolation: str = 'bilinear') -> BitmapMasks:
+        """Shift by ``offset`` pixels to the right or down ('vertical') within masks of size ``out_shape``.
+
+        Args: as ``affine``.
+        """
+        if fill_val or offset != int(offset):
+            return self.affine(translation_matrix(offset, direction), out_shape, fill_val, interpolation)
+        shift_y, shift_x = (int(offset), 0) if direction == 'vertical' else (0, int(offset))
+        return self._derived(self._sources, _shifted(self._rows, shift_y, out_shape[0]),
+                             _shifted(self._cols, shift_x, out_shape[1]))
+
+    def shear(self, out_shape: tuple[int, int], magnitude: float, direction: str = 'horizontal',
+              border_value: int = 0, interpolation: str = 'bilinear') -> BitmapMasks:
+        """Shift each row by ``magnitude`` times its number, or each column ('vertical').
+
+        Args: as ``affine``.
+        """
+        return self.affine(shear_matrix(magnitude, direction), out_shape, border_value, interpolation)
+
+    def rotate(self, out_shape: tuple[int, int], angle: float, center: Sequence[float] | None = None,
+               scale: float = 1.0, fill_val: int = 0, interpolation: str = 'bilinear') -> BitmapMasks:
+        """Turn clockwise by ``angle`` degrees about ``center`` (x, y), the middle of the masks by default.
+
+        Args: as ``affine``; ``scale`` enlarges.
+        """
+        matrix = rotation_matrix(angle, middle_of(self.height, self.width) if center is None else center, scale)
+        return self.affine(matrix, out_shape, fill_val, interpolation)
+
+    def crop(self, bbox: Sequence[float]) -> BitmapMasks:
+        """The part inside ``bbox`` (4,), which is clipped to the masks and cut to whole pixels."""
+        x1, y1, w, h = _clipped_crop(bbox, self.height, self.width)
         return self._derived(self._sources, self._rows[y1:y1 + h], self._cols[x1:x1 + w])
 
     # -- pixels
@@ -283,12 +366,12 @@ class BitmapMasks:
         ys = np.flatnonzero((self._rows >= y0) & (self._rows < y0 + bitmap.shape[0]))
         xs = np.flatnonzero((self._cols >= x0) & (self._cols < x0 + bitmap.shape[1]))
         if not len(ys) or not len(xs):
-            return 0, 0, np.zeros((0, 0), dtype=np.uint8)
+            return 0, 0, np.zeros((0, 0), dtype=bitmap.dtype)
         return int(ys[0]), int(xs[0]), bitmap[self._rows[ys] - y0][:, self._cols[xs] - x0]
 
     def _bitmap(self, i: int) -> np.ndarray:
-        result = np.zeros((self.height, self.width), dtype=np.uint8)
         y0, x0, bitmap = self._window(i)
+        result = np.zeros((self.height, self.width), dtype=bitmap.dtype)
         result[y0:y0 + bitmap.shape[0], x0:x0 + bitmap.shape[1]] = bitmap
         return result
 
@@ -312,6 +395,7 @@ class BitmapMasks:
         size = self.height, self.width
         return RleMasks([encode_window(self._window(i), size) for i in range(len(self))], *size)
 
+    @property
     def areas(self) -> np.ndarray:
         """(N,) pixels inside."""
         return np.array([np.count_nonzero(self._window(i)[2]) for i in range(len(self))], dtype=np.int64)
@@ -328,24 +412,44 @@ class BitmapMasks:
 
     get_bboxes = bboxes
 
-    def crop_and_resize(self, boxes: Any, out_hw: tuple[int, int], index: Any,
-                        device: torch.device | str = 'cpu') -> torch.Tensor:
+    def crop_and_resize(self, bboxes: Any, out_shape: tuple[int, int], inds: Any, device: torch.device | str = 'cpu',
+                        interpolation: str = 'bilinear', binarize: bool = True) -> BitmapMasks:
+        """2.x's form of ``roi_targets``: the targets as BitmapMasks.
+
+        Args:
+            bboxes: (R, 4) tensor or array; clipped to the masks first.
+            out_shape: h, w of a target.
+            inds: (R,) the mask of each roi.
+            device: without effect, as are
+            interpolation: of 2.x; RoIAlign interpolates bilinearly on the CPU.
+            binarize: ``>= 0.5``; else what RoIAlign gives, as floats.
+        """
+        return BitmapMasks(self._targets(bboxes, out_shape, inds, binarize), *out_shape)
+
+    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+                    device: torch.device | str = 'cpu') -> torch.Tensor:
         """Mask targets of rois: RoIAlign of each roi's bitmap (aligned, adaptive sampling), then ``>= 0.5``.
 
         Args:
             boxes: (R, 4) tensor or array; clipped to the masks first.
             out_hw: h, w of a target.
             index: (R,) the mask of each roi.
+            device: where the result goes.
 
         Returns:
             (R, h, w) float32 of 0 and 1 on ``device``.
         """
+        return torch.from_numpy(self._targets(boxes, out_hw, index).astype(np.float32, copy=False)).to(device)
+
+    def _targets(self, boxes: Any, out_hw: tuple[int, int], index: Any, binarize: bool = True) -> np.ndarray:
+        """(R, h, w) float32."""
         boxes, index = _as_arrays(boxes, index, self.height, self.width)
         targets = np.zeros((len(boxes), *out_hw), dtype=np.float32)
         if len(boxes):
             order = np.argsort(index, kind='stable')
-            targets[order] = self._align(boxes[order], index[order], out_hw) >= 0.5
-        return torch.from_numpy(targets).to(device)
+            values = self._align(boxes[order], index[order], out_hw)
+            targets[order] = values >= 0.5 if binarize else values
+        return targets
 
     def _align(self, boxes: np.ndarray, index: np.ndarray, out_hw: tuple[int, int]) -> np.ndarray:
         """RoIAlign (R, h, w) float32 of boxes (R, 4), whose masks ``index`` (R,) ascend; reads the sources' windows."""
@@ -379,7 +483,7 @@ def _shifted(index: np.ndarray, shift: int, length: int) -> np.ndarray:
 
 
 class PolygonMasks:
-    """Polygons of N objects on an image of H x W; drawn only in ``crop_and_resize`` and ``to_bitmaps``.
+    """Polygons of N objects on an image of H x W; drawn only in ``roi_targets`` and ``to_bitmaps``.
 
     Args:
         masks: for each object a list of polygons, each a flat array x0, y0, x1, y1, ... (2 * P,).
@@ -410,6 +514,29 @@ class PolygonMasks:
             raise ValueError(f'masks of different sizes: {parts}')
         return PolygonMasks([polygons for p in parts for polygons in p.masks], first.height, first.width)
 
+    @classmethod
+    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, n_verts: int = 5, dtype: Any = np.float32,
+               rng: np.random.RandomState | int | None = None) -> PolygonMasks:
+        """Random polygons, corners in order about a point inside, for tests.
+
+        Args:
+            num_masks: N.
+            height: H.
+            width: W.
+            n_verts: corners of each.
+            dtype: to which corners are rounded.
+            rng: where random numbers come from, or a seed.
+        """
+        generator, masks = _generator(rng), []
+        for _ in range(num_masks):
+            angles = np.sort(generator.rand(n_verts)) * 2 * np.pi
+            radii = generator.uniform(0.3, 1, n_verts)
+            shape = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None] / 2 + 0.5  # within 0 to 1
+            size = generator.uniform(0.2, 1)
+            corners = (shape * size + generator.rand(2) * (1 - size)) * (width, height)
+            masks.append([corners.astype(dtype).ravel()])
+        return cls(masks, height, width)
+
     def _mapped(self, scale_xy: tuple[float, float], shift_xy: tuple[float, float],
                 out_hw: tuple[int, int]) -> PolygonMasks:
         """Every corner times ``scale_xy`` plus ``shift_xy``."""
@@ -417,36 +544,80 @@ class PolygonMasks:
         return PolygonMasks([[(p.reshape(-1, 2) * scale + shift).ravel() for p in polygons] for polygons in self.masks],
                             *out_hw)
 
-    def resize(self, out_hw: tuple[int, int]) -> PolygonMasks:
-        """Scale the corners."""
-        return self._mapped((out_hw[1] / self.width, out_hw[0] / self.height), (0, 0), out_hw)
+    def resize(self, out_shape: tuple[int, int], interpolation: str = 'nearest') -> PolygonMasks:
+        """Scale the corners; there is nothing to interpolate."""
+        return self._mapped((out_shape[1] / self.width, out_shape[0] / self.height), (0, 0), out_shape)
 
-    def rescale(self, scale: float | tuple[int, int]) -> PolygonMasks:
+    def rescale(self, scale: float | tuple[int, int], interpolation: str = 'nearest') -> PolygonMasks:
         """``resize`` that keeps the ratio; ``scale`` as in ``geometry.masks.rescaled_hw``."""
-        return self.resize(rescaled_hw((self.height, self.width), scale))
+        return self.resize(rescaled_hw((self.height, self.width), scale), interpolation)
 
-    def flip(self, direction: str = 'horizontal') -> PolygonMasks:
+    def flip(self, flip_direction: str = 'horizontal') -> PolygonMasks:
         """Mirror 'horizontal', 'vertical' or 'diagonal' (both)."""
-        _check_direction(direction)
-        sign_x, shift_x = (1, 0) if direction == 'vertical' else (-1, self.width)
-        sign_y, shift_y = (1, 0) if direction == 'horizontal' else (-1, self.height)
+        _check_direction(flip_direction)
+        sign_x, shift_x = (1, 0) if flip_direction == 'vertical' else (-1, self.width)
+        sign_y, shift_y = (1, 0) if flip_direction == 'horizontal' else (-1, self.height)
         return self._mapped((sign_x, sign_y), (shift_x, shift_y), (self.height, self.width))
 
-    def pad(self, out_hw: tuple[int, int]) -> PolygonMasks:
-        """A larger canvas; the corners stay."""
-        return PolygonMasks(self.masks, *out_hw)
+    def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> PolygonMasks:
+        """A larger canvas; the corners stay, and polygons have nothing that ``pad_val`` could fill."""
+        return PolygonMasks(self.masks, *out_shape)
 
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> PolygonMasks:
         """Lay the masks on a larger empty canvas at ``top``, ``left``."""
         return self._mapped((1, 1), (left, top), (expanded_h, expanded_w))
 
-    def translate(self, out_hw: tuple[int, int], offset: int, direction: str = 'horizontal') -> PolygonMasks:
-        """Shift by ``offset`` pixels to the right or down ('vertical') within masks of size ``out_hw``."""
-        return self._mapped((1, 1), (0, offset) if direction == 'vertical' else (offset, 0), out_hw)
+    def affine(self, matrix: np.ndarray, out_shape: tuple[int, int], fill_val: int | None = 0,
+               interpolation: str = 'bilinear', limits: tuple[float, float] | None = None) -> PolygonMasks:
+        """Map every corner to ``matrix`` (2, 3) @ (x, y, 1); as in 2.x those outside come to the edge.
 
-    def crop(self, box: Sequence[float]) -> PolygonMasks:
-        """The part inside ``box`` (4,), which is clipped to the masks; corners outside stay, drawing cuts them."""
-        x1, y1, w, h = _clipped_crop(box, self.height, self.width)
+        Args:
+            matrix: as for bitmaps.
+            out_shape: H, W of the result.
+            fill_val: 0.
+            interpolation: there is nothing to interpolate.
+            limits: the largest x and y; W and H by default. An infinite one leaves its axis as it is.
+
+        Raises:
+            ValueError: another ``fill_val`` than 0 (or None): polygons have nothing to fill.
+        """
+        if fill_val:
+            raise ValueError(f'polygons cannot be filled with {fill_val}: to_bitmap() makes bitmaps, which can')
+        matrix = np.asarray(matrix, dtype=np.float64)
+        high = np.array([out_shape[1], out_shape[0]] if limits is None else limits, dtype=np.float64)
+        low = np.where(np.isinf(high), -np.inf, 0)
+        return PolygonMasks([[np.clip(p.reshape(-1, 2) @ matrix[:, :2].T + matrix[:, 2], low, high).ravel()
+                              for p in polygons] for polygons in self.masks], *out_shape)
+
+    def translate(self, out_shape: tuple[int, int], offset: float, direction: str = 'horizontal',
+                  fill_val: int | None = 0, interpolation: str = 'bilinear') -> PolygonMasks:
+        """Shift by ``offset`` pixels to the right or down ('vertical'); on that axis corners outside come to the edge.
+
+        Args, raises: as ``affine``.
+        """
+        limits = (np.inf, out_shape[0]) if direction == 'vertical' else (out_shape[1], np.inf)
+        return self.affine(translation_matrix(offset, direction), out_shape, fill_val, limits=limits)
+
+    def shear(self, out_shape: tuple[int, int], magnitude: float, direction: str = 'horizontal',
+              border_value: int | None = 0, interpolation: str = 'bilinear') -> PolygonMasks:
+        """Shift each corner by ``magnitude`` times its other coordinate.
+
+        Args, raises: as ``affine``.
+        """
+        return self.affine(shear_matrix(magnitude, direction), out_shape, border_value)
+
+    def rotate(self, out_shape: tuple[int, int], angle: float, center: Sequence[float] | None = None,
+               scale: float = 1.0, fill_val: int | None = 0, interpolation: str = 'bilinear') -> PolygonMasks:
+        """Turn clockwise by ``angle`` degrees about ``center`` (x, y), the middle by default.
+
+        Args, raises: as ``affine``; ``scale`` enlarges.
+        """
+        matrix = rotation_matrix(angle, middle_of(self.height, self.width) if center is None else center, scale)
+        return self.affine(matrix, out_shape, fill_val)
+
+    def crop(self, bbox: Sequence[float]) -> PolygonMasks:
+        """The part inside ``bbox`` (4,), which is clipped to the masks; corners outside stay, drawing cuts them."""
+        x1, y1, w, h = _clipped_crop(bbox, self.height, self.width)
         return self._mapped((1, 1), (-x1, -y1), (h, w))
 
     def _bitmap(self, i: int) -> np.ndarray:
@@ -463,6 +634,13 @@ class PolygonMasks:
 
     to_ndarray = to_bitmaps
 
+    def to_bitmap(self) -> BitmapMasks:
+        """The same masks as bitmaps, drawn when their pixels are asked for."""
+        size = self.height, self.width
+        result = BitmapMasks([], *size)
+        result._sources = [_Source((polygons, *size)) for polygons in self.masks]
+        return result
+
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
         """(N, H, W) tensor."""
         return torch.from_numpy(self.to_bitmaps()).to(device, dtype)
@@ -472,6 +650,7 @@ class PolygonMasks:
         size = self.height, self.width
         return RleMasks([encode_window(rasterize_polygons(p, size), size) for p in self.masks], *size)
 
+    @property
     def areas(self) -> np.ndarray:
         """(N,) float64 square pixels: the sum over each object's polygons."""
         return np.array([sum(polygon_area(p) for p in polygons) for polygons in self.masks], dtype=np.float64)
@@ -487,18 +666,42 @@ class PolygonMasks:
 
     get_bboxes = bboxes
 
-    def crop_and_resize(self, boxes: Any, out_hw: tuple[int, int], index: Any,
-                        device: torch.device | str = 'cpu') -> torch.Tensor:
+    def crop_and_resize(self, bboxes: Any, out_shape: tuple[int, int], inds: Any, device: torch.device | str = 'cpu',
+                        interpolation: str = 'bilinear', binarize: bool = True) -> PolygonMasks:
+        """2.x's form of ``roi_targets``: the polygons in each roi, not drawn yet.
+
+        Args:
+            bboxes: (R, 4) tensor or array; clipped to the masks first.
+            out_shape: h, w of a target.
+            inds: (R,) the object of each roi.
+            device: without effect, as is
+            interpolation: there is nothing to interpolate.
+            binarize: polygons are always binary.
+
+        Raises:
+            ValueError: ``binarize=False``.
+        """
+        if not binarize:
+            raise ValueError('polygons are always binary: binarize=False needs to_bitmap() first')
+        boxes, index = _as_arrays(bboxes, inds, self.height, self.width)
+        return PolygonMasks([self._inside(box, i, out_shape) for box, i in zip(boxes, index)], *out_shape)
+
+    def _inside(self, box: np.ndarray, i: int, out_hw: tuple[int, int]) -> list[np.ndarray]:
+        """The polygons of object i, moved and scaled into ``box`` (4,)."""
+        x1, y1, x2, y2 = box.astype(np.float64)
+        scale = np.array([out_hw[1] / max(x2 - x1, 1), out_hw[0] / max(y2 - y1, 1)])
+        return [((p.reshape(-1, 2) - (x1, y1)) * scale).ravel() for p in self.masks[i]]
+
+    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+                    device: torch.device | str = 'cpu') -> torch.Tensor:
         """Mask targets of rois: the polygons are moved and scaled into each roi and drawn there.
 
-        Args, returns: as ``BitmapMasks.crop_and_resize``. A roi counts as one pixel wide and high at least.
+        Args, returns: as ``BitmapMasks.roi_targets``. A roi counts as one pixel wide and high at least.
         """
         boxes, index = _as_arrays(boxes, index, self.height, self.width)
         targets = np.zeros((len(boxes), *out_hw), dtype=np.float32)
-        for target, (x1, y1, x2, y2), i in zip(targets, boxes.astype(np.float64), index):
-            scale = np.array([out_hw[1] / max(x2 - x1, 1), out_hw[0] / max(y2 - y1, 1)])
-            moved = [((p.reshape(-1, 2) - (x1, y1)) * scale).ravel() for p in self.masks[i]]
-            y0, x0, bitmap = rasterize_polygons(moved, out_hw)
+        for target, box, i in zip(targets, boxes, index):
+            y0, x0, bitmap = rasterize_polygons(self._inside(box, i, out_hw), out_hw)
             target[y0:y0 + bitmap.shape[0], x0:x0 + bitmap.shape[1]] = bitmap
         return torch.from_numpy(targets).to(device)
 
@@ -542,30 +745,30 @@ class RleMasks(Sequence):
         """The same masks as a BitmapMasks, whose geometry is cheap."""
         return BitmapMasks.from_coco(self.rles, self.height, self.width)
 
-    def resize(self, out_hw: tuple[int, int]) -> RleMasks:
-        """Nearest neighbour."""
-        return self.to_bitmap_masks().resize(out_hw).to_rle()
+    def resize(self, out_shape: tuple[int, int], interpolation: str = 'nearest') -> RleMasks:
+        """As ``BitmapMasks.resize``."""
+        return self.to_bitmap_masks().resize(out_shape, interpolation).to_rle()
 
-    def rescale(self, scale: float | tuple[int, int]) -> RleMasks:
+    def rescale(self, scale: float | tuple[int, int], interpolation: str = 'nearest') -> RleMasks:
         """``resize`` that keeps the ratio; ``scale`` as in ``geometry.masks.rescaled_hw``."""
-        return self.resize(rescaled_hw((self.height, self.width), scale))
+        return self.resize(rescaled_hw((self.height, self.width), scale), interpolation)
 
-    def flip(self, direction: str = 'horizontal') -> RleMasks:
+    def flip(self, flip_direction: str = 'horizontal') -> RleMasks:
         """Mirror 'horizontal', 'vertical' or 'diagonal' (both)."""
-        return self.to_bitmap_masks().flip(direction).to_rle()
+        return self.to_bitmap_masks().flip(flip_direction).to_rle()
 
-    def pad(self, out_hw: tuple[int, int]) -> RleMasks:
-        """Add empty rows below and columns on the right up to ``out_hw``."""
-        return self.to_bitmap_masks().pad(out_hw).to_rle()
+    def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> RleMasks:
+        """Add rows below and columns on the right up to ``out_shape``, filled with ``pad_val``."""
+        return self.to_bitmap_masks().pad(out_shape, pad_val).to_rle()
 
-    def crop(self, box: Sequence[float]) -> RleMasks:
-        """The part inside ``box`` (4,), which is clipped to the masks and cut to whole pixels."""
-        return self.to_bitmap_masks().crop(box).to_rle()
+    def crop(self, bbox: Sequence[float]) -> RleMasks:
+        """The part inside ``bbox`` (4,), which is clipped to the masks and cut to whole pixels."""
+        return self.to_bitmap_masks().crop(bbox).to_rle()
 
-    def crop_and_resize(self, boxes: Any, out_hw: tuple[int, int], index: Any,
-                        device: torch.device | str = 'cpu') -> torch.Tensor:
-        """As ``BitmapMasks.crop_and_resize``."""
-        return self.to_bitmap_masks().crop_and_resize(boxes, out_hw, index, device)
+    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+                    device: torch.device | str = 'cpu') -> torch.Tensor:
+        """As ``BitmapMasks.roi_targets``."""
+        return self.to_bitmap_masks().roi_targets(boxes, out_hw, index, device)
 
     def to_bitmaps(self) -> np.ndarray:
         """(N, H, W) uint8; one byte a pixel, so decode what you need only."""
@@ -577,6 +780,7 @@ class RleMasks(Sequence):
         """Itself."""
         return self
 
+    @property
     def areas(self) -> np.ndarray:
         """(N,) pixels inside."""
         # One at a time: pycocotools 2.0 with numpy 2 fails on lists of more than 255.

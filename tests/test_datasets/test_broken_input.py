@@ -109,7 +109,7 @@ MASKS = ('LoadImageFromFile', dict(type='LoadAnnotations', with_mask=True))
 
 
 def masks_of(folder: Path, segmentation, **changes) -> list[int]:
-    return coco(folder, [annotation(segmentation=segmentation, **changes)], steps=MASKS)[0]['gt_masks'].areas().tolist()
+    return coco(folder, [annotation(segmentation=segmentation, **changes)], steps=MASKS)[0]['gt_masks'].areas.tolist()
 
 
 def voc(folder: Path, objects: list[dict] | None = None, raw: bytes | None = None, **options):

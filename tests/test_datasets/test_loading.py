@@ -97,7 +97,7 @@ def test_semantic_maps_that_are_none(tmp_path):
 
 def test_wrong_masks():
     rle = dict(size=[20, 30], counts=[600])
-    assert LoadAnnotations(with_mask=True)(results([rle, rle]))['gt_masks'].areas().tolist() == [0, 0]
+    assert LoadAnnotations(with_mask=True)(results([rle, rle]))['gt_masks'].areas.tolist() == [0, 0]
     with pytest.raises(DataError, match='mask 1 is an RLE'):
         LoadAnnotations(with_mask=True, poly2mask=False)(results([POLYGONS[0], rle]))
     with pytest.raises(DataError, match="mask 0 has no 'segmentation'"):
@@ -133,7 +133,7 @@ def test_small_objects_are_dropped(options, left):
     boxes = [[0, 0, 9, 9], [5, 5, 6, 9], [1, 1, 4, 6], [2, 2, 7, 4]]  # 9 x 9, 1 x 4, 3 x 5, 5 x 2
     found = FilterAnnotations(**options)(annotated(boxes))
     assert found['gt_labels'].tolist() == left and found['gt_bboxes'].tolist() == [boxes[i] for i in left]
-    assert found['gt_masks'].areas().tolist() == [[81, 4, 15, 10][i] for i in left]
+    assert found['gt_masks'].areas.tolist() == [[81, 4, 15, 10][i] for i in left]
     assert len(found['gt_bboxes_ignore']) == 1 and len(found['gt_keypoints']) == len(left)
 
 

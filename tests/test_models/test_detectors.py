@@ -266,7 +266,7 @@ def test_masks_lie_in_their_boxes_and_follow_the_threshold():
     for threshold in (0.2, 0.8):
         cfg['test_cfg']['rcnn']['mask_thr_binary'] = threshold
         found = build(cfg).predict(tiny_models.batch((1,), (0,)))[0]
-        areas.append(found.masks.areas().sum())
+        areas.append(found.masks.areas.sum())
         for bitmap, (x0, y0, x1, y1) in zip(found.masks_bitmaps(), found.bboxes.tolist()):
             rows, columns = np.nonzero(bitmap)
             if len(rows):

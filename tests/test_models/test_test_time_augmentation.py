@@ -107,7 +107,7 @@ def test_the_order_of_the_views_does_not_matter(family):
     torch.testing.assert_close(one.bboxes, other.bboxes, rtol=1e-4, atol=1e-3)
     assert ('masks' in one) == model.with_mask and len(one)
     if model.with_mask:
-        assert one.masks.areas().tolist() == pytest.approx(other.masks.areas().tolist(), abs=3)
+        assert one.masks.areas.tolist() == pytest.approx(other.masks.areas.tolist(), abs=3)
 
 
 def test_a_batch_of_images_and_the_frame_of_the_first_view():

@@ -3,6 +3,7 @@ import json
 import pickle
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_pending_geometry_equals_geometry_of_bitmaps(seed):
     expected = np.stack([cv2.resize(m, (70, 50), interpolation=cv2.INTER_NEAREST) for m in expected])[:, :, ::-1]
     assert np.array_equal(masks.to_bitmaps(), expected)
     assert np.array_equal(masks.masks, expected) and np.array_equal(np.stack(list(masks)), expected)
-    assert masks.areas().tolist() == expected.sum((1, 2)).tolist()
+    assert masks.areas.tolist() == expected.sum((1, 2)).tolist()
     assert list(masks.to_rle()) == coco_mask.encode(np.asfortranarray(expected.transpose(1, 2, 0)))
     copy = pickle.loads(pickle.dumps(masks))
     assert np.array_equal(copy.to_bitmaps(), expected)
@@ -85,7 +86,7 @@ def test_crop_and_resize_is_roi_align_of_the_resized_bitmap(seed):
     masks = BitmapMasks.from_coco(objects, 60, 90).resize((130, 195)).flip('horizontal').pad((160, 224))
     boxes, index = random_boxes(rng, 30, 160, 224), rng.integers(0, 4, 30)
     expected = train_targets(masks.to_bitmaps(), boxes, index, (28, 28))
-    found = masks.crop_and_resize(torch.from_numpy(boxes), (28, 28), torch.from_numpy(index))
+    found = masks.roi_targets(torch.from_numpy(boxes), (28, 28), torch.from_numpy(index))
     assert found.dtype == torch.float32 and found.shape == (30, 28, 28)
     differs = found != (expected >= 0.5).float()
     assert (expected[differs] - 0.5).abs().max().item() < 1e-5 if differs.any() else True
@@ -94,7 +95,8 @@ def test_crop_and_resize_is_roi_align_of_the_resized_bitmap(seed):
 
 def test_crop_and_resize_of_coco_and_of_no_rois(shared_data):
     data = json.loads((shared_data / 'coco_mini/annotations/instances_val2017.json').read_text())
-    image = next(i for i in data['images'] if any(a['iscrowd'] and a['image_id'] == i['id'] for a in data['annotations']))
+    crowds = {a['image_id'] for a in data['annotations'] if a['iscrowd']}
+    image = next(i for i in data['images'] if i['id'] in crowds)
     annotations = [a for a in data['annotations'] if a['image_id'] == image['id']]
     masks = BitmapMasks.from_coco([a['segmentation'] for a in annotations], image['height'], image['width'])
     assert any(isinstance(a['segmentation'], dict) for a in annotations)
@@ -105,10 +107,10 @@ def test_crop_and_resize_of_coco_and_of_no_rois(shared_data):
     boxes *= 2
     index = np.arange(len(annotations))
     expected = train_targets(masks.to_bitmaps(), boxes, index, (28, 28))
-    found = masks.crop_and_resize(boxes, (28, 28), index)
+    found = masks.roi_targets(boxes, (28, 28), index)
     differs = found != (expected >= 0.5).float()
     assert (expected[differs] - 0.5).abs().max().item() < 1e-5 if differs.any() else True
-    assert masks.crop_and_resize(np.zeros((0, 4)), (28, 28), np.zeros(0)).shape == (0, 28, 28)
+    assert masks.roi_targets(np.zeros((0, 4)), (28, 28), np.zeros(0)).shape == (0, 28, 28)
     boxes = masks.bboxes()
     assert np.array_equal(boxes, masks.to_rle().bboxes())
 
@@ -118,9 +120,9 @@ def test_targets_are_float32_under_autocast():
     masks = BitmapMasks((rng.random((3, 40, 50)) > 0.5).astype(np.uint8), 40, 50)
     corner, index = rng.uniform(0, 25, (20, 2)), rng.integers(0, 3, 20)
     boxes = np.concatenate([corner, corner + rng.uniform(5, 25, (20, 2))], axis=1).astype(np.float32)
-    expected = masks.crop_and_resize(boxes, (14, 14), index)
+    expected = masks.roi_targets(boxes, (14, 14), index)
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(masks.crop_and_resize(boxes, (14, 14), index), expected)
+        assert torch.equal(masks.roi_targets(boxes, (14, 14), index), expected)
 
 
 def test_polygon_masks():
@@ -139,7 +141,7 @@ def test_polygon_masks():
     moved = [[p - np.tile([10, 20], len(p) // 2) for p in polygons] for polygons in objects]
     assert np.array_equal(cropped.to_bitmaps(), bitmaps_of(moved, 35, 40))
     assert masks.pad((70, 100)).to_bitmaps()[:, :60, :90].sum() >= masks.to_bitmaps().sum()
-    assert np.allclose(PolygonMasks([[np.array([0, 0, 4, 0, 4, 3.])]], 9, 9).areas(), [6])
+    assert np.allclose(PolygonMasks([[np.array([0, 0, 4, 0, 4, 3.])]], 9, 9).areas, [6])
     assert len(PolygonMasks.cat([masks, masks[[0]]])) == 4
     assert len(pickle.loads(pickle.dumps(masks))) == 3
 
@@ -148,7 +150,7 @@ def test_polygon_targets_are_drawn_in_the_roi():
     objects = [[np.array([10., 10, 40, 10, 40, 30, 10, 30])]]
     masks = PolygonMasks(objects, 60, 90)
     boxes, index = np.array([[10, 10, 40, 30], [25, 10, 55, 30], [5, 5, 5.2, 5.2]], dtype=np.float32), np.zeros(3)
-    found = masks.crop_and_resize(boxes, (28, 28), index)
+    found = masks.roi_targets(boxes, (28, 28), index)
     assert found[0].mean() == 1
     assert found[1, :, :14].mean() == 1 and found[1, :, 14:].sum() == 0
     assert found[2].sum() == 0
@@ -167,10 +169,10 @@ def test_rle_masks_are_a_sequence():
     assert np.array_equal(masks.flip('vertical').to_bitmaps(), bitmaps[:, ::-1])
     assert np.array_equal(masks.crop([1, 2, 6, 7]).to_bitmaps(), bitmaps[:, 2:7, 1:6])
     assert np.array_equal(masks.pad((8, 10)).to_bitmaps(), np.pad(bitmaps, ((0, 0), (0, 1), (0, 1))))
-    assert masks.areas().tolist() == bitmaps.sum((1, 2)).tolist()
+    assert masks.areas.tolist() == bitmaps.sum((1, 2)).tolist()
     assert RleMasks.cat([masks, masks[:0]]).bboxes().shape == (3, 4)
     empty = masks[np.zeros(0, dtype=np.int64)]
-    assert empty.to_bitmaps().shape == (0, 7, 9) and empty.bboxes().shape == (0, 4) and len(empty.areas()) == 0
+    assert empty.to_bitmaps().shape == (0, 7, 9) and empty.bboxes().shape == (0, 4) and len(empty.areas) == 0
 
 
 def test_wrong_rle_is_named():
@@ -183,7 +185,7 @@ def test_wrong_rle_is_named():
 
 def test_source_is_drawn_once_and_only_where_asked():
     masks = BitmapMasks.from_coco([[np.array([1., 1, 5, 1, 5, 5])], [['never drawn'] * 6]], 9, 9)
-    assert masks.resize((18, 18))[0].areas()[0] == 4 * masks[0].areas()[0]
+    assert masks.resize((18, 18))[0].areas[0] == 4 * masks[0].areas[0]
 
 
 def test_what_lies_in_front():
@@ -194,7 +196,7 @@ def test_what_lies_in_front():
     assert np.array_equal(masks.union(), bitmaps.any(axis=0)) and masks.union().dtype == np.uint8
     front = masks[:2].union()
     left = masks.without(front)
-    assert np.array_equal(left.to_bitmaps(), bitmaps * (1 - front)) and not left[:2].areas().any()
+    assert np.array_equal(left.to_bitmaps(), bitmaps * (1 - front)) and not left[:2].areas.any()
     assert np.array_equal(masks.to_bitmaps(), bitmaps)
     joined = BitmapMasks.cat([left[2:], masks[:2]])
     assert np.array_equal(joined.to_bitmaps(), np.concatenate([left.to_bitmaps()[2:], bitmaps[:2]]))
@@ -206,4 +208,97 @@ def test_what_lies_in_front():
 def test_boxes_as_masks():
     masks = BitmapMasks.from_boxes(np.array([[1.9, 2, 5.5, 4], [-3, -3, 2, 2], [8, 1, 30, 30], [4, 4, 4, 6]]), 10, 12)
     assert masks.bboxes().tolist() == [[1, 2, 5, 4], [0, 0, 2, 2], [8, 1, 12, 10], [0, 0, 0, 0]]
-    assert masks.areas().tolist() == [8, 4, 36, 0]
+    assert masks.areas.tolist() == [8, 4, 36, 0]
+
+
+def of_every_mask(function, bitmaps, *args, **options):
+    return np.stack([function(bitmap, *args, **options) for bitmap in bitmaps])
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_warped_bitmaps_are_mmcv_s(seed):
+    rng = np.random.default_rng(seed)
+    masks = BitmapMasks.from_coco(random_polygons(rng, 6, 60, 90), 60, 90).flip('horizontal')
+    bitmaps = masks.to_bitmaps()
+    angle, magnitude = float(rng.uniform(-40, 40)), float(rng.uniform(-.4, .4))
+    cases = [(masks.rotate((60, 90), angle), mmcv.imrotate, (angle,), {}),
+             (masks.rotate((60, 90), angle, (10.3, 20.7), 1.3, 1), mmcv.imrotate, (angle, (10.3, 20.7), 1.3, 1), {}),
+             (masks.shear((60, 90), magnitude), mmcv.imshear, (magnitude,), {}),
+             (masks.shear((60, 90), magnitude, 'vertical', 1, 'nearest'), mmcv.imshear,
+              (magnitude, 'vertical', 1, 'nearest'), {}),
+             (masks.translate((60, 90), 7), mmcv.imtranslate, (7,), {}),
+             (masks.translate((60, 90), -7.4, 'vertical', 1), mmcv.imtranslate, (-7.4, 'vertical', 1), {}),
+             (masks.resize((91, 77), 'bilinear'), mmcv.imresize, ((77, 91),), dict(interpolation='bilinear')),
+             (masks.rescale((200, 100), interpolation='area'), mmcv.imrescale, ((200, 100),),
+              dict(interpolation='area')),
+             (masks.pad((70, 99), pad_val=1), mmcv.impad, (), dict(shape=(70, 99), pad_val=1))]
+    for found, function, args, options in cases:
+        expected = of_every_mask(function, bitmaps, *args, **options)
+        assert found.masks.dtype == np.uint8 and np.array_equal(found.masks, expected), (function, args, options)
+        assert found.to_ndarray().shape[1:] == (found.height, found.width)
+    assert masks[[]].rotate((60, 90), 5).masks.shape == (0, 60, 90)
+    with pytest.raises(ValueError, match="'sideways' is neither"):
+        masks.shear((60, 90), 0.1, 'sideways')
+    with pytest.raises(ValueError, match="interpolation 'linear' is none of nearest"):
+        masks.resize((60, 80), 'linear')
+
+
+def test_warped_polygons_and_their_bitmaps():
+    """As in mmdetection, corners are mapped and brought to the edge."""
+    corners = np.array([10., 10, 40, 10, 40, 30, 10, 30, -5, 20])
+    masks = PolygonMasks([[corners]], 60, 90)
+    x, y = corners[0::2], corners[1::2]
+
+    def found(moved):
+        return moved.masks[0][0][0::2], moved.masks[0][0][1::2]
+
+    for moved, expected in ((masks.translate((60, 90), 60.5), (np.clip(x + 60.5, 0, 90), y)),
+                            (masks.translate((60, 90), -15, 'vertical', None), (x, np.clip(y - 15, 0, 60))),
+                            (masks.shear((60, 90), 0.25), (np.clip(x + y / 4, 0, 90), y)),
+                            (masks.shear((60, 90), 0.5, 'vertical'), (np.clip(x, 0, 90), np.clip(y + x / 2, 0, 60)))):
+        assert np.allclose(np.stack(found(moved)), np.stack(expected), rtol=0, atol=1e-12)
+    matrix = cv2.getRotationMatrix2D((44.5, 29.5), -30, 1.25)
+    expected = np.clip(matrix[:, :2] @ np.stack([x, y]) + matrix[:, 2:], 0, [[90], [60]])
+    assert np.allclose(np.stack(found(masks.rotate((60, 90), 30, scale=1.25))), expected, rtol=0, atol=1e-10)
+    assert isinstance(masks.to_bitmap(), BitmapMasks) and np.array_equal(masks.to_bitmap().masks, masks.to_ndarray())
+    with pytest.raises(ValueError, match='to_bitmap'):
+        masks.translate((60, 90), 3, fill_val=1)
+    with pytest.raises(ValueError, match='to_bitmap'):
+        masks.crop_and_resize(np.zeros((1, 4)), (4, 4), [0], binarize=False)
+
+
+def test_targets_in_2x_s_form():
+    rng = np.random.default_rng(4)
+    polygons = PolygonMasks(random_polygons(rng, 3, 60, 90), 60, 90)
+    bitmaps = polygons.to_bitmap()
+    boxes, index = random_boxes(rng, 9, 60, 90), rng.integers(0, 3, 9)
+    for masks in (bitmaps, polygons):
+        found = masks.crop_and_resize(boxes, (14, 12), index, device='cpu')
+        assert type(found) is type(masks) and (len(found), found.height, found.width) == (9, 14, 12)
+        assert np.array_equal(found.to_ndarray(), masks.roi_targets(boxes, (14, 12), index).numpy())
+        again = masks.crop_and_resize(torch.from_numpy(boxes), out_shape=(14, 12), inds=torch.from_numpy(index))
+        assert np.array_equal(again.to_ndarray(), found.to_ndarray())
+    soft = bitmaps.crop_and_resize(boxes, (14, 12), index, binarize=False)
+    assert soft.masks.dtype == np.float32 and np.array_equal(soft.masks >= 0.5, found_bits(bitmaps, boxes, index))
+    assert 0 < soft.masks[(soft.masks > 0) & (soft.masks < 1)].mean() < 1
+    assert np.array_equal(pickle.loads(pickle.dumps(soft)).masks, soft.masks)
+
+
+def found_bits(masks, boxes, index):
+    return masks.crop_and_resize(boxes, (14, 12), index).masks.astype(bool)
+
+
+def test_random_masks():
+    bitmaps = BitmapMasks.random(4, 20, 30, rng=np.random.RandomState(0))
+    assert bitmaps.masks.shape == (4, 20, 30) and np.allclose(bitmaps.areas, 540, atol=60)
+    assert np.array_equal(BitmapMasks.random(4, 20, 30, rng=0).masks, bitmaps.masks) and len(BitmapMasks.random()) == 3
+    polygons = PolygonMasks.random(20, 20, 30, rng=1)
+    corners = np.concatenate([p.reshape(-1, 2) for polygons in polygons.masks for p in polygons])
+    assert (polygons.areas > 0).all() and len(corners) == 100
+    assert (corners >= 0).all() and (corners <= (30, 20)).all()
+
+
+def test_bitmaps_of_other_types():
+    whole = np.array([[[0, 300], [-1, 0]]])
+    for given in (whole, whole.astype(bool), whole.astype(np.uint8) * 0 + (whole != 0)):
+        assert BitmapMasks(given, 2, 2).masks.tolist() == [[[0, 1], [1, 0]]]

@@ -73,7 +73,7 @@ def test_both_formats_train_as_the_xml_files_do(convert, devkit, tmp_path):
         same(coco, from_xml(devkit, years))
         same(middle, from_xml(devkit, years))
         assert middle.get_ann_info(0)['labels_ignore'].tolist() == [VOC_CLASSES.index('dog')]
-        assert coco[1]['gt_masks'].areas().tolist() == pytest.approx([39 * 29] * 2, rel=0.06)
+        assert coco[1]['gt_masks'].areas.tolist() == pytest.approx([39 * 29] * 2, rel=0.06)
     content = COCO(str(tmp_path / 'coco/voc07_trainval.json'))
     assert content.anns[2]['ignore'] == 1 and content.anns[2]['bbox'] == [4, 5, 15, 24]
     assert [c['name'] for c in content.dataset['categories']] == list(VOC_CLASSES) and min(content.anns) == 1

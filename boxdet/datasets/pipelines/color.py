@@ -52,10 +52,10 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool
         hw: size of the result, with zeros below and on the right of the image.
 
     Raises:
-        ConfigError: a image of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
+        ConfigError: an image of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
     """
     if image.ndim != 3 or image.shape[2] != len(mean):
-        raise ConfigError(f'Normalize: a image of shape {image.shape}, and a mean of {len(mean)} channels; '
+        raise ConfigError(f'Normalize: an image of shape {image.shape}, and a mean of {len(mean)} channels; '
                           "LoadImageFromFile(color_type='color') makes three of any image")
     height, width, channels = image.shape
     if image.dtype != np.uint8:  # OpenCV reorders the channels of no float64 image

@@ -161,7 +161,7 @@ class ToTensor:
 
     @property
     def can_defer(self) -> bool:
-        """A image that waits for the device is no tensor yet."""
+        """An image that waits for the device is no tensor yet."""
         return 'img' not in self.keys
 
     def __call__(self, results: dict) -> dict:

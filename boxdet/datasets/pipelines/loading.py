@@ -17,7 +17,7 @@ from boxdet.structures.masks import BitmapMasks, PolygonMasks, usable_polygons
 
 
 def read_image(path: str, backend: str = 'disk') -> np.ndarray:
-    """The bytes (n,) uint8 of a image's file; what begins with http:// or https:// is downloaded.
+    """The bytes (n,) uint8 of an image's file; what begins with http:// or https:// is downloaded.
 
     Raises:
         DataError: it is missing, empty or unreadable.
@@ -286,7 +286,7 @@ class FilterAnnotations:
             boxes = results['gt_bboxes']
             keep &= ((boxes[:, 2:] - boxes[:, :2]) > self.min_gt_bbox_wh).all(axis=1)
         if self.by_mask:
-            keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
+            keep &= results['gt_masks'].areas >= self.min_gt_mask_area
         for key in ('gt_bboxes', 'gt_labels', 'gt_masks', 'gt_keypoints'):
             if key in results:
                 results[key] = results[key][np.flatnonzero(keep)]

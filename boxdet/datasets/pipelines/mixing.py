@@ -62,7 +62,7 @@ class CopyPaste:
         pasted = _masks(source)[chosen]
         region = pasted.union()
         left = _masks(results).without(region)
-        boxes, areas = left.bboxes(), left.areas()
+        boxes, areas = left.bboxes(), left.areas
         unmoved = (np.abs(boxes - results['gt_bboxes']) <= self.bbox_occluded_thr).all(axis=1)
         # Unlike 2.x, nothing stays of which nothing shows: a box without an area makes the box loss infinite.
         visible = (unmoved | (areas > self.mask_occluded_thr)) & (areas > 0)
