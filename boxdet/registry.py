@@ -127,8 +127,17 @@ def accepted_keywords(cls: Any) -> tuple[set[str], bool]:
     return names, True
 
 
+def boxdet_keywords(cls: Any) -> set[str] | None:
+    """The keywords of a user's class that come from the class of boxdet's it derives from; None: all of them do."""
+    owner = next((base for base in inspect.getmro(cls) if base.__module__.startswith('boxdet.')), None) \
+        if inspect.isclass(cls) else None
+    if owner is cls or getattr(cls, '__module__', '').startswith('boxdet.'):
+        return None
+    return set() if owner is None else accepted_keywords(owner)[0]
+
+
 def check_keywords(cls: Any, keywords: Mapping[str, Any], where: str = '') -> None:
-    """Raise ConfigError when ``cls`` does not take one of ``keywords``; ``where`` is the config path for the message."""
+    """Raise ConfigError when ``cls`` does not take one of ``keywords``; ``where`` is their config path for messages."""
     names, open_ended = accepted_keywords(cls)
     if open_ended:
         return
@@ -182,6 +191,6 @@ RUNNERS = Registry('runner', ('boxdet.engine.runner',))
 OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
 
 __all__ = ['ANCHOR_GENERATORS', 'BACKBONES', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'DATASETS', 'DETECTORS',
-           'EVALUATORS', 'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS', 'OPTIMIZERS',
-           'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry', 'SHARED_HEADS',
-           'accepted_keywords', 'check_keywords']
+           'EVALUATORS', 'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS',
+           'OPTIMIZERS', 'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry', 'SHARED_HEADS',
+           'accepted_keywords', 'boxdet_keywords', 'check_keywords']

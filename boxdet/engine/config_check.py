@@ -24,7 +24,7 @@ from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
 from boxdet.models.settings import declared_by, parse_section
-from boxdet.registry import Registry, accepted_keywords
+from boxdet.registry import Registry, accepted_keywords, boxdet_keywords
 
 # What boxdet reads at the top of a config.
 SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'momentum_config', 'runner', 'total_epochs',
@@ -43,6 +43,7 @@ _COMPONENTS = (*_MATCHING, 'backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_hea
                'shared_head', 'bbox_roi_extractor', 'mask_roi_extractor', 'keypoint_roi_extractor', 'roi_layer',
                'loss_cls', 'loss_bbox', 'loss_mask', 'loss_keypoint')
 _LAYERS = ('norm_cfg', 'conv_cfg', 'act_cfg', 'upsample_cfg', 'roi_layer', 'dcn')
+_DATA = ('dataset', 'datasets', 'pipeline')
 # Kept equal to what engine/schedule.py takes, by a test.
 OPTIMIZER_CONFIG_KEYS = ('type', 'grad_clip', 'cumulative_iters', 'loss_scale')
 FP16_KEYS = ('loss_scale', 'dtype')
@@ -124,30 +125,40 @@ class _Checker:
         names, open_ended = accepted_keywords(cls)
         if not open_ended:
             self.keys(value, path, {*names, *beside, 'type'}, reader=getattr(cls, '__name__', str(value['type'])))
-        self.inside(value, path, wanted)
+        ours = boxdet_keywords(cls)
+        for key, item in _items(value):
+            if ours is None or key in ours or key == 'init_cfg':
+                self.inside({key: item}, path, wanted)
+            elif key in (*_COMPONENTS, *_LAYERS, *_DATA):
+                self.inside({key: item}, path, wanted, strict=False)
+            # Any other keyword of a user's class may hold types of the user's own.
         return cls
 
-    def inside(self, value: Any, path: str, around: Registry) -> None:
-        """Check every typed dict in ``value``; a key's name tells the registry, or else that of the dict around it."""
+    def inside(self, value: Any, path: str, around: Registry, strict: bool = True) -> None:
+        """Check every typed dict in ``value``; a key's name tells the registry, or else that of the dict around it.
+
+        Args:
+            value: a dict or list.
+            path: where it stands.
+            around: the registry of the class that takes it.
+            strict: a type that boxdet does not know is an error; it is left alone otherwise.
+        """
         for key, item in _items(value):
-            here = f'{path}.{key}'
+            here, wanted = f'{path}.{key}', _registry_for(key, around)
             if key == 'init_cfg':
                 self.init_cfg(item, here)
             elif isinstance(item, Mapping) and 'type' in item and key != 'nms':
-                wanted = _registry_for(key, around)
-                self.typed(item, here, wanted, _BESIDE_KEYWORDS.get(key, ()))
+                if strict or self._find(item['type'], wanted) is not None:
+                    self.typed(item, here, wanted, _BESIDE_KEYWORDS.get(key, ()))
             elif isinstance(item, (Mapping, list, tuple)):
-                self.inside(item, here, _registry_for(key, around))
-            elif key in _COMPONENTS and isinstance(item, (str, int, float)):
+                self.inside(item, here, wanted, strict)
+            elif strict and key in _COMPONENTS and isinstance(item, (str, int, float)):
                 self.fail(here, f"must be a dict with a 'type', not {item!r}")
 
     def _class_of(self, kind: Any, path: str, wanted: Registry) -> Any:
-        if not isinstance(kind, str):
-            return kind
-        of_models = (registry.MODELS, registry.LAYERS, registry.MATCHING)
-        for one in (wanted, *of_models) if wanted in of_models else (wanted,):
-            if kind.rpartition('.')[2] in one:
-                return one.get(kind)
+        found = self._find(kind, wanted)
+        if found is not None:
+            return found
         if wanted is registry.HOOKS and kind in _LOGGERS_ELSEWHERE:
             self.fail(f'{path}.type', f"'{kind}' needs a service that boxdet does not talk to; TextLoggerHook and "
                                       'TensorboardLoggerHook do, or register a hook of that name')
@@ -155,6 +166,17 @@ class _Checker:
         close = [by_lower[name] for name in difflib.get_close_matches(kind.lower(), by_lower, n=5, cutoff=0.5)]
         near = f"; near it: {', '.join(close)}" if close else f"; known: {', '.join(wanted.names())}"
         return self.fail(f'{path}.type', f"unknown {wanted.name} type '{kind}'{near}")
+
+    @staticmethod
+    def _find(kind: Any, wanted: Registry) -> Any:
+        """The class that a ``type`` names, or is; None for none."""
+        if not isinstance(kind, str):
+            return kind
+        of_models = (registry.MODELS, registry.LAYERS, registry.MATCHING)
+        for one in (wanted, *of_models) if wanted in of_models else (wanted,):
+            if kind.rpartition('.')[2] in one:
+                return one.get(kind)
+        return None
 
     # ------------------------------------------------------------------------------ model
 
@@ -277,8 +299,11 @@ class _Checker:
                                            f"gives {', '.join(names)}")
 
     def _validation_class(self) -> tuple[Any, int, Any]:
-        """The class of ``data.val`` (else ``data.test``, else COCO's), or of its first part; how many parts are
-        evaluated one by one, 0 for none; the ``evaluators`` that its config names, if any.
+        """What is evaluated.
+
+        Returns:
+            the class of ``data.val`` (else ``data.test``, else COCO's), or of its first part; how many parts are
+            evaluated one by one, 0 for none; the ``evaluators`` that its config names, if any.
         """
         data = self._cfg.get('data') or {}
         val, parts = data.get('val') or data.get('test') or {}, 0
