@@ -171,8 +171,8 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
            proposals: bool) -> None:
     """Write and print what was asked for; ``proposals``: an RPN made the results."""
     from boxdet.evaluation import evaluate, format_results, save_results
-    from boxdet.evaluation.predictions import write_json
     from boxdet.evaluation.report import write_report
+    from boxdet.files.writing import write_json
 
     if args.out:
         save_results(results, args.out, proposals)

@@ -18,7 +18,7 @@ from torch import nn
 from boxdet.apis.inference import inference_stream
 from boxdet.datasets.files import image_size
 from boxdet.errors import DataError
-from boxdet.evaluation.predictions import write_json
+from boxdet.files.writing import write_json
 from boxdet.structures.instances import Instances
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')

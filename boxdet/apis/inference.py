@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
-from boxdet.checkpoints.io import classes_of, compare_classes, describe, load_checkpoint, load_weights
+from boxdet.checkpoints.io import load_checkpoint
+from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
 from boxdet.datasets.collate import collate
 from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options
 from boxdet.engine.environment import choose_device, give_back_memory, memory_format, slow_in

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from boxdet.checkpoints.io import load_state
 from boxdet.datasets import build_dataloader, build_dataset, inference_settings
 from boxdet.engine.config_check import require
 from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
@@ -26,13 +25,9 @@ from boxdet.engine.preflight import check_metrics, check_training, check_writabl
 from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 from boxdet.evaluation.evaluate import evaluate, option_names
-from boxdet.models.initialization import set_checkpoint_loader
 from boxdet.registry import HOOKS, RUNNERS, check_keywords
 
 __all__ = ['choose_seed', 'set_random_seed', 'train_detector']
-
-# models/ must not import checkpoints/, so that whoever trains tells it how 'Pretrained' weights are read.
-set_checkpoint_loader(load_state)
 
 
 def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool = False, validate: bool = False,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from boxdet.errors import DataError, UserError, nearest
+from boxdet.files.writing import Replacement
 
 # What each ending of a file holds. H.264 as yuv420p is what every browser plays; WebM asks for VP9.
 _H264 = ('libx264', dict(preset='veryfast', crf='21'))
@@ -127,7 +128,7 @@ class VideoWriter:
         self._format, self._codec, self._options = _FORMATS[ending]
         self._rate = Fraction(rate).limit_denominator(1001)
         self._shape: tuple[int, ...] | None = None
-        self._part = self.path.with_name(f'.{self.path.name}.part')
+        self._new = Replacement(self.path)
         self._container = self._open()
 
     def _open(self) -> Any:
@@ -135,8 +136,7 @@ class VideoWriter:
         # The index goes to the front, so that a browser starts before it has the whole file.
         options = {'movflags': '+faststart'} if self._format in ('mp4', 'mov') else {}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return av.open(str(self._part), 'w', format=self._format, options=options)
+            return av.open(str(self._new.part), 'w', format=self._format, options=options)
         except (OSError, av.FFmpegError) as error:
             raise DataError(f'cannot write {self.path}: {error.strerror}') from error
 
@@ -177,12 +177,12 @@ class VideoWriter:
             return
         self._mux(self._stream.encode())
         self._container.close()
-        os.replace(self._part, self.path)
+        self._new.commit()
 
     def discard(self) -> None:
         """Leave nothing behind."""
         self._container.close()
-        self._part.unlink(missing_ok=True)
+        self._new.discard()
 
     def __enter__(self) -> VideoWriter:
         return self

@@ -5,23 +5,21 @@ A checkpoint is a dict: ``meta`` (boxdet_version, epoch, iter, CLASSES, PALETTE,
 """
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-from torch import nn
 
 from boxdet.checkpoints.convert import recognise
-from boxdet.checkpoints.unpickling import as_tensor, read_pickle, stand_ins_allowed, thaw
+from boxdet.checkpoints.loading import named_values, state_dict_of
 from boxdet.errors import CheckpointError, nearest
-from boxdet.models.initialization import LoadReport, load_fitting
+from boxdet.files.download import fetch
+from boxdet.files.pickles import CHECKPOINT, read_pickle, stand_ins_allowed, thaw
+from boxdet.files.writing import write_whole
 
 # Backbone weights that 2.x's configs ask for by name, in the public model zoo that defined the names.
 _MODEL_ZOO = 'https://download.openmmlab.com/pretrain/third_party/'
@@ -53,8 +51,8 @@ OPEN_MMLAB = {
 def find_checkpoint(address: str | Path) -> Path:
     """Return the local file behind a path, a URL or a ``torchvision://`` or ``open-mmlab://`` name.
 
-    What is remote is downloaded once into torch.hub's cache, with a progress bar, and checked against the hash that
-    its file name carries.
+    What is remote is downloaded once into torch.hub's cache, see ``boxdet.files.download.fetch``. With several ranks
+    all of them call this.
 
     Raises:
         CheckpointError: there is no such file or name, or the download failed.
@@ -64,15 +62,19 @@ def find_checkpoint(address: str | Path) -> Path:
     if not separator:
         return _local_file(Path(text).expanduser())
     if scheme in ('torchvision', 'modelzoo'):
-        return _download(_torchvision_url(name))
+        return _fetch(_torchvision_url(name))
     if scheme in ('open-mmlab', 'openmmlab'):
         if name not in OPEN_MMLAB:
             raise CheckpointError(f"{text}: no model of that name is known{nearest(name, OPEN_MMLAB)}")
-        return _download(_MODEL_ZOO + OPEN_MMLAB[name])
-    if scheme in ('http', 'https'):
-        return _download(text)
-    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, torchvision:// or "
-                          'open-mmlab://')
+        return _fetch(_MODEL_ZOO + OPEN_MMLAB[name])
+    if scheme in ('http', 'https', 'file'):
+        return _fetch(text)
+    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, file://, torchvision:// "
+                          'or open-mmlab://')
+
+
+def _fetch(url: str) -> Path:
+    return fetch(url, Path(torch.hub.get_dir()) / 'checkpoints', CheckpointError)
 
 
 def _local_file(path: Path) -> Path:
@@ -91,27 +93,6 @@ def _torchvision_url(name: str) -> str:
         raise CheckpointError(f"torchvision://{name}: torchvision has no such model{nearest(name, names)}")
     # The first weights that torchvision published are the ones that torchvision:// meant when configs were written.
     return next(iter(models.get_model_weights(name))).url
-
-
-def _download(url: str) -> Path:
-    name = os.path.basename(urlparse(url).path)
-    digest = re.search(r'-([0-9a-f]{8,})\.', name)
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / (name if digest else _name_of_its_own(name, url))
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest.group(1), progress=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f'cannot download {url}: {error}; fetch it elsewhere, put it at {target} and start '
-                              'again') from error
-    return target
-
-
-def _name_of_its_own(name: str, url: str) -> str:
-    """'model_final.3f2a9c1b.pth': half the world's checkpoints are called model_final.pth."""
-    stem, suffix = os.path.splitext(name)
-    return f'{stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}'
 
 
 # --- reading ---
@@ -136,7 +117,7 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
 def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
     """As ``load_checkpoint``, but the weights of other projects keep their names."""
     path = find_checkpoint(address)
-    content = read_pickle(path) if path.suffix == '.pkl' else _read(path, map_location)
+    content = read_pickle(path, CHECKPOINT, CheckpointError) if path.suffix == '.pkl' else _read(path, map_location)
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint')
     if isinstance(content.get('state_dict'), Mapping):
@@ -149,7 +130,7 @@ def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
 
 def _in_boxdets_names(checkpoint: dict, source: str) -> dict:
     """The checkpoint itself, or what another project's weights are here; ``meta['converted_from']`` then names it."""
-    values = _named_values(checkpoint, source)
+    values = named_values(checkpoint, source)
     other = recognise(values)
     if other is None:
         return checkpoint
@@ -185,119 +166,6 @@ def load_state(address: str | Path, map_location: Any = 'cpu') -> dict[str, torc
     return state_dict_of(load_checkpoint(address, map_location), str(address))
 
 
-# What DataParallel puts before all names, and torch.compile before those of the module that it compiled.
-_WRAPPERS = re.compile(r'^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.')
-
-
-def state_dict_of(checkpoint: Mapping, source: str = 'checkpoint') -> dict[str, torch.Tensor]:
-    """The weights inside a checkpoint dict, or the state dict itself, without ``module.`` and ``_orig_mod.``.
-
-    Args:
-        source: what to call the checkpoint in errors.
-
-    Raises:
-        CheckpointError: an entry without a name, or one that is no array of numbers.
-    """
-    try:
-        return {name: as_tensor(name, value) for name, value in _named_values(checkpoint, source).items()}
-    except CheckpointError as error:
-        raise CheckpointError(f'{source}: {error}') from None
-
-
-def _named_values(checkpoint: Mapping, source: str) -> dict[str, Any]:
-    """The entries of the state dict as they are, without ``module.`` and ``_orig_mod.``."""
-    state = checkpoint['state_dict'] if isinstance(checkpoint.get('state_dict'), Mapping) else checkpoint
-    for name in state:
-        if not isinstance(name, str):
-            raise CheckpointError(f'{source} holds no weights: {name!r} is not the name of an entry')
-    return {_WRAPPERS.sub('', name): value for name, value in state.items() if not name.startswith('__')}
-
-
-# --- into a model ---
-
-# Deformable convolutions or plugins add some entries to a backbone; another depth or kind changes most.
-_LEAST_OF_BACKBONE = 0.75
-
-
-def load_weights(model: nn.Module, checkpoint: Mapping, source: str = 'checkpoint') -> LoadReport:
-    """Load what fits of a checkpoint (or of a bare state dict) into ``model``.
-
-    Args:
-        source: what to call the checkpoint in the report and in errors.
-
-    Raises:
-        CheckpointError: the checkpoint is of another architecture: nothing fits, or of the backbone too little.
-    """
-    own = model.state_dict()
-    state = _in_their_place(state_dict_of(checkpoint, source), own)
-    fitting = {name for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise CheckpointError(
-            f'{source} is a checkpoint of another architecture: none of its {len(state)} entries fits '
-            f"{type(model).__name__} (it holds {_some(state)}; the model {_some(own)})")
-    # Heads are exchanged for other classes every day; a backbone of which a good part stays random is nobody's wish.
-    theirs, ours, common = (sum(name.startswith('backbone.') for name in names) for names in (state, own, fitting))
-    if theirs and ours and common < _LEAST_OF_BACKBONE * max(theirs, ours):
-        raise CheckpointError(f'{source} is a checkpoint of another architecture: its backbone has {theirs} entries, '
-                              f'that of the model {ours}, and only {common} are the same in both')
-    return load_fitting(model, state, source)
-
-
-# Stage 4 on every roi (C4) is of the same pretrained backbone as the stages before it.
-_PLACES_OF_BACKBONES = ('backbone.', 'roi_head.shared_head.')
-
-
-def _in_their_place(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a backbone alone under the names that a detector with the entries ``own`` has for them."""
-    if any(name in own for name in state):
-        return state
-    return {next((place + name for place in _PLACES_OF_BACKBONES if place + name in own), name): value
-            for name, value in state.items()}
-
-
-def describe(report: LoadReport, limit: int = 10) -> str:
-    """The report as text for people: a line of counts, then the odd entries with the nearest name of the other side."""
-    lines = [f'{report.checkpoint}: {len(report.loaded)} entries loaded, {len(report.missing)} missing, '
-             f'{len(report.unexpected)} unused, {len(report.mismatched)} of another shape']
-    for title, names, others in (('missing in the checkpoint', report.missing, report.unexpected),
-                                 ('unused', report.unexpected, report.missing),
-                                 ('another shape', report.mismatched, [])):
-        for name in names[:limit]:
-            lines.append(f'  {title}: {name}{nearest(name, others)}')
-        if len(names) > limit:
-            lines.append(f'  {title}: … and {len(names) - limit} more')
-    return '\n'.join(lines)
-
-
-def classes_of(checkpoint: Mapping) -> tuple[str, ...] | None:
-    """The class names in a checkpoint's meta (boxdet's and 2.x's ``CLASSES``, 3.x's ``dataset_meta``), if any."""
-    meta = checkpoint.get('meta') or {}
-    newer = meta.get('dataset_meta') or {}
-    names = meta.get('CLASSES') or newer.get('classes') or newer.get('CLASSES')
-    return tuple(names) if names else None
-
-
-def compare_classes(checkpoint: Mapping, classes: Sequence[str] | None, source: str = 'checkpoint') -> str:
-    """A sentence on how a checkpoint's class names differ from ``classes``; '' when they do not or are not known."""
-    held = classes_of(checkpoint)
-    if held is None or classes is None or held == tuple(classes):
-        return ''
-    if sorted(held) == sorted(classes):
-        return f'{source} has the same {len(held)} classes in another order: its labels mean other things'
-    only_there, only_here = [c for c in held if c not in classes], [c for c in classes if c not in held]
-    parts = [f'{source} was trained on {len(held)} classes, the config names {len(classes)}']
-    if only_there:
-        parts.append(f'only in the checkpoint: {_some(only_there)}')
-    if only_here:
-        parts.append(f'only in the config: {_some(only_here)}')
-    return '; '.join(parts)
-
-
-def _some(names: Any, limit: int = 3) -> str:
-    names = list(names)
-    return ', '.join(names[:limit]) + (', …' if len(names) > limit else '') or 'nothing'
-
-
 # --- writing ---
 
 def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
@@ -308,7 +176,7 @@ def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
     Raises:
         CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was.
     """
-    return _write_whole(path, lambda file: torch.save(dict(checkpoint), file), _check_archive)
+    return write_whole(path, lambda file: torch.save(dict(checkpoint), file), _check_archive, CheckpointError)
 
 
 def save_pickle(raw: bytes, path: str | Path) -> Path:
@@ -317,76 +185,28 @@ def save_pickle(raw: bytes, path: str | Path) -> Path:
     Raises:
         CheckpointError: it cannot be written; an older file at ``path`` is as it was.
     """
-    return _write_whole(path, lambda file: file.write(raw), read_pickle)
-
-
-def _write_whole(path: str | Path, write: Callable[[Any], Any], check: Callable[[Path], Any]) -> Path:
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        check(partial)
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = getattr(error, 'strerror', None) or _reason_behind(error)
-        raise CheckpointError(f'cannot write checkpoint {path}: {reason}; an older file of that name is untouched'
-                              ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _reason_behind(error: BaseException) -> str:
-    # torch's archive writer wraps a failed write(2); the chain still holds the operating system's word for it.
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return write_whole(path, raw, lambda part: read_pickle(part, CHECKPOINT, CheckpointError), CheckpointError)
 
 
 def _check_archive(path: Path) -> None:
     """Every entry lies inside the file and has the bytes that its checksum is of.
 
     Raises:
-        zipfile.BadZipFile: it does not.
+        OSError: it does not.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries, size = archive.infolist(), path.stat().st_size
-        if not any(entry.filename.endswith('data.pkl') for entry in entries):
-            raise zipfile.BadZipFile('the archive has no data.pkl')
-        for entry in entries:
-            if entry.header_offset + entry.compress_size > size:
-                raise zipfile.BadZipFile(f'{entry.filename} ends beyond the file')
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f'{damaged} is not what was written')
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself must reach the disk; not every file system lets a folder be synced.
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
-
-
-def remove_partial_files(folder: str | Path) -> None:
-    """Delete what killed writers left in ``folder``."""
-    for path in Path(folder).glob('.*.partial'):
-        path.unlink(missing_ok=True)
+        with zipfile.ZipFile(path) as archive:
+            entries, size = archive.infolist(), path.stat().st_size
+            if not any(entry.filename.endswith('data.pkl') for entry in entries):
+                raise OSError('the archive has no data.pkl')
+            for entry in entries:
+                if entry.header_offset + entry.compress_size > size:
+                    raise OSError(f'{entry.filename} ends beyond the file')
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        raise OSError(str(error)) from error
+    if damaged is not None:
+        raise OSError(f'{damaged} is not what was written')
 
 
 def is_readable(path: str | Path) -> bool:
@@ -394,7 +214,7 @@ def is_readable(path: str | Path) -> bool:
     try:
         _check_archive(Path(path))
         return True
-    except (OSError, zipfile.BadZipFile, RuntimeError):
+    except OSError:
         return False
 
 
@@ -402,6 +222,7 @@ def newest_checkpoint(folder: str | Path, warn: Callable[[str], Any] | None = No
     """The checkpoint in ``folder`` that was written last and can be read, to go on from; None without one.
 
     Args:
+        folder: the training's.
         warn: told of files that are damaged and were passed over.
     """
     found = [(path.stat().st_mtime_ns, int(match.group(1)), path) for path in Path(folder).glob('*.pth')

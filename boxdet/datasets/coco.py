@@ -18,9 +18,9 @@ import numpy as np
 
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_CLASSES_BY_ID
 from boxdet.datasets.custom import CustomDataset
-from boxdet.datasets.files import read_json
 from boxdet.datasets.records import Records
 from boxdet.errors import DataError, nearest
+from boxdet.files.json_text import read_json
 from boxdet.registry import DATASETS
 
 

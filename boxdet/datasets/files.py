@@ -1,20 +1,19 @@
-"""Reading what a data set consists of: image bytes, JSON, lists of names, and pickles that may hold data only."""
+"""Reading what a data set consists of: image bytes, lists of names, and annotation files."""
 from __future__ import annotations
 
-import io
-import json
 import os
-import pickle
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
 from boxdet.errors import ConfigError, DataError, nearest
+from boxdet.files.json_text import read_json
+from boxdet.files.pickles import read_pickle
 
 _EXIF_ORIENTATION = 0x0112
 IMAGE_BACKENDS = ('disk', 'http')
@@ -154,25 +153,6 @@ def _jpeg_scan_start(content: bytes) -> int:
     return at
 
 
-def read_json(path: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
-    """Parse a JSON file.
-
-    Args:
-        object_hook: takes each object as soon as it is parsed, and returns what is to stand in its place.
-
-    Raises:
-        DataError: missing, or not JSON; the message holds line and column.
-    """
-    content = read_bytes(path)
-    try:
-        # Decoded in place, and the bytes dropped: annotation files of half a gigabyte are held once, not three times.
-        text = str(content.data, json.detect_encoding(content[:4].tobytes()), 'surrogatepass')
-        del content
-        return json.loads(text, object_hook=object_hook)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: not valid JSON ({error})') from error
-
-
 def read_names(path: str) -> tuple[str, ...]:
     """Names of classes or images, one a line; empty lines are left out.
 
@@ -186,19 +166,6 @@ def read_names(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Admits numbers, text, containers and numeric numpy arrays; nothing that could run code."""
-
-    _ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype')} | {
-        (module, name) for module in ('numpy.core.multiarray', 'numpy._core.multiarray', 'numpy.core.numeric',
-                                      'numpy._core.numeric') for name in ('_reconstruct', 'scalar', '_frombuffer')}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', and data files may hold data only")
-        return super().find_class(module, name)
-
-
 def read_data(path: str) -> Any:
     """Read a ``.json`` file, or a ``.pkl`` file of numbers, text, containers and numpy arrays.
 
@@ -210,8 +177,4 @@ def read_data(path: str) -> Any:
         return read_json(path)
     if suffix not in ('.pkl', '.pickle'):
         raise DataError(f"{path}: expected a .json or .pkl file")
-    content = read_bytes(path).tobytes()
-    try:
-        return _DataUnpickler(io.BytesIO(content), encoding='latin1').load()
-    except Exception as error:  # a broken pickle raises anything
-        raise DataError(f'{path}: cannot be read as data ({error})') from error
+    return read_pickle(path)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from boxdet.abilities import ability
-from boxdet.checkpoints.io import remove_partial_files
 from boxdet.engine.distributed import broadcast_buffers, broadcast_object, is_main, unwrap
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.evaluation_loop import run_inference
 from boxdet.engine.hook_stages import Hook
 from boxdet.engine.learning_rate import LrSchedule
-from boxdet.errors import ConfigError, nearest
+from boxdet.errors import CheckpointError, ConfigError, nearest
+from boxdet.files.writing import Replacement, remove_partial_files
 from boxdet.registry import HOOKS
 
 __all__ = ['HOOKS', 'CheckInvalidLossHook', 'CheckpointHook', 'EarlyStoppingHook', 'EvaluationHook', 'Hook',
@@ -137,13 +137,12 @@ def output_folder(out_dir: str | None, work_dir: str | Path) -> Path:
 
 def point_to(link: Path, target: Path) -> None:
     """Make ``link`` a symbolic link to its sibling ``target`` in one step; a copy where links are not to be had."""
-    temporary = link.with_name(f'.{link.name}.{os.getpid()}.partial')
-    temporary.unlink(missing_ok=True)
+    new = Replacement(link, CheckpointError)
     try:
-        os.symlink(target.name, temporary)
+        os.symlink(target.name, new.part)
     except OSError:
-        shutil.copyfile(target, temporary)
-    os.replace(temporary, link)
+        shutil.copyfile(target, new.part)
+    new.rename()
 
 
 _GREATER = ('acc', 'top', 'AR@', 'auc', 'precision', 'mAP', 'mDice', 'mIoU', 'mAcc', 'aAcc', 'recall')

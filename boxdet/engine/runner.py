@@ -20,14 +20,8 @@ import torch
 from mmengine.runner import Runner as _MMEngineRunner
 from torch import nn
 
-from boxdet.checkpoints.io import (
-    compare_classes,
-    describe,
-    find_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from boxdet.checkpoints.io import find_checkpoint, load_checkpoint, save_checkpoint
+from boxdet.checkpoints.loading import compare_classes, describe, load_weights
 from boxdet.engine.config_difference import differences
 from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
 from boxdet.engine.environment import random_states, set_random_states

@@ -28,7 +28,7 @@ from boxdet.datasets.files import decode_image, encode_png, read_bytes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.coco_metrics import CocoEvaluator
 from boxdet.evaluation.evaluator import Evaluator, Logger
-from boxdet.evaluation.predictions import write_atomically
+from boxdet.files.writing import write_whole
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 from boxdet.visualization.mask_windows import rle_window
@@ -152,7 +152,7 @@ def _write_image(folder: Path, stem: str, result: Instances, rles: Sequence[dict
     list(pool.map(lambda file, rle: (folder / file).write_bytes(encode_png(_bitmap(rle))), files, rles))
     lines = [f'{file} {ids[label]} {score}\n' for file, label, score in zip(files, arrays['labels'], arrays['scores'])]
     # Last, so that a text file never names a mask that is not there.
-    write_atomically(folder / f'{stem}_pred.txt', lambda file: file.write(''.join(lines).encode()))
+    write_whole(folder / f'{stem}_pred.txt', lambda file: file.write(''.join(lines).encode()))
 
 
 def _bitmap(rle: dict) -> np.ndarray:

@@ -24,9 +24,10 @@ from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.coco import SIZE_RANGES, Joints, Scores, coco_scores
 from boxdet.evaluation.concat import JoinedCoco
 from boxdet.evaluation.evaluator import Evaluator
-from boxdet.evaluation.predictions import coco_predictions, write_json_list
+from boxdet.evaluation.predictions import coco_predictions
 from boxdet.evaluation.proposals import proposal_recall
 from boxdet.evaluation.stored_results import labels_of
+from boxdet.files.writing import write_json_list
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances

@@ -5,20 +5,20 @@ Letters: N objects of an image, K classes.
 """
 from __future__ import annotations
 
-import io
-import json
 import os
 import pickle
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from boxdet.errors import DataError
 from boxdet.evaluation.stored_results import StoredResults
+from boxdet.files.json_text import read_json
+from boxdet.files.pickles import DATA, RestrictedUnpickler, loads
+from boxdet.files.writing import write_json_list, write_whole
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
@@ -83,12 +83,7 @@ def from_coco_predictions(path: str | os.PathLike, image_ids: Sequence[int],
 
 
 def _read_result_list(path: str | os.PathLike) -> list[dict]:
-    try:
-        rows = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise DataError(f'{path}: {error.strerror}') from error
-    except ValueError as error:
-        raise DataError(f'{path}: not JSON ({error})') from error
+    rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and 'image_id' in row for row in rows):
         raise DataError(f"{path}: not a COCO result list, whose rows hold 'image_id', 'category_id', 'score' and "
                         "'bbox' or 'segmentation'")
@@ -144,7 +139,10 @@ def save_results(results: Iterable[Instances], path: str | os.PathLike, proposal
     path, suffix = Path(path), check_results_path(path)
     plain = _as_proposals if proposals else _as_plain
     rows = (plain(from_legacy(result)) for result in results)
-    write_atomically(path, lambda file: (_write_json_rows if suffix == '.json' else _write_pickled_rows)(file, rows))
+    if suffix == '.json':
+        write_json_list(path, rows)
+    else:
+        write_whole(path, lambda file: _write_pickled_rows(file, rows))
 
 
 def load_results(path: str | os.PathLike) -> Sequence[Instances]:
@@ -158,9 +156,12 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
         DataError: the file is missing, damaged, or holds anything but numbers, texts and their containers.
     """
     path, suffix = Path(path), check_results_path(path)
+    rows = read_json(path) if suffix == '.json' else None
     try:
+        if suffix == '.json':
+            return StoredResults.of(_from_row(row, suffix) for row in _list_of_rows(rows))
         with open(path, 'rb') as file:
-            return StoredResults.of(_from_row(row, suffix) for row in _rows_of(file, suffix))
+            return StoredResults.of(_from_row(row, suffix) for row in _pickled_rows(file))
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from error
     except DataError as error:
@@ -187,34 +188,29 @@ def _write_pickled_rows(file: Any, rows: Iterable[Any]) -> None:
     file.write(np.array(bounds, '<i8').tobytes() + np.array(len(bounds), '<i8').tobytes() + _INDEXED)
 
 
-def _write_json_rows(file: Any, rows: Iterable[Any]) -> None:
-    """One row a line."""
-    file.write(b'[')
-    for number, row in enumerate(rows):
-        file.write((b',' if number else b'') + b'\n' + json.dumps(row, default=_json_value).encode())
-    file.write(b'\n]\n')
-
-
-def _rows_of(file: Any, suffix: str) -> Iterator[Any]:
-    """The rows of a results file, one after the other where it tells where they lie."""
+def _pickled_rows(file: BinaryIO) -> Iterator[Any]:
+    """The rows of a pickled results file, one after the other where it tells where they lie."""
     size = file.seek(0, os.SEEK_END)
     tail = len(_INDEXED) + 8
     file.seek(max(size - tail, 0))
     end = file.read()
-    if suffix == '.pkl' and end.endswith(_INDEXED) and len(end) == tail:
+    if end.endswith(_INDEXED) and len(end) == tail:
         count = int(np.frombuffer(end[:8], '<i8')[0])
         if not 0 <= 16 * count <= size:
             raise DataError('damaged: its index does not fit the file')
         file.seek(size - tail - 16 * count)
         for start, length in np.frombuffer(file.read(16 * count), '<i8').reshape(-1, 2).tolist():
             file.seek(start)
-            yield _PlainUnpickler(io.BytesIO(_PROTOCOL + file.read(length) + _STOP)).load()
+            yield loads(_PROTOCOL + file.read(length) + _STOP)
         return
     file.seek(0)
-    rows = json.load(file) if suffix == '.json' else _PlainUnpickler(file).load()
+    yield from _list_of_rows(RestrictedUnpickler(file, DATA).load())
+
+
+def _list_of_rows(rows: Any) -> list[Any]:
     if not isinstance(rows, list):
         raise DataError(f'a results file holds a list, one entry an image, not {type(rows).__name__}')
-    yield from rows
+    return rows
 
 
 def _from_row(row: Any, suffix: str) -> Instances:
@@ -249,14 +245,6 @@ def _as_proposals(instances: Instances) -> np.ndarray:
     return np.concatenate([arrays['bboxes'], arrays['scores'][:, None]], axis=1).astype(np.float32)
 
 
-def _json_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode('ascii')
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise TypeError(f'{type(value).__name__} has no JSON form')
-
-
 def _from_plain(row: dict[str, Any]) -> Instances:
     row = dict(row)
     image_size, num_classes = row.pop('image_size', None), row.pop('num_classes', None)
@@ -272,55 +260,3 @@ def _from_plain(row: dict[str, Any]) -> Instances:
     if 'keypoints' in fields and fields['keypoints'].dim() != 3:  # JSON of an image without objects: no J to read
         fields['keypoints'] = fields['keypoints'].reshape(0, 0, 3)
     return Instances(tuple(image_size) if image_size else None, num_classes, **fields)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles numbers, texts, their containers and numpy arrays; every other name in the file is
-    refused.
-    """
-
-    _ALLOWED = frozenset([(f'numpy.{core}.{name}', attribute) for core in ('core', '_core')
-                          for name, attribute in (('multiarray', '_reconstruct'), ('multiarray', 'scalar'),
-                                                  ('numeric', '_frombuffer'))] +
-                         [('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode')])
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise DataError(f"refused: the file asks for '{module}.{name}', which no results file needs")
-        return super().find_class(module, name)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
-    write_atomically(Path(path), lambda file: file.write(json.dumps(value).encode()))
-
-
-def write_json_list(path: str | os.PathLike, rows: Iterable[Any]) -> None:
-    """Write ``rows`` as a JSON list, one a line, whole or not at all; they are asked for one at a time."""
-    write_atomically(Path(path), lambda file: _write_json_rows(file, rows))
-
-
-def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, which then takes its place.
-
-    Raises:
-        DataError: the folder or the disk does not take it; what was at ``path`` is left as it was.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-        with os.fdopen(handle, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise DataError(f'cannot write {path}: {error.strerror or error}') from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)

@@ -26,6 +26,7 @@ from boxdet.evaluation.operating_points import (
     match_at,
     operating_points,
 )
+from boxdet.files.writing import write_whole
 from boxdet.structures.instances import Instances
 from boxdet.visualization.web import embedded_jpeg, outline_path
 
@@ -65,14 +66,7 @@ def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instan
     # '<' never stands in the page's data, so no name of a class or file can end the script.
     content = json.dumps({**data, 'title': title, 'meta': list(meta)}, separators=(',', ':')).replace('<', '\\u003c')
     file = Path(path) / 'index.html'
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name('.index.html.part')
-        part.write_text(page.replace('/*DATA*/', content), encoding='utf-8')
-        os.replace(part, file)
-    except OSError as error:
-        raise DataError(f'cannot write the report {file}: {error.strerror}') from error
-    return file
+    return write_whole(file, page.replace('/*DATA*/', content))
 
 
 def report_data(dataset: Any, results: Sequence[Instances], metrics: Mapping[str, Any], most_errors: int = 60,

@@ -1,9 +1,8 @@
 """Initial weights: mmdetection 2.x's ``init_cfg`` dialect as functions over any ``nn.Module``.
 
 A module declares ``init_cfg`` (one dict or a list) and its ``init_weights()`` is ``initialize(self)``; a
-module that only declares ``init_cfg`` needs no method at all. ``Pretrained`` asks the loader that
-``set_checkpoint_loader`` was given, because reading checkpoints is a floor above this one. Random values come
-from torch's global generator, in the order of ``module.modules()``: a seed fixes them.
+module that only declares ``init_cfg`` needs no method at all. Random values come from torch's global generator, in the
+order of ``module.modules()``: a seed fixes them.
 
 Dialect, as in ``init_cfg=dict(type='Normal', std=0.01, layer=['Conv2d', 'Linear'],
 override=dict(name='fc_cls'))``:
@@ -17,14 +16,14 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from boxdet.checkpoints.io import load_state
+from boxdet.checkpoints.loading import LEAST_OF_PRETRAINED, LoadReport, load_fitting
 from boxdet.errors import CheckpointError, ConfigError, nearest
 
 logger = logging.getLogger('boxdet')
@@ -124,7 +123,7 @@ def initialize(module: nn.Module, init_cfg: Mapping | Sequence[Mapping] | None =
 
     Raises:
         ConfigError: an unknown type, keyword or override name.
-        CheckpointError: pretrained weights that do not fit, or no loader is set.
+        CheckpointError: pretrained weights that cannot be read or do not fit.
     """
     configs = _as_list(getattr(module, 'init_cfg', None) if init_cfg is None else init_cfg)
     for cfg in configs:
@@ -214,97 +213,32 @@ def _fill(module: nn.Module, kind: str, options: Mapping, layers: str | Sequence
 
 # --- pretrained weights ---
 
-_load_checkpoint: Callable[..., Mapping] | None = None
-
-
-def set_checkpoint_loader(loader: Callable[..., Mapping] | None) -> None:
-    """Say how ``Pretrained`` reads a checkpoint.
-
-    Args:
-        loader: ``loader(path_or_url) -> state dict`` (or a checkpoint that holds one under 'state_dict'); it
-            gets ``map_location=`` too where an init_cfg gives one. None takes the loader away.
-    """
-    global _load_checkpoint
-    _load_checkpoint = loader
-
-
-@dataclass
-class LoadReport:
-    """What became of a checkpoint's entries; names are the module's own."""
-
-    checkpoint: str
-    loaded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)  # 'name: checkpoint (64, 3), model (64, 4)'
-
-    def __str__(self) -> str:
-        parts = [f'{self.checkpoint}: loaded {len(self.loaded)} entries']
-        if self.missing:
-            parts.append(f'missing {len(self.missing)} ({_by_prefix(self.missing)})')
-        if self.unexpected:
-            parts.append(f'unused {len(self.unexpected)} ({_by_prefix(self.unexpected)})')
-        if self.mismatched:
-            parts.append(f'another shape {len(self.mismatched)} ({"; ".join(self.mismatched[:5])})')
-        return ', '.join(parts)
-
-
-def _by_prefix(names: Sequence[str]) -> str:
-    """'fc.weight, fc.bias' for a few names, 'layer4 60, fc 2' for many."""
-    if len(names) <= 4:
-        return ', '.join(names)
-    return ', '.join(f'{prefix} {count}' for prefix, count in Counter(n.split('.')[0] for n in names).items())
-
-
 def load_backbone_weights(module: nn.Module, checkpoint: str, prefix: str | None = None,
                           map_location: str | None = None) -> LoadReport:
     """Load what fits of a checkpoint into ``module``, and log a report of the rest.
 
     Args:
-        checkpoint: path, URL or model name, as the loader understands it.
+        module: the part that is initialised.
+        checkpoint: path, URL, ``torchvision://`` or ``open-mmlab://`` name.
         prefix: take only the entries below this name ('backbone'), without it.
-        map_location: handed to the loader when given.
+        map_location: where the weights are read to, as in torch.load; the CPU if None.
 
     Raises:
-        CheckpointError: no loader is set, or nothing in the checkpoint fits the module.
+        CheckpointError: the checkpoint cannot be read, or holds less than half of the module's entries.
     """
-    if _load_checkpoint is None:
-        raise CheckpointError(f"cannot load '{checkpoint}': no checkpoint loader is set; import boxdet.apis, "
-                              'or call boxdet.models.initialization.set_checkpoint_loader(fn)')
-    where = {} if map_location is None else {'map_location': map_location}
-    state = _load_checkpoint(checkpoint, **where)
-    if isinstance(state.get('state_dict'), Mapping):
-        state = state['state_dict']
+    state = load_state(checkpoint, map_location or 'cpu')
     if prefix:
         head = prefix.rstrip('.') + '.'
-        state = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
-        if not state:
-            raise CheckpointError(f"{checkpoint}: no entry begins with the prefix '{prefix}'")
-    report = load_fitting(module, state, checkpoint)
+        found = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+        if not found:
+            prefixes = {k.rpartition('.')[0] for k in state} | {k.partition('.')[0] for k in state}
+            raise CheckpointError(f"{checkpoint}: no entry begins with the prefix '{prefix}'"
+                                  f'{nearest(prefix, prefixes)}')
+        state = found
+    report = load_fitting(module, state, str(checkpoint), LEAST_OF_PRETRAINED)
     level = logging.WARNING if report.missing or report.mismatched else logging.INFO
     logger.log(level, '%s <- %s', type(module).__name__, report)
     return report
-
-
-def load_fitting(module: nn.Module, state: Mapping[str, torch.Tensor], checkpoint: str) -> LoadReport:
-    """Load the entries of ``state`` that fit by name and shape; ``checkpoint`` names it in the report.
-
-    Raises:
-        CheckpointError: nothing fits.
-    """
-    own = module.state_dict()
-    odd = {k for k, v in state.items() if k in own and own[k].shape != v.shape}
-    keys = module.load_state_dict({k: v for k, v in state.items() if k not in odd}, strict=False)
-    # A batch counter is bookkeeping that old checkpoints lack; nothing reads it while momentum is set.
-    absent = set(keys.missing_keys)
-    missing = [k for k in own if k in absent - odd and not k.endswith('num_batches_tracked')]
-    loaded = [k for k in own if k in state and k not in odd]
-    if not loaded:
-        found = ', '.join(list(state)[:3]) or 'nothing'
-        raise CheckpointError(f"{checkpoint}: no entry fits {type(module).__name__}; it holds {found}, …, "
-                              f"the model {next(iter(own), 'nothing')}, … (a prefix= may be missing)")
-    shapes = [f'{k}: checkpoint {tuple(state[k].shape)}, model {tuple(own[k].shape)}' for k in sorted(odd)]
-    return LoadReport(checkpoint, loaded, missing, list(keys.unexpected_keys), shapes)
 
 
 def _load_pretrained(module: nn.Module, options: Mapping) -> None:
@@ -313,7 +247,7 @@ def _load_pretrained(module: nn.Module, options: Mapping) -> None:
             raise ConfigError(f"init_cfg: Pretrained takes no '{key}'{nearest(key, _PRETRAINED)}")
     if not options.get('checkpoint'):
         raise ConfigError("init_cfg: Pretrained needs 'checkpoint'")
-    load_backbone_weights(module, options['checkpoint'], options.get('prefix'), options.get('map_location'))
+    load_backbone_weights(module, **options)
 
 
 def pretrained_or_default(init_cfg: Any, pretrained: str | None, default: Any) -> Any:

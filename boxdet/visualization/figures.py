@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from boxdet.errors import DataError
+from boxdet.files.writing import write_whole
 from boxdet.visualization.palette import class_color
 
 Curve = tuple[list[float], list[float]]  # x in epochs (or iterations), y
@@ -150,13 +151,9 @@ def save_figure(figure: Any, out_file: str | os.PathLike) -> Path:
         DataError: an unknown ending, or a folder that does not take the file.
     """
     out_file = Path(out_file)
-    part = out_file.with_name(f'.part-{out_file.name}')
+    kind = out_file.suffix.removeprefix('.').lower() or 'png'
     try:
-        out_file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, dpi=130)
-        os.replace(part, out_file)
-    except OSError as error:
-        raise DataError(f'cannot write {out_file}: {error.strerror}') from error
+        write_whole(out_file, lambda file: figure.savefig(file, dpi=130, format=kind))
     except ValueError as error:
         raise DataError(f"{out_file}: figures have no format '{out_file.suffix}' (.png, .pdf and .svg are usual)") from error
     return out_file

@@ -14,7 +14,8 @@ import torch
 from boxdet.apis import inference_detector, init_detector
 from boxdet.apis import train as _  # noqa: F401  (from then on Pretrained reads files)
 from boxdet.checkpoints.convert import detectron, format_named, formats, maskrcnn_benchmark, recognise
-from boxdet.checkpoints.io import load_checkpoint, load_weights, save_checkpoint
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.checkpoints.loading import load_weights
 from boxdet.engine.config import load_config
 from boxdet.errors import CheckpointError
 from boxdet.models import build_detector

@@ -278,7 +278,7 @@ def test_the_tool_writes_files_of_detectron_and_refuses_what_it_cannot(repo_root
 
 def test_load_from_converts(repo_root, tmp_path):
     """A training that starts from torchvision's weights: the Runner's load_from goes the same way."""
-    from boxdet.checkpoints.io import load_weights
+    from boxdet.checkpoints.loading import load_weights
     state = small_theirs(FasterRCNN).state_dict()
     save_checkpoint(state, tmp_path / 'theirs.pth')
     model = build_detector(small_config('fasterrcnn_resnet50_fpn', repo_root).model)

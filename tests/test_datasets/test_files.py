@@ -12,7 +12,6 @@ from boxdet.datasets.files import (
     decode_image,
     read_bytes,
     read_data,
-    read_json,
     read_names,
 )
 from boxdet.errors import ConfigError, DataError
@@ -91,13 +90,6 @@ def test_file_client():
         check_file_client(dict(backend='petrel'))
     with pytest.raises(ConfigError, match='path_mapping'):
         check_file_client(dict(backend='disk', path_mapping={}))
-
-
-def test_json_errors_have_a_place(tmp_path):
-    path = tmp_path / 'a.json'
-    path.write_text('{"images": [\n1, 2,, 3]}')
-    with pytest.raises(DataError, match=r'a.json: not valid JSON .*line 2'):
-        read_json(str(path))
 
 
 def test_names(tmp_path):

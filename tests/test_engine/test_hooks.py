@@ -62,7 +62,7 @@ def test_a_longer_training_before_is_not_deleted(tmp_path):
 
 def test_the_last_good_one_is_never_deleted(tmp_path, monkeypatch):
     """A checkpoint that reads back wrong is not renamed into place, and costs no older one its life."""
-    from boxdet.checkpoints import io
+    from boxdet.files import writing
     real, calls = os.fsync, []
 
     def flip_a_bit(handle):
@@ -76,15 +76,15 @@ def test_the_last_good_one_is_never_deleted(tmp_path, monkeypatch):
                 content[content.index(weights.numpy().tobytes()) + 40] ^= 1
                 file.seek(0)
                 file.write(content)
-    monkeypatch.setattr(io.os, 'fsync', flip_a_bit)
-    with pytest.raises(CheckpointError, match=r'cannot write checkpoint .*epoch_2\.pth: '):
+    monkeypatch.setattr(writing.os, 'fsync', flip_a_bit)
+    with pytest.raises(CheckpointError, match=r'cannot write .*epoch_2\.pth: '):
         toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
     assert names(tmp_path) == ['epoch_1.pth', 'latest.pth']
     assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1
 
 
 def test_full_disk_ends_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    from boxdet.checkpoints import io
+    from boxdet.files import writing
     real, calls = os.fsync, []
 
     def second_fails(handle):
@@ -92,8 +92,8 @@ def test_full_disk_ends_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
         if len(calls) > 2:  # the file and the folder of the first checkpoint
             raise OSError(28, 'No space left on device')
         return real(handle)
-    monkeypatch.setattr(io.os, 'fsync', second_fails)
-    with pytest.raises(CheckpointError, match=r'cannot write checkpoint .*epoch_2\.pth: No space left on device'):
+    monkeypatch.setattr(writing.os, 'fsync', second_fails)
+    with pytest.raises(CheckpointError, match=r'cannot write .*epoch_2\.pth: No space left on device'):
         toy_runner(tmp_path, 3, hooks=[CheckpointHook(interval=1, max_keep_ckpts=1)]).train()
     assert names(tmp_path) == ['epoch_1.pth', 'latest.pth']
     assert load_checkpoint(tmp_path / 'latest.pth')['meta']['epoch'] == 1

@@ -160,7 +160,7 @@ def test_an_image_that_cannot_be_read_is_told(dataset, results, tmp_path):
 
 def test_folder_that_cannot_be_written(dataset, results, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(DataError, match='cannot write the report .*file'):
+    with pytest.raises(DataError, match='cannot write .*file.report.index.html: Not a directory'):
         write_report(tmp_path / 'file/report', dataset, results, {}, 'x')
 
 

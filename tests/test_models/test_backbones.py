@@ -12,7 +12,6 @@ from boxdet.errors import ConfigError
 from boxdet.models.backbones.resnet import Bottleneck, ResNet, ResNetV1c, ResNetV1d, make_res_layer
 from boxdet.models.backbones.resnext import ResNeXt
 from boxdet.models.backbones.vgg import VGG
-from boxdet.models.initialization import set_checkpoint_loader
 from boxdet.registry import LAYERS
 
 GN = dict(type='GN', num_groups=32, requires_grad=True)
@@ -337,17 +336,14 @@ def test_basic_blocks_start_with_zero_residual_only_if_asked():
 @pytest.mark.parametrize('options', [
     dict(pretrained='torchvision://resnet18'),
     dict(init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18'))])
-def test_pretrained_weights_come_through_the_loader(options, caplog):
+def test_pretrained_weights(options, caplog, tmp_path, monkeypatch):
     peer = _randomise(torchvision.models.resnet18())
-    asked = []
-    set_checkpoint_loader(lambda name: asked.append(name) or peer.state_dict())
-    try:
-        network = ResNet(18, frozen_stages=1, **options)
-        with caplog.at_level(logging.INFO, 'boxdet'):
-            network.init_weights()
-    finally:
-        set_checkpoint_loader(None)
-    assert asked == ['torchvision://resnet18']
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    torch.save(peer.state_dict(), tmp_path / 'hub/checkpoints/resnet18-f37072fd.pth')  # downloaded before
+    network = ResNet(18, frozen_stages=1, **options)
+    with caplog.at_level(logging.INFO, 'boxdet'):
+        network.init_weights()
     for name, value in network.state_dict().items():
         assert torch.equal(value, peer.state_dict()[name]), name
     report = 'torchvision://resnet18: loaded 120 entries, unused 2 (fc.weight, fc.bias)'

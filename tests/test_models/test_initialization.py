@@ -1,9 +1,13 @@
 """The init_cfg dialect, on small modules whose values are then looked at."""
 import logging
 import math
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from boxdet.errors import CheckpointError, ConfigError
@@ -12,7 +16,6 @@ from boxdet.models.initialization import (
     init_cfg_keywords,
     initialize,
     load_backbone_weights,
-    set_checkpoint_loader,
 )
 
 
@@ -34,16 +37,10 @@ def net():
 
 
 @pytest.fixture
-def loader():
-    """Set a loader for the test: ``loader(state dict)``; every (path, keywords) it is asked for is kept."""
-    asked = []
-
-    def give(state):
-        set_checkpoint_loader(lambda path, **kwargs: asked.append((path, kwargs)) or state)
-        return asked
-
-    yield give
-    set_checkpoint_loader(None)
+def saved(tmp_path, monkeypatch):
+    """``saved(content)`` writes the checkpoint 'x.pth'."""
+    monkeypatch.chdir(tmp_path)
+    return lambda content: torch.save(content, 'x.pth')
 
 
 def test_constant(net):
@@ -177,48 +174,84 @@ def test_same_seed_same_weights():
 
 # --- pretrained ---
 
-def test_pretrained_without_a_loader(net):
-    with pytest.raises(CheckpointError, match="cannot load 'x.pth': no checkpoint loader is set"):
+_SCRIPT = '''
+import sys
+from boxdet.models import build_backbone, build_detector
+assert not [name for name in sys.modules if name.startswith(('boxdet.apis', 'boxdet.engine', 'boxdet.datasets'))]
+init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+backbone = build_backbone(dict(type='ResNet', depth=18, init_cfg=init_cfg))
+backbone.init_weights()
+print(float(backbone.conv1.weight.mean()))
+'''
+
+
+def test_a_script_that_imports_nothing_else(saved, repo_root):
+    state = torchvision.models.resnet18().state_dict()
+    saved({name: torch.full_like(value, 2) for name, value in state.items()})
+    done = subprocess.run([sys.executable, '-c', _SCRIPT], capture_output=True, text=True)
+    assert done.stdout == '2.0\n', done.stderr
+
+
+def test_pretrained_without_a_file(net, saved):
+    with pytest.raises(CheckpointError, match='no checkpoint file x.pth'):
         initialize(net, dict(type='Pretrained', checkpoint='x.pth'))
 
 
-def test_report_says_what_loaded_and_what_did_not(net, loader, caplog):
+@pytest.mark.parametrize('prefix', ['backbone.', 'module.encoder.net.', ''])
+@pytest.mark.parametrize('given', [{}, dict(prefix='fc')])
+def test_weights_that_load_little_of_their_part_are_an_error(net, saved, prefix, given):
+    """The names of some entries may fit by chance; what counts is the share of the module that is filled."""
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = {prefix + k: torch.ones_like(v) for k, v in before.items()}
+    chance = {'fc.weight': torch.zeros(64, 128), 'fc.fc.weight': torch.zeros(64, 128)}
+    saved({**(state if prefix else dict(list(state.items())[:2])), **chance})
+    with pytest.raises(CheckpointError, match=r'x\.pth: only [13] of the 10 entries of Net are in it') as caught:
+        initialize(net, dict(type='Pretrained', checkpoint='x.pth', **given))
+    assert all(torch.equal(value, before[k]) for k, value in net.state_dict().items())
+    if not prefix:
+        assert 'of another architecture' in str(caught.value)
+    elif not given:  # the advice, followed
+        advised = re.search(r"add prefix='(\S+)' to init_cfg", str(caught.value)).group(1)
+        initialize(net, dict(type='Pretrained', checkpoint='x.pth', prefix=advised))
+        assert (net.conv.weight == 1).all()
+
+
+def test_report_says_what_loaded_and_what_did_not(net, saved, caplog):
     state = {k: torch.ones_like(v) for k, v in net.state_dict().items()
              if k != 'fc.bias' and 'num_batches' not in k}
     state['reg.weight'] = torch.ones(8, 128)
-    asked = loader({'state_dict': {**state, 'other.weight': torch.ones(1)}, 'meta': {}})
+    saved({'state_dict': {**state, 'other.weight': torch.ones(1)}, 'meta': {}})
     kept = net.reg.weight.clone()
     with caplog.at_level(logging.INFO, 'boxdet'):
         report = load_backbone_weights(net, 'x.pth')
     assert report.missing == ['fc.bias'] and report.unexpected == ['other.weight']
     assert report.mismatched == ['reg.weight: checkpoint (8, 128), model (4, 128)']
-    assert set(report.loaded) == set(state) - {'reg.weight'} and asked == [('x.pth', {})]
+    assert set(report.loaded) == set(state) - {'reg.weight'}
     assert (net.conv.weight == 1).all() and torch.equal(net.reg.weight, kept)
     assert caplog.records[0].levelname == 'WARNING' and 'reg.weight: checkpoint (8, 128)' in caplog.text
 
 
-def test_prefix_and_map_location(net, loader):
+def test_prefix_and_map_location(net, saved):
     state = {'backbone.' + k: torch.zeros_like(v) for k, v in net.state_dict().items()}
-    asked = loader({**state, 'fc.bias': torch.ones(64)})
+    saved({**state, 'fc.bias': torch.ones(64)})
     initialize(net, dict(type='Pretrained', checkpoint='x.pth', prefix='backbone', map_location='cpu'))
     assert not net.conv.weight.any() and not net.fc.bias.any()
-    assert asked == [('x.pth', {'map_location': 'cpu'})]
-    with pytest.raises(CheckpointError, match="prefix 'neck'"):
-        load_backbone_weights(net, 'x.pth', prefix='neck')
+    with pytest.raises(CheckpointError, match="no entry begins with the prefix 'backbon'; did you mean 'backbone'"):
+        load_backbone_weights(net, 'x.pth', prefix='backbon')
     with pytest.raises(CheckpointError, match='no entry fits Linear; it holds backbone.conv.weight'):
         load_backbone_weights(net.reg, 'x.pth')
 
 
-def test_pretrained_parts_are_left_alone(loader):
+def test_pretrained_parts_are_left_alone(saved):
     whole = Net(dict(type='Pretrained', checkpoint='x.pth'))
     whole.part = Net(dict(type='Constant', val=8, layer='Linear'))
-    loader({k: torch.zeros_like(v) for k, v in whole.state_dict().items()})
+    saved({k: torch.zeros_like(v) for k, v in whole.state_dict().items()})
     whole.init_weights()
     assert not whole.part.fc.weight.any()
 
 
-def test_pretrained_override_of_one_part(net, loader):
-    loader({'weight': torch.full((4, 128), 9.)})
+def test_pretrained_override_of_one_part(net, saved):
+    saved({'weight': torch.full((4, 128), 9.)})
     initialize(net, dict(type='Constant', val=1, layer='Linear',
                          override=dict(type='Pretrained', name='reg', checkpoint='x.pth')))
     assert (net.reg.weight == 9).all() and (net.fc.weight == 1).all()

@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_to_go_on_from(run, shapes_dir, tm
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointHook, 'after_train_epoch', save_while_there_is_room)
         try:
-            with pytest.raises(CheckpointError, match='cannot write checkpoint .*epoch_2.pth.*older file .* untouched'):
+            with pytest.raises(CheckpointError, match='cannot write .*epoch_2.pth: '):
                 run(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from boxdet.apis.saved_results import open_results
     from boxdet.evaluation.operating_points import image_scores
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     _, dataset, results = open_results(args.config, args.prediction_path, args.cfg_options)
     scores = image_scores(dataset, results, args.metric)

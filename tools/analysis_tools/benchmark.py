@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.environment import choose_device, setup_processes
     from boxdet.engine.loggers import peak_memory
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)

@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.evaluation.error_analysis import CAUSES, error_curves
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
     from boxdet.visualization.charts import area_histogram, bar_figure, error_figure
 
     dataset = open_annotations(args.ann)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 def open_annotations(path: str):
     """A CocoDataset of every class of the file."""
     from boxdet.datasets import CocoDataset
-    from boxdet.datasets.files import read_json
+    from boxdet.files.json_text import read_json
 
     categories = (read_json(path) or {}).get('categories') or []
     if not categories:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.apis.saved_results import open_results
     from boxdet.evaluation.operating_points import confusion_matrix
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
     from boxdet.visualization.charts import confusion_figure
 
     _, dataset, results = open_results(args.config, args.prediction_path, args.cfg_options)

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.config import parse_options
     from boxdet.evaluation import evaluate, format_results
     from boxdet.evaluation.evaluate import configured_options, writing_options
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     cfg, dataset, results = open_results(args.config, args.pkl_results, args.cfg_options)
     given = parse_options(args.eval_options or [])

@@ -143,7 +143,7 @@ def as_coco(entries: Sequence[dict[str, Any]]) -> dict[str, list]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.engine.parallel import in_parallel
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     images, truth = args.cityscapes_path / args.img_dir, args.cityscapes_path / args.gt_dir
     splits = [split for split in SPLITS if (images / split).is_dir()]

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from boxdet.datasets.files import read_names
     from boxdet.engine.parallel import in_parallel
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     classes = read_names(args.classes)
     names = find_files(args.img_path, args.exclude_extensions)

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from boxdet.datasets.class_names import VOC_CLASSES
     from boxdet.datasets.files import read_names
     from boxdet.engine.parallel import in_parallel
-    from boxdet.evaluation.predictions import write_atomically, write_json
+    from boxdet.files.writing import write_json, write_whole
 
     classes = read_names(str(args.classes)) if args.classes else VOC_CLASSES
     for name, lists in plan(args.devkit_path).items():
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out_format == 'coco':
             write_json(out, as_coco(entries, classes))
         else:
-            write_atomically(out, lambda file, entries=entries: pickle.dump(entries, file, protocol=4))
+            write_whole(out, lambda file, entries=entries: pickle.dump(entries, file, protocol=4))
         objects = sum(len(entry['ann']['labels']) for entry in entries)
         difficult = sum(len(entry['ann']['labels_ignore']) for entry in entries)
         print(f'{out}: {objects} objects, and {difficult} difficult ones')

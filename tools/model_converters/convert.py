@@ -39,7 +39,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     target = format_named(args.to) if args.to else None
-    from boxdet.checkpoints.io import load_checkpoint, read_as_written, save_checkpoint, state_dict_of
+    from boxdet.checkpoints.io import load_checkpoint, read_as_written, save_checkpoint
+    from boxdet.checkpoints.loading import state_dict_of
 
     if target is None:
         converted = load_checkpoint(args.source)

@@ -32,7 +32,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
-    from boxdet.checkpoints.io import load_checkpoint, save_checkpoint, state_dict_of
+    from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+    from boxdet.checkpoints.loading import state_dict_of
 
     target = Path(args.target)
     if target.is_dir():

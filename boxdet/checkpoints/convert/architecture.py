@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from boxdet.checkpoints.unpickling import as_tensor
+from boxdet.checkpoints.loading import as_tensor
 from boxdet.errors import CheckpointError, nearest
 
 _PLAIN = ('weight', 'bias')

@@ -24,7 +24,7 @@ from boxdet.checkpoints.convert.architecture import (
     without_counters,
 )
 from boxdet.checkpoints.convert.classes import MASKS, background_first, background_last, refuse_class_agnostic
-from boxdet.checkpoints.unpickling import as_tensor
+from boxdet.checkpoints.loading import as_tensor
 
 NAME = 'maskrcnn-benchmark'
 _WHAT = "maskrcnn-benchmark's R-CNN"

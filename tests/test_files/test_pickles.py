@@ -1,6 +1,10 @@
 """No code of a file runs: malicious checkpoints and pickles are refused, honest old ones are read."""
+import argparse
+import codecs
 import collections
+import datetime
 import os
+import pathlib
 import pickle
 import zipfile
 
@@ -9,8 +13,13 @@ import pytest
 import torch
 
 from boxdet.checkpoints.io import load_checkpoint
-from boxdet.checkpoints.unpickling import read_pickle
-from boxdet.errors import CheckpointError
+from boxdet.errors import CheckpointError, DataError
+from boxdet.files import pickles
+from boxdet.files.pickles import CHECKPOINT, DATA
+
+
+def read_pickle(path, allowed=CHECKPOINT, error=CheckpointError):
+    return pickles.read_pickle(path, allowed, error)
 
 
 class Calls:
@@ -36,6 +45,8 @@ def malicious(marker):
         attribute=Calls(getattr, 'text', 'format'),
         imported=Calls(__import__, 'os'),
         nested_load=Calls(torch.load, str(marker)),
+        mapped=Calls(__import__('functools').reduce, os.path.join, ['a', 'b']),
+        path_of=Calls(pathlib.Path.cwd),
         objects=np.array([Calls(os.system, f'touch {marker}')], dtype=object),
         plain_objects=np.array([1, 'a', None], dtype=object),
         dates=np.array(['2020-01-01'], dtype='datetime64[D]'),
@@ -127,3 +138,90 @@ def test_results_of_2x_and_tensors_are_read(tmp_path):
 def test_missing_pickle(tmp_path):
     with pytest.raises(CheckpointError, match='cannot read .*No such file'):
         read_pickle(tmp_path / 'none.pkl')
+
+
+def test_text_is_encoded_as_bytes_only(tmp_path):
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(Calls(codecs.encode, 'text', 'rot13')))
+    with pytest.raises(CheckpointError, match="with the encoding 'rot13' are not allowed"):
+        read_pickle(tmp_path / 'x.pkl')
+
+
+# --- what mmcv 1.x and mmengine wrote ---
+
+def middle_format():
+    boxes = np.array([[1, 2, 30, 40]], np.float32)
+    return [dict(filename='ä.jpg', width=99, height=np.int64(50), ann=dict(
+        bboxes=boxes, bboxes_ignore=np.zeros((0, 4), np.float32), labels=np.array([0]), flag=np.array([True]),
+        names=np.array(['a', 'bc']), raw=b'\x00\xff', empty=b'', kinds={1, 2}))] * 2
+
+
+@pytest.mark.parametrize('protocol', range(6))
+def test_data_of_every_protocol(tmp_path, protocol):
+    """mmcv.dump writes protocol 2, whose bytes are calls and whose names are Python 2's."""
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(middle_format(), protocol))
+    found, expected = read_pickle(tmp_path / 'x.pkl', DATA, DataError), middle_format()
+    assert len(found) == 2 and found[0] is found[1]  # named twice, held once
+    assert found[0]['filename'] == 'ä.jpg' and found[0]['height'] == 50
+    for name, value in expected[0]['ann'].items():
+        assert type(found[0]['ann'][name]) is type(value), name
+        assert np.array_equal(found[0]['ann'][name], value), name
+        assert getattr(found[0]['ann'][name], 'dtype', None) == getattr(value, 'dtype', None), name
+
+
+@pytest.mark.parametrize('core', ['core', '_core'])
+def test_numpy_1_and_2(tmp_path, core):
+    raw = pickle.dumps([np.arange(3.), np.float32(2)], 2).replace(b'numpy._core', b'numpy.' + core.encode())
+    assert b'numpy.' + core.encode() + b'.multiarray' in raw
+    (tmp_path / 'x.pkl').write_bytes(raw)
+    found = read_pickle(tmp_path / 'x.pkl', DATA, DataError)
+    assert found[0].tolist() == [0, 1, 2] and found[1] == 2
+
+
+def test_arrays_of_objects_are_data(tmp_path):
+    """Polygons of different lengths; in a checkpoint nothing of the kind is asked for."""
+    ragged = np.array([np.arange(6.), np.arange(8.)], object)
+    single = np.empty((1, 1), object)
+    single[0, 0] = [np.arange(2), 'text']
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps([ragged, single]))
+    found = read_pickle(tmp_path / 'x.pkl', DATA, DataError)
+    assert [part.tolist() for part in found[0]] == [part.tolist() for part in ragged]
+    assert found[1].shape == (1, 1) and found[1][0, 0][0].tolist() == [0, 1] and found[1][0, 0][1] == 'text'
+    with pytest.raises(CheckpointError, match="numpy data of type 'O8' is not allowed"):
+        read_pickle(tmp_path / 'x.pkl')
+
+
+def test_data_holds_no_tensors(tmp_path):
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(torch.ones(2)))
+    with pytest.raises(DataError, match=r'x\.pkl is refused: it asks for torch\.'):
+        read_pickle(tmp_path / 'x.pkl', DATA, DataError)
+
+
+def test_configs_and_namespaces(tmp_path):
+    from mmengine.config import ConfigDict
+    content = dict(cfg=ConfigDict(a=dict(b=[1, dict(c=2)])), args=argparse.Namespace(lr=.1, rows=np.arange(2)),
+                   many=collections.defaultdict(list, a=[np.float64(1)]), counts=collections.Counter('aab'),
+                   path=pathlib.PurePosixPath('/a/b'), when=datetime.date(2020, 1, 2))
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(content, 2))
+    found = read_pickle(tmp_path / 'x.pkl')
+    assert found['cfg'] == dict(a=dict(b=[1, dict(c=2)])) and type(found['cfg']['a']) is dict
+    assert found['args'].lr == .1 and found['args'].rows.tolist() == [0, 1]
+    assert found['many'] == dict(a=[1.]) and type(found['many']) is dict and found['counts'] == dict(a=2, b=1)
+    assert found['path'] == '/a/b' and found['when'] == datetime.date(2020, 1, 2)
+
+
+def test_lists_that_hold_themselves(tmp_path):
+    loop = [1]
+    loop.append(loop)
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(loop))
+    found = read_pickle(tmp_path / 'x.pkl')
+    assert found[0] == 1 and found[1] is found
+
+
+def test_no_name_reaches_further_than_itself(tmp_path):
+    """Dotted names of protocol 4 and instances of stand-ins give no way to anything else."""
+    for raw in (b'\x80\x04\x8c\x08builtins\x8c\x10dict.__class__.x\x93.', b'cbuiltins\neval\n(S"1"\ntR.',
+                b'c__builtin__\neval\n(S"1"\ntR.', b'cos\nsystem\n(S"true"\ntR.', b'cnumpy\nload\n.'):
+        (tmp_path / 'x.pkl').write_bytes(raw)
+        for allowed in (DATA, CHECKPOINT):
+            with pytest.raises(CheckpointError, match=r'x\.pkl is refused: it asks for'):
+                read_pickle(tmp_path / 'x.pkl', allowed)
