@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.datasets.label_formats import read_labels, recognise
     from boxdet.datasets.label_formats.labels import LabelledImage, ReadOptions, split_images, to_coco
-    from boxdet.evaluation.predictions import write_json
+    from boxdet.files.writing import write_json
 
     form = args.format or recognise(args.source)
     options = ReadOptions(args.images, tuple(args.classes), args.attribute, args.label_divisor)
