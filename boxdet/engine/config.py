@@ -4,6 +4,7 @@ The format is mmdetection 2.x's: every top-level variable is a key; ``_base_`` n
 is merged into the base's dict of that name unless it holds ``_delete_=True``; ``{{_base_.key}}`` is a base's value;
 ``{{ fileDirname }}``, ``{{ fileBasename }}``, ``{{ fileBasenameNoExtension }}`` and ``{{ fileExtname }}`` stand for
 the file's own name. mmengine's Config holds the result; its loader is not used, because it forgets which file set what.
+Configs of mmdetection 3.x, mmengine's ``with read_base()`` files among them, are translated as they are read (dialects/).
 
     cfg = load_config('configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', ['model.backbone.depth=101'])
     check_config(cfg)                      # wrong keys are found before anything runs (config_check.py)
@@ -36,9 +37,13 @@ from boxdet.engine.config_source import (
     plain,
     read_literal_python,
     read_source,
+    run_pure_python,
     show_path,
     write_literal_python,
 )
+from boxdet.engine.dialects import mmdet3
+from boxdet.engine.dialects.packages import package_config, package_module
+from boxdet.engine.dialects.pure_python import Named, base_imports
 from boxdet.errors import ConfigError, nearest
 
 __all__ = ['ABSENT', 'Config', 'ConfigDict', 'ConfigWarning', 'Setting', 'check_config', 'load_config', 'parse_options',
@@ -49,23 +54,29 @@ OPTIONS = '--cfg-options'
 
 @dataclass(frozen=True)
 class Setting:
-    """One assignment: ``source`` (a SourceFile, or '--cfg-options') gave ``key`` the ``value``; ABSENT removed it."""
+    """One assignment: ``source`` (a SourceFile, or '--cfg-options') gave ``key`` the ``value``; ABSENT removed it.
+
+    ``written`` is the key as the source has it, where that is another: in a config of mmdetection 3.x.
+    """
     source: SourceFile | str
     key: Key
     value: Any
+    written: Key | None = None
 
     @property
     def place(self) -> str:
-        """``file:line``, or the name of the command-line option."""
-        line = self.source.line_of(self.key) if isinstance(self.source, SourceFile) else None
-        return f'{self.source}:{line}' if line else str(self.source)
+        """``file:line``, or the name of the command-line option; then the key as it is written there, if it is another."""
+        line = self.source.line_of(self.written or self.key) if isinstance(self.source, SourceFile) else None
+        place = f'{self.source}:{line}' if line else str(self.source)
+        return f'{place}, {_dotted(self.written)}' if self.written and self.written != self.key else place
 
 
 class Config(_MMEngineConfig):
     """mmengine's Config (keys as attributes and items, ``pretty_text``, ``dump``), which also knows its origins."""
 
     def __init__(self, cfg_dict: dict | None = None, cfg_text: str | None = None, filename: str | None = None,
-                 settings: list[Setting] | None = None, files: list[SourceFile] | None = None, **kwargs: Any):
+                 settings: list[Setting] | None = None, files: list[SourceFile] | None = None,
+                 as_written: Config | None = None, **kwargs: Any):
         taken = next((key for key in RESERVED_KEYS if key in (cfg_dict or {})), None)
         if taken is not None:
             raise ConfigError(f"{show_path(filename) if filename else 'config'}: '{taken}' is a name that Config keeps "
@@ -74,6 +85,7 @@ class Config(_MMEngineConfig):
         # object.__setattr__, as mmengine's turns every attribute into a config key.
         object.__setattr__(self, '_settings', settings or [])
         object.__setattr__(self, '_files', files or [])
+        object.__setattr__(self, '_as_written', as_written)
 
     @staticmethod
     def fromfile(filename: str | Path, import_custom_modules: bool = True) -> Config:
@@ -96,6 +108,11 @@ class Config(_MMEngineConfig):
     def files(self) -> list[SourceFile]:
         """Every file that took part, bases first."""
         return self._files
+
+    @property
+    def as_written(self) -> Config | None:
+        """The config of mmdetection 3.x that this one is the translation of; None where it is none."""
+        return self._as_written
 
     def explain(self, key: str) -> list[Setting]:
         """The assignments of 'model.backbone.depth' and of what is in or around it, oldest first.
@@ -163,27 +180,71 @@ class Config(_MMEngineConfig):
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None = None,
-                import_custom_modules: bool = True) -> Config:
+                import_custom_modules: bool = True, translate: bool = True) -> Config:
     """Read a config file and its bases, set ``options``, import its ``custom_imports``.
+
+    A config of mmdetection 3.x is translated; its options may name 3.x's keys or, as ``data.samples_per_gpu``, ours.
 
     Args:
         path: a .py, .json, .yaml or .yml file.
         options: what ``--cfg-options`` holds: ``['a.b=1', ...]`` or ``{'a.b': 1}``.
         import_custom_modules: import the modules that ``custom_imports`` names, so that their classes register.
+        translate: False leaves a config of mmdetection 3.x as it is written.
 
     Raises:
         ConfigError: a file that is missing, cannot be parsed or fails (with its line), bases that contradict each
-            other, a merge that cannot be, an option that cannot be set, an import that fails.
+            other, a merge that cannot be, an option that cannot be set, an import that fails, a key of 3.x that cannot be
+            translated.
     """
     settings: list[Setting] = []
     files: list[SourceFile] = []
     values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files)
     text = '\n'.join(f'# {file.path}\n{file.text}' for file in files)
+    values = {name: value for name, value in values.items() if not isinstance(value, Named)}
     cfg = Config(values, cfg_text=text, filename=str(path), settings=settings, files=files)
-    cfg.merge_from_dict(parse_options(options) if isinstance(options, (list, tuple)) else options or {})
+    options = parse_options(options) if isinstance(options, (list, tuple)) else options or {}
+    if translate and mmdet3.is_mmdet3(values):
+        ours = {key: value for key, value in options.items() if mmdet3.is_ours_alone(key)}
+        cfg.merge_from_dict({key: value for key, value in options.items() if key not in ours})
+        cfg, options = translated(cfg), ours
+    cfg.merge_from_dict(options)
     if import_custom_modules and cfg.get('custom_imports'):
         _import_modules(cfg)
     return cfg
+
+
+def translated(cfg: Any) -> Any:
+    """A config of mmdetection 3.x in mmdetection 2.x's sections, as all of boxdet reads them; another one is returned as
+    it is. Every value keeps its origin: the file, the line and 3.x's key.
+
+    Args:
+        cfg: Config, or a config of mmengine's.
+
+    Raises:
+        ConfigError: a key that cannot be translated, named with its place.
+    """
+    if not mmdet3.is_mmdet3(cfg):
+        return cfg
+    if not isinstance(cfg, Config):
+        cfg = Config(plain(cfg.to_dict()), filename=getattr(cfg, 'filename', None))
+    found = mmdet3.translate(plain(cfg._cfg_dict), lambda key: cfg.origin(_dotted(key)),
+                             used={name for file in cfg.files for name in file.names_read()})
+    for note in found.notes:
+        warnings.warn(note, ConfigWarning, stacklevel=3)
+    settings = [one for new, old in found.origins for one in _moved(cfg, lookup(found.value, new), new, old)]
+    return Config(found.value, cfg_text=cfg.text, filename=cfg.filename, settings=settings, files=cfg.files,
+                  as_written=cfg)
+
+
+def _moved(cfg: Config, value: Any, new: Key, old: Key) -> Iterator[Setting]:
+    """The settings of ``old`` in ``cfg`` as those of ``new``, which holds ``value`` in the translation."""
+    history = list(cfg._history(old))
+    if lookup(cfg._cfg_dict, old) == value:
+        for one in history:
+            written = one.written or one.key
+            yield Setting(one.source, (*new, *one.key[len(old):]), one.value, written)
+    elif history:  # made from it: what it overrode would be no value of this key
+        yield Setting(history[-1].source, new, value, history[-1].written or old)
 
 
 def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
@@ -231,19 +292,63 @@ def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files
     if path in chain:
         raise ConfigError(f"{show_path(chain[-1])}: '_base_' leads back to {show_path(path)}")
     source = read_source(path, chain[-1] if chain else '')
+    if source.is_pure_python:
+        return _load_pure_python(source, (*chain, path), settings, files)
     merged: dict = {}
     owners: dict[str, str] = {}
     for name in source.base_names():
-        base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
-        base = _load_file(base_path, chain + (path,), settings, files)
+        base = _load_file(_base_path(name, path), chain + (path,), settings, files)
         twice = next((key for key in base if key in owners), None)
         if twice is not None:
             raise ConfigError(f"{source}: the bases {owners[twice]} and {name} both set '{twice}'")
         owners.update(dict.fromkeys(base, name))
         merged.update(base)
     files.append(source)
-    _merge(source.values(merged), merged, source, settings)
-    return merged
+    own, changed = source.values(merged)
+    _record_changes(merged, changed, source, settings)
+    _merge(own, changed, source, settings)
+    return changed
+
+
+def _base_path(name: str, path: str) -> str:
+    """The path of the base ``name`` of the file ``path``; ``mmdet::x.py`` is a file of the package mmdet."""
+    package, separator, inside = name.partition('::')
+    if separator:
+        return package_config(package, inside)
+    return os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
+
+
+def _load_pure_python(source: SourceFile, chain: tuple[str, ...], settings: list[Setting],
+                      files: list[SourceFile]) -> dict:
+    """As ``_load_file``: a file with ``read_base()`` works on its bases' variables in place of merging into them."""
+    base: dict = {}
+    for one in base_imports(source.tree):
+        if one.level:
+            folder = os.path.normpath(os.path.join(os.path.dirname(source.path), *[os.pardir] * (one.level - 1)))
+            path = os.path.join(folder, *one.module.split('.')) + '.py'
+        else:
+            path = package_module(one.module)
+        base.update(one.choose(_load_file(path, chain, settings, files)))
+    files.append(source)
+    values = run_pure_python(source, base)
+    _record_changes(base, values, source, settings)
+    return values
+
+
+def _record_changes(before: Mapping, after: Mapping, source: SourceFile, settings: list[Setting], at: Key = ()) -> None:
+    """Append what a file that ran made of the variables ``before`` to ``settings``."""
+    for key, value in after.items():
+        here, old = at + (key,), before.get(key, ABSENT)
+        if isinstance(value, Named) or value == old and type(value) is type(old):
+            continue
+        if isinstance(value, dict) and isinstance(old, dict):
+            _record_changes(old, value, source, settings, here)
+        else:
+            settings.extend(Setting(source, gone, ABSENT) for gone in _leaves(old, here) if gone != here)
+            _record(value, source, settings, here)
+    for key in before:
+        if key not in after and not isinstance(before[key], Named):
+            settings.extend(Setting(source, gone, ABSENT) for gone in _leaves(before[key], at + (key,)))
 
 
 def _import_modules(cfg: Config) -> None:

@@ -19,6 +19,7 @@ import torch
 from boxdet import registry
 from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_source import ConfigWarning
+from boxdet.engine.dialects import mmdet3
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
@@ -31,7 +32,8 @@ SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'mome
             'checkpoint_config', 'log_config', 'evaluation', 'load_from', 'resume_from', 'auto_resume', 'workflow',
             'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
             'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
-            'find_unused_parameters', 'frozen_modules', 'train_cfg', 'test_cfg')
+            'find_unused_parameters', 'frozen_modules', 'train_cfg', 'test_cfg', 'test_evaluation', 'tta_pipeline',
+            'tta_model')
 # Variables that 2.x configs share by habit; nothing reads them.
 HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
           'gpu_ids')
@@ -64,7 +66,9 @@ def check(cfg: Any, needed: Iterable[str] = ()) -> None:
                  'auto_scale_lr', 'momentum_config', 'total_epochs', 'log_level'):
         if cfg.get(name) is not None:
             getattr(checker, name)(cfg[name], name)
-    for message in [*_misspelt_variables(cfg), *_idle_variables(cfg)]:
+    written = getattr(cfg, 'as_written', None)  # of a config of mmdetection 3.x
+    idle = _idle_variables(cfg, SECTIONS) if written is None else _idle_variables(written, mmdet3.SECTIONS)
+    for message in [*_misspelt_variables(cfg), *idle]:
         warnings.warn(message, ConfigWarning, stacklevel=3)
 
 
@@ -394,7 +398,7 @@ def _misspelt_variables(cfg: Any) -> Iterator[str]:
             yield f"{name}{f' ({where})' if where else ''}: nothing reads this variable; did you mean '{near[0]}'?"
 
 
-def _idle_variables(cfg: Any) -> Iterator[str]:
+def _idle_variables(cfg: Any, sections: Iterable[str]) -> Iterator[str]:
     """Variables that were given a new value while the config still holds the old one.
 
     ``train_pipeline`` in a leaf config, or ``--cfg-options data_root=...``, changes nothing by itself: the base's
@@ -402,10 +406,10 @@ def _idle_variables(cfg: Any) -> Iterator[str]:
     """
     if not hasattr(cfg, 'explain'):
         return
-    sections = [cfg[name] for name in SECTIONS if cfg.get(name) is not None]
-    parts = [part for section in sections for part in _parts(section)]
+    used = [cfg[name] for name in sections if cfg.get(name) is not None]
+    parts = [part for section in used for part in _parts(section)]
     for name in cfg:
-        if name in SECTIONS or not isinstance(cfg[name], (Mapping, list, tuple, str)) or not cfg[name]:
+        if name in sections or not isinstance(cfg[name], (Mapping, list, tuple, str)) or not cfg[name]:
             continue
         versions = _versions(cfg.explain(name))
         old = [value for value, _ in versions[:-1] if value and value != versions[-1][0]]
@@ -445,6 +449,6 @@ def _occurs(value: Any, parts: list) -> bool:
 
 
 def _user_of(old: list, cfg: Any) -> str:
-    users = [name for name in ('data', 'model') if cfg.get(name) is not None
+    users = [name for name in ('data', 'train_dataloader', 'model') if cfg.get(name) is not None
              and any(_occurs(value, list(_parts(cfg[name]))) for value in old)]
     return f" (see '{users[0]}')" if users else ''

@@ -9,12 +9,13 @@ import math
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
 
+from boxdet.engine.dialects import pure_python
 from boxdet.errors import ConfigError
 
 _WEIGHTS = ('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.safetensors', '.caffemodel')  # endings of checkpoints
@@ -75,6 +76,11 @@ class SourceFile:
         """The line (from 1) that sets ``key``, or the nearest one around it in the nesting; None when not found."""
         return _line_in_tree(self.tree, key) if self.tree is not None else None
 
+    @property
+    def is_pure_python(self) -> bool:
+        """Whether it is mmengine's newer kind, with ``read_base()`` in place of ``_base_``."""
+        return self.tree is not None and pure_python.is_pure_python(self.tree)
+
     def names_read(self) -> set[str]:
         """The variables that the file's own expressions use, ``{{_base_.name}}`` included."""
         nodes = list(ast.walk(self.tree)) if self.tree is not None else []
@@ -99,15 +105,16 @@ class SourceFile:
             raise ConfigError(f"{self}:{node.lineno}: '{BASE}' must be a file name or a list of them")
         return list(names)
 
-    def values(self, base: dict) -> dict:
-        """The keys that the file itself sets, given its bases' keys; ``_delete_`` marks are still inside.
+    def values(self, base: dict) -> tuple[dict, dict]:
+        """The keys that the file itself sets, given its bases' keys, with ``_delete_`` marks still inside; and the bases'
+        keys as the file left them: ``_base_.model.backbone.depth = 101`` changes them in place.
 
         Raises:
             ConfigError: the file fails, names the line.
         """
         if self.tree is not None:
             return _run_python(self.tree, self.path, base)
-        return parse_data(_substitute_base_values(self.text, self.path, base), self.path)
+        return parse_data(_substitute_base_values(self.text, self.path, base), self.path), base
 
 
 def read_source(path: str, asked_by: str = '') -> SourceFile:
@@ -162,10 +169,6 @@ def parse_python(text: str, path: str) -> ast.Module:
         line = (getattr(error, 'text', '') or '').strip()
         raise ConfigError(f'{show_path(path)}:{getattr(error, "lineno", 1)}: {getattr(error, "msg", error)}'
                           f'{f": {line}" if line else ""}') from None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.With):
-            raise ConfigError(f"{show_path(path)}:{node.lineno}: 'with read_base()' is mmengine's newer format; "
-                              f"boxdet reads '{BASE} = [...]'")
     return tree
 
 
@@ -191,15 +194,49 @@ class _BaseValues(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
 
-def _run_python(tree: ast.Module, path: str, base: dict) -> dict:
-    """Execute a config file; its public variables, without modules, functions and classes, are its keys."""
+def _run_python(tree: ast.Module, path: str, base: dict) -> tuple[dict, dict]:
+    """Execute a config file; its public variables, without modules, functions and classes, are its keys.
+
+    Returns them, and ``base`` as the file left it.
+    """
     assignment = _base_assignment(tree)
     body = [_BaseValues().visit(node) for node in tree.body if node is not assignment]
     namespace = {'__file__': path, '__name__': '__config__', '__plain__': plain, BASE: ConfigDict(plain(base))}
+    own = _public(_execute(body, path, namespace))
+    return own, plain(namespace[BASE])
+
+
+def run_pure_python(source: SourceFile, base: Mapping[str, Any]) -> dict:
+    """Execute a file with ``read_base()``; ``base`` holds what that imports. Returns all of its variables.
+
+    Classes that it imports are ``pure_python.Named``; in the values there are their names.
+
+    Raises:
+        ConfigError: the file fails, names the line.
+    """
+    namespace = {'__file__': source.path, '__name__': '__config__', '__named__': pure_python.Named, '__plain__': plain,
+                 BASE: ConfigDict(plain(base)), **ConfigDict(plain(base))}
+    body = [_BaseValues().visit(node) for node in pure_python.runnable(source.tree)]
+    modules: list[str] = []
+    values = pure_python.without_names(_public(_execute(body, source.path, namespace)), modules)
+    if modules:
+        wanted = values.get('custom_imports') or {}
+        wanted = wanted if isinstance(wanted, Mapping) else dict(imports=wanted)
+        named = wanted.get('imports') or []
+        named = [named] if isinstance(named, str) else list(named)
+        values['custom_imports'] = {**wanted, 'imports': named + [name for name in modules if name not in named]}
+    return values
+
+
+def _execute(body: list[ast.stmt], path: str, namespace: dict) -> dict:
     try:
         exec(compile(ast.Module(body=body, type_ignores=[]), path, 'exec'), namespace)
     except Exception as error:  # whatever the file raises is the user's to mend
         raise ConfigError(f'{show_path(path)}{_line_of_error(error, path)}: {type(error).__name__}: {error}') from error
+    return namespace
+
+
+def _public(namespace: Mapping[str, Any]) -> dict:
     skipped = (types.ModuleType, types.FunctionType, type)
     return {name: plain(value) for name, value in namespace.items()
             if not name.startswith('__') and name != BASE and not isinstance(value, skipped)}
@@ -217,18 +254,51 @@ def _line_of_error(error: Exception, path: str) -> str:
 def _line_in_tree(tree: ast.Module, key: Key) -> int | None:
     assigned = {t.id: node for node in tree.body if isinstance(node, ast.Assign)
                 for t in node.targets if isinstance(t, ast.Name)}
-    node = assigned.get(key[0])
-    if node is None:
-        return None
-    line, value = node.lineno, node.value
-    for part in key[1:]:
-        if isinstance(value, ast.Name) and value.id in assigned:
-            value = assigned[value.id].value  # data = dict(train=dict(pipeline=train_pipeline))
-        value = _child(value, part)
-        if value is None:
-            break
-        line = value.lineno
+    deepest, line = -1, None
+    for path, node, at in _assignments(tree):
+        if key[:len(path)] != path:
+            continue
+        value, here, depth = node, at, len(path)
+        for part in key[len(path):]:
+            if isinstance(value, ast.Name) and value.id in assigned:
+                value = assigned[value.id].value  # data = dict(train=dict(pipeline=train_pipeline))
+            value = _child(value, part)
+            if value is None:
+                break
+            here, depth = value.lineno, depth + 1
+        if depth >= deepest:
+            deepest, line = depth, here
     return line
+
+
+def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.AST, int]]:
+    """(key, value, line) of ``a = …``, ``a.b = …``, ``a['b'] = …`` and ``a.b.update(…)`` at the top of a file."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                path = _path_of(target)
+                path = path[1:] if path[:1] == (BASE,) else path
+                if path:
+                    yield path, node.value, node.lineno
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            call = node.value
+            path = _path_of(call.func.value) if isinstance(call.func, ast.Attribute) else ()
+            path = path[1:] if path[:1] == (BASE,) else path
+            if path and call.func.attr in ('update', 'merge'):
+                yield path, call.args[0] if call.args else call, node.lineno
+
+
+def _path_of(node: ast.AST) -> Key:
+    """The key that ``a.b['c'][0]`` names; () for anything else."""
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    if isinstance(node, ast.Attribute):
+        inner = _path_of(node.value)
+        return (*inner, node.attr) if inner else ()
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        inner = _path_of(node.value)
+        return (*inner, node.slice.value) if inner else ()
+    return ()
 
 
 def _child(node: ast.AST, part: Any) -> ast.AST | None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from boxdet.engine.chained_rates import ChainedRates
 from boxdet.errors import ConfigError, nearest
 
 
@@ -113,6 +114,11 @@ def _one_cycle(base: float, at: _Clock, max_lr: float | Sequence[float], total_s
     raise ConfigError(f'lr_config.total_steps is {total}, the training is longer')
 
 
+def _chained(base: float, at: _Clock, schedulers: Sequence[Mapping[str, Any]], batches_per_update: int = 1) -> float:
+    """mmdetection 3.x's ``param_scheduler``: ``ChainedRates`` works it out."""
+    return base
+
+
 def _cos(start: float, end: float, factor: float, weight: float = 1.) -> float:
     return end + 0.5 * weight * (start - end) * (math.cos(math.pi * factor) + 1)
 
@@ -132,7 +138,7 @@ def _annealing_target(base: float, min_lr: float | None, min_lr_ratio: float | N
 POLICIES: dict[str, Callable[..., float]] = {
     'fixed': _fixed, 'step': _step, 'exp': _exp, 'poly': _poly, 'inv': _inv, 'inverse': _inv,
     'CosineAnnealing': _cosine, 'LinearAnnealing': _linear_annealing, 'FlatCosineAnnealing': _flat_cosine,
-    'CosineRestart': _cosine_restart, 'cyclic': _cyclic, 'OneCycle': _one_cycle}
+    'CosineRestart': _cosine_restart, 'cyclic': _cyclic, 'OneCycle': _one_cycle, 'param_scheduler': _chained}
 _BY_ITERATION_ONLY = (_cyclic, _one_cycle)
 _WARMUPS = ('constant', 'linear', 'exp')
 
@@ -167,6 +173,9 @@ class LrSchedule:
         self.warmup, self.warmup_iters, self.warmup_ratio = warmup, warmup_iters, warmup_ratio
         self.warmup_by_epoch = warmup_by_epoch
         self.options = options
+        self._chain = ChainedRates(**options) if self._rate is _chained else None
+        if self._chain is not None and warmup is not None:
+            raise ConfigError("lr_config: the policy 'param_scheduler' has its warmup among its schedulers")
         self.rate(1., Progress(0, 0, 10 ** 9, 10 ** 9))  # a missing or contradictory option shows now
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -193,6 +202,8 @@ class LrSchedule:
 
     def rate(self, base: float, progress: Progress) -> float:
         """The learning rate of the iteration that comes next, for a group whose initial rate is ``base``."""
+        if self._chain is not None:
+            return self._chain.rate(base, progress)
         clock = (_Clock(progress.epoch, progress.max_epochs) if self.by_epoch
                  else _Clock(progress.iter, progress.max_iters))
         regular = self._rate(base, clock, **self.options)
