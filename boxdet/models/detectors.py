@@ -1,5 +1,4 @@
-"""Whole detectors: backbone, neck, proposals, second stage; and the way of results back to the original
-image.
+"""Whole detectors: backbone, neck, proposals, second stage; and the way of results back to the original image.
 
 Everything up to the RoI head's results is in network-input pixels; ``frames`` knows the way back.
 Letters: B images, V views of an image, N objects of an image, h, w height and width of a mask-head output.
@@ -57,9 +56,7 @@ class TestSettings:
 
 
 class _Detector(nn.Module):
-    """What every detector here has: features of a batch, one ``forward`` for training and testing,
-    pictures.
-    """
+    """What every detector here has: features of a batch, one ``forward`` for training and testing, drawings."""
 
     train_settings = TrainSettings
     test_settings = TestSettings
@@ -77,8 +74,9 @@ class _Detector(nn.Module):
 
     def _read_settings(self, train_cfg: Any, test_cfg: Any, **parts: Any) -> tuple[TrainSettings, TestSettings]:
         """Set ``train_cfg`` and ``test_cfg``, every section read as the class of its part declares."""
-        self.train_cfg = parse_section(self.train_settings, {} if train_cfg is None else train_cfg, 'model.train_cfg', parts)
-        self.test_cfg = parse_section(self.test_settings, {} if test_cfg is None else test_cfg, 'model.test_cfg', parts)
+        train_cfg, test_cfg = ({} if cfg is None else cfg for cfg in (train_cfg, test_cfg))
+        self.train_cfg = parse_section(self.train_settings, train_cfg, 'model.train_cfg', parts)
+        self.test_cfg = parse_section(self.test_settings, test_cfg, 'model.test_cfg', parts)
         return self.train_cfg, self.test_cfg
 
     @property
@@ -160,10 +158,15 @@ class _Detector(nn.Module):
             img: file name, (H, W, 3) uint8 in BGR order, the bytes of an image file, or a PIL image.
             result: what ``predict`` gave for this image, or mmdetection 2.x's lists (see ``Instances.from_per_class``).
             score_thr: objects scoring less are not drawn.
-            bbox_color, text_color, mask_color: in place of a colour for each class.
-            thickness: line width in pixels. font_size: height of the text in pixels.
-            win_name, show, wait_time: open a window for so many seconds, 0 until a key is pressed.
-            out_file: write the picture there; a '.pdf' is a page of lines and text, in the classes' colours.
+            bbox_color: of boxes, in place of a colour for each class.
+            text_color: of texts, likewise.
+            mask_color: of masks, likewise.
+            thickness: line width in pixels.
+            font_size: height of the text in pixels.
+            win_name: title of the window.
+            show: open a window.
+            wait_time: seconds that it stays open; 0 until a key is pressed.
+            out_file: write the drawing there; a '.pdf' is a page of lines and text, in the classes' colours.
 
         Returns:
             (H, W, 3) uint8, BGR.
@@ -222,6 +225,7 @@ class TwoStageDetector(_Detector):
         weights = pretrained if isinstance(roi_head, dict) and roi_head.get('shared_head') else None
         self.roi_head = HEADS.build(roi_head, **_if_taken(roi_head, train_cfg=train.rcnn, test_cfg=test.rcnn,
                                                           pretrained=weights))
+        self._wants_semantic_seg = ability(self.roi_head, 'wants_semantic_seg')
 
     def loss(self, batch: Batch) -> dict[str, Any]:
         """Return the losses by name: scalars, or lists of a scalar a level."""
@@ -233,7 +237,8 @@ class TwoStageDetector(_Detector):
             losses = self.rpn_head.loss(*outs, batch.gt, batch.ignored, batch.metas, batch.images.shape[-2:])
             settings = self.test_cfg.rpn if self.train_cfg.rpn_proposal is None else self.train_cfg.rpn_proposal
             proposals = self.rpn_head.predict(*outs, batch.metas, settings)
-        losses.update(self.roi_head.loss(feats, _given(proposals), batch.gt, batch.ignored, batch.metas))
+        semantic = dict(semantic_seg=_given_maps(batch)) if self._wants_semantic_seg else {}
+        losses.update(self.roi_head.loss(feats, _given(proposals), batch.gt, batch.ignored, batch.metas, **semantic))
         return losses
 
     @torch.no_grad()
@@ -424,10 +429,16 @@ def _given(proposals: Sequence[Instances] | None) -> Sequence[Instances]:
     return proposals
 
 
+def _given_maps(batch: Batch) -> torch.Tensor:
+    if batch.semantic_seg is None:
+        raise ConfigError(
+            'the roi_head learns from semantic maps and the batch has none: the data set needs a seg_prefix, its '
+            "pipeline LoadAnnotations(with_seg=True), SegRescale and 'gt_semantic_seg' in Collect.keys")
+    return batch.semantic_seg
+
+
 def _if_taken(cfg: Any, **defaults: Any) -> dict[str, Any]:
-    """Those of ``defaults`` that are not None and that the class of ``cfg`` takes: a user's head may do
-    without.
-    """
+    """Those of ``defaults`` that are not None and that the class of ``cfg`` takes: a user's head may do without."""
     if not isinstance(cfg, dict) or 'type' not in cfg:
         return {}
     names, open_ended = accepted_keywords(HEADS.get(cfg['type']))

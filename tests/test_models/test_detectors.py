@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.models import DETECTORS, HEADS, build_detector
+from boxdet.models.standard_roi_head import StandardRoIHead
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
@@ -324,3 +326,24 @@ def test_the_best_proposals_of_a_batch_reach_the_second_stage():
     assert all(torch.isfinite(value).all() for key in ('loss_cls', 'loss_bbox') for value in [losses[key]])
     model.eval().predict(batch)
     assert [sum(map(len, proposals)) for proposals in seen] == [7, 5]
+
+
+def test_semantic_maps_reach_the_head_that_wants_them(monkeypatch):
+    class Watching(StandardRoIHead):
+        wants_semantic_seg = True
+
+        def loss(self, *args, semantic_seg):
+            return super().loss(*args) | dict(loss_seg=semantic_seg.float().mean())
+
+    HEADS.names()
+    monkeypatch.setitem(HEADS.module_dict, 'Watching', Watching)
+    cfg = tiny_models.faster_rcnn()
+    cfg['roi_head']['type'] = 'Watching'
+    model = build_detector(cfg)
+    batch = tiny_models.batch(masks=False)
+    with pytest.raises(ConfigError, match=r'has none: the data set needs a seg_prefix, its pipeline LoadAnnotations'):
+        model.loss(batch)
+    maps = torch.full((2, 1, 12, 16), 3, dtype=torch.long)
+    assert model.loss(dataclasses.replace(batch, semantic_seg=maps))['loss_seg'] == 3
+    # A head that does not ask is not given any.
+    assert 'loss_cls' in build_detector(tiny_models.faster_rcnn()).loss(dataclasses.replace(batch, semantic_seg=maps))
