@@ -109,10 +109,18 @@ def find_resume(args: argparse.Namespace, cfg: Any, logger: Any) -> None:
 def prepare(args: argparse.Namespace, cfg: Any) -> tuple[Any, str]:
     """Join the other processes, open the log, seed; returns the logger and the time that names the log files."""
     from boxdet.engine.distributed import broadcast_object, get_dist_info, init_dist, is_main
-    from boxdet.engine.environment import choose_seed, env_text, set_random_seed, setup_logger, setup_processes
+    from boxdet.engine.environment import (
+        choose_device,
+        choose_seed,
+        env_text,
+        set_random_seed,
+        setup_logger,
+        setup_processes,
+    )
     from boxdet.engine.preflight import check_writable
     setup_processes(cfg)
     init_dist(args.launcher, cfg.get('dist_params'), cfg.get('device'))
+    choose_device(cfg.get('device'))  # before anything is written; and the log tells of the GPU
     timestamp = broadcast_object(time.strftime('%Y%m%d_%H%M%S'))
     if is_main():
         check_writable(cfg.work_dir, 'work_dir')

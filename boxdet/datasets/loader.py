@@ -236,7 +236,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     if seed is None:  # every rank must come to the same
         seed = 0 if world_size > 1 else torch.initial_seed() % 2 ** 31
     sampler = _build_sampler(dataset, batch_size, rank, world_size, shuffle, seed, runner_type)
-    options = dict(pin_memory=torch.cuda.is_available(), collate_fn=_collate_or_fail,
+    # Without a GPU in use nothing is page-locked: that would occupy one that belongs to somebody else.
+    options = dict(pin_memory=torch.cuda.is_initialized(), collate_fn=_collate_or_fail,
                    # Its own generator: torch would draw a number from the global one for each epoch.
                    generator=torch.Generator().manual_seed(seed), worker_init_fn=_start_worker)
     if workers:

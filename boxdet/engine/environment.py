@@ -201,10 +201,11 @@ def collect_env() -> dict[str, str]:
     facts = {'sys.platform': sys.platform, 'Python': sys.version.replace('\n', ''), 'machine': platform.machine(),
              'CPU cores': str(_usable_cores()), 'torch threads': str(torch.get_num_threads()),
              'CUDA available': str(torch.cuda.is_available())}
-    for index in range(torch.cuda.device_count()):
-        facts[f'GPU {index}'] = torch.cuda.get_device_name(index)
     if torch.cuda.is_available():
-        facts['CUDA'], facts['cuDNN'] = str(torch.version.cuda), str(torch.backends.cudnn.version())
+        facts['GPUs'], facts['CUDA'] = str(torch.cuda.device_count()), str(torch.version.cuda)
+    if torch.cuda.is_initialized():  # a process that works on the CPU occupies no GPU to learn its name
+        facts.update({f'GPU {index}': torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
+        facts['cuDNN'] = str(torch.backends.cudnn.version())
     facts.update({'PyTorch': torch.__version__, 'torchvision': torchvision.__version__, 'OpenCV': cv2.__version__,
                   'MMEngine': mmengine.__version__, 'numpy': np.__version__, 'boxdet': __version__ + _git_revision(),
                   'world size': str(get_dist_info()[1])})

@@ -101,7 +101,9 @@ class LossWatch:
         Raises:
             TrainingError: a loss (on a GPU: of the iteration before) is NaN or infinite.
         """
-        packed = torch.stack([value.detach().float() for value in values.values()])
+        # A head may count something on the CPU while the losses are on the GPU: all go where the latter are.
+        device = next((value.device for value in values.values() if value.device.type != 'cpu'), torch.device('cpu'))
+        packed = torch.stack([value.detach().float().to(device, non_blocking=True) for value in values.values()])
         if not self._deferred:
             self._look(iteration, list(values), packed.tolist(), metas)
             return

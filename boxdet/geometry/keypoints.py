@@ -27,7 +27,8 @@ def encode_heatmaps(keypoints: torch.Tensor, boxes: torch.Tensor,
 
     Args:
         keypoints: (R, J, 3) x, y, visibility (0 for not labelled).
-        boxes: (R, 4). heatmap_hw: H and W, or both in one number.
+        boxes: (R, 4).
+        heatmap_hw: H and W, or both in one number.
 
     Returns:
         cells: (R, J) int64 in [0, H * W), row by row; 0 where not valid.
@@ -56,7 +57,8 @@ def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.
     the sizes reach the host in one copy.
 
     Args:
-        heatmaps: (R, J, H, W) logits. boxes: (R, 4).
+        heatmaps: (R, J, H, W) logits.
+        boxes: (R, 4).
 
     Returns:
         joints: (R, J, 2) x and y. scores: (R, J) the logit there.
@@ -67,16 +69,39 @@ def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.
     pixels = size.ceil()
     joints = boxes.new_zeros(num_rois, num_joints, 2)
     scores = heatmaps.new_zeros(num_rois, num_joints)
-    members = defaultdict(list)
-    for i, (width, height) in enumerate(pixels.long().tolist()):
-        members[height, width].append(i)
-    for (height, width), index in members.items():
+    for (height, width), index in _rois_by_size(pixels):
         enlarged = F.interpolate(heatmaps[index], size=(height, width), mode='bicubic', align_corners=False)
         scores[index], place = enlarged.flatten(2).max(dim=-1)                           # (r, J)
         row = torch.div(place, width, rounding_mode='floor')
         cell = torch.stack([place - row * width, row], dim=-1)                           # (r, J, 2)
         joints[index] = (cell + HALF_PIXEL) * (size[index] / pixels[index])[:, None] + boxes[index, None, :2]
     return joints, scores
+
+
+def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Tensor]]:
+    """Each size (height, width) among ``pixels`` (R, 2), whole widths and heights, with the places (r,) that have it.
+
+    Two copies between device and host, however many sizes there are.
+    """
+    members = defaultdict(list)
+    for i, (width, height) in enumerate(pixels.long().tolist()):
+        members[height, width].append(i)
+    places = torch.tensor([i for index in members.values() for i in index], dtype=torch.long)
+    parts = places.to(pixels.device, non_blocking=True).split([len(index) for index in members.values()])
+    return list(zip(members, parts))
+
+
+def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Tensor]]:
+    """Each size (height, width) among ``pixels`` (R, 2), whole widths and heights, with the places (r,) that have it.
+
+    Two copies between device and host, however many sizes there are.
+    """
+    members = defaultdict(list)
+    for i, (width, height) in enumerate(pixels.long().tolist()):
+        members[height, width].append(i)
+    places = torch.tensor([i for index in members.values() for i in index], dtype=torch.long)
+    parts = places.to(pixels.device, non_blocking=True).split([len(index) for index in members.values()])
+    return list(zip(members, parts))
 
 
 def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

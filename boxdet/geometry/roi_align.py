@@ -2,16 +2,20 @@
 
 A feature map in channels-last memory is a table of pixels, one row of C channels each. A bin of a roi is a weighted sum
 of a few rows (the pixels around its sampling points), and such sums are what ``embedding_bag`` computes, at full vector
-width, for half precision too. The weights are products of one weight vector an axis.
+width, for half precision too. The weights are products of one weight vector an axis. The gradient of a pixel is
+likewise a weighted sum of rows: of the gradients of the bins that read it. No number is added to a place that others
+add to at the same time, so that the result is the same in every run, on a GPU too.
 
-Letters: B images, R rois, r some of them, C channels, H, W of the map, h, w of the output, n bins of an axis, g sampling
-points a bin and axis, m pixels a bin and axis that have a weight.
+Letters: B images, R rois, r some of them, C channels, H, W of the map, h, w of the output, n bins of an axis, g
+sampling points a bin and axis, m pixels a bin and axis that have a weight, P pairs of a bin and a pixel that it reads.
 """
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from boxdet.geometry.boxes import at_least_float32
@@ -22,11 +26,12 @@ _PAIRS_AT_ONCE = 1 << 20
 
 def roi_align_rows(features: torch.Tensor, rois: torch.Tensor, output_hw: tuple[int, int], scale: float,
                    sampling_ratio: int, aligned: bool) -> torch.Tensor:
-    """Torchvision's ``roi_align``, for where no gradient is needed.
+    """Torchvision's ``roi_align``, with a gradient for the features; rois have none there either.
 
     Args:
         features: (B, C, H, W), best in channels-last memory; any floating type.
         rois: (R, 5) image, x0, y0, x1, y1 in input pixels.
+        output_hw: h and w.
         scale: feature pixels an input pixel.
         sampling_ratio: g; 0 for as many as the bin has feature pixels.
         aligned: shift by half a feature pixel.
@@ -34,39 +39,103 @@ def roi_align_rows(features: torch.Tensor, rois: torch.Tensor, output_hw: tuple[
     Returns:
         (R, C, h, w) of the type of ``features``, in channels-last memory.
     """
-    (batch, channels, height, width), (rows, columns) = features.shape, output_hw
-    if not len(rois):
-        return features.new_zeros(0, channels, rows, columns)
+    bins = _Bins(rois.detach(), features.shape, output_hw, scale, sampling_ratio, aligned)
+    if torch.is_grad_enabled() and features.requires_grad:
+        return _RoIAlignRows.apply(features, bins)
+    return _pooled(features, bins)[0]
+
+
+class _Bins:
+    """Which pixels the bins of rois read, and with which weights; arguments as in ``roi_align_rows``.
+
+    Args:
+        shape: B, C, H, W of the features.
+    """
+
+    def __init__(self, rois: torch.Tensor, shape: torch.Size, output_hw: tuple[int, int], scale: float,
+                 sampling_ratio: int, aligned: bool):
+        _, _, self.height, self.width = shape
+        self.count, self.output_hw, self.ratio = len(rois), output_hw, sampling_ratio
+        shift = 0.5 if aligned else 0.0
+        self.start = at_least_float32(rois[:, 1:3]) * scale - shift                              # (R, 2) x, y
+        extent = at_least_float32(rois[:, 3:5]) * scale - shift - self.start
+        self.extent = extent if aligned else extent.clamp(min=1)
+        self.base = rois[:, 0].int() * (self.height * self.width)
+
+    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Some rois at a time: their places (r,), and of their bins the pixels and weights, (r * h * w, m * m) each."""
+        rows, columns = self.output_hw
+        merged = self.ratio <= 0
+        for part, points in _parts(self.extent, self.output_hw, self.ratio):
+            start, extent = self.start[part], self.extent[part]
+            x, wx = _axis(start[:, 0], extent[:, 0], columns, points[:, 0], self.width, merged)
+            y, wy = _axis(start[:, 1], extent[:, 1], rows, points[:, 1], self.height, merged)
+            index = self.base[part, None, None, None, None]
+            index = index + y[:, :, None, :, None] * self.width + x[:, None, :, None, :]         # (r, h, w, m, m)
+            weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+            bins = len(part) * rows * columns
+            yield part, index.reshape(bins, -1), weight.reshape(bins, -1)
+
+
+def _pooled(features: torch.Tensor, bins: _Bins, keep: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The result of ``roi_align_rows``, and with ``keep`` the P pairs: pixels, bins and weights, (P,) each."""
+    batch, channels, height, width = features.shape
+    rows, columns = bins.output_hw
     table = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    start = at_least_float32(rois[:, 1:3]) * scale - (0.5 if aligned else 0.0)                     # (R, 2) x, y
-    extent = at_least_float32(rois[:, 3:5]) * scale - (0.5 if aligned else 0.0) - start
-    extent = extent if aligned else extent.clamp(min=1)
-    base = rois[:, 0].int() * (height * width)
-    out = table.new_empty(len(rois), rows * columns, channels)
-    for part, points in _parts(extent, output_hw, sampling_ratio):
-        merged = sampling_ratio <= 0
-        x, wx = _axis(start[part, 0], extent[part, 0], columns, points[:, 0], width, merged)
-        y, wy = _axis(start[part, 1], extent[part, 1], rows, points[:, 1], height, merged)
-        index = base[part, None, None, None, None] + y[:, :, None, :, None] * width + x[:, None, :, None, :]
-        weight = (wy[:, :, None, :, None] * wx[:, None, :, None, :]).to(table.dtype)     # (r, h, w, m, m)
-        bins = len(part) * rows * columns
-        out[part] = F.embedding_bag(index.reshape(bins, -1), table, mode='sum',
-                                    per_sample_weights=weight.reshape(bins, -1)).view(len(part), -1, channels)
-    return out.view(len(rois), rows, columns, channels).permute(0, 3, 1, 2)
+    out = table.new_empty(bins.count, rows * columns, channels)
+    cells = torch.arange(rows * columns, dtype=torch.int32, device=table.device)
+    pairs = []
+    for part, index, weight in bins.parts():
+        out[part] = F.embedding_bag(index, table, mode='sum', per_sample_weights=weight.to(table.dtype)
+                                    ).view(len(part), -1, channels)
+        if keep:
+            read = weight != 0
+            own = (part.int()[:, None] * (rows * columns) + cells).view(-1, 1).expand_as(index)
+            pairs.append((index[read], own[read], weight[read]))
+    kept = [torch.cat(parts) for parts in zip(*pairs)]
+    return out.view(bins.count, rows, columns, channels).permute(0, 3, 1, 2), kept
+
+
+class _RoIAlignRows(torch.autograd.Function):
+    """The pooling with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, bins: _Bins) -> torch.Tensor:
+        out, pairs = _pooled(features, bins, keep=True)
+        ctx.save_for_backward(*pairs)
+        ctx.shape = features.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        batch, channels, height, width = ctx.shape
+        table = grad.permute(0, 2, 3, 1).reshape(-1, channels)                                   # (R * h * w, C)
+        if not ctx.saved_tensors or not len(table):
+            return grad.new_zeros(batch, height, width, channels).permute(0, 3, 1, 2), None
+        pixel, own, weight = ctx.saved_tensors
+        pixel, order = pixel.sort(stable=True)
+        ends = torch.searchsorted(pixel, torch.arange(batch * height * width, dtype=pixel.dtype, device=pixel.device))
+        sums = F.embedding_bag(own[order], at_least_float32(table), ends.to(own.dtype), mode='sum',
+                               per_sample_weights=weight[order].to(at_least_float32(table).dtype))
+        return sums.to(grad.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2), None
 
 
 def _parts(extent: torch.Tensor, output_hw: tuple[int, int],
            sampling_ratio: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Rois that need about as many sampling points together: their places (r,), and g (r, 2) along x and y."""
     bins = output_hw[0] * output_hw[1]
+    if not len(extent):
+        return
     if sampling_ratio > 0:
         points = torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-        for part in torch.arange(len(extent)).split(max(_PAIRS_AT_ONCE // (bins * 4 * sampling_ratio ** 2), 1)):
+        at_once = max(_PAIRS_AT_ONCE // (bins * 4 * sampling_ratio ** 2), 1)
+        for part in torch.arange(len(extent), device=extent.device).split(at_once):
             yield part, points[part]
         return
     points = (extent / extent.new_tensor([output_hw[1], output_hw[0]])).ceil().clamp(min=0).long()
     # Few groups, and little work for points that a roi of the group has not: sizes are taken two by two.
-    kind = ((points + 1) // 2 * torch.tensor([1, 1 << 20])).sum(dim=1)
+    kind = (points[:, 0] + 1) // 2 + ((points[:, 1] + 1) // 2 << 20)
     order = kind.argsort(stable=True)
     for members in order.split(kind.unique(return_counts=True)[1].tolist()):
         pairs = bins * int((points[members].amax(dim=0) + 1).prod())
@@ -79,25 +148,29 @@ def _axis(start: torch.Tensor, extent: torch.Tensor, bins: int, points: torch.Te
     """Which pixels of an axis the bins of r rois read: their numbers (r, n, m) int32 and weights (r, n, m).
 
     Args:
-        start, extent: (r,) of the rois, in pixels of the axis. points: (r,) g. cells: pixels of the axis.
+        start: (r,) where the rois begin, in pixels of the axis.
+        extent: (r,) their size.
+        bins: n.
+        points: (r,) g.
+        cells: pixels of the axis.
         merged: the points of a bin are at most a pixel apart, so that they share pixels.
     """
-    most = int(points.max())
+    most, device = int(points.max()), start.device
     step = (extent / bins)[:, None, None]
-    each, count = torch.arange(most), points.clamp(min=1)[:, None, None]
-    at = (start[:, None, None] + torch.arange(bins)[:, None] * step) + (each + 0.5) * step / count       # (r, n, g)
-    inside = (at >= -1) & (at <= cells) & (each < points[:, None, None])
+    each, count = torch.arange(most, device=device), points.clamp(min=1)[:, None, None]
+    at = (start[:, None, None] + torch.arange(bins, device=device)[:, None] * step) + (each + 0.5) * step / count
+    inside = (at >= -1) & (at <= cells) & (each < points[:, None, None])                         # (r, n, g)
     at = at.clamp(min=0)
     low = at.floor().clamp(max=cells - 1)
     fraction = torch.where(low < cells - 1, at - low, 0.0)
-    share = inside.to(at.dtype) / count                                                               # (r, n, g)
+    share = inside.to(at.dtype) / count                                                          # (r, n, g)
     below, above, low = share * (1 - fraction), share * fraction, low.int()
     if not merged:
         index = torch.stack([low, (low + 1).clamp(max=cells - 1)], dim=-1)
         return index.flatten(2), torch.stack([below, above], dim=-1).flatten(2)
-    first = low[..., :1] if most else low.new_zeros(*low.shape[:2], 1)                   # (r, n, 1)
+    first = low[..., :1] if most else low.new_zeros(*low.shape[:2], 1)                           # (r, n, 1)
     weight = below.new_zeros(*low.shape[:2], most + 1)
     # Points that a roi has not, with weight 0, may lie far beyond its bin.
     slot = (low - first).clamp(max=max(most - 1, 0)).long()
     weight.scatter_add_(2, slot, below).scatter_add_(2, slot + 1, above)
-    return (first + torch.arange(most + 1, dtype=torch.int32)).clamp(max=cells - 1), weight
+    return (first + torch.arange(most + 1, dtype=torch.int32, device=device)).clamp(max=cells - 1), weight

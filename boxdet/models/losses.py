@@ -117,6 +117,9 @@ class CrossEntropyLoss(_Loss):
         self.use_sigmoid = use_sigmoid
         self.use_mask = use_mask
         self.class_weight = None if class_weight is None else list(class_weight)
+        # Moves with the model, so that no step copies it to the device; no key of the state dict.
+        self.register_buffer('_class_weight', None if class_weight is None else torch.tensor(self.class_weight),
+                             persistent=False)
         self.ignore_index = ignore_index
         self.avg_non_ignore = avg_non_ignore
 
@@ -133,8 +136,10 @@ class CrossEntropyLoss(_Loss):
         """
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         ignore_index = -100 if ignore_index is None else ignore_index
-        class_weight = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
         cls_score = at_least_float32(cls_score)
+        class_weight = self._class_weight
+        if class_weight is not None:
+            class_weight = class_weight.to(cls_score.device, cls_score.dtype, non_blocking=True)
         if self.use_mask:
             loss, weight = mask_cross_entropy(cls_score, label, weight, class_weight), None
         elif self.use_sigmoid:
@@ -214,8 +219,11 @@ class FocalLoss(_Loss):
         prob = pred if self.activated else pred.sigmoid()
         wrong = (1 - prob) * target + prob * (1 - target)
         focus = (self.alpha * target + (1 - self.alpha) * (1 - target)) * wrong.pow(self.gamma)
-        entropy = F.binary_cross_entropy if self.activated else F.binary_cross_entropy_with_logits
-        loss = entropy(pred, target, reduction='none') * focus
+        if self.activated:
+            with torch.autocast(pred.device.type, enabled=False):  # which refuses it: half precision would not do
+                loss = F.binary_cross_entropy(pred, target, reduction='none') * focus
+        else:
+            loss = F.binary_cross_entropy_with_logits(pred, target, reduction='none') * focus
         if weight is not None and weight.dim() == 1:
             weight = weight[:, None]
         return self.reduce(loss, weight, avg_factor, reduction_override)

@@ -18,9 +18,6 @@ from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.roi_align import roi_align_rows
 from boxdet.registry import LAYERS, ROI_EXTRACTORS
 
-# Where a roi is put on the levels that are not its own: outside of every feature map, without area, so that
-# nothing is sampled there and the pooled features are exactly zero.
-_NOWHERE = -1e5
 _ROIS_AT_ONCE = 128  # pooled features that wait to be put in order: 6 MB of 7x7 bins and 256 channels
 
 
@@ -47,8 +44,8 @@ class RoIAlign(nn.Module):
         sampling_ratio: points a bin and axis; 0 for as many as the bin has feature pixels.
         pool_mode: 'avg'; torchvision has no other.
         aligned: shift by half a feature pixel; False is the way of the old Detectron.
-        use_torchvision: always torchvision's operator, and not on the CPU without gradients the faster way of
-            ``geometry.roi_align``; the numbers are the same up to rounding.
+        use_torchvision: always torchvision's operator, and not, on the CPU or where algorithms are to be deterministic,
+            the way of ``geometry.roi_align``; the numbers are the same up to rounding.
     """
 
     def __init__(self, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
@@ -65,8 +62,10 @@ class RoIAlign(nn.Module):
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
-        needs_gradient = torch.is_grad_enabled() and (features.requires_grad or rois.requires_grad)
-        if features.device.type == 'cpu' and not needs_gradient and not self.use_torchvision:
+        # On a GPU torchvision's deterministic way has gradients that are no numbers for rois without area.
+        by_rows = features.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled()
+        rois = _forward(rois)
+        if by_rows and not self.use_torchvision:
             return roi_align_rows(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio,
                                   self.aligned)
         return _in_one_type(features, rois, lambda x, r: roi_align(
@@ -88,10 +87,15 @@ class RoIPool(nn.Module):
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
-        return _in_one_type(features, rois, lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
+        return _in_one_type(features, _forward(rois), lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
 
     def extra_repr(self) -> str:
         return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}'
+
+
+def _forward(rois: torch.Tensor) -> torch.Tensor:
+    """Rois (R, 5) of which those that end before they begin, as a file of proposals may hold, have no area instead."""
+    return torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:5])], dim=1)
 
 
 def _in_one_type(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch.Tensor:
@@ -128,7 +132,7 @@ class SingleRoIExtractor(nn.Module):
 
     def map_roi_levels(self, rois: torch.Tensor, num_levels: int) -> torch.Tensor:
         """The level of each roi, (R,) int64 in [0, num_levels)."""
-        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+        side = ((rois[:, 3] - rois[:, 1]).clamp(min=0) * (rois[:, 4] - rois[:, 2]).clamp(min=0)).sqrt()
         levels = torch.floor(torch.log2(side / self.finest_scale + 1e-6))
         return levels.clamp(min=0, max=num_levels - 1).long()
 
@@ -156,9 +160,7 @@ class SingleRoIExtractor(nn.Module):
 
 def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
-    """Pool each roi from its level: sort by level, pool each stretch, put back in order. Waits for the device
-    once.
-    """
+    """Pool each roi from its level: sort by level, pool each stretch, put back in order. Waits for the device once."""
     order = levels.argsort(stable=True)
     counts = torch.bincount(levels, minlength=len(feats)).tolist()
     if not torch.is_grad_enabled() and len(rois) > _ROIS_AT_ONCE:
@@ -171,8 +173,9 @@ def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois
 
 def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                    places: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Pool the rois at ``places[l]`` from level l, some at a time: what is not yet in its place stays small. Without
-    gradients, which would hold on to every part.
+    """Pool the rois at ``places[l]`` from level l, some at a time: what is not yet in its place stays small.
+
+    Without gradients, which would hold on to every part.
     """
     out: torch.Tensor | None = None
     for layer, feat, here in zip(layers, feats, places):
@@ -188,14 +191,15 @@ def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], r
 
 def pool_masked(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
-    """The same without waiting for the device: every level pools all rois, those of other levels giving
-    zeros.
-    """
-    nowhere = torch.full_like(rois, _NOWHERE)
-    nowhere[:, 0] = rois[:, 0]
-    pooled = [layer(feat, torch.where((levels == level)[:, None], rois, nowhere))
-              for level, (layer, feat) in enumerate(zip(layers, feats))]
-    return sum(pooled[1:], start=pooled[0])
+    """The same without waiting for the device: every level pools all rois, each roi takes what its own level gives."""
+    # In place of the rois of other levels a level pools one pixel, which costs little.
+    elsewhere = torch.cat([rois[:, :1], rois.new_zeros(len(rois), 2), rois.new_ones(len(rois), 2)], dim=1)
+    out: torch.Tensor | None = None
+    for level, (layer, feat) in enumerate(zip(layers, feats)):
+        here = levels == level
+        pooled = layer(feat, torch.where(here[:, None], rois, elsewhere))
+        out = pooled if out is None else torch.where(here[:, None, None, None], pooled, out)
+    return out
 
 
 @ROI_EXTRACTORS.register_module()
@@ -229,9 +233,7 @@ class GenericRoIExtractor(nn.Module):
 
     def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 roi_scale_factor: float | None = None) -> torch.Tensor:
-        """As ``SingleRoIExtractor.forward``; (R, C, h, w), or (R, L * C, h, w) for 'concat' without
-        ``post_cfg``.
-        """
+        """As ``SingleRoIExtractor.forward``; (R, C, h, w), or (R, L * C, h, w) for 'concat' without ``post_cfg``."""
         if roi_scale_factor is not None:
             rois = rescale_rois(rois, roi_scale_factor)
         pooled = [layer(feat, rois) for layer, feat in zip(self.roi_layers, feats)]

@@ -279,3 +279,11 @@ def test_memory_stays_flat(tmp_path):
     assert len(measured) == 6
     # After the first images of the first epoch (caches, allocator), nothing more may be added.
     assert max(measured[1:]) - measured[0] < 25, measured
+
+
+@pytest.mark.parametrize('in_use', [False, True])
+def test_batches_are_page_locked_only_where_a_gpu_is_in_use(dataset, in_use, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: in_use)
+    loader = build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=0, dist=False)
+    assert loader.pin_memory is in_use

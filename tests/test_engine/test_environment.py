@@ -98,6 +98,16 @@ def test_cuda_without_a_number_is_the_current_gpu_or_the_rank_s(given, two_gpus,
         choose_device('cuda:2')
 
 
+@pytest.mark.parametrize('in_use', [False, True])
+def test_a_process_on_the_cpu_asks_no_gpu_for_its_name(two_gpus, in_use, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: in_use)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda index: asked.append(index) or 'H200')
+    monkeypatch.setattr(torch.backends.cudnn, 'version', lambda: asked.append('cuDNN'))
+    facts = collect_env()
+    assert facts['GPUs'] == '2' and asked == ([0, 1, 'cuDNN'] if in_use else [])
+
+
 @pytest.mark.parametrize('capability, dtype, expected', [
     ((7, 5), torch.float32, torch.contiguous_format), ((7, 5), torch.float16, torch.channels_last),
     ((8, 0), torch.float32, torch.channels_last), ((9, 0), torch.bfloat16, torch.channels_last)])

@@ -59,6 +59,16 @@ def test_means_since_a_snapshot():
     assert buffer.means_since() == dict(a=pytest.approx(19 / 5), b=10.)
 
 
+def test_values_of_two_devices_are_looked_at_together(monkeypatch):
+    from tests.emulated_gpu import emulated_gpu
+    started = []
+    monkeypatch.setattr(loss_watch, '_start_copy', lambda values: (started.append(values), None))
+    with emulated_gpu():
+        _, values = total_loss({'loss_cls': torch.empty((), device='cuda'), 'num_pos': torch.tensor(3.)})
+        LossWatch(LogBuffer(), torch.device('cuda')).record(1, values, [])
+    assert started[0].shape == (3,) and started[0].device.type == 'cuda'
+
+
 def test_on_a_gpu_a_loss_is_looked_at_one_iteration_later(monkeypatch):
     waited = []
 

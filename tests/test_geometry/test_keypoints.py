@@ -20,6 +20,25 @@ def test_decode_equals_torchvision():
     assert torch.equal(scores, peer_scores[0])
 
 
+def test_heatmaps_of_many_sizes_are_decoded_with_one_copy_to_the_gpu(monkeypatch):
+    from collections import namedtuple
+
+    from tests.emulated_gpu import emulated_gpu, watched_copies
+    sizes = [(60 + i, 50 + i) for i in range(20)]
+    Sizes = namedtuple('Sizes', 'device long')
+    with emulated_gpu():
+        # Fake tensors have no numbers: the sizes, which one copy brings to the host, are given.
+        pixels = Sizes(torch.device('cuda', 0), lambda: namedtuple('L', 'tolist')(lambda: [(w, h) for h, w in sizes]))
+        with watched_copies() as copies:
+            found = K._rois_by_size(pixels)
+        assert [size for size, _ in found] == sizes and all(index.device.type == 'cuda' for _, index in found)
+        heatmaps = torch.empty(20, 17, 56, 56, device='cuda')
+        with watched_copies() as more:
+            monkeypatch.setattr(K, '_rois_by_size', lambda _: found)
+            K.decode_heatmaps(heatmaps, torch.empty(20, 4, device='cuda'))
+    assert copies.waited == more.waited == more.beside == [] and copies.beside == ['cpu->cuda:0']
+
+
 def test_encode_equals_torchvision():
     boxes, g = rois(30), torch.Generator().manual_seed(2)
     joints = torch.cat([torch.rand(30, 7, 2, generator=g) * 120, torch.randint(3, (30, 7, 1), generator=g).float()], 2)

@@ -266,6 +266,31 @@ def test_losses_have_no_state():
     assert not build('CrossEntropyLoss', class_weight=[1., 2]).state_dict()
 
 
+def test_activated_focal_loss_under_autocast():
+    prob, labels = torch.rand(5, 3), torch.tensor([0, 1, 2, 3, 3])
+    loss = build('FocalLoss', activated=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = loss(prob, labels)
+    assert found.dtype == torch.float32 and torch.equal(found, loss(prob, labels))
+    from tests.emulated_gpu import emulated_gpu
+    torch.set_autocast_enabled('cuda', True)  # which refuses binary_cross_entropy
+    try:
+        with emulated_gpu():
+            assert loss(torch.rand(4, 3, device='cuda'), torch.zeros(4, dtype=torch.long, device='cuda')).shape == ()
+    finally:
+        torch.set_autocast_enabled('cuda', False)
+
+
+def test_class_weights_are_not_copied_to_the_gpu_in_each_step():
+    from tests.emulated_gpu import emulated_gpu, watched_copies
+    with emulated_gpu():
+        loss = build('CrossEntropyLoss', class_weight=[1., 2., 3.]).to('cuda')
+        scores, labels = torch.rand(4, 3, device='cuda'), torch.zeros(4, dtype=torch.long, device='cuda')
+        with watched_copies() as copies:
+            loss(scores, labels)
+    assert copies.waited == copies.beside == []
+
+
 def test_accuracy():
     scores = torch.tensor([[.1, .7, .2], [.5, .1, .4], [.35, .25, .4]])
     target = torch.tensor([1, 2, 0])

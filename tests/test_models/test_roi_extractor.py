@@ -158,3 +158,48 @@ def test_what_does_not_exist_is_an_error():
     with pytest.raises(ConfigError, match="did you mean 'RoIAlign'"):
         SingleRoIExtractor(dict(type='RoIAlgn', output_size=7), 6, STRIDES)
     assert RoIPool(7).output_size == (7, 7)
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_torchvisions_deterministic_way_gives_the_same_and_its_gradients_are_numbers(ratio, monkeypatch):
+    """That way, which a GPU goes under ``use_deterministic_algorithms``, here eagerly and on the CPU."""
+    import importlib
+
+    from boxdet.models import roi_extractor
+    in_python = importlib.import_module('torchvision.ops.roi_align')._roi_align.__wrapped__
+    layer = dict(type='RoIAlign', output_size=7, sampling_ratio=ratio, use_torchvision=True)
+    extractor, rois = SingleRoIExtractor(layer, 6, STRIDES), rois_of_all_sizes()[[0, 1, 2, 3, 6, 7]]
+    rois[5, 3:] += 9  # with an area
+    levels, outs, grads = extractor.map_roi_levels(rois, 4), [], []
+    for way in (roi_align, lambda x, r, size, scale, n, aligned: in_python(x, r, scale, *size, n, aligned)):
+        monkeypatch.setattr(roi_extractor, 'roi_align', way)
+        feats = [f.requires_grad_() for f in features()]
+        outs.append(pool_masked(extractor.roi_layers, feats, rois, levels))
+        outs[-1].square().sum().backward()
+        grads.append([f.grad for f in feats])
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
+
+
+def test_where_algorithms_are_to_be_deterministic_rois_are_sums_of_rows(monkeypatch):
+    from boxdet.models import roi_extractor
+    from tests.emulated_gpu import emulated_gpu
+    called = []
+    monkeypatch.setattr(roi_extractor, 'roi_align_rows', lambda *args: called.append('rows'))
+    monkeypatch.setattr(roi_extractor, 'roi_align', lambda *args: called.append('operator') or args[0])
+    with emulated_gpu():
+        x, rois = torch.empty(1, 4, 8, 8, device='cuda'), torch.empty(2, 5, device='cuda')
+        for wanted in (False, True):
+            monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda wanted=wanted: wanted)
+            RoIAlign(7)(x, rois)
+    assert called == ['operator', 'rows']
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('pool', [pool_sorted, pool_masked])
+def test_a_roi_that_ends_before_it_begins_has_no_area(layer, pool):
+    extractor = SingleRoIExtractor(layer, 6, STRIDES)
+    turned, empty = torch.tensor([[0, 10., 10, 5, 30]]), torch.tensor([[0, 10., 10, 10, 30]])
+    found, expected = (pool(extractor.roi_layers, features(), rois, extractor.map_roi_levels(rois, 4))
+                       for rois in (turned, empty))
+    assert torch.equal(found, expected) and torch.equal(extractor(features(), turned), expected)
