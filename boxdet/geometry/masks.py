@@ -108,8 +108,8 @@ def nearest_index(source: int, target: int) -> np.ndarray:
     return np.minimum(np.floor(np.arange(target) * step).astype(np.int32), source - 1)
 
 
-_INTERPOLATIONS = dict(nearest='INTER_NEAREST', bilinear='INTER_LINEAR', bicubic='INTER_CUBIC', area='INTER_AREA',
-                       lanczos='INTER_LANCZOS4')
+INTERPOLATIONS = dict(nearest='INTER_NEAREST', bilinear='INTER_LINEAR', bicubic='INTER_CUBIC', area='INTER_AREA',
+                      lanczos='INTER_LANCZOS4')
 
 
 def interpolation_flag(name: str) -> int:
@@ -119,9 +119,9 @@ def interpolation_flag(name: str) -> int:
         ValueError: an unknown name.
     """
     import cv2  # only those who interpolate need it
-    if name not in _INTERPOLATIONS:
-        raise ValueError(f"interpolation '{name}' is none of {', '.join(_INTERPOLATIONS)}")
-    return getattr(cv2, _INTERPOLATIONS[name])
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation '{name}' is none of {', '.join(INTERPOLATIONS)}")
+    return getattr(cv2, INTERPOLATIONS[name])
 
 
 def resize_bitmap(bitmap: np.ndarray, out_hw: tuple[int, int], interpolation: str) -> np.ndarray:

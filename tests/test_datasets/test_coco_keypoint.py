@@ -16,10 +16,10 @@ from boxdet.datasets.pipelines.geometric import (
     RandomCrop,
     RandomFlip,
     Resize,
-    moved_joints,
 )
 from boxdet.datasets.pipelines.loading import FilterAnnotations, LoadAnnotations
 from boxdet.datasets.pipelines.mixing import CopyPaste
+from boxdet.datasets.warps import visible_keypoints
 from boxdet.errors import ConfigError, DataError
 from boxdet.structures import coco_person
 from boxdet.structures.masks import BitmapMasks
@@ -205,7 +205,7 @@ def test_resize_scales_joints():
 
 def test_joints_on_the_border_stay_and_beyond_it_are_gone():
     joints = np.float32([[[0, 0, 2], [10, 8, 1], [10.1, 3, 2], [-0.1, 3, 2], [5, 5, 0]]])
-    assert moved_joints(joints, (8, 10)).tolist() == [[[0, 0, 2], [10, 8, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]]
+    assert visible_keypoints(joints, (8, 10)).tolist() == [[[0, 0, 2], [10, 8, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]]
 
 
 def test_loading_and_filtering(tmp_path):

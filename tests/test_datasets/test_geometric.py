@@ -11,8 +11,8 @@ from boxdet.datasets.pipelines.geometric import (
     RandomCrop,
     RandomFlip,
     Resize,
-    flip_boxes,
 )
+from boxdet.datasets.warps import flip_boxes
 from boxdet.errors import ConfigError
 from boxdet.structures.masks import BitmapMasks
 
@@ -51,8 +51,9 @@ def test_resize_of_a_line_and_of_a_point():
     assert point['img'].shape == (800, 800, 3) and (point['img'] == 9).all()
 
 
-@pytest.mark.parametrize('hw, expected', [((480, 640), (800, 1067)), ((640, 427), (1199, 800)), ((427, 640), (800, 1199)),
-                                          ((300, 1500), (267, 1333)), ((640, 638), (803, 800))])
+@pytest.mark.parametrize('hw, expected', [((480, 640), (800, 1067)), ((640, 427), (1199, 800)),
+                                          ((427, 640), (800, 1199)), ((300, 1500), (267, 1333)),
+                                          ((640, 638), (803, 800))])
 def test_resize_keeps_the_ratio(hw, expected):
     results = sample(*hw)
     Resize(img_scale=(1333, 800))(results)
@@ -75,7 +76,8 @@ def test_resize_exactly_and_by_factor():
     results['scale_factor'] = 0.5
     assert Resize()(results)['img'].shape == (24, 32, 3)
     for backend in ('cv2', 'pillow'):
-        assert Resize(img_scale=(32, 24), backend=backend, interpolation='nearest')(sample())['img'].shape == (24, 32, 3)
+        resize = Resize(img_scale=(32, 24), backend=backend, interpolation='nearest')
+        assert resize(sample())['img'].shape == (24, 32, 3)
 
 
 def test_resize_draws_scales():
@@ -138,7 +140,8 @@ def test_flip_ratios():
 
     def shares(transform):
         drawn = [transform(sample(objects=1)) for _ in range(400)]
-        return [np.mean([r['flip_direction'] == d for r in drawn]) for d in ('horizontal', 'vertical', 'diagonal', None)]
+        directions = 'horizontal', 'vertical', 'diagonal', None
+        return [np.mean([r['flip_direction'] == direction for r in drawn]) for direction in directions]
 
     assert shares(RandomFlip(0.0)) == [0, 0, 0, 1] and shares(RandomFlip(1.0, 'vertical')) == [0, 1, 0, 0]
     assert np.allclose(shares(RandomFlip(0.5)), [0.5, 0, 0, 0.5], atol=0.08)
@@ -167,8 +170,12 @@ def test_pad():
         Pad(size=(3, 4), size_divisor=32)
     with pytest.raises(ConfigError, match='smaller'):
         Pad(size=(10, 10))(sample())
-    with pytest.raises(ConfigError, match='masks'):
-        Pad(size_divisor=32, pad_val=dict(masks=1))
+    filled = Pad(size_divisor=32, pad_val=dict(img=3, masks=1, seg=9))(sample(40, 60))
+    assert (filled['gt_masks'].masks[:, 40:] == 1).all() and (filled['gt_masks'].masks[:, :40, 60:] == 1).all()
+    assert (filled['gt_semantic_seg'][40:] == 9).all() and (filled['img'][40:] == 3).all()
+    assert np.array_equal(filled['gt_masks'].masks[:, :40, :60], sample(40, 60)['gt_masks'].masks)
+    with pytest.raises(ConfigError, match="Pad.pad_val knows no 'mask'; did you mean 'masks'"):
+        Pad(size_divisor=32, pad_val=dict(mask=1))
 
 
 @pytest.mark.parametrize('options', [dict(crop_size=(30, 40)), dict(crop_size=(20, 40), crop_type='absolute_range'),
@@ -195,7 +202,8 @@ def test_random_crop_without_objects():
     np.random.seed(3)
     kept = RandomCrop((10, 10), allow_negative_crop=True)(dict(results))
     assert len(kept['gt_bboxes']) == len(kept['gt_labels']) == len(kept['gt_masks']) == 0
-    for wrong in (dict(crop_size=(0, 3)), dict(crop_size=(2, 3), crop_type='relative'), dict(crop_size=(1, 1), crop_type='x')):
+    for wrong in (dict(crop_size=(0, 3)), dict(crop_size=(2, 3), crop_type='relative'),
+                  dict(crop_size=(1, 1), crop_type='x')):
         with pytest.raises(ConfigError, match='RandomCrop'):
             RandomCrop(**wrong)
 
@@ -221,7 +229,6 @@ def test_expand():
     assert Expand(prob=0.0)(sample())['img'].shape == (48, 64, 3)
 
 
-
 def long_sample(boxes, height=40, width=200):
     """A picture whose columns are numbered, with objects at ``boxes``."""
     bitmaps = np.zeros((len(boxes), height, width), dtype=np.uint8)
@@ -230,7 +237,8 @@ def long_sample(boxes, height=40, width=200):
     image = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (height, width, 3)).copy()
     joints = np.array([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes], dtype=np.float32).reshape(-1, 2, 3)
     return dict(img=image, img_shape=image.shape, img_fields=['img'], gt_labels=np.arange(len(boxes)),
-                gt_bboxes=np.array(boxes, dtype=np.float32).reshape(-1, 4), gt_masks=BitmapMasks(bitmaps, height, width),
+                gt_bboxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+                gt_masks=BitmapMasks(bitmaps, height, width),
                 gt_keypoints=joints, keypoint_fields=['gt_keypoints'], bbox_fields=['gt_bboxes'],
                 mask_fields=['gt_masks'])
 

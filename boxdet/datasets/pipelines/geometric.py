@@ -1,74 +1,91 @@
-"""Transforms that move pixels, boxes, masks, joints and class maps together.
+"""Transforms that draw a warp and apply it to the whole sample.
 
-The numbers are mmdetection 2.28's. Sizes are (height, width), scales (w, h) as in 2.x's configs, boxes xyxy (N, 4).
+A transform says what is drawn; ``datasets.warps`` has the geometry, and ``datasets.fields`` knows the keys that it is
+applied to. The numbers are mmdetection 2.28's. Sizes are (height, width), scales (w, h) as in 2.x's configs, boxes xyxy
+(N, 4).
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 
-from boxdet.errors import ConfigError
-from boxdet.geometry.keypoints import flip_keypoints
-from boxdet.geometry.masks import rescaled_hw
+from boxdet.datasets.fields import BOXES, FIELD_KINDS, IMAGES, keep_objects, move_fields
+from boxdet.datasets.pipelines.formatting import PAD_VAL
+from boxdet.datasets.warps import Crop, Flip, Place, Scale, Warp, resize_map
+from boxdet.errors import ConfigError, nearest
+from boxdet.geometry.masks import INTERPOLATIONS, rescaled_hw
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import FLIP_DIRECTIONS
 
-_INTERPOLATIONS = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
-                       area=cv2.INTER_AREA, lanczos=cv2.INTER_LANCZOS4)
-# Which labels and masks go with which boxes when some are dropped.
-_LABELS_OF = dict(gt_bboxes='gt_labels', gt_bboxes_ignore='gt_labels_ignore')
-_MASKS_OF = dict(gt_bboxes='gt_masks', gt_bboxes_ignore='gt_masks_ignore')
-_KEYPOINTS_OF = dict(gt_bboxes='gt_keypoints')
+Keep = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def clip_boxes(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Boxes (N, 4) within an image of ``shape`` (H, W, ...)."""
-    limits = np.array([shape[1], shape[0], shape[1], shape[0]], dtype=np.float32)
-    return np.clip(boxes, 0, limits)
+class GeometricTransform:
+    """A transform that moves everything of a sample by one warp.
 
-
-def flip_boxes(boxes: np.ndarray, shape: Sequence[int], direction: str) -> np.ndarray:
-    """Boxes (..., 4) on the flipped image of ``shape`` (H, W, ...)."""
-    flipped = boxes.copy()
-    if direction != 'vertical':
-        flipped[..., 0::4], flipped[..., 2::4] = shape[1] - boxes[..., 2::4], shape[1] - boxes[..., 0::4]
-    if direction != 'horizontal':
-        flipped[..., 1::4], flipped[..., 3::4] = shape[0] - boxes[..., 3::4], shape[0] - boxes[..., 1::4]
-    return flipped
-
-
-def moved_joints(joints: np.ndarray, shape: Sequence[int], factor: Sequence[float] = (1, 1),
-                 offset: Sequence[float] = (0, 0)) -> np.ndarray:
-    """Joints (N, J, 3) scaled by ``factor`` and then moved by ``offset`` (x, y), on a picture of ``shape`` (H, W, ...).
-
-    Those outside are not labelled any more, and those that are not labelled lie at 0, 0, as COCO has them (detectron2).
+    A subclass that treats one kind of field in its own way overrides ``move_kind``.
     """
-    moved = joints.copy()
-    moved[..., :2] = joints[..., :2] * np.asarray(factor, dtype=np.float32) + np.asarray(offset, dtype=np.float32)
-    inside = ((moved[..., :2] >= 0) & (moved[..., :2] <= (shape[1], shape[0]))).all(axis=-1)
-    moved[~inside | (moved[..., 2] <= 0)] = 0
-    return moved
+
+    def move(self, results: dict, warp: Warp, keep: Keep | None = None, images: bool = True) -> None:
+        """Apply ``warp`` to all fields of the sample, in place.
+
+        Args:
+            results: the sample.
+            warp: what to apply.
+            keep: ``keep(boxes before (N, 4), boxes after (N, 4))`` tells, (N,) bool, which objects stay; None for all.
+            images: False leaves the images to the device.
+        """
+        before = {key: results[key] for key in FIELD_KINDS[BOXES].keys(results)} if keep else {}
+        for kind in list(FIELD_KINDS):
+            if kind == IMAGES and not images:
+                continue
+            self.move_kind(kind, results, warp)
+            if kind == BOXES:
+                for key, boxes in before.items():
+                    keep_objects(results, key, keep(boxes, results[key]))
+
+    def move_kind(self, kind: str, results: dict, warp: Warp) -> None:
+        """Apply ``warp`` to the fields of one kind, e.g. 'bbox_fields'."""
+        move_fields(results, warp, [kind])
+
+    def crop(self, results: dict, window: Sequence[int], clip: bool, keep: Keep, recompute_bbox: bool = False) -> bool:
+        """Cut the sample to a window, in place, and drop objects.
+
+        Args:
+            results: the sample.
+            window: (x0, y0, x1, y1) in whole pixels.
+            clip: clip boxes to the window.
+            keep: as for ``move``.
+            recompute_bbox: boxes from the cut masks.
+
+        Returns:
+            whether an object is left, or there is no ``gt_bboxes`` to tell.
+        """
+        self.move(results, Crop.of(window, _hw(results), clip), keep)
+        results['img_shape'] = results['pad_shape'] = results[_first_image(results)].shape
+        fields = results.get('bbox_fields', [])
+        for boxes, masks in (('gt_bboxes', 'gt_masks'), ('gt_bboxes_ignore', 'gt_masks_ignore')):
+            if recompute_bbox and boxes in fields and masks in results:
+                results[boxes] = results[masks].bboxes()
+        return 'gt_bboxes' not in fields or len(results['gt_bboxes']) > 0
 
 
-def flip_image(image: np.ndarray, direction: str) -> np.ndarray:
-    """A flipped copy of (H, W[, C])."""
-    return cv2.flip(image, dict(horizontal=1, vertical=0, diagonal=-1)[direction])
+def _first_image(results: dict) -> str:
+    return results.get('img_fields', ['img'])[0]
 
 
-def pad_image(image: np.ndarray, hw: tuple[int, int], value: float = 0) -> np.ndarray:
-    """Fill up with ``value`` below and on the right to ``hw``; the image itself when it has that size."""
-    height, width = image.shape[:2]
-    if (height, width) == tuple(hw):
-        return image
-    shape = (*hw, *image.shape[2:])
-    padded = np.zeros(shape, image.dtype) if np.all(np.equal(value, 0)) else np.full(shape, value, image.dtype)
-    padded[:height, :width] = image
-    return padded
+def _hw(results: dict) -> tuple[int, int]:
+    """Height and width of the sample's image."""
+    return results[_first_image(results)].shape[:2]
+
+
+def with_area(_: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: which boxes (N, 4) have an area."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _as_scales(img_scale: Any) -> list[tuple[int, int]] | None:
@@ -82,8 +99,8 @@ def _as_scales(img_scale: Any) -> list[tuple[int, int]] | None:
 
 
 @PIPELINES.register_module()
-class Resize:
-    """Resize image, boxes, masks and class map.
+class Resize(GeometricTransform):
+    """Resize image, boxes, masks, keypoints and semantic map.
 
     The scale is ``results['scale']`` or ``results['scale_factor']`` where one is set, else drawn:
     with ``ratio_range`` the one ``img_scale`` times a random ratio; from several scales by ``multiscale_mode`` 'value'
@@ -96,7 +113,7 @@ class Resize:
         keep_ratio: make the image as large as fits into the scale, in any orientation; else exactly the scale.
         bbox_clip_border: clip boxes to the image.
         backend: 'cv2' or 'pillow'.
-        interpolation: of the image; masks and class maps are resized by nearest neighbour.
+        interpolation: of the image; masks and semantic maps are resized by nearest neighbour.
         override: resize again, whatever an earlier Resize did.
     """
 
@@ -111,8 +128,8 @@ class Resize:
         if self.img_scale and len(self.img_scale) > 2 and multiscale_mode == 'range' and ratio_range is None:
             raise ConfigError(f"Resize.img_scale: 'range' lies between two scales, {len(self.img_scale)} are given; "
                               "multiscale_mode='value' draws one of a list")
-        if interpolation not in _INTERPOLATIONS:
-            raise ConfigError(f"Resize.interpolation '{interpolation}' is none of {', '.join(_INTERPOLATIONS)}")
+        if interpolation not in INTERPOLATIONS:
+            raise ConfigError(f"Resize.interpolation '{interpolation}' is none of {', '.join(INTERPOLATIONS)}")
         if backend not in ('cv2', 'pillow'):
             raise ConfigError(f"Resize.backend '{backend}' is neither 'cv2' nor 'pillow'")
         self.multiscale_mode = multiscale_mode
@@ -124,31 +141,33 @@ class Resize:
         self.override = override
 
     def __call__(self, results: dict) -> dict:
+        """Resize the sample."""
+        self._set_scale(results)
+        hw = _hw(results)
+        out_hw = rescaled_hw(hw, results['scale']) if self.keep_ratio else tuple(int(v) for v in results['scale'][::-1])
+        warp = Scale(out_hw=out_hw, clip=self.bbox_clip_border, in_hw=hw, interpolation=self.interpolation,
+                     backend=self.backend)
+        results['scale_factor'], results['keep_ratio'] = warp.factor, self.keep_ratio
+        image = results[_first_image(results)]
+        results['img_shape'] = results['pad_shape'] = (*out_hw, *image.shape[2:])
+        self.move(results, warp)
+        return results
+
+    def _set_scale(self, results: dict) -> None:
         if self.override:
             results.pop('scale', None)
             results.pop('scale_factor', None)
-        if 'scale' not in results:
-            if 'scale_factor' in results:
-                factor = results['scale_factor']
-                if not isinstance(factor, (int, float)):
-                    raise ConfigError('Resize: the sample was resized before; override=True resizes it again')
-                height, width = results['img'].shape[:2]
-                results['scale'] = (int(width * factor), int(height * factor))
-            else:
-                results['scale'], results['scale_idx'] = self._draw_scale()
-        elif isinstance(results.get('scale_factor'), np.ndarray):
-            raise ConfigError('Resize: the sample was resized before; override=True resizes it again')
-        self._resize_images(results)
-        self._resize_boxes(results)
-        hw = results['img_shape'][:2]
-        for key in results.get('keypoint_fields', []):
-            results[key] = moved_joints(results[key], hw, factor=results['scale_factor'][:2])
-        for key in results.get('mask_fields', []):
-            if results[key] is not None:
-                results[key] = results[key].resize(hw)
-        for key in results.get('seg_fields', []):
-            results[key] = cv2.resize(results[key], hw[::-1], interpolation=cv2.INTER_NEAREST)
-        return results
+        if 'scale' in results:
+            if isinstance(results.get('scale_factor'), np.ndarray):
+                raise ConfigError('Resize: the sample was resized before; override=True resizes it again')
+        elif 'scale_factor' in results:
+            factor = results['scale_factor']
+            if not isinstance(factor, (int, float)):
+                raise ConfigError('Resize: the sample was resized before; override=True resizes it again')
+            height, width = _hw(results)
+            results['scale'] = (int(width * factor), int(height * factor))
+        else:
+            results['scale'], results['scale_idx'] = self._draw_scale()
 
     def _draw_scale(self) -> tuple[tuple[int, int], int | None]:
         if self.img_scale is None:
@@ -166,46 +185,19 @@ class Resize:
         return (int(np.random.randint(min(longer), max(longer) + 1)),
                 int(np.random.randint(min(shorter), max(shorter) + 1))), None
 
-    def _resize_images(self, results: dict) -> None:
-        for key in results.get('img_fields', ['img']):
-            image = results[key]
-            height, width = image.shape[:2]
-            new_h, new_w = (rescaled_hw((height, width), results['scale']) if self.keep_ratio
-                            else tuple(int(v) for v in results['scale'][::-1]))
-            image = self._resized(image, (new_h, new_w))
-            results[key] = image
-            factor_w, factor_h = new_w / width, new_h / height
-            results['scale_factor'] = np.array([factor_w, factor_h, factor_w, factor_h], dtype=np.float32)
-            results['img_shape'] = image.shape
-            results['pad_shape'] = image.shape
-            results['keep_ratio'] = self.keep_ratio
-
-    def _resized(self, image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-        if self.backend == 'cv2':
-            return cv2.resize(image, hw[::-1], interpolation=_INTERPOLATIONS[self.interpolation])
-        from PIL import Image  # only this backend needs it
-        filters = dict(nearest=Image.NEAREST, bilinear=Image.BILINEAR, bicubic=Image.BICUBIC, area=Image.BOX,
-                       lanczos=Image.LANCZOS)
-        return np.array(Image.fromarray(image).resize(hw[::-1], filters[self.interpolation]))
-
-    def _resize_boxes(self, results: dict) -> None:
-        for key in results.get('bbox_fields', []):
-            boxes = results[key] * results['scale_factor']
-            results[key] = clip_boxes(boxes, results['img_shape']) if self.bbox_clip_border else boxes
-
 
 @PIPELINES.register_module()
-class RandomFlip:
-    """Flip image, boxes, masks, joints, class map, unless ``results['flip']`` says whether and ``flip_direction`` how.
+class RandomFlip(GeometricTransform):
+    """Flip the sample, unless ``results['flip']`` says whether and ``flip_direction`` how.
 
-    A mirror makes a left hand a right one: joints change places by the data set's ``flip_pairs``.
+    A mirror makes a left hand a right one: keypoints change places by the data set's ``flip_pairs``.
 
     Args:
         flip_ratio: the probability; with several directions it is dealt evenly, or a list has one for each.
         direction: 'horizontal', 'vertical', 'diagonal', or a list of them.
 
     Raises:
-        ConfigError: joints, and the data set does not say which of them are pairs.
+        ConfigError: keypoints, and the data set does not say which of them are pairs.
     """
     can_defer = True
 
@@ -225,6 +217,7 @@ class RandomFlip:
         self.flip_ratio = None if ratios is None else list(ratios)
 
     def __call__(self, results: dict) -> dict:
+        """Flip the sample, or not."""
         if 'flip' not in results:
             if self.flip_ratio is None:
                 raise ConfigError('RandomFlip: neither flip_ratio nor a flip in the sample')
@@ -235,40 +228,20 @@ class RandomFlip:
         if results.get('flip_direction') is None:
             results['flip_direction'] = self.direction[0] if results['flip'] else None
         if results['flip']:
-            self._flip(results, results['flip_direction'])
+            hw = results['img_shape'][:2] if 'img_shape' in results else _hw(results)
+            self.move(results, Flip(out_hw=hw, direction=results['flip_direction']))
         return results
-
-    def _flip(self, results: dict, direction: str) -> None:
-        for key in results.get('img_fields', ['img']):
-            results[key] = flip_image(results[key], direction)
-        for key in results.get('bbox_fields', []):
-            results[key] = flip_boxes(results[key], results['img_shape'], direction)
-        for key in results.get('keypoint_fields', []):
-            results[key] = self._flipped_joints(results[key], results, direction)
-        for key in results.get('mask_fields', []):
-            results[key] = results[key].flip(direction)
-        for key in results.get('seg_fields', []):
-            results[key] = flip_image(results[key], direction)
-
-
-    @staticmethod
-    def _flipped_joints(joints: np.ndarray, results: dict, direction: str) -> np.ndarray:
-        if results.get('flip_pairs') is None:
-            raise ConfigError('RandomFlip: the data set does not say which keypoints a mirror swaps: set its '
-                              'flip_pairs ([] for none)')
-        flipped = flip_keypoints(torch.from_numpy(joints), results['img_shape'], results['flip_pairs'], direction)
-        return moved_joints(flipped.numpy(), results['img_shape'])
 
 
 @PIPELINES.register_module()
-class Pad:
-    """Fill up image, masks and class map below and on the right.
+class Pad(GeometricTransform):
+    """Fill up image, masks and semantic map below and on the right.
 
     Args:
         size: (h, w); or
         size_divisor: to a multiple of so many pixels; or
         pad_to_square: to the longer side.
-        pad_val: a number for the image, or ``dict(img=0, masks=0, seg=255)``.
+        pad_val: a number for the image, or ``dict(img=0, masks=0, seg=255)``. Polygons have nothing to fill.
     """
 
     def __init__(self, size: Sequence[int] | None = None, size_divisor: int | None = None, pad_to_square: bool = False,
@@ -276,11 +249,10 @@ class Pad:
         given = (size is not None) + (size_divisor is not None) + bool(pad_to_square)
         if given != 1:
             raise ConfigError('Pad needs exactly one of size, size_divisor and pad_to_square=True')
-        if not isinstance(pad_val, dict):
-            pad_val = dict(img=pad_val or 0)
-        self.pad_val = {**dict(img=0, masks=0, seg=255), **pad_val}
-        if self.pad_val['masks'] != 0:
-            raise ConfigError('Pad.pad_val: masks are filled up with 0')
+        self.pad_val = {**PAD_VAL, **(pad_val if isinstance(pad_val, dict) else dict(img=pad_val or 0))}
+        unknown = next((key for key in self.pad_val if key not in PAD_VAL), None)
+        if unknown is not None:
+            raise ConfigError(f"Pad.pad_val knows no '{unknown}'{nearest(unknown, PAD_VAL)}")
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.size_divisor = size_divisor
         self.pad_to_square = pad_to_square
@@ -291,18 +263,24 @@ class Pad:
         return bool(np.all(np.equal(self.pad_val['img'], 0)))
 
     def __call__(self, results: dict) -> dict:
-        for key in results.get('img_fields', ['img']):
-            results[key] = pad_image(results[key], self._target(results[key].shape), self.pad_val['img'])
-            results['pad_shape'] = results[key].shape
-        return self._pad_rest(results)
+        """Pad the sample."""
+        return self._pad(results, images=True)
 
     def defer(self, results: dict) -> dict:
-        """As a call, but of the picture only ``pad_shape`` is set; the batch has room for it."""
-        results['pad_shape'] = (*self._target(results['img'].shape), *results['img'].shape[2:])
-        return self._pad_rest(results)
+        """As a call, but of the image only ``pad_shape`` is set; the batch has room for it."""
+        return self._pad(results, images=False)
 
-    def _target(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        height, width = shape[:2]
+    def _pad(self, results: dict, images: bool) -> dict:
+        out_hw = self._target(_hw(results))
+        results['pad_shape'] = (*out_hw, *results[_first_image(results)].shape[2:])
+        results['pad_fixed_size'], results['pad_size_divisor'] = self.size, self.size_divisor
+        fill = self.pad_val
+        self.move(results, Place(out_hw=out_hw, img_fill=fill['img'], seg_fill=fill['seg'], mask_fill=fill['masks']),
+                  images=images)
+        return results
+
+    def _target(self, hw: tuple[int, int]) -> tuple[int, int]:
+        height, width = hw
         if self.pad_to_square:
             return max(height, width), max(height, width)
         if self.size is not None:
@@ -312,20 +290,10 @@ class Pad:
         divisor = self.size_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
-    def _pad_rest(self, results: dict) -> dict:
-        results['pad_fixed_size'] = self.size
-        results['pad_size_divisor'] = self.size_divisor
-        hw = results['pad_shape'][:2]
-        for key in results.get('mask_fields', []):
-            results[key] = results[key].pad(hw)
-        for key in results.get('seg_fields', []):
-            results[key] = pad_image(results[key], hw, self.pad_val['seg'])
-        return results
-
 
 @PIPELINES.register_module()
 class SegRescale:
-    """Resize the class maps alone, by nearest neighbour: heads that read them work at a fraction of the image's size.
+    """Resize the semantic maps alone, by nearest neighbour: heads read them at a fraction of the image's size.
 
     Args:
         scale_factor: new size / old size.
@@ -342,10 +310,11 @@ class SegRescale:
         self.backend = backend
 
     def __call__(self, results: dict) -> dict:
+        """Resize the semantic maps of the sample."""
         for key in results.get('seg_fields', []) if self.scale_factor != 1 else ():
             hw = rescaled_hw(results[key].shape[:2], self.scale_factor)
             if self.backend == 'cv2':
-                results[key] = cv2.resize(results[key], hw[::-1], interpolation=cv2.INTER_NEAREST)
+                results[key] = resize_map(results[key], hw)
             else:
                 from PIL import Image  # only this backend needs it
                 results[key] = np.array(Image.fromarray(results[key]).resize(hw[::-1], Image.NEAREST))
@@ -353,8 +322,8 @@ class SegRescale:
 
 
 @PIPELINES.register_module()
-class RandomCrop:
-    """Cut a random part out of image, boxes, masks and class map; None when no box remains.
+class RandomCrop(GeometricTransform):
+    """Cut a random part out of the sample; None when no box remains.
 
     Args:
         crop_size: (h, w), or a range of sizes, by ``crop_type``.
@@ -382,12 +351,13 @@ class RandomCrop:
         self.bbox_clip_border = bbox_clip_border
 
     def __call__(self, results: dict) -> dict | None:
-        height, width = results['img'].shape[:2]
+        """Cut the sample."""
+        height, width = _hw(results)
         crop_h, crop_w = self._draw_size(height, width)
         top = int(np.random.randint(0, max(height - crop_h, 0) + 1))
         left = int(np.random.randint(0, max(width - crop_w, 0) + 1))
         window = (left, top, left + crop_w, top + crop_h)
-        kept = crop_sample(results, window, self.bbox_clip_border, self.recompute_bbox)
+        kept = self.crop(results, window, self.bbox_clip_border, with_area, self.recompute_bbox)
         return results if kept or self.allow_negative_crop else None
 
     def _draw_size(self, height: int, width: int) -> tuple[int, int]:
@@ -404,15 +374,15 @@ class RandomCrop:
 
 
 @PIPELINES.register_module()
-class AspectCrop:
-    """Cut long images to a limited aspect ratio, at random but around the objects where they fit: Detectron.pytorch's
-    TRAIN.ASPECT_CROPPING.
+class AspectCrop(GeometricTransform):
+    """Cut long images to a limited aspect ratio (Detectron.pytorch's TRAIN.ASPECT_CROPPING).
 
-    Where the objects reach over more than is left, the part begins within the first half of what they reach too far. It
-    stands after Resize and RandomFlip.
+    The part is drawn at random, but around the objects where they fit. Where they reach over more than is left, it
+    begins within the first half of what they reach too far. It stands after Resize and RandomFlip.
 
     Args:
-        aspect_lo, aspect_hi: least and largest width / height (ASPECT_LO, ASPECT_HI).
+        aspect_lo: least width / height (ASPECT_LO).
+        aspect_hi: largest width / height (ASPECT_HI).
 
     Raises:
         ConfigError: not 0 < aspect_lo <= aspect_hi.
@@ -425,7 +395,8 @@ class AspectCrop:
         self.aspect_lo, self.aspect_hi = aspect_lo, aspect_hi
 
     def __call__(self, results: dict) -> dict:
-        height, width = results['img'].shape[:2]
+        """Cut the sample where it is too long."""
+        height, width = _hw(results)
         crop_w = min(width, math.ceil(height * self.aspect_hi))
         crop_h = min(height, math.ceil(width / self.aspect_lo))
         if (crop_h, crop_w) == (height, width):
@@ -433,7 +404,7 @@ class AspectCrop:
         boxes = results.get('gt_bboxes', np.zeros((0, 4), dtype=np.float32))
         left = self._draw_start(boxes[:, 0], boxes[:, 2], width, crop_w)
         top = self._draw_start(boxes[:, 1], boxes[:, 3], height, crop_h)
-        crop_sample(results, (left, top, left + crop_w, top + crop_h))
+        self.crop(results, (left, top, left + crop_w, top + crop_h), True, with_area)
         return results
 
     @staticmethod
@@ -449,60 +420,15 @@ class AspectCrop:
         return int(np.random.randint(low, high + 1))
 
 
-def crop_sample(results: dict, window: Sequence[int], clip: bool = True, recompute_bbox: bool = False) -> bool:
-    """Cut images, boxes, masks, joints and class maps of a sample to ``window`` (x0, y0, x1, y1), in place.
-
-    Boxes outside are dropped with what goes with them.
-
-    Args:
-        clip: clip boxes to the window.
-        recompute_bbox: boxes from the cut masks.
-
-    Returns:
-        whether an object is left, or there is no ``gt_bboxes`` to tell.
-    """
-    left, top, right, bottom = window
-    for key in results.get('img_fields', ['img']):
-        results[key] = np.ascontiguousarray(results[key][top:bottom, left:right])
-        results['img_shape'] = results['pad_shape'] = results[key].shape
-    fields = results.get('bbox_fields', [])
-    for key in fields:
-        _crop_boxes(results, key, (left, top), clip, recompute_bbox)
-    for key in results.get('seg_fields', []):
-        results[key] = results[key][top:bottom, left:right]
-    return 'gt_bboxes' not in fields or len(results['gt_bboxes']) > 0
-
-
-def _crop_boxes(results: dict, key: str, offset_xy: tuple[int, int], clip: bool, recompute_bbox: bool) -> None:
-    """Move the boxes under ``key``, drop those outside and what goes with them."""
-    left, top = offset_xy
-    boxes = results[key] - np.array([left, top, left, top], dtype=np.float32)
-    if clip:
-        boxes = clip_boxes(boxes, results['img_shape'])
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    results[key] = boxes[keep]
-    if _LABELS_OF.get(key) in results:
-        results[_LABELS_OF[key]] = results[_LABELS_OF[key]][keep]
-    if _KEYPOINTS_OF.get(key) in results:
-        joints = results[_KEYPOINTS_OF[key]][keep]
-        results[_KEYPOINTS_OF[key]] = moved_joints(joints, results['img_shape'], offset=(-left, -top))
-    masks = _MASKS_OF.get(key)
-    if masks in results:
-        height, width = results['img_shape'][:2]
-        results[masks] = results[masks][np.flatnonzero(keep)].crop([left, top, left + width, top + height])
-        if recompute_bbox:
-            results[key] = results[masks].bboxes()
-
-
 @PIPELINES.register_module()
-class Expand:
+class Expand(GeometricTransform):
     """Lay the image at a random place of a larger canvas (SSD, Liu et al. 2016, section 2.2).
 
     Args:
         mean: colour of the canvas, in RGB when ``to_rgb``.
         to_rgb: the pipeline's later Normalize turns BGR into RGB.
         ratio_range: bounds of the canvas' size as a multiple of the image's.
-        seg_ignore_label: class of the canvas in a class map.
+        seg_ignore_label: class of the canvas in a semantic map.
         prob: how often.
     """
 
@@ -514,34 +440,21 @@ class Expand:
         self.prob = prob
 
     def __call__(self, results: dict) -> dict:
+        """Lay the sample on a larger canvas, or not."""
         if np.random.uniform(0, 1) > self.prob:
             return results
-        image = results['img']
-        height, width, channels = image.shape
+        height, width = _hw(results)
         ratio = np.random.uniform(*self.ratio_range)
-        canvas_h, canvas_w = int(height * ratio), int(width * ratio)
         left, top = (int(np.random.uniform(0, size * ratio - size)) for size in (width, height))
-        canvas = np.empty((canvas_h, canvas_w, channels), dtype=image.dtype)
-        canvas[:] = np.asarray(self.mean).astype(image.dtype)
-        canvas[top:top + height, left:left + width] = image
-        results['img'] = canvas
-        results['img_shape'] = results['pad_shape'] = canvas.shape
-        for key in results.get('bbox_fields', []):
-            results[key] = results[key] + np.array([left, top, left, top], dtype=results[key].dtype)
-        for key in results.get('keypoint_fields', []):
-            results[key] = moved_joints(results[key], canvas.shape, offset=(left, top))
-        for key in results.get('mask_fields', []):
-            results[key] = results[key].expand(canvas_h, canvas_w, top, left)
-        for key in results.get('seg_fields', []):
-            fill = 255 if self.seg_ignore_label is None else self.seg_ignore_label
-            plane = np.full((canvas_h, canvas_w), fill, dtype=results[key].dtype)
-            plane[top:top + height, left:left + width] = results[key]
-            results[key] = plane
+        unknown = PAD_VAL['seg'] if self.seg_ignore_label is None else self.seg_ignore_label
+        self.move(results, Place(out_hw=(int(height * ratio), int(width * ratio)), left=left, top=top,
+                                 img_fill=self.mean, seg_fill=unknown))
+        results['img_shape'] = results['pad_shape'] = results[_first_image(results)].shape
         return results
 
 
 @PIPELINES.register_module()
-class MinIoURandomCrop:
+class MinIoURandomCrop(GeometricTransform):
     """Cut out a part that overlaps every box by at least a drawn IoU (SSD, Liu et al. 2016, section 2.2).
 
     Args:
@@ -557,6 +470,7 @@ class MinIoURandomCrop:
         self.bbox_clip_border = bbox_clip_border
 
     def __call__(self, results: dict) -> dict:
+        """Cut the sample, or leave it whole."""
         while True:
             least = self.modes[np.random.randint(len(self.modes))]
             if least == 1:
@@ -564,11 +478,12 @@ class MinIoURandomCrop:
             for _ in range(50):
                 patch = self._draw_patch(results, least)
                 if patch is not None:
-                    return self._cut(results, patch)
+                    self.crop(results, patch, self.bbox_clip_border, partial(_centres_inside_before, patch))
+                    return results
 
     def _draw_patch(self, results: dict, least: float) -> np.ndarray | None:
         """A part (4,) int64, or None when the drawn one will not do."""
-        height, width = results['img'].shape[:2]
+        height, width = _hw(results)
         new_w = np.random.uniform(self.min_crop_size * width, width)
         new_h = np.random.uniform(self.min_crop_size * height, height)
         if not 0.5 <= new_h / new_w <= 2:
@@ -582,26 +497,9 @@ class MinIoURandomCrop:
             return None
         return patch
 
-    def _cut(self, results: dict, patch: np.ndarray) -> dict:
-        x1, y1, x2, y2 = (int(v) for v in patch)
-        results['img'] = np.ascontiguousarray(results['img'][y1:y2, x1:x2])
-        results['img_shape'] = results['pad_shape'] = results['img'].shape
-        for key in results.get('bbox_fields', []):
-            keep = _centres_inside(results[key], patch)
-            boxes = results[key][keep]
-            if self.bbox_clip_border:
-                boxes = np.concatenate([np.maximum(boxes[:, :2], patch[:2]), np.minimum(boxes[:, 2:], patch[2:])], 1)
-            results[key] = (boxes - np.tile(patch[:2], 2)).astype(np.float32)
-            if _LABELS_OF.get(key) in results:
-                results[_LABELS_OF[key]] = results[_LABELS_OF[key]][keep]
-            if _KEYPOINTS_OF.get(key) in results:
-                joints = results[_KEYPOINTS_OF[key]][keep]
-                results[_KEYPOINTS_OF[key]] = moved_joints(joints, results['img_shape'], offset=(-x1, -y1))
-            if _MASKS_OF.get(key) in results:
-                results[_MASKS_OF[key]] = results[_MASKS_OF[key]][np.flatnonzero(keep)].crop(patch)
-        for key in results.get('seg_fields', []):
-            results[key] = results[key][y1:y2, x1:x2]
-        return results
+
+def _centres_inside_before(patch: np.ndarray, boxes: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return _centres_inside(boxes, patch)
 
 
 def _centres_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
