@@ -13,5 +13,11 @@ config=$1
 checkpoint=$2
 gpus=$3
 shift 3
+for option in "$@"; do
+    case $option in --show | --show-dir | --show-dir=*)
+        echo "$0: $option works with one process: run  python tools/test.py $config $checkpoint $*" >&2
+        exit 2 ;;
+    esac
+done
 here=$(cd "$(dirname "$0")" && pwd)
 exec "${PYTHON:-python}" "$here/torchrun.py" "$gpus" "$here/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

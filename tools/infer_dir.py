@@ -1,11 +1,13 @@
 """Detect on every picture of a folder, and write COCO JSON that is a training set.
 
-    python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json
-    python tools/infer_dir.py pictures CONFIG CHECKPOINT --out predictions.json --show-dir drawn --format pdf
-    python tools/infer_dir.py pictures CONFIG CHECKPOINT --show-dir drawn --image-ext .jpg .jpeg
+    python tools/infer_dir.py images CONFIG CHECKPOINT
+    python tools/infer_dir.py images CONFIG CHECKPOINT --out predictions.json
+    python tools/infer_dir.py images CONFIG CHECKPOINT --out predictions.json --show-dir drawn --format pdf
+    python tools/infer_dir.py images CONFIG CHECKPOINT --show-dir drawn --image-ext .jpg .jpeg
 
 The JSON holds images, annotations (with their score) and categories: correct it in a labelling tool, or train on it as
-it is, with DIR as img_prefix. Pictures in folders within DIR are taken too. Without --out, pictures are drawn only.
+it is, with DIR as img_prefix. Images in folders within DIR are taken too. With --show-dir alone they are drawn only; with
+neither, the JSON is infer/DIR.json and the drawn images are in infer/DIR, beside the checkpoint.
 
 A run that was interrupted goes on where it was when the same command is given again: until the end the results are in
 OUT.part (without --out in .infer_dir.part, where the drawn pictures are). Files that cannot be read are named at the
@@ -54,7 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if not args.out and not args.show_dir:
-        raise ConfigError('say what to do with the results: --out FILE, --show-dir DIR, or both')
+        # beside the checkpoint, named for the folder that was looked at
+        beside = os.path.dirname(args.checkpoint) if '://' not in args.checkpoint else ''
+        args.show_dir = os.path.join(beside, 'infer', os.path.basename(os.path.abspath(args.dir)) or 'root')
+        args.out = f'{args.show_dir}.json'
     if args.out and os.path.splitext(args.out)[1].lower() != '.json':
         raise ConfigError(f"--out {args.out}: the predictions are written to a '.json' file")
     from boxdet.apis.folder import Journal, made_by, predict_folder, write_annotations
@@ -87,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         info = dict(description=f'predictions of {args.checkpoint}', config=args.config, score_thr=args.score_thr)
         told += f', {write_annotations(args.out, names, journal, model.CLASSES or (), info)} objects'
     journal.remove()
-    print(f'{args.out or args.show_dir}: {told}')
+    print(f"{' and '.join(filter(None, (args.out, args.show_dir)))}: {told}")
     for line in unreadable:
         print(f'left out: {line}', file=sys.stderr)
     return 1 if unreadable else 0

@@ -4,6 +4,9 @@ python tools/test.py CONFIG CHECKPOINT --eval bbox segm
 python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-options classwise=True
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
 python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
+
+--out, --show-dir and --report without a name, and --format-only without a prefix, write to the folder 'test' beside the
+checkpoint. data.test.classes may name some of the model's classes: results of the others are left out.
 """
 from __future__ import annotations
 
@@ -30,16 +33,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group('what to do (one at least)')
     what.add_argument('--eval', nargs='+', metavar='METRIC',
                       help='evaluate; COCO: bbox, segm, keypoints, proposal, proposal_fast; VOC: mAP, recall; ...')
-    what.add_argument('--out', metavar='FILE', help='save the results as .pkl or .json')
+    what.add_argument('--out', metavar='FILE', nargs='?', const='',
+                      help="save the results as .pkl or .json (default: 'results.pkl' in 'test' beside the checkpoint)")
     what.add_argument(
         '--format-only', action='store_true',
         help='only write the predictions as COCO JSON, for a server: needs no annotations; --eval-options '
         'jsonfile_prefix=PREFIX names the files PREFIX.bbox.json, PREFIX.segm.json')
-    what.add_argument('--report', metavar='DIR',
+    what.add_argument('--report', metavar='DIR', nargs='?', const='',
                       help="evaluate and write DIR/index.html: curves, classes, confusion, the worst errors with their "
                       "pictures (metrics: those of --eval, else the config's)")
-    what.add_argument('--show', action='store_true', help='show each picture in a window; any key goes on')
-    what.add_argument('--show-dir', metavar='DIR', help='write the pictures with the detections drawn')
+    what.add_argument('--show', action='store_true', help='show each image in a window; any key goes on')
+    what.add_argument('--show-dir', metavar='DIR', nargs='?', const='', help='write the images with the detections drawn')
     parser.add_argument('--show-score-thr', type=float, default=0.3, metavar='SCORE',
                         help='draw detections above this score (default: %(default)s)')
     parser.add_argument('--work-dir', metavar='DIR', help='write the metrics there, as eval_TIME.json')
@@ -64,8 +68,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--gpu-collect', action='store_true',
                         help='no effect, which it says: results need no GPU to travel')
     args = parser.parse_args(argv)
+    set_default_outputs(args)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def set_default_outputs(args: argparse.Namespace) -> None:
+    """What is to be written and has no name goes to ``args.default_dir``: 'test' beside the checkpoint."""
+    local = '://' not in args.checkpoint
+    args.default_dir = os.path.join(os.path.dirname(args.checkpoint) if local else '', 'test')
+    for name, usual in (('out', 'results.pkl'), ('show_dir', 'images'), ('report', 'report')):
+        if getattr(args, name) == '':
+            setattr(args, name, os.path.join(args.default_dir, usual))
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -86,7 +100,9 @@ def check_args(args: argparse.Namespace) -> None:
         from boxdet.evaluation.predictions import check_results_path
         check_results_path(args.out)
     if args.launcher != 'none' and (args.show or args.show_dir):
-        raise ConfigError('--show and --show-dir work with one process only')
+        raise ConfigError('--show and --show-dir work with one process only: run tools/test.py CONFIG CHECKPOINT with them '
+                          'and without --launcher; several processes make results with --out, which '
+                          'tools/analysis_tools/analyze_results.py draws')
 
 
 def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict[str, Any]:
@@ -97,7 +113,7 @@ def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict
     given = parse_options(args.eval_options or args.options or [])
     flag = '--eval-options' if args.eval_options else '--options'
     if args.format_only:
-        return writing_options(dataset, given, args.work_dir or '.', flag)
+        return writing_options(dataset, given, args.work_dir or args.default_dir, flag)
     if not args.eval:
         if given:
             raise ConfigError(f'{flag} are options of --eval or --format-only: give one of them too')
@@ -122,12 +138,13 @@ def build_test_data(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_args(args)
-    from boxdet.apis.inference import build_for_inference, load_into, place_for_inference
-    from boxdet.apis.test import multi_gpu_test, single_gpu_test
+    from boxdet.apis.inference import build_for_inference, place_for_inference
+    from boxdet.apis.test import load_for_test, multi_gpu_test, single_gpu_test
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
     from boxdet.engine.environment import choose_device, setup_processes
-    from boxdet.engine.preflight import check_files, check_metrics, check_num_classes, parts_of
+    from boxdet.engine.part_times import PartTimes, told
+    from boxdet.engine.preflight import check_files, check_metrics, parts_of
     from boxdet.evaluation.report import check_reportable, default_metrics
 
     cfg = load_config(args.config, args.cfg_options)
@@ -146,11 +163,10 @@ def main(argv: list[str] | None = None) -> None:
     model = build_for_inference(cfg)
     if args.report and not getattr(model, 'with_roi_head', True):
         raise ConfigError('--report shows detections by class; an RPN gives proposals: use --eval proposal_fast')
-    if args.eval or args.format_only:
-        check_num_classes(model, dataset, 'test')
-    if args.eval or args.format_only:
+    measured = args.eval or args.format_only
+    if measured:
         check_metrics(model, args.eval, dataset, writing=args.format_only)
-    load_into(model, args.checkpoint, dataset.CLASSES)
+    load_for_test(model, args.checkpoint, dataset, strict=bool(measured))
     if args.fuse_conv_bn:
         warnings.warn('--fuse-conv-bn has no effect: batch norms are always folded into the convolutions',
                       stacklevel=2)
@@ -159,17 +175,23 @@ def main(argv: list[str] | None = None) -> None:
         if args.tmpdir or args.gpu_collect:
             warnings.warn(
                 '--tmpdir and --gpu-collect are for --launcher; with one process they have no effect', stacklevel=2)
-        results = single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr)
+        def test(times: PartTimes) -> Any:
+            return single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr, times=times)
     else:
-        results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)
-    if get_dist_info()[0] == 0:
-        report(args, dataset, results, options, proposals=not getattr(model, 'with_roi_head', True))
+        def test(times: PartTimes) -> Any:
+            return multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect, times=times)
+    with PartTimes(model, device) as times:
+        results = test(times)
+    rank, world = get_dist_info()
+    if rank == 0:
+        print(told(times.seconds, -(-len(dataset) // world)) + (f', of rank 0 of {world}' if world > 1 else ''))
+        report(args, dataset, results, options, times.seconds, proposals=not getattr(model, 'with_roi_head', True))
     shut_down()
 
 
-def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[str, Any],
+def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[str, Any], seconds: dict[str, float],
            proposals: bool) -> None:
-    """Write and print what was asked for; ``proposals``: an RPN made the results."""
+    """Write and print what was asked for; ``seconds`` of each part, ``proposals``: an RPN made the results."""
     from boxdet.evaluation import evaluate, format_results, save_results
     from boxdet.evaluation.report import write_report
     from boxdet.files.writing import write_json
@@ -178,7 +200,7 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
         save_results(results, args.out, proposals)
         print(f'results: {args.out}')
     if args.show_dir:
-        print(f'pictures: {args.show_dir}')
+        print(f'images: {args.show_dir}')
     if args.format_only:
         for path in dict.fromkeys(format_results(dataset, results, proposals=proposals, **options).values()):
             print(f'predictions: {path}')
@@ -189,7 +211,7 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
         print(', '.join(f'{k}: {v:.4f}' if isinstance(v, float) else f'{k}: {v}' for k, v in line.items()))
         if args.work_dir:
             path = os.path.join(args.work_dir, f'eval_{time.strftime("%Y%m%d_%H%M%S")}.json')
-            write_json(path, dict(config=args.config, checkpoint=args.checkpoint, metric=metrics))
+            write_json(path, dict(config=args.config, checkpoint=args.checkpoint, metric=metrics, seconds=seconds))
             print(f'metrics: {path}')
         if args.report:
             meta = [args.config, args.checkpoint, dataset.ann_file, time.strftime('%Y-%m-%d %H:%M')]

@@ -154,10 +154,13 @@ def _is_pretrained(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get('type') == 'Pretrained'
 
 
-def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence[str] | None) -> None:
+def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence[str] | None) -> Mapping[str, Any]:
     """Load ``checkpoint`` into ``model`` and set its ``CLASSES``: those of the checkpoint, else ``classes``.
 
     What is missing in the checkpoint or does not fit, and classes that differ, are warnings.
+
+    Returns:
+        the checkpoint's ``meta``.
 
     Raises:
         CheckpointError: not readable, or of another architecture.
@@ -170,12 +173,13 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     if model.CLASSES is None:
         model.CLASSES = None if classes is None else tuple(classes)
         if 'converted_from' in (content.get('meta') or {}):  # those projects never write classes down
-            return
+            return content.get('meta') or {}
         warnings.warn(f'{source} does not tell its classes; those of the config are used', stacklevel=3)
-        return
+        return content.get('meta') or {}
     difference = compare_classes(content, classes, source)
     if difference:
         warnings.warn(difference, stacklevel=3)
+    return content.get('meta') or {}
 
 
 def configured_classes(cfg: Any) -> tuple[str, ...] | None:

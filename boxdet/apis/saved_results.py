@@ -1,4 +1,4 @@
-"""Results that ``tools/test.py --out`` saved, beside the data set that they are of: what every tool for them begins with."""
+"""Results that ``tools/test.py --out`` saved, beside their data set: what every tool for them begins with."""
 from __future__ import annotations
 
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from boxdet.apis.output_names import located
 from boxdet.datasets import build_dataset, inference_settings
 from boxdet.engine.config import load_config
 from boxdet.errors import ConfigError
@@ -37,7 +38,8 @@ def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
 def ground_truth(dataset: Any, index: int) -> Instances:
     """The objects of image ``index`` to draw, with their masks where the annotations have some."""
     info, entry = dataset.get_ann_info(index), dataset.img_info(index)
-    fields = dict(bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4), labels=np.asarray(info['labels'], np.int64))
+    fields = dict(bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4),
+                  labels=np.asarray(info['labels'], np.int64))
     masks = info.get('masks')
     if masks and all(masks) and entry.get('height'):
         fields['masks'] = BitmapMasks.from_coco(masks, entry['height'], entry['width'], info.get('names'))
@@ -45,10 +47,13 @@ def ground_truth(dataset: Any, index: int) -> Instances:
 
 
 def picture_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
-    """The name of image ``index`` in the data set, and its picture (H, W, 3) uint8 in BGR order, as it was read for a result
-    of the size ``image_hw`` (see ``read_image``).
+    """The name of image ``index`` in the data set, and the image (H, W, 3) uint8 in BGR order.
+
+    Args:
+        dataset: wrappers included.
+        index: place in it.
+        image_hw: it is read as it was for a result of this size (see ``read_image``).
     """
-    while not hasattr(dataset, 'img_prefix') and hasattr(dataset, '_at'):  # inside a wrapper
-        dataset, index = dataset._at(index)
+    dataset, index = located(dataset, index)
     name = dataset.img_info(index)['filename']
     return name, read_image(Path(getattr(dataset, 'img_prefix', None) or '') / name, image_hw)

@@ -21,7 +21,14 @@ from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
 from boxdet.engine.hooks import EvaluationHook, output_folder
 from boxdet.engine.learning_rate import POLICIES
-from boxdet.engine.preflight import check_metrics, check_training, check_writable, learning_rate_scale, scale_steps
+from boxdet.engine.preflight import (
+    check_metrics,
+    check_training,
+    check_writable,
+    learning_rate_scale,
+    parts_of,
+    scale_steps,
+)
 from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 from boxdet.evaluation.evaluate import evaluate, option_names
@@ -109,6 +116,9 @@ def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
     """What every checkpoint tells of the training, in plain values."""
     meta = dict(CLASSES=dataset.CLASSES, PALETTE=getattr(dataset, 'PALETTE', None), config=cfg.pretty_text,
                 seed=cfg.get('seed'))
+    ids = getattr(next(parts_of(dataset)), 'cat_ids', None)
+    if ids:  # what a test file without categories is written with
+        meta['category_ids'] = list(ids)
     return {**meta, **(given or {})}
 
 

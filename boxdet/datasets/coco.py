@@ -122,6 +122,16 @@ class CocoDataset(CustomDataset):
 
     # -- categories
 
+    @property
+    def tells_categories(self) -> bool:
+        """Whether the file has 'categories', so that ``cat_ids`` are its own."""
+        return bool(self._file_categories)
+
+    def set_category_ids(self, ids: Sequence[int]) -> None:
+        """Take the category id of each class from elsewhere, for a file that does not tell them."""
+        self.cat_ids = list(ids)
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+
     def _set_categories(self, categories: list[dict] | None) -> None:
         """``cat_ids``: the category id of each label; ``cat2label``: the way back, which a subclass may have set."""
         if self.cat2label is not None:

@@ -253,6 +253,11 @@ def _start_worker_and(then: Any, worker_id: int) -> None:
     then(worker_id)
 
 
+def data_set_of(loader: Any) -> Any:
+    """The data set that a loader reads: ``loader.dataset``, or what ``build_dataloader`` was given."""
+    return loader.dataset.dataset if isinstance(loader.dataset, _SeededSamples) else loader.dataset
+
+
 def _build_sampler(dataset: Any, batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int,
                    runner_type: str) -> EpochSampler:
     if not shuffle:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from boxdet.engine.distributed import all_gather_objects, from_other_ranks, get_dist_info, is_main, unwrap
+from boxdet.engine.part_times import PartTimes
 from boxdet.errors import DataError
 from boxdet.evaluation.stored_results import StoredResults
 from boxdet.structures.instances import Instances
@@ -21,7 +22,9 @@ OnResult = Callable[[int, Any, Instances], None]  # (index in the data set, Imag
 
 @torch.no_grad()
 def run_inference(model: nn.Module, loader: Any, device: torch.device | str, progress: bool = True,
-                  on_result: OnResult | None = None, tmpdir: str | Path | None = None) -> Sequence[Instances] | None:
+                  on_result: OnResult | None = None, tmpdir: str | Path | None = None,
+                  convert: Callable[[Instances], Instances] | None = None,
+                  times: PartTimes | None = None) -> Sequence[Instances] | None:
     """Predict every image of ``loader``, in the order of its data set.
 
     Args:
@@ -33,6 +36,8 @@ def run_inference(model: nn.Module, loader: Any, device: torch.device | str, pro
         on_result: called with every image's index, meta and result as they come, on the rank that has it.
         tmpdir: with several ranks, bring the results together through files in this folder, which every machine sees,
             instead of the connections between the ranks. The files are deleted.
+        convert: applied to each result before it is kept, after ``on_result``.
+        times: of ``model``, which measures this rank's parts.
 
     Returns:
         one result an image, packed on the CPU or disk until it is read; with several ranks on rank 0 only, None on
@@ -47,10 +52,12 @@ def run_inference(model: nn.Module, loader: Any, device: torch.device | str, pro
     results = StoredResults(total)
     own: list[int] = []
     shown = Progress(total, get_dist_info()[1]) if progress and is_main() else None
-    for batch in loader:
+    measured = PartTimes(model, device) if times is None else times
+    for batch in measured.waiting(loader):
         views = [view.to(device) for view in batch] if isinstance(batch, list) else batch.to(device)
         metas = views[0].metas if isinstance(views, list) else views.metas
         found = model(views, mode='predict', rescale=True)
+        measured.begin('output')
         if len(found) != len(metas):
             raise RuntimeError(f'the detector returned {len(found)} results for {len(metas)} images')
         for meta, result in zip(metas, found):
@@ -58,10 +65,11 @@ def run_inference(model: nn.Module, loader: Any, device: torch.device | str, pro
             result = result.to('cpu')
             if on_result is not None:
                 on_result(index, meta, result)
-            results.put(index, result)
+            results.put(index, result if convert is None else convert(result))
             own.append(index)
         if shown is not None:
             shown.advance(len(metas))
+    measured.begin(None)
     if shown is not None:
         shown.close()
     mine = ((index, results.packed(index)) for index in own)

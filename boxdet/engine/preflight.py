@@ -76,8 +76,9 @@ def check_num_classes(model: nn.Module, dataset: Any, name: str = 'training') ->
     wrong = [f'model.{name}.num_classes = {count}' for name, count in head_classes(model) if count != len(classes)]
     if wrong:
         shown = ', '.join(list(classes)[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '')
-        raise ConfigError(f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); set num_classes "
-                          f'to {len(classes)} or data.*.classes to the names')
+        advice = (f'set num_classes to {len(classes)} or data.*.classes to the names' if name != 'test' else
+                  'data.test.classes lists the names that the model was trained with, in their order')
+        raise ConfigError(f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); {advice}")
 
 
 def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:

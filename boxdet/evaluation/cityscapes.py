@@ -79,6 +79,11 @@ class CityscapesEvaluator(Evaluator):
         if 'cityscapes' in self.metrics:
             check_ground_truth(dataset)
 
+    def check_files(self, dataset: Any) -> None:
+        """Raise UserError for names that the files of Cityscapes' server cannot have."""
+        _label_ids(dataset)
+        _stems(dataset)
+
     def reset(self, dataset: Any, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         super().reset(dataset, logger)
@@ -126,13 +131,7 @@ def format_results(dataset: Any, results: Sequence[Instances], txtfile_prefix: s
     """
     folder = Path(txtfile_prefix)
     ids = _label_ids(dataset)
-    stems = [_stem(dataset, index) for index in range(len(dataset))]
-    for stem in stems:
-        if ' ' in stem:
-            raise DataError(f"image '{stem}': result files separate their columns by spaces, so no name may hold one")
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f'two pictures are called {twice}: their result files would overwrite each other')
+    stems = _stems(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Packing a PNG leaves other threads free to run. One picture at a time: the results may lie on disk.
@@ -165,8 +164,20 @@ def _bitmap(rle: dict) -> np.ndarray:
     return bitmap
 
 
-def _stem(dataset: Any, index: int) -> str:
-    return Path(dataset.img_info(index)['filename']).stem
+def _stems(dataset: Any) -> list[str]:
+    """What each image's result files are called.
+
+    Raises:
+        DataError: names with spaces, or two images of one name.
+    """
+    stems = [Path(dataset.img_info(index)['filename']).stem for index in range(len(dataset))]
+    for stem in stems:
+        if ' ' in stem:
+            raise DataError(f"image '{stem}': result files separate their columns by spaces, so no name may hold one")
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise DataError(f'two images are called {twice}: their result files would overwrite each other')
+    return stems
 
 
 def _label_ids(dataset: Any) -> list[int]:

@@ -447,9 +447,21 @@ def _writer(dataset: Any) -> type[Evaluator]:
                       'with --out')
 
 
+def check_files(dataset: Any) -> None:
+    """Raise UserError where ``format_results`` would raise it after the hours of inference."""
+    if own_method(dataset, 'format_results'):
+        return
+    for part in getattr(dataset, 'datasets', [dataset]):
+        if part is not dataset:
+            check_files(part)
+        else:
+            EVALUATORS.build(dict(type=_writer(part))).check_files(part)
+
+
 def writing_options(dataset: Any, given: Mapping[str, Any], folder: str, where: str = '') -> dict[str, Any]:
     """The keywords for ``format_results``: prefixes that are not given lead to ``folder``/results."""
     check_options(dataset, given, where, writing=True)
+    check_files(dataset)
     return {**_prefixes(dataset, folder), **given}
 
 

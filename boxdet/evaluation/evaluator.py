@@ -101,6 +101,9 @@ class Evaluator:
         self.process(range(len(results)), results)
         return self.evaluate()
 
+    def check_files(self, dataset: Any) -> None:
+        """Raise UserError before the hours of inference where ``format_results`` would raise it after them."""
+
     def reset(self, dataset: Any, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         self.dataset, self.logger, self.say = dataset, logger, speaker(logger)

@@ -175,6 +175,15 @@ def test_masks_are_measured_of_models_that_make_them():
         check_metrics(model, ['bbox', 'segm'])
 
 
+def test_an_rpn_has_no_classes():
+    model = nn.Linear(1, 1)
+    model.with_roi_head = False
+    check_metrics(model, ['proposal', 'proposal_fast'])
+    for metric in ('bbox', None, ['proposal', 'bbox']):
+        with pytest.raises(ConfigError, match="'bbox' needs classes, and an RPN's proposals have none .*evaluate 'proposal'"):
+            check_metrics(model, metric)
+
+
 # --- keypoints
 
 def keypoint_model(**head):

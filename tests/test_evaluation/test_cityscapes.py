@@ -223,7 +223,7 @@ def test_names_that_result_files_cannot_hold(cityscapes_dir, tmp_path):
                        txtfile_prefix=str(tmp_path / 'out'))
     data['images'][0]['file_name'] = 'elsewhere/' + data['images'][1]['file_name'].split('/')[1]
     (tmp_path / 'ann.json').write_text(json.dumps(data))
-    with pytest.raises(DataError, match='two pictures are called frankfurt_000001'):
+    with pytest.raises(DataError, match='two images are called frankfurt_000001'):
         format_results(CityscapesDataset(str(tmp_path / 'ann.json'), [], test_mode=True), nothing,
                        txtfile_prefix=str(tmp_path / 'out'))
     data['categories'].append(dict(id=40, name='tram'))

@@ -16,6 +16,13 @@ def single_process(repo_root, *arguments):
     tool.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.parametrize('option', [['--show'], ['--eval', 'bbox', '--show-dir', 'd']])
+def test_showing_takes_one_process(run, option):
+    refused = run('dist_test.sh', 'c.py', 'x.pth', '2', *option)
+    assert refused.status == 2 and not refused.out
+    assert refused.err.strip().endswith(f"works with one process: run  python tools/test.py c.py x.pth {' '.join(option)}")
+
+
 @pytest.mark.slow
 def test_four_train_three_test_two_go_on(run, toy_config, repo_root, tmp_path):
     trained = run('dist_train.sh', toy_config, '4', '--work-dir', tmp_path, '--seed', '0')

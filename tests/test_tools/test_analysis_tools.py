@@ -259,6 +259,8 @@ def test_benchmark(run, tiny_detector, tmp_path):
               '--repeat-num', '2', '--log-interval', '2', '--fuse-conv-bn', '--out', tmp_path / 'b.json')
     told = json.loads((tmp_path / 'b.json').read_text())
     assert told['network_fps'] >= told['whole_fps'] > 0 and told['memory_mb'] > 50 and told['images'] == 3
+    assert list(told['seconds_an_image']) == ['data', 'backbone', 'RPN', 'boxes', 'masks', 'output']
+    assert 'seconds an image: data ' in out
     assert len(told['network_fps_each']) == 2 and '2 images, network' in out and 'peak memory' in out
 
 

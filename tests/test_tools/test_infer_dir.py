@@ -49,10 +49,19 @@ def folder(tiny_detector, tmp_path):
     return tmp_path / 'pictures'
 
 
+def test_default_names_are_beside_the_checkpoint(tiny_detector, run, folder, tmp_path, monkeypatch):
+    checkpoint = shutil.copy(tiny_detector.checkpoint, tmp_path)
+    monkeypatch.setattr(tiny_detector, 'checkpoint', checkpoint)
+    status, told, _ = run(folder, None)
+    assert status == 0 and f'{tmp_path}/infer/pictures.json and {tmp_path}/infer/pictures: 4 images' in told
+    assert len(json.loads((tmp_path / 'infer/pictures.json').read_text())['images']) == 4
+    assert len(list((tmp_path / 'infer/pictures').rglob('*.png'))) == 4
+
+
 def test_predictions_are_a_training_set(run, folder, tmp_path, tiny_detector):
     out = tmp_path / 'deep/predictions.json'
     status, told, _ = run(folder, out, '--show-dir', tmp_path / 'drawn')
-    assert status == 0 and '4/4 images' in told and 'predictions.json: 4 images' in told
+    assert status == 0 and '4/4 images' in told and f'predictions.json and {tmp_path}/drawn: 4 images' in told
     content = json.loads(out.read_text())
     assert [i['file_name'] for i in content['images']] == ['a.png', 'c.jpg', 'd.png', 'deep/b.png']
     assert [c['name'] for c in content['categories']] == list(tiny_detector.classes)
@@ -124,8 +133,6 @@ def test_pictures_only_and_endings(run, folder, tmp_path):
     assert status == 0 and told.strip().endswith('drawn: 3 images')
     assert sorted(path.name for path in (tmp_path / 'drawn').rglob('*') if path.is_file()) == [
         'a.png.png', 'b.png.png', 'd.png.png']
-    with pytest.raises(UserError, match='--out FILE, --show-dir DIR, or both'):
-        run(folder, None)
     for more, message in ((('--image-ext', '.pgn'), "--image-ext .pgn: .*did you mean '.pn?g"),
                           (('--image-ext', 'bmp'), 'none of the 4 pictures in it ends in .bmp'),
                           (('--score-thr', 'nan'), '--score-thr nan: scores are from 0 to 1')):

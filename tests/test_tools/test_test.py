@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import cv2
 import pytest
 from pycocotools.coco import COCO
 
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
 from boxdet.errors import CheckpointError, ConfigError, DataError, UserError
 from boxdet.evaluation import load_results
 
@@ -195,8 +197,102 @@ def test_data_that_does_not_fit_is_told_before_inference(run, monkeypatch):
     monkeypatch.setattr('boxdet.apis.test.run_inference', lambda *_, **__: pytest.fail('inference began'))
     with pytest.raises(DataError, match='data.test: 4 of 4 image files are missing: nowhere/a.png'):
         run('--eval', 'bbox', '--cfg-options', 'data.test.img_prefix=nowhere/')
-    with pytest.raises(ConfigError, match=r'num_classes = 3; .*: the test data has 2 classes \(disc, bar\)'):
-        run('--eval', 'bbox', '--cfg-options', 'data.test.classes=[disc,bar]')
+    with pytest.raises(DataError, match="class 'disk' is not among the categories.*did you mean 'disc'"):
+        run('--eval', 'bbox', '--cfg-options', 'data.test.classes=[disk,bar]')
+
+
+# --- classes ---
+
+@pytest.mark.parametrize('classes', [['disc', 'bar'], ['cross'], ['cross', 'disc', 'bar']])
+def test_some_of_the_classes_or_another_order(tool, run, tiny_detector, tmp_path, classes):
+    run('--eval', 'bbox', 'segm', '--eval-options', 'classwise=True', '--out', tmp_path / 'all.pkl', '--work-dir', tmp_path)
+    whole, everything = metrics_of(tmp_path), load_results(tmp_path / 'all.pkl')
+    with pytest.warns(UserWarning, match='the data set has') as told:
+        tool.main([str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--eval', 'bbox', 'segm',
+                   '--eval-options', 'classwise=True', '--out', str(tmp_path / 'some.pkl'), '--work-dir',
+                   str(tmp_path / 'some'), '--show-dir', str(tmp_path / 'drawn'), '--cfg-options',
+                   f"data.test.classes=[{','.join(classes)}]"])
+    some = metrics_of(tmp_path / 'some')
+    for kind in ('bbox', 'segm'):
+        for name in tiny_detector.classes:
+            assert some.get(f'{kind}_{name}_precision') == (whole[f'{kind}_{name}_precision'] if name in classes else None)
+    left_out = [name for name in tiny_detector.classes if name not in classes]
+    assert any((f"results of the others ({', '.join(left_out)}) are left out" if left_out else 'matched by name')
+               in str(one.message) for one in told)
+    for ours, full in zip(load_results(tmp_path / 'some.pkl'), everything):
+        kept = [k for k, label in enumerate(full.labels.tolist()) if tiny_detector.classes[label] in classes]
+        assert [classes[label] for label in ours.labels.tolist()] == [
+            tiny_detector.classes[label] for label in full.labels[kept].tolist()]
+        assert ours.scores.tolist() == full.scores[kept].tolist() and list(ours.masks) == [full.masks.rles[k] for k in kept]
+
+
+def test_classes_that_the_model_does_not_know(run, tiny_detector, tmp_path):
+    content = json.loads(tiny_detector.ann_file.read_text())
+    content['categories'].append(dict(id=11, name='ring'))
+    (tmp_path / 'more.json').write_text(json.dumps(content))
+    more = [f'data.test.ann_file={tmp_path}/more.json', 'data.test.classes=[disc,ring]']
+    with pytest.raises(ConfigError, match=r"class 'ring' of data.test is none of the 3 that .*tiny.pth was trained on"):
+        run('--eval', 'bbox', '--cfg-options', *more)
+    run('--show-dir', tmp_path / 'drawn', '--cfg-options', *more)  # what is drawn has the model's names
+    assert (tmp_path / 'drawn/a.png').exists()
+
+
+def test_heads_stay_as_in_the_training(run):
+    with pytest.raises(ConfigError, match=r'bbox_head.num_classes = 1: .*trained on 3 classes \(disc, bar, cross\); leave '
+                                          'num_classes as in the training, data.test.classes alone'):
+        run('--eval', 'bbox', '--cfg-options', 'data.test.classes=[disc]', 'model.roi_head.bbox_head.num_classes=1')
+
+
+@pytest.mark.parametrize('ids', [None, [10, 20, 35]])
+def test_a_test_file_without_categories(tool, tiny_detector, tmp_path, ids):
+    content = json.loads(tiny_detector.ann_file.read_text())
+    (tmp_path / 'bare.json').write_text(json.dumps(dict(images=content['images'])))
+    saved = load_checkpoint(tiny_detector.checkpoint)
+    saved['meta'].update({} if ids is None else dict(category_ids=ids))
+    save_checkpoint(saved, tmp_path / 'model.pth')
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        tool.main([str(tiny_detector.config), str(tmp_path / 'model.pth'), '--device', 'cpu', '--format-only',
+                   '--cfg-options', f'data.test.ann_file={tmp_path}/bare.json', 'data.test.classes=[cross,disc]'])
+    written = {row['category_id'] for row in json.loads((tmp_path / 'test/results.bbox.json').read_text())}
+    assert written and written <= ({1, 2} if ids is None else {35, 10})
+    assert any("bare.json has no 'categories'" in str(one.message) for one in told) == (ids is None)
+
+
+# --- where things go ---
+
+def test_default_folders_are_beside_the_checkpoint(run, tiny_detector, tmp_path):
+    checkpoint = shutil.copy(tiny_detector.checkpoint, tmp_path)
+    out = run('--out', '--show-dir', '--report', '--eval', 'bbox', checkpoint=checkpoint)
+    assert f'results: {tmp_path}/test/results.pkl' in out and len(load_results(tmp_path / 'test/results.pkl')) == 4
+    assert sorted(p.name for p in (tmp_path / 'test/images').rglob('*.*')) == ['a.png', 'b.png', 'c.jpg', 'd.png']
+    assert (tmp_path / 'test/report/index.html').exists()
+    run('--format-only', checkpoint=checkpoint)
+    assert (tmp_path / 'test/results.bbox.json').exists()
+
+
+def test_images_of_one_name_in_two_folders(run, tiny_detector, tmp_path):
+    for folder in ('left', 'right'):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tiny_detector.images[0], tmp_path / folder / '0.png')
+        (tmp_path / f'{folder}.json').write_text(json.dumps(dict(json.loads(tiny_detector.ann_file.read_text()), annotations=[],
+            images=[dict(id=1, file_name='0.png', height=96, width=128)])))
+    (tmp_path / 'two.py').write_text(tiny_detector.config.read_text() + f"""
+part = data['test']
+data['test'] = dict(type='ConcatDataset', datasets=[
+    dict(part, ann_file='{tmp_path}/' + name + '.json', img_prefix='{tmp_path}/' + name) for name in ('left', 'right')])
+""")
+    run('--show-dir', tmp_path / 'drawn', config=tmp_path / 'two.py')
+    assert sorted(str(p.relative_to(tmp_path / 'drawn')) for p in (tmp_path / 'drawn').rglob('*.png')) == [
+        'left/0.png', 'right/0.png']
+
+
+def test_seconds_of_each_part(run, tmp_path):
+    out = run('--eval', 'bbox', '--work-dir', tmp_path)
+    line = next(line for line in out.splitlines() if line.startswith('seconds an image: data '))
+    parts = json.loads(next(tmp_path.glob('eval_*.json')).read_text())['seconds']
+    assert list(parts) == ['data', 'backbone', 'RPN', 'boxes', 'masks', 'output'] and min(parts.values()) > 0
+    assert [word for word in line.split() if word in parts] == list(parts)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import numpy as np
 
+    from boxdet.apis.output_names import image_names
     from boxdet.apis.saved_results import open_results
     from boxdet.evaluation.operating_points import image_scores
     from boxdet.files.writing import write_json
@@ -56,15 +58,17 @@ def main(argv: list[str] | None = None) -> None:
     if count < args.topk:
         print(f'{len(order)} images have objects: {count} of each kind are drawn')
     folder = Path(args.show_dir)
+    names = image_names(dataset, endings=False)
     for kind, chosen in (('good', order[:count]), ('bad', order[::-1][:count])):
         for index in chosen.tolist():
-            draw(dataset, results[index], index, float(scores[index]), folder / kind, args)
+            path = folder / kind / f"{names[index].replace('/', '_')}_{scores[index]:.3f}.jpg"
+            draw(dataset, results[index], index, float(scores[index]), path, args)
         print(f'{kind}: {folder / kind}/, average precision {scores[chosen].min():.3f} to {scores[chosen].max():.3f}')
-    names = [dataset.img_info(index)['filename'] for index in order.tolist()]
-    write_json(folder / 'scores.json', dict(zip(names, scores[order].tolist())))
+    full = image_names(dataset)
+    write_json(folder / 'scores.json', {full[index]: float(scores[index]) for index in order.tolist()})
 
 
-def draw(dataset, result, index: int, score: float, folder: Path, args: argparse.Namespace) -> None:
+def draw(dataset: Any, result: Any, index: int, score: float, path: Path, args: argparse.Namespace) -> None:
     """The ground truth and the detections of one image, side by side."""
     from boxdet.apis.saved_results import ground_truth, picture_of
     from boxdet.visualization.draw import draw_instances, show, write_image
@@ -79,7 +83,7 @@ def draw(dataset, result, index: int, score: float, folder: Path, args: argparse
          draw_instances(picture, shown, dataset.CLASSES, score_thr=args.show_score_thr, **options)], columns=2,
         tile=max(480, min(960, max(picture.shape[:2]))),
         titles=[f'ground truth: {len(truth)} objects', f'{len(shown)} detections, AP {score:.3f}'])
-    write_image(sheet, folder / f'{Path(name).stem}_{score:.3f}.jpg')
+    write_image(sheet, path)
     if args.show:
         show(sheet, name, args.wait_time)
 
