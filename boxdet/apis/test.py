@@ -10,7 +10,7 @@ from torch import nn
 
 from boxdet.apis.inference import load_into
 from boxdet.apis.output_names import image_names
-from boxdet.checkpoints.io import compare_classes
+from boxdet.checkpoints.loading import compare_classes
 from boxdet.datasets.loader import data_set_of
 from boxdet.engine.distributed import is_main, unwrap
 from boxdet.engine.evaluation_loop import run_inference
@@ -142,7 +142,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _chosen(detector: nn.Module, dataset: Any) -> ChosenClasses | None:
-    """How the detector's classes become the data set's; says so."""
+    """How the detector's classes become the data set's; says so. An RPN has none."""
+    if not getattr(detector, 'with_roi_head', True):
+        return None
     chosen = ChosenClasses.between(getattr(detector, 'CLASSES', None), getattr(dataset, 'CLASSES', None))
     if chosen is not None and is_main():
         warnings.warn(str(chosen), stacklevel=3)

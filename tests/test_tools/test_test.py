@@ -126,7 +126,8 @@ def test_it_detects_as_init_detector_does_and_as_the_network_says(run, tiny_dete
 
     from boxdet.apis import inference_detector, init_detector
     from boxdet.apis.inference import build_for_inference
-    from boxdet.checkpoints.io import load_checkpoint, load_weights
+    from boxdet.checkpoints.io import load_checkpoint
+    from boxdet.checkpoints.loading import load_weights
     from boxdet.engine.config import load_config
     run('--out', tmp_path / 'tested.pkl')
     tested, images = load_results(tmp_path / 'tested.pkl'), [str(path) for path in tiny_detector.images]
