@@ -67,8 +67,11 @@ def _extent(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], axis:
     return end.sub_(torch.maximum(first[axis], second[axis])).clamp_(min=0)
 
 
-def clip_boxes(boxes: torch.Tensor, image_hw: Sequence[int]) -> torch.Tensor:
-    """Move the corners of boxes (..., 4) into an image of (height, width, ...)."""
+def clip_boxes(boxes: torch.Tensor, image_hw: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Move the corners of boxes (..., 4) into an image of (height, width, ...), or each into its own image (..., 2)."""
+    if isinstance(image_hw, torch.Tensor):
+        limits = image_hw.flip(-1).to(boxes.dtype)                                       # (..., 2) width, height
+        return boxes.clamp(min=0).minimum(torch.cat([limits, limits], dim=-1))
     height, width = image_hw[:2]
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)

@@ -4,12 +4,17 @@
 min_score=1e-3, method='linear')``, either with ``max_num``, ``class_agnostic``, ``split_thr`` and ``offset`` (what is
 added to widths and heights; 0 here, 1 in old models).
 
-Letters: N boxes, n of them kept, K classes, G groups (classes, or pyramid levels), S boxes of the largest group.
+Prediction is written once, in the heads, over candidates in tensors of one size with a mask that tells which rows are
+real. What differs between ways to run it is a ``Suppression`` that is handed in: ``EXACT`` takes the candidates that
+there are, ``nms_rounds.SuppressionInRounds`` a fixed number of them in a fixed number of steps.
+
+Letters: B images, N boxes, n of them kept or looked at, K classes, G groups (classes, or pyramid levels), S boxes of
+the largest group.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +70,92 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, n
         keep = _hard_nms(compared, scores, groups, options)
     keep = keep[:options['max_num']] if options['max_num'] > 0 else keep
     return torch.cat([boxes[keep], scores[keep][:, None]], dim=1), keep
+
+
+class Suppression(Protocol):
+    """What prediction needs of a suppression. All tensors are (B, N, ...): a row of candidates for each image."""
+
+    def supports(self, nms_cfg: Mapping[str, Any] | None) -> bool:
+        """Whether it can do what ``nms_cfg`` says."""
+
+    def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``count`` highest of scores (B, N), highest first, and their places; a score below 0 is no candidate."""
+
+    def room(self, present: torch.Tensor, wanted: int) -> int:
+        """How many of the best candidates are looked at.
+
+        Args:
+            present: (B, N) bool, the candidates that there are.
+            wanted: results of an image; <= 0 for all.
+        """
+
+    def keep(self, boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, nms_cfg: Mapping[str, Any] | None,
+             groups: torch.Tensor | None = None,
+             parts: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Suppress boxes (B, N, 4) that overlap a better one of their image and group.
+
+        Args:
+            boxes: (B, N, 4), in any order.
+            scores: (B, N).
+            valid: (B, N) bool, False for rows that only fill up.
+            nms_cfg: see the top of the file; None keeps every valid box.
+            groups: (B, N) the class of each box.
+            parts: in the place of ``groups``: how many consecutive boxes are of each pyramid level.
+
+        Returns:
+            keep: (B, N) bool.
+            scores: (B, N), lowered by soft-NMS.
+            settled: () bool, False where ``keep`` may be wrong, so that the exact suppression has to be asked.
+        """
+
+
+class ExactSuppression:
+    """Torchvision's suppression, or soft-NMS, of the candidates that there are; asks the device for their number."""
+
+    def supports(self, nms_cfg: Mapping[str, Any] | None) -> bool:
+        """Always True."""
+        return True
+
+    def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Suppression``; equal scores stay in their order."""
+        return best_in_order(scores, count)
+
+    def room(self, present: torch.Tensor, wanted: int) -> int:
+        """As many as an image has."""
+        return int(present.sum(dim=1).max())
+
+    def keep(self, boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, nms_cfg: Mapping[str, Any] | None,
+             groups: torch.Tensor | None = None,
+             parts: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See ``Suppression``."""
+        if groups is None:
+            groups = group_of_parts(parts or [boxes.shape[1]], boxes.device).expand_as(valid)
+        keep, lowered = torch.zeros_like(valid), scores.clone()
+        for i, here in enumerate(valid):
+            rows = here.nonzero().squeeze(1)
+            dets, chosen = batched_nms(boxes[i, rows], scores[i, rows], groups[i, rows], nms_cfg)
+            keep[i, rows[chosen]] = True
+            lowered[i, rows[chosen]] = dets[:, 4].to(scores.dtype)
+        return keep, lowered, keep.new_ones(())
+
+
+EXACT = ExactSuppression()
+
+
+def best_in_order(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` highest of scores (B, N), highest first, and their places (B, n); equal ones in their order."""
+    if 2 * count >= scores.shape[1]:
+        scores, place = scores.sort(dim=1, descending=True, stable=True)
+        return scores[:, :count], place[:, :count]
+    # Far faster than to sort all of them: pick, put the picked in their order, then sort those.
+    place = scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    scores, order = scores.gather(1, place).sort(dim=1, descending=True, stable=True)
+    return scores, place.gather(1, order)
+
+
+def group_of_parts(parts: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(N,) int64: 0 for the first ``parts[0]`` rows, 1 for the next ``parts[1]``, and so on."""
+    return torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(parts)])
 
 
 def multiclass_nms(multi_bboxes: torch.Tensor, multi_scores: torch.Tensor, score_thr: float,

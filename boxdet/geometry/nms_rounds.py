@@ -10,24 +10,83 @@ Letters: B sets of boxes, n boxes of a set, r rows of n.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from boxdet.geometry.nms import read_nms_config
+from boxdet.geometry.nms import best_in_order, read_nms_config
 
 ROUNDS = 32
 # Overlaps are computed for so many pairs at a time, in float64 as in ``nms``: some 400 MB.
 _PAIRS_AT_ONCE = 1 << 24
 
 
-def has_rounds(nms_cfg: Mapping[str, Any] | None) -> bool:
-    """Whether ``nms_in_rounds`` can do what this config says: it has no soft_nms and no ``max_num``."""
-    if nms_cfg is None:
-        return True
-    kind, options = read_nms_config(nms_cfg)
-    return kind == 'nms' and options['max_num'] <= 0
+@dataclass(frozen=True)
+class SuppressionInRounds:
+    """A ``geometry.nms.Suppression`` of fixed size: the host is never asked to wait.
+
+    Args:
+        rounds: steps of a suppression.
+        least_candidates: so many pairs of box and class are looked at, at least,
+        candidates_a_result: and so many for each result that is wanted.
+    """
+    rounds: int = ROUNDS
+    least_candidates: int = 1024
+    candidates_a_result: int = 4
+
+    def supports(self, nms_cfg: Mapping[str, Any] | None) -> bool:
+        """Whether the config has no soft_nms and no ``max_num``."""
+        if nms_cfg is None:
+            return True
+        kind, options = read_nms_config(nms_cfg)
+        return kind == 'nms' and options['max_num'] <= 0
+
+    def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``ExactSuppression.best``."""
+        return best_in_order(scores, count)
+
+    def room(self, present: torch.Tensor, wanted: int) -> int:
+        """A fixed number, whatever there is."""
+        return min(max(self.least_candidates, self.candidates_a_result * wanted), present.shape[1])
+
+    def keep(self, boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, nms_cfg: Mapping[str, Any] | None,
+             groups: torch.Tensor | None = None,
+             parts: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See ``geometry.nms.Suppression``."""
+        if nms_cfg is None:
+            return valid, scores, valid.new_ones(())
+        if groups is not None:
+            keep, settled = self._sorted_keep(boxes, scores, valid, nms_cfg, groups)
+            return keep, scores, settled
+        agnostic = parts is None or read_nms_config(nms_cfg)[1]['class_agnostic']
+        parts = [boxes.shape[1]] if agnostic else list(parts)
+        # A set for each level of each image, filled up to the size of the largest: (B, S, n).
+        sets = (_in_sets(values, parts).flatten(0, 1) for values in (boxes, scores, valid))
+        keep, settled = self._sorted_keep(*sets, nms_cfg, None)
+        keep = keep.unflatten(0, (len(boxes), len(parts)))
+        return torch.cat([keep[:, i, :count] for i, count in enumerate(parts)], dim=1), scores, settled
+
+    def _sorted_keep(self, boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, nms_cfg: Mapping[str, Any],
+                     groups: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """``nms_in_rounds`` of sets in any order."""
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        boxes, valid = boxes.gather(1, order[..., None].expand_as(boxes)), valid.gather(1, order)
+        groups = None if groups is None else groups.gather(1, order)
+        keep, settled = nms_in_rounds(boxes, scores, valid, nms_cfg, groups, self.rounds)
+        return torch.zeros_like(keep).scatter_(1, order, keep), settled
+
+
+IN_ROUNDS = SuppressionInRounds()
+
+
+def _in_sets(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Split (B, N, ...) into sets of ``counts`` that are filled up with zeros: (B, S, n, ...)."""
+    tail = [0, 0] * (values.dim() - 2)
+    return torch.stack([F.pad(part, [*tail, 0, max(counts) - part.shape[1]])
+                        for part in values.split(list(counts), dim=1)], dim=1)
 
 
 def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, nms_cfg: Mapping[str, Any] | None,
@@ -38,7 +97,7 @@ def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor
         boxes: (B, n, 4), best first.
         scores: (B, n).
         valid: (B, n) bool, False for rows that only fill up.
-        nms_cfg: one that ``has_rounds``; None keeps every valid box.
+        nms_cfg: one that ``SuppressionInRounds`` supports; None keeps every valid box.
         groups: (B, n): only boxes of one group suppress each other; None: all of a set do.
 
     Returns:
@@ -47,7 +106,9 @@ def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor
     if nms_cfg is None:
         return valid, valid.new_ones(())
     _, options = read_nms_config(nms_cfg)
-    boxes, valid = boxes.double(), valid if options['score_threshold'] <= 0 else valid & (scores > options['score_threshold'])
+    boxes = boxes.double()
+    if options['score_threshold'] > 0:
+        valid = valid & (scores > options['score_threshold'])
     if options['offset']:
         boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + options['offset']], dim=-1)
     groups = None if options['class_agnostic'] else groups
@@ -58,7 +119,8 @@ def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor
     return keep, (keep == before).all()
 
 
-def _suppressors(boxes: torch.Tensor, threshold: float, groups: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def _suppressors(boxes: torch.Tensor, threshold: float, groups: torch.Tensor | None,
+                 dtype: torch.dtype) -> torch.Tensor:
     """(B, n, n) of 0 and 1: box i is better than box j and overlaps it by more than ``threshold``."""
     batch, count = boxes.shape[:2]
     over = boxes.new_empty((batch, count, count), dtype=dtype)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from boxdet.errors import ConfigError
-from boxdet.geometry.boxes import at_least_float32
+from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.geometry.devices import line_of_work
 from boxdet.registry import BBOX_CODERS
 
@@ -53,14 +53,14 @@ class DeltaXYWHBBoxCoder:
         means, stds = self._normalisation(deltas)
         return (deltas - means) / stds
 
-    def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor, max_shape: Sequence[int] | None = None,
-               wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
+    def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
+               max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
         """Move boxes by their deltas.
 
         Args:
             bboxes: (N, 4).
             pred_bboxes: (N, 4) or (N, 4K).
-            max_shape: (height, width, ...) of the image, for clipping.
+            max_shape: (height, width, ...) of the image, for clipping; or a tensor (N, 2) of one for each box.
             wh_ratio_clip: sizes grow at most by its inverse and shrink at most to it.
 
         Returns:
@@ -84,7 +84,9 @@ class DeltaXYWHBBoxCoder:
         first, second = center - half, center + half  # (N, K, 2) each
         if not (self.clip_border and max_shape is not None):
             return torch.cat([first, second], dim=-1).reshape(pred_bboxes.shape)
-        height, width = (int(side) for side in max_shape[:2])
+        if isinstance(max_shape, torch.Tensor):
+            return clip_boxes(torch.cat([first, second], dim=-1), max_shape[:, None]).reshape(pred_bboxes.shape)
+        height, width = max_shape[:2]
         corners = [first[..., 0].clamp(0, width), first[..., 1].clamp(0, height),
                    second[..., 0].clamp(0, width), second[..., 1].clamp(0, height)]
         return torch.stack(corners, dim=-1).reshape(pred_bboxes.shape)

@@ -18,19 +18,16 @@ from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
-from boxdet.geometry.nms import batched_nms
-from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
+from boxdet.geometry.nms import EXACT, Suppression
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING
-from boxdet.structures.batch import ImageMeta, SampledRois
+from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, each_image, joined
 
 _LOG = logging.getLogger(__name__)
-# ``predict_padded`` suppresses so many pairs of box and class at least, and so many for each result that is wanted.
-_LEAST_CANDIDATES, _CANDIDATES_A_RESULT = 1024, 4
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,6 @@ class RoITestSettings:
     min_bbox_size: float = number(-1)
     keep_empty: bool = True
     paste_whole_pixels: bool = False
-
-    @property
-    def can_be_padded(self) -> bool:
-        """Whether ``BBoxHead.predict_padded`` can do what these settings say."""
-        return self.max_per_img > 0 and has_rounds(self.nms)
 
 
 @dataclass
@@ -140,7 +132,7 @@ class BBoxHead(nn.Module):
             raise ConfigError(
                 'a box head cannot have convolutions (num_cls_convs, num_reg_convs) after num_shared_fcs')
         self.with_avg_pool, self.with_cls, self.with_reg = with_avg_pool, with_cls, with_reg
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes, self.roi_feat_size = in_channels, num_classes, _pair(roi_feat_size)
         self.reg_class_agnostic, self.reg_decoded_bbox = reg_class_agnostic, reg_decoded_bbox
         self.bbox_coder = MATCHING.build(bbox_coder or dict(
             type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2]))
@@ -266,6 +258,10 @@ class BBoxHead(nn.Module):
 
     # ------------------------------------------------------------------------------------------ results
 
+    def probabilities(self, cls_score: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (R, K + 1) from scores (R, K + 1); the background is the last one."""
+        return at_least_float32(cls_score).softmax(dim=-1)
+
     @torch.no_grad()
     def predict(self, boxes: torch.Tensor, cls_score: torch.Tensor, bbox_pred: torch.Tensor | None,
                 image_hw: tuple[int, int], settings: RoITestSettings) -> Instances:
@@ -273,81 +269,67 @@ class BBoxHead(nn.Module):
 
         Args:
             boxes: (N, 4) its proposals.
-            cls_score, bbox_pred: (N, K + 1) and (N, 4 or K * 4); without deltas the proposals are the boxes.
+            cls_score: (N, K + 1).
+            bbox_pred: (N, 4 or K * 4); without deltas the proposals are the boxes.
             image_hw: boxes are clipped to it.
+            settings: which results.
 
         Returns:
             Instances(bboxes, scores, labels) in network-input pixels.
         """
-        scores = at_least_float32(cls_score).softmax(dim=-1)
-        # A thousand proposals times the classes are many boxes: only those that score enough are decoded.
-        row, label = (scores[:, :self.num_classes] > settings.score_thr).nonzero(as_tuple=True)
-        if bbox_pred is not None:
-            bbox_pred = self._of_class(bbox_pred[row], label)
-        found, score = self.decode(boxes[row], bbox_pred, image_hw), scores[row, label]
-        if settings.min_bbox_size >= 0:
-            big = ((found[:, 2:] - found[:, :2]) > settings.min_bbox_size).all(dim=1)
-            found, score, label = found[big], score[big], label[big]
-        dets, keep = batched_nms(found, score, label, settings.nms)
-        if settings.max_per_img > 0:
-            dets, keep = dets[:settings.max_per_img], keep[:settings.max_per_img]
-        if not settings.keep_empty:
-            full = (dets[:, 2:4] > dets[:, :2]).all(dim=1)
-            dets, keep = dets[full], keep[full]
-        return Instances(tuple(image_hw),
-                         self.num_classes,
-                         bboxes=dets[:, :4],
-                         scores=dets[:, 4],
-                         labels=label[keep])
+        every = torch.ones(1, len(boxes), dtype=torch.bool, device=boxes.device)
+        found = self.predict_padded([boxes], every, cls_score, bbox_pred, [image_hw], settings, EXACT)
+        return found.instances([image_hw], self.num_classes)[0]
 
     @torch.no_grad()
-    def predict_padded(self, boxes: Sequence[torch.Tensor], valid: torch.Tensor, cls_score: torch.Tensor,
-                       bbox_pred: torch.Tensor | None, metas: Sequence[ImageMeta],
-                       settings: RoITestSettings) -> PaddedInstances:
-        """``predict`` for B images in tensors of a fixed size, without waiting for the device.
+    def predict_padded(self, boxes: Sequence[torch.Tensor] | torch.Tensor, valid: torch.Tensor, cls_score: torch.Tensor,
+                       bbox_pred: torch.Tensor | None, sizes: Sequence[tuple[int, int]] | torch.Tensor,
+                       settings: RoITestSettings, suppression: Suppression) -> PaddedInstances:
+        """Results ``bboxes`` (B, n, 4), ``scores`` (B, n) and ``labels`` (B, n), best first.
 
-        The best candidates alone are suppressed; if that leaves fewer results than wanted, though there are more
-        candidates, the outcome is not ``certain``.
+        They are not ``settled`` where fewer results than wanted came of the candidates that the suppression looked at,
+        though there were more.
 
         Args:
-            boxes: B of (N, 4), the proposals. valid: (B, N) bool.
-            cls_score, bbox_pred: (B * N, K + 1) and (B * N, 4 or K * 4), or None.
-            settings: they ``can_be_padded``.
-
-        Returns:
-            ``bboxes``, ``scores`` and ``labels`` of ``max_per_img`` rows at most.
+            boxes: the proposals of B images, (N, 4) each.
+            valid: (B, N) bool, False for proposals that only fill up.
+            cls_score: (B * N, K + 1).
+            bbox_pred: (B * N, 4 or K * 4), or None.
+            sizes: (height, width) of B images, see ``structures.padded.image_sizes``; boxes are clipped to them.
+            settings: which results.
+            suppression: how many candidates are looked at, and how they are suppressed.
         """
         batch, count = valid.shape
-        scores = at_least_float32(cls_score).softmax(dim=-1)[:, :self.num_classes].unflatten(0, (batch, count))
-        above = (scores > settings.score_thr) & valid[..., None]                         # (B, N, K)
-        scores, place = scores.masked_fill(~above, -1).flatten(1).sort(dim=1, descending=True, stable=True)
-        most = max(_LEAST_CANDIDATES, _CANDIDATES_A_RESULT * settings.max_per_img)
-        scores, place = scores[:, :most], place[:, :most]                                # (B, n)
+        scores = self.probabilities(cls_score)[:, :self.num_classes].unflatten(0, (batch, count))
+        above = ((scores > settings.score_thr) & valid[..., None]).flatten(1)            # (B, N * K)
+        # A thousand proposals times the classes are many boxes: only the candidates are decoded.
+        room = suppression.room(above, settings.max_per_img)
+        scores, place = suppression.best(scores.flatten(1).masked_fill(~above, -1), room)                 # (B, n)
         label, row = place % self.num_classes, place // self.num_classes
-        row = row + count * torch.arange(batch, device=row.device)[:, None]
+        row = row + count * torch.arange(batch, device=row.device)[:, None]              # among all B * N
         deltas = None
         if bbox_pred is not None:
             deltas = self._of_class(bbox_pred[row.flatten()], label.flatten()).unflatten(0, row.shape)
-        every = torch.cat(list(boxes))
-        found = torch.stack([self.decode(every[row[i]], None if deltas is None else deltas[i], tuple(meta.img_shape[:2]))
-                             for i, meta in enumerate(metas)])                           # (B, n, 4)
-        present = scores > settings.score_thr
+        found = each_image(self.decode, sizes, joined(boxes)[row], deltas)               # (B, n, 4)
+        present = scores >= 0
         if settings.min_bbox_size >= 0:
             present = present & ((found[..., 2:] - found[..., :2]) > settings.min_bbox_size).all(dim=-1)
-        keep, certain = nms_in_rounds(found, scores, present, settings.nms, groups=label)
-        enough = (above.flatten(1).sum(dim=1) <= most) | (keep.sum(dim=1) >= settings.max_per_img)
-        first = (~keep).byte().argsort(dim=1, stable=True)[:, :settings.max_per_img]     # kept ones, best first
-        found = found.gather(1, first[..., None].expand(-1, -1, 4))
-        scores, label, keep = (values.gather(1, first) for values in (scores, label, keep))
+        keep, scores, settled = suppression.keep(found, scores, present, settings.nms, groups=label)
+        enough = (above.sum(dim=1) <= room) | (keep.sum(dim=1) >= settings.max_per_img)
+        limit = settings.max_per_img if settings.max_per_img > 0 else scores.shape[1]
+        scores, first = suppression.best(scores.masked_fill(~keep, -1), limit)
+        found, label = found.gather(1, first[..., None].expand(-1, -1, 4)), label.gather(1, first)
+        keep = scores >= 0
         if not settings.keep_empty:
             keep = keep & (found[..., 2:] > found[..., :2]).all(dim=-1)
-        return PaddedInstances(dict(bboxes=found, scores=scores, labels=label), keep, certain & enough.all())
+        return PaddedInstances(dict(bboxes=found, scores=scores, labels=label), keep, settled & enough.all())
 
     @torch.no_grad()
     def decode(self, boxes: torch.Tensor, bbox_pred: torch.Tensor | None,
-               image_hw: tuple[int, int]) -> torch.Tensor:
-        """Boxes (N, 4) moved by deltas (N, 4 or K * 4) and clipped to the image; clipped only, without
-        deltas.
+               image_hw: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+        """Boxes (N, 4) moved by deltas (N, 4 or K * 4) and clipped to the image; clipped only, without deltas.
+
+        ``image_hw`` may be a tensor (N, 2): the image of each box.
         """
         if bbox_pred is None:
             return clip_boxes(boxes, image_hw)
@@ -355,10 +337,8 @@ class BBoxHead(nn.Module):
 
     @torch.no_grad()
     def refine(self, boxes: torch.Tensor, labels: torch.Tensor, bbox_pred: torch.Tensor,
-               image_hw: tuple[int, int]) -> torch.Tensor:
-        """Boxes (N, 4) moved by the deltas for ``labels`` (N,) in [0, K), clipped to the image: the next
-        stage's.
-        """
+               image_hw: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+        """Boxes (N, 4) moved by the deltas for ``labels`` (N,) in [0, K), clipped to the image: the next stage's."""
         return self.decode(boxes, self._of_class(bbox_pred, labels), image_hw)
 
 

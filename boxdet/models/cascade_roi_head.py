@@ -6,6 +6,7 @@ Letters: B images, R rois of the batch, N boxes of an image, K classes, C channe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch import nn
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
+from boxdet.geometry.nms import Suppression
 from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import PerStage, parse_section
 from boxdet.models.standard_roi_head import (
+    add_masks,
     box_losses,
     build_matching,
     draw_samples,
@@ -28,7 +31,7 @@ from boxdet.models.standard_roi_head import (
 from boxdet.registry import HEADS, ROI_EXTRACTORS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, joined, split_like
 
 
 @HEADS.register_module()
@@ -113,6 +116,17 @@ class CascadeRoIHead(nn.Module):
         """Run ``init_cfg``, its own and its parts'."""
         initialize(self)
 
+    def box_forward(self, stage: int, feats: Sequence[torch.Tensor],
+                    rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores (R, K + 1) and deltas of rois (R, 5) in a stage, and the features (R, C, h, w) that they came of."""
+        pooled = self.bbox_roi_extractor[stage](feats, rois)
+        return *self.bbox_head[stage](pooled), pooled
+
+    def mask_features(self, stage: int, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+        """What the mask head of a stage reads: (R, C, h, w) for rois (R, 5)."""
+        extractors = self.bbox_roi_extractor if self.shares_extractor else self.mask_roi_extractor
+        return extractors[stage](feats, rois)
+
     # ------------------------------------------------------------------------------------------ training
 
     def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
@@ -124,19 +138,16 @@ class CascadeRoIHead(nn.Module):
         losses, boxes = {}, [p.bboxes for p in proposals]
         for stage, weight in enumerate(self.stage_loss_weights):
             head, settings = self.bbox_head[stage], self.stage_settings[stage]
-            extractor = self.bbox_roi_extractor[stage]
-            samples = draw_samples(*self.matching[stage], boxes, gt, ignored,
-                                   lambda image, *own: box_losses(head, extractor, feats, image, *own))
-            pooled = extractor(feats, boxes_to_rois([s.boxes for s in samples]))
-            scores, deltas = head(pooled)
+            forward = partial(self.box_forward, stage)
+            samples = draw_samples(*self.matching[stage], boxes, gt, ignored, partial(box_losses, head, forward, feats))
+            scores, deltas, pooled = forward(feats, boxes_to_rois([s.boxes for s in samples]))
             targets = head.targets(samples, settings)
             parts = head.loss(scores, deltas, targets)
             if self.with_mask:
                 if self.shares_extractor:
                     pooled = pooled[targets.pos_index]
                 else:
-                    rois = boxes_to_rois([s.pos_boxes for s in samples])
-                    pooled = self.mask_roi_extractor[stage](feats, rois)
+                    pooled = self.mask_features(stage, feats, boxes_to_rois([s.pos_boxes for s in samples]))
                 parts.update(mask_loss(self.mask_head[stage], pooled, samples, gt, settings))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in parts.items()})
@@ -153,41 +164,42 @@ class CascadeRoIHead(nn.Module):
         """
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.last_bbox_head, boxes, scores, deltas, metas, self.test_cfg)
-        if not self.with_mask:
-            return results
-        probs = self.mask_probs(feats, [r.bboxes for r in results], [r.labels for r in results])
-        return [r.replace(mask_probs=p) for r, p in zip(results, probs.split([len(r) for r in results]))]
+        return add_masks(self, feats, results) if self.with_mask else results
 
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
-                       metas: Sequence[ImageMeta]) -> PaddedInstances:
+                       metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:
         """As ``StandardRoIHead.predict_padded``."""
-        return predict_padded(self, feats, proposals, metas)
+        return predict_padded(self, feats, proposals, metas, suppression)
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
-                 metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Run the box heads on boxes (N, 4) of B images.
+    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                 metas: Sequence[ImageMeta] | torch.Tensor,
+                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the box heads on boxes (N, 4) of B images, a list or one tensor (B, N, 4) of them.
 
         Returns:
-            the boxes that the last stage saw, B of (N, 4); class logits (R, K + 1) averaged over the stages;
-            the last stage's deltas.
+            the boxes that the last stage saw, as ``boxes`` came; class logits (R, K + 1) averaged over the stages; the
+            last stage's deltas.
         """
-        total, counts = 0, [len(b) for b in boxes]
+        total, sizes = 0, image_sizes(metas)
         for stage, head in enumerate(self.bbox_head):
-            scores, deltas = head(self.bbox_roi_extractor[stage](feats, boxes_to_rois(boxes)))
+            scores, deltas, _ = self.box_forward(stage, feats, boxes_to_rois(boxes))
             total = total + at_least_float32(scores)
             if stage + 1 < self.num_stages:
                 labels = scores[:, :-1].argmax(dim=1)
-                boxes = [head.refine(own, label, delta, tuple(meta.img_shape[:2])) for own, label, delta, meta
-                         in zip(boxes, labels.split(counts), deltas.split(counts), metas)]
-        return list(boxes), total / self.num_stages, deltas
+                boxes = each_image(head.refine, sizes, boxes, split_like(labels, boxes), split_like(deltas, boxes))
+        return boxes, total / self.num_stages, deltas
 
-    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
-                   labels: Sequence[torch.Tensor]) -> torch.Tensor:
+    def mask_fields(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                    labels: Sequence[torch.Tensor] | torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As ``StandardRoIHead.mask_fields``."""
+        return dict(mask_probs=self.mask_probs(feats, boxes, labels))
+
+    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                   labels: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """As ``StandardRoIHead.mask_probs``, averaged over the stages."""
-        rois, labels = boxes_to_rois(boxes), torch.cat(list(labels))
-        extractors = self.bbox_roi_extractor if self.shares_extractor else self.mask_roi_extractor
-        return sum(head.predict(extractor(feats, rois), labels)
-                   for head, extractor in zip(self.mask_head, extractors)) / self.num_stages
+        rois, labels = boxes_to_rois(boxes), joined(labels)
+        return sum(head.predict(self.mask_features(stage, feats, rois), labels)
+                   for stage, head in enumerate(self.mask_head)) / self.num_stages
 
 
 @torch.no_grad()

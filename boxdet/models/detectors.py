@@ -5,6 +5,7 @@ Letters: B images, V views of an image, N objects of an image, h, w height and w
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch import nn
 from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.masks import paste_to_rle
+from boxdet.geometry.nms import Suppression
+from boxdet.geometry.nms_rounds import IN_ROUNDS
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.frames import to_input, to_original
 from boxdet.models.initialization import initialize
@@ -26,7 +29,7 @@ from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keyword
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, image_sizes
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,12 @@ class TestSettings:
     Args:
         rpn: from RPN outputs to proposals.
         rcnn: from class scores, boxes and masks to results.
+        fixed_size: predict in tensors of a fixed size, so that a GPU is never waited for before the results: the same
+            results up to rounding. Heads and settings that cannot do it are told, once, and predict as usual.
     """
     rpn: ProposalSettings | Any = section('rpn_head', 'test_settings')
     rcnn: RoITestSettings | Any = section('roi_head', 'test_settings')
+    fixed_size: bool = False
 
 
 class _Detector(nn.Module):
@@ -69,6 +75,7 @@ class _Detector(nn.Module):
             self.neck = NECKS.build(neck)
             self._neck_frees = ability(self.neck, 'frees_levels')
         self.init_cfg = init_cfg
+        self.told_of_fixed_size = False
         self.CLASSES: tuple[str, ...] | None = None
         self.PALETTE: Any = None
 
@@ -266,33 +273,36 @@ class TwoStageDetector(_Detector):
 
     def _detect(self, feats: Sequence[torch.Tensor], batch: Batch) -> list[Instances]:
         """What the roi head makes of one view, on the CPU."""
-        found = self.detect_padded(feats, batch).to_host() if _is_far(batch.images) and self.pads(batch) else None
-        if found is None or not found.certain:
+        found = None
+        if self.test_cfg.fixed_size and self._has_fixed_size(batch.proposals is None):
+            found = self.detect_padded(feats, batch, IN_ROUNDS).to_host()
+        if found is None or not found.settled:
             results = self.roi_head.predict(feats, self._propose(feats, batch), batch.metas)
         else:
-            results = found.instances([meta.img_shape[:2] for meta in batch.metas], self.roi_head.last_bbox_head.num_classes)
-            if self.with_keypoint:  # heatmaps are dear: for the boxes that there are, and not for all that there may be
+            results = found.instances(image_sizes(batch.metas), self.roi_head.last_bbox_head.num_classes)
+            if self.with_keypoint:  # heatmaps are dear: for the boxes that there are, and not for all that may be
                 results = self.roi_head.add_keypoints(feats, results)
         return [r.to('cpu') for r in results]
 
-    def detect_padded(self, feats: Sequence[torch.Tensor], batch: Batch) -> PaddedInstances:
-        """Proposals and results of a batch, keypoints excepted, on the device and without waiting for it.
+    def detect_padded(self, feats: Sequence[torch.Tensor], batch: Batch, suppression: Suppression) -> PaddedInstances:
+        """Proposals and results of a batch, keypoints excepted, in tensors of one size and on the device.
 
-        Only where ``pads(batch)``.
+        Args:
+            feats: what ``extract_feat`` gave.
+            batch: its images; its ``metas`` may be a tensor (B, 2) of their (height, width).
+            suppression: how candidates are chosen and suppressed.
         """
         if batch.proposals is None:
-            proposals = self.rpn_head.predict_padded(*self.rpn_head(feats), batch.metas, self.test_cfg.rpn)
+            proposals = self.rpn_head.predict_padded(*self.rpn_head(feats), batch.metas, self.test_cfg.rpn, suppression)
         else:
             proposals = PaddedInstances.of(batch.proposals)
-        return self.roi_head.predict_padded(feats, proposals, batch.metas)
+        return self.roi_head.predict_padded(feats, proposals, batch.metas, suppression)
 
-    def pads(self, batch: Batch) -> bool:
-        """Whether settings and heads allow for ``detect_padded``."""
-        if batch.proposals is None and not (self.with_rpn and _is_fixed_size(self.rpn_head)
-                                            and getattr(self.test_cfg.rpn, 'can_be_padded', False)):
-            return False
-        return (_is_fixed_size(self.roi_head) and _is_fixed_size(self.roi_head.last_bbox_head)
-                and getattr(self.test_cfg.rcnn, 'can_be_padded', False))
+    def _has_fixed_size(self, proposes: bool) -> bool:
+        """Whether heads and settings allow for predictions of a fixed size."""
+        problem = proposes and _no_fixed_size(self.rpn_head, 'rpn', self.test_cfg.rpn, 'nms_pre')
+        problem = problem or _no_fixed_size(self.roi_head, 'rcnn', self.test_cfg.rcnn, 'max_per_img')
+        return not _tell_once(self, problem or _no_fixed_size(self.roi_head.last_bbox_head))
 
     def _propose(self, feats: Sequence[torch.Tensor], batch: Batch) -> Sequence[Instances]:
         """The proposals that the batch brings, or else the detector's own."""
@@ -405,20 +415,30 @@ class RPN(_Detector):
     def _detect(self, batch: Batch) -> list[Instances]:
         """Proposals of one view, in network-input pixels."""
         outs, settings = self.rpn_head(self.extract_feat(batch.images)), self.test_cfg.rpn
-        if _is_far(batch.images) and _is_fixed_size(self.rpn_head) and getattr(settings, 'can_be_padded', False):
-            found = self.rpn_head.predict_padded(*outs, batch.metas, settings).to_host()
-            if found.certain:
-                return found.instances([meta.img_shape[:2] for meta in batch.metas])
+        if self.test_cfg.fixed_size and not _tell_once(self, _no_fixed_size(self.rpn_head, 'rpn', settings, 'nms_pre')):
+            found = self.rpn_head.predict_padded(*outs, batch.metas, settings, IN_ROUNDS).to_host()
+            if found.settled:
+                return found.instances(image_sizes(batch.metas))
         return self.rpn_head.predict(*outs, batch.metas, settings)
 
 
-def _is_fixed_size(part: nn.Module) -> bool:
-    return ability(part, 'fixed_size_prediction')
+def _no_fixed_size(head: nn.Module, section: str = '', settings: Any = None, limit: str = '') -> str:
+    """Why ``head`` has no predictions of a fixed size, or not with ``settings``, which need a ``limit``; '' if it has."""
+    if not ability(head, 'fixed_size_prediction'):
+        return f'{type(head).__name__} declares no fixed_size_prediction, or overrides predict'
+    if limit and getattr(settings, limit, 0) <= 0:
+        return f'model.test_cfg.{section}.{limit} sets no limit'
+    if limit and not IN_ROUNDS.supports(settings.nms):
+        return f"model.test_cfg.{section}.nms is {dict(settings.nms)}, which needs type='nms' and no max_num"
+    return ''
 
 
-def _is_far(images: torch.Tensor) -> bool:
-    """Whether asking for a number means waiting for a device; the CPU does better with just the rows that there are."""
-    return images.is_cuda
+def _tell_once(model: _Detector, problem: str) -> str:
+    """``problem``; the first time that there is one it is a warning too."""
+    if problem and not model.told_of_fixed_size:
+        model.told_of_fixed_size = True
+        warnings.warn(f'model.test_cfg.fixed_size=True has no effect: {problem}', stacklevel=2)
+    return problem
 
 
 def _given(proposals: Sequence[Instances] | None) -> Sequence[Instances]:

@@ -21,8 +21,11 @@ from boxdet.registry import LAYERS, ROI_EXTRACTORS
 _ROIS_AT_ONCE = 128  # pooled features that wait to be put in order: 6 MB of 7x7 bins and 256 channels
 
 
-def boxes_to_rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join the boxes of B images, each (N, 4), to rois (R, 5), images in order."""
+def boxes_to_rois(boxes: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """Join the boxes of B images, each (N, 4), or one tensor (B, N, 4) of them, to rois (R, 5), images in order."""
+    if isinstance(boxes, torch.Tensor):
+        images = torch.arange(len(boxes), device=boxes.device).to(boxes.dtype)[:, None, None]
+        return torch.cat([images.expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
     images = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
     return torch.cat([torch.cat(images), torch.cat(list(boxes))], dim=1)
 
@@ -108,6 +111,10 @@ def _in_one_type(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch
 class SingleRoIExtractor(nn.Module):
     """Pool each roi from one level, chosen by its size (Lin et al. 2017, eq. 1).
 
+    A GPU would have to be asked which rois fall on a level, so there every level pools all rois (``pool_masked``); the
+    CPU pools each from its own. ``pools_every_level`` = True or False chooses one of the ways, for a graph of fixed
+    sizes, say.
+
     Args:
         roi_layer: config of the pooling layer; one is made for each level.
         out_channels: C.
@@ -123,6 +130,7 @@ class SingleRoIExtractor(nn.Module):
         self.out_channels = out_channels
         self.featmap_strides = tuple(featmap_strides)
         self.finest_scale = finest_scale
+        self.pools_every_level: bool | None = None
         self.init_cfg = init_cfg
 
     @property
@@ -154,7 +162,8 @@ class SingleRoIExtractor(nn.Module):
             rois = rescale_rois(rois, roi_scale_factor)
         if levels is None:
             return self.roi_layers[0](feats[0], rois)
-        pool = pool_masked if rois.is_cuda else pool_sorted
+        every = rois.is_cuda if self.pools_every_level is None else self.pools_every_level
+        pool = pool_masked if every else pool_sorted
         return pool(self.roi_layers, feats, rois, levels)
 
 

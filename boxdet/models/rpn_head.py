@@ -20,15 +20,14 @@ from torch.nn import functional as F
 from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.geometry.nms import batched_nms
-from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
+from boxdet.geometry.nms import EXACT, Suppression, group_of_parts
 from boxdet.models.initialization import initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number, parse_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, accepted_keywords
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, each_image, image_sizes
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,11 +81,6 @@ class ProposalSettings:
     def joins_levels(self) -> bool:
         """Whether boxes of different levels suppress one another."""
         return self.nms_across_levels or bool((self.nms or {}).get('class_agnostic'))
-
-    @property
-    def can_be_padded(self) -> bool:
-        """Whether ``RPNHead.predict_padded`` can do what these settings say."""
-        return self.nms_pre > 0 and has_rounds(self.nms) and not (self.nms_post > 0 and self.joins_levels)
 
 
 @dataclass
@@ -302,69 +296,67 @@ class RPNHead(nn.Module):
         """Return B Instances(bboxes (N, 4) in network-input pixels, scores (N,)), best first.
 
         Args:
-            cls_scores, bbox_preds: what ``forward`` returned.
+            cls_scores: what ``forward`` returned.
+            bbox_preds: likewise.
+            metas: of B images.
             settings: in the place of ``test_cfg``.
         """
         settings = self.test_cfg if settings is None else settings
-        anchors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
-        kept = [self._best_of_level(*level, settings.nms_pre) for level in zip(cls_scores, bbox_preds, anchors)]
-        scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))  # (B, n), (B, n, 4) twice
-        levels = torch.cat([s.new_full(s.shape[1:], i, dtype=torch.long) for i, (s, _, _) in enumerate(kept)])
-        proposals = []
-        for i, meta in enumerate(metas):
-            boxes = self.bbox_coder.decode(anchors[i], deltas[i], max_shape=meta.img_shape[:2])
-            proposals.append(_suppress(boxes, scores[i], levels, len(kept), settings, meta))
-        if settings.max_per_batch > 0:
-            proposals = best_of_batch(proposals, settings.max_per_batch)
-        return proposals
+        found = self.predict_padded(cls_scores, bbox_preds, metas, settings, EXACT)
+        return found.instances(image_sizes(metas))
 
     @torch.no_grad()
     def predict_padded(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
-                       metas: Sequence[ImageMeta], settings: ProposalSettings) -> PaddedInstances:
-        """``predict`` in tensors of a fixed size, (B, n, 4) and (B, n), without waiting for the device.
+                       metas: Sequence[ImageMeta] | torch.Tensor, settings: ProposalSettings,
+                       suppression: Suppression) -> PaddedInstances:
+        """Proposals ``bboxes`` (B, n, 4) and ``scores`` (B, n), best first, those that only fill up last.
 
         Args:
-            settings: they ``can_be_padded``.
+            cls_scores: what ``forward`` returned.
+            bbox_preds: likewise.
+            metas: of B images, or their (height, width) as a tensor (B, 2).
+            settings: how many proposals, and which.
+            suppression: how candidates are chosen and suppressed.
         """
         anchors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
-        kept = [self._best_of_level(*level, settings.nms_pre) for level in zip(cls_scores, bbox_preds, anchors)]
+        kept = [self._best_of_level(*level, settings.nms_pre, suppression)
+                for level in zip(cls_scores, bbox_preds, anchors)]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
-        boxes = torch.stack([self.bbox_coder.decode(anchor, delta, max_shape=meta.img_shape[:2])
-                             for anchor, delta, meta in zip(anchors, deltas, metas)])
-        valid = torch.ones_like(scores, dtype=torch.bool)
+        boxes = each_image(self._decode, image_sizes(metas), anchors, deltas)            # (B, N, 4)
+        valid = scores >= 0
         if settings.min_bbox_size >= 0:
-            valid = ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)
-        if settings.joins_levels:
-            counts = [sum(counts)]
-        # A set for each level of each image, filled up to the size of the largest: (B, S, n).
-        boxes, scores, valid = (_in_sets(values, counts) for values in (boxes, scores, valid))
-        scores, order = scores.sort(dim=2, descending=True, stable=True)
-        boxes, valid = boxes.gather(2, order[..., None].expand_as(boxes)), valid.gather(2, order)
-        keep, certain = nms_in_rounds(boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), settings.nms)
-        keep = keep.view(valid.shape)
+            valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)
+        parts = [sum(counts)] if settings.nms_across_levels else counts
+        keep, scores, settled = suppression.keep(boxes, scores, valid, settings.nms, parts=parts)
+        scores, place = suppression.best(scores.masked_fill(~keep, -1), scores.shape[1])
         if settings.nms_post > 0:
-            keep = keep & (keep.cumsum(dim=2) <= settings.nms_post)
-        scores, order = scores.flatten(1).masked_fill(~keep.flatten(1), -1).sort(dim=1, descending=True, stable=True)
+            level = group_of_parts(counts, place.device)[place]                         # (B, N), best first
+            of_level = (level[..., None] == torch.arange(len(counts), device=place.device)) & (scores >= 0)[..., None]
+            rank = of_level.cumsum(dim=1).gather(2, level[..., None]).squeeze(2)        # within its level, from 1
+            scores, order = suppression.best(scores.masked_fill(rank > settings.nms_post, -1), scores.shape[1])
+            place = place.gather(1, order)
         if settings.max_per_img > 0:
-            scores, order = scores[:, :settings.max_per_img], order[:, :settings.max_per_img]
+            scores, place = scores[:, :settings.max_per_img], place[:, :settings.max_per_img]
         valid = scores >= 0
         if settings.max_per_batch > 0:
-            best = scores.flatten().topk(min(settings.max_per_batch, scores.numel())).indices
-            valid = valid & torch.zeros_like(valid.flatten()).scatter_(0, best, True).view(valid.shape)
-        boxes = boxes.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, 4))
-        return PaddedInstances(dict(bboxes=boxes, scores=scores), valid, certain)
+            valid = valid & best_of_batch(scores, settings.max_per_batch)
+        boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+        return PaddedInstances(dict(bboxes=boxes, scores=scores), valid, settled)
 
-    def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor,
-                       nms_pre: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _decode(self, anchors: torch.Tensor, deltas: torch.Tensor,
+                image_hw: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+        return self.bbox_coder.decode(anchors, deltas, max_shape=image_hw)
+
+    def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor, nms_pre: int,
+                       suppression: Suppression) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The ``nms_pre`` best of a level: scores (B, n), deltas (B, n, 4), anchors (B, n, 4)."""
-        logits = at_least_float32(flatten_levels([cls_score], self.cls_out_channels))         # (B, H * W * A, C)
+        logits = at_least_float32(flatten_levels([cls_score], self.cls_out_channels))   # (B, H * W * A, C)
         scores = logits[..., 0].sigmoid() if self.use_sigmoid else logits.softmax(-1)[..., 0]
         deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
-        if 0 < nms_pre < scores.shape[1]:
-            scores, best = scores.topk(nms_pre, dim=1)                                  # (B, n)
-            deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))
-            anchors = anchors[best]
+        if nms_pre > 0:
+            scores, place = suppression.best(scores, nms_pre)                           # (B, n)
+            deltas, anchors = deltas.gather(1, place[..., None].expand(-1, -1, 4)), anchors[place]
         else:
             anchors = anchors.expand(len(scores), -1, -1)
         return scores, at_least_float32(deltas), anchors
@@ -390,34 +382,7 @@ def flatten_levels(maps: Sequence[torch.Tensor], channels: int) -> torch.Tensor:
     return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, channels) for m in maps], dim=1)
 
 
-def _suppress(boxes: torch.Tensor, scores: torch.Tensor, levels: torch.Tensor, num_levels: int,
-              settings: ProposalSettings, meta: ImageMeta) -> Instances:
-    """From candidates (n, 4), (n,), (n,) of an image to its proposals."""
-    if settings.min_bbox_size >= 0:
-        big = ((boxes[:, 2:] - boxes[:, :2]) > settings.min_bbox_size).all(dim=1)
-        boxes, scores, levels = boxes[big], scores[big], levels[big]
-    groups = torch.zeros_like(levels) if settings.nms_across_levels else levels
-    dets, keep = batched_nms(boxes, scores, groups, settings.nms)
-    if settings.nms_post > 0:
-        # Best first, so that counting equal levels from the top gives each its rank within its level.
-        own = levels[keep, None]                                                         # (n, 1)
-        rank = (own == torch.arange(num_levels, device=own.device)).cumsum(0).gather(1, own).squeeze(1)
-        dets = dets[rank <= settings.nms_post]
-    if settings.max_per_img > 0:
-        dets = dets[:settings.max_per_img]
-    return Instances(tuple(meta.img_shape[:2]), bboxes=dets[:, :4], scores=dets[:, 4])
-
-
-def _in_sets(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Split (B, N, ...) into sets of ``counts`` that are filled up with zeros: (B, S, n, ...)."""
-    tail = [0, 0] * (values.dim() - 2)
-    return torch.stack([F.pad(part, [*tail, 0, max(counts) - part.shape[1]])
-                        for part in values.split(list(counts), dim=1)], dim=1)
-
-
-def best_of_batch(proposals: list[Instances], count: int) -> list[Instances]:
-    """Keep the ``count`` best proposals of all images together, each image's in their order."""
-    scores = torch.cat([p.scores for p in proposals])
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    keep[scores.topk(min(count, len(scores))).indices] = True
-    return [p[k] for p, k in zip(proposals, keep.split([len(p) for p in proposals]))]
+def best_of_batch(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Which of scores (B, n) are among the ``count`` best of all images together: (B, n) bool."""
+    best = scores.flatten().topk(min(count, scores.numel())).indices
+    return torch.zeros_like(scores, dtype=torch.bool).flatten().index_fill_(0, best, True).view(scores.shape)

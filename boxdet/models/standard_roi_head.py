@@ -7,6 +7,7 @@ the features, H, W of heatmaps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
+from boxdet.geometry.nms import Suppression
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import initialize
 from boxdet.models.roi_extractor import boxes_to_rois
@@ -23,7 +25,7 @@ from boxdet.models.settings import parse_section
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, image_sizes, joined
 
 
 @HEADS.register_module()
@@ -118,6 +120,12 @@ class StandardRoIHead(nn.Module):
         pooled = self.bbox_roi_extractor(feats, rois)
         return self.shared_head(pooled) if self.with_shared_head else pooled
 
+    def box_forward(self, feats: Sequence[torch.Tensor],
+                    rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Scores (R, K + 1) and deltas (R, 4 or K * 4) of rois (R, 5), and the features (R, C, h, w) they came of."""
+        pooled = self.box_features(feats, rois)
+        return *self.bbox_head(pooled), pooled
+
     def mask_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
         """What the mask head reads: (R, C, h, w) for rois (R, 5)."""
         if self.shares_extractor:
@@ -145,19 +153,24 @@ class StandardRoIHead(nn.Module):
         """
         samples = draw_samples(
             self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored,
-            lambda image, *boxes: box_losses(self.bbox_head, self.box_features, feats, image, *boxes))
-        pooled = self.box_features(feats, boxes_to_rois([s.boxes for s in samples]))
+            lambda image, *boxes: box_losses(self.bbox_head, self.box_forward, feats, image, *boxes))
+        scores, deltas, pooled = self.box_forward(feats, boxes_to_rois([s.boxes for s in samples]))
         targets = self.bbox_head.targets(samples, self.train_cfg)
-        losses = self.bbox_head.loss(*self.bbox_head(pooled), targets)
+        losses = self.bbox_head.loss(scores, deltas, targets)
         if self.with_mask:
             if self.shares_extractor:
                 pooled = pooled[targets.pos_index]
             else:
                 pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in samples]))
-            losses.update(mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg))
+            losses.update(self.mask_losses(pooled, samples, gt))
         if self.with_keypoint:
             losses.update(self._keypoint_loss(feats, samples, gt))
         return losses
+
+    def mask_losses(self, pooled: torch.Tensor, samples: Sequence[SampledRois],
+                    gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
+        """The losses of the mask branch from the features (P, C, h, w) of the positives of B images."""
+        return mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg)
 
     def _keypoint_loss(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
                        gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
@@ -181,10 +194,7 @@ class StandardRoIHead(nn.Module):
         """
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.bbox_head, boxes, scores, deltas, metas, self.test_cfg)
-        boxes, counts = [r.bboxes for r in results], [len(r) for r in results]
-        if self.with_mask:
-            probs = self.mask_probs(feats, boxes, [r.labels for r in results])
-            results = [r.replace(mask_probs=p) for r, p in zip(results, probs.split(counts))]
+        results = add_masks(self, feats, results) if self.with_mask else results
         return self.add_keypoints(feats, results) if self.with_keypoint else results
 
     def add_keypoints(self, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
@@ -195,29 +205,46 @@ class StandardRoIHead(nn.Module):
         return [r.replace(keypoints=j) for r, j in zip(results, joints.split([len(r) for r in results]))]
 
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
-                       metas: Sequence[ImageMeta]) -> PaddedInstances:
-        """``predict`` in tensors of a fixed size, without waiting for the device; keypoints are left to
-        ``add_keypoints``.
-        """
-        return predict_padded(self, feats, proposals, metas)
+                       metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:
+        """``predict`` in tensors of one size; keypoints are left to ``add_keypoints``.
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
-                 metas: Sequence[ImageMeta]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
-        """Run the box head on boxes (N, 4) of B images.
+        Args:
+            feats: the neck's levels.
+            proposals: of B images.
+            metas: of B images, or their (height, width) as a tensor (B, 2).
+            suppression: how many candidates are looked at, and how they are suppressed.
+        """
+        return predict_padded(self, feats, proposals, metas, suppression)
+
+    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                 metas: Sequence[ImageMeta] | torch.Tensor,
+                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Run the box head on boxes (N, 4) of B images, a list or one tensor (B, N, 4) of them.
 
         Returns:
-            the boxes that the deltas refer to, B of (N, 4); class logits (R, K + 1); deltas (R, 4 or K * 4)
-            or None.
+            the boxes that the deltas refer to, as ``boxes`` came; class logits (R, K + 1); deltas (R, 4 or K * 4) or
+            None.
         """
-        return list(boxes), *self.bbox_head(self.box_features(feats, boxes_to_rois(boxes)))
+        scores, deltas, _ = self.box_forward(feats, boxes_to_rois(boxes))
+        return boxes, scores, deltas
 
-    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor],
-                   labels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Probabilities (R, h, w) within the boxes (N, 4) of labels (N,) of B images, in network-input
-        pixels.
+    def mask_fields(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                    labels: Sequence[torch.Tensor] | torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the mask branch gives results: fields of R rows, that are added or put in the place of those there are.
+
+        Args:
+            feats: the neck's levels.
+            boxes: (N, 4) of B images, a list or one tensor (B, N, 4) of them.
+            labels: (N,) of B images, likewise.
+            scores: (R,).
         """
+        return dict(mask_probs=self.mask_probs(feats, boxes, labels))
+
+    def mask_probs(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+                   labels: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        """Probabilities (R, h, w) within the boxes (N, 4), in network-input pixels, of labels (N,) of B images."""
         pooled = self.mask_features(feats, boxes_to_rois(boxes))
-        return self.mask_head.predict(pooled, torch.cat(list(labels)))
+        return self.mask_head.predict(pooled, joined(labels))
 
     def keypoint_heatmaps(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]) -> torch.Tensor:
         """Heatmap logits (R, J, H, W) within the boxes (N, 4) of B images, in network-input pixels."""
@@ -264,10 +291,13 @@ def draw_samples(assigner: Any, sampler: Any, boxes: Sequence[torch.Tensor], gt:
     return samples
 
 
-def box_losses(bbox_head: nn.Module, pool: Callable, feats: Sequence[torch.Tensor], image: int,
+def box_losses(bbox_head: nn.Module, forward: Callable, feats: Sequence[torch.Tensor], image: int,
                boxes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """``loss_cls`` (N,) of boxes (N, 4) of one image of the batch; without ``labels`` they are background."""
-    scores, _ = bbox_head(pool([f[image:image + 1] for f in feats], boxes_to_rois([boxes])))
+    """``loss_cls`` (N,) of boxes (N, 4) of one image of the batch; without ``labels`` they are background.
+
+    ``forward(feats, rois)`` is the RoI head's ``box_forward``.
+    """
+    scores = forward([f[image:image + 1] for f in feats], boxes_to_rois([boxes]))[0]
     if labels is None:
         labels = torch.full((len(boxes),), bbox_head.num_classes, device=boxes.device)
     losses = bbox_head.loss_cls(at_least_float32(scores), labels, reduction_override='none')
@@ -282,14 +312,24 @@ def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[Samp
 
 
 def predict_padded(roi_head: nn.Module, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
-                   metas: Sequence[ImageMeta]) -> PaddedInstances:
-    """Boxes, scores, labels and, with a mask head, ``mask_probs`` (B, n, h, w), without waiting for the device."""
-    boxes, scores, deltas = roi_head.classify(feats, list(proposals.bboxes), metas)
-    found = roi_head.last_bbox_head.predict_padded(boxes, proposals.valid, scores, deltas, metas, roi_head.test_cfg)
+                   metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:
+    """Boxes, scores, labels and, with a mask head, ``mask_probs`` (B, n, h, w); see ``StandardRoIHead``."""
+    boxes, scores, deltas = roi_head.classify(feats, proposals.bboxes, metas)
+    found = roi_head.last_bbox_head.predict_padded(boxes, proposals.valid, scores, deltas, image_sizes(metas),
+                                                   roi_head.test_cfg, suppression)
     if roi_head.with_mask:
-        probs = roi_head.mask_probs(feats, list(found.bboxes), list(found.fields['labels']))
-        found = found.replace(mask_probs=probs.unflatten(0, found.valid.shape))
-    return found.given(proposals.certain)
+        fields = roi_head.mask_fields(feats, found.bboxes, found.fields['labels'], found.fields['scores'].flatten())
+        found = found.replace(**{name: value.unflatten(0, found.valid.shape) for name, value in fields.items()})
+    return replace(found, settled=found.settled & proposals.settled)
+
+
+def add_masks(roi_head: nn.Module, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
+    """B results with the fields that the mask branch gives them."""
+    counts = [len(r) for r in results]
+    fields = roi_head.mask_fields(feats, [r.bboxes for r in results], [r.labels for r in results],
+                                  torch.cat([r.scores for r in results]))
+    parts = zip(*(value.split(counts) for value in fields.values()))
+    return [r.replace(**dict(zip(fields, own))) for r, own in zip(results, parts)]
 
 
 def predict_boxes(bbox_head: nn.Module, boxes: Sequence[torch.Tensor], scores: torch.Tensor,

@@ -59,7 +59,7 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
         decoded = [boxes_to_original(head.decode(r, d, tuple(meta.img_shape[:2])), meta)
                    for r, d, meta in zip(rois, parts, own)]
         boxes = boxes + torch.cat(decoded)                                              # (R, 4 or K * 4)
-        scores = scores + at_least_float32(logits).softmax(dim=-1)                                # (R, K + 1)
+        scores = scores + head.probabilities(logits)                                              # (R, K + 1)
     results = []
     for own_boxes, own_scores, meta in zip((boxes / len(feats)).split(counts),
                                            (scores / len(feats)).split(counts), metas[0]):

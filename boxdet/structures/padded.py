@@ -1,30 +1,33 @@
-"""Instances as long as only the device knows how many there are.
+"""Instances of a batch in tensors of one size, as long as only the device knows how many there are.
+
+And what works on such tensors as it does on lists of one tensor an image.
 
 Letters: B images, n rows of each image.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
+from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 
 
 @dataclass(frozen=True)
 class PaddedInstances:
-    """Instances of B images in tensors of a fixed size, so that a GPU can go on without the host asking for their number.
+    """Instances of B images in tensors of one size, so that a GPU can go on without the host asking for their number.
 
     Args:
         fields: tensors (B, n, ...) by name, ``bboxes`` among them.
         valid: (B, n) bool: the rows that are instances; the others hold numbers without meaning.
-        certain: () bool: False if what made them was not done in the steps it was given, so that they may be wrong.
+        settled: () bool: False if what made them was not done in the steps it was given, so that they may be wrong.
     """
     fields: Mapping[str, torch.Tensor]
     valid: torch.Tensor
-    certain: torch.Tensor
+    settled: torch.Tensor
 
     @classmethod
     def of(cls, parts: Sequence[Instances]) -> PaddedInstances:
@@ -45,23 +48,62 @@ class PaddedInstances:
         """With ``fields`` added or put in the place of those of the same name."""
         return replace(self, fields={**self.fields, **fields})
 
-    def given(self, certain: torch.Tensor) -> PaddedInstances:
-        """Certain only if what they were made from was."""
-        return replace(self, certain=self.certain & certain)
-
     def to_host(self) -> PaddedInstances:
         """Copy everything to the CPU: the one time that the host waits for the device."""
         device = self.valid.device
         host = PaddedInstances({name: _copy(value) for name, value in self.fields.items()}, _copy(self.valid),
-                               _copy(self.certain))
+                               _copy(self.settled))
         if device.type == 'cuda':
             wait_for(device)
         return host
 
     def instances(self, image_sizes: Sequence[tuple[int, int]], num_classes: int | None = None) -> list[Instances]:
-        """B Instances of the valid rows; on a GPU this waits, so ``to_host`` comes first."""
-        return [Instances(tuple(size), num_classes, **{name: value[i][valid] for name, value in self.fields.items()})
-                for i, (size, valid) in enumerate(zip(image_sizes, self.valid))]
+        """B Instances of the valid rows; on a GPU this waits, so ``to_host`` comes first where it can."""
+        rows = [valid.nonzero().squeeze(1) for valid in self.valid]
+        return [Instances(tuple(size), num_classes, **{name: value[i, here] for name, value in self.fields.items()})
+                for i, (size, here) in enumerate(zip(image_sizes, rows))]
+
+
+def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, int]] | torch.Tensor:
+    """(height, width) of B images, from their metas.
+
+    A tensor (B, 2) of them stays one: where a graph is made of a model, the number of images need not be known.
+    """
+    return metas if isinstance(metas, torch.Tensor) else [tuple(meta.img_shape[:2]) for meta in metas]
+
+
+def each_image(function: Callable[..., torch.Tensor], sizes: Sequence[tuple[int, int]] | torch.Tensor,
+               *values: Sequence[torch.Tensor] | torch.Tensor | None) -> list[torch.Tensor] | torch.Tensor:
+    """``function(*rows, size)`` of the rows (n, ...) of each image.
+
+    Args:
+        function: returns (n, ...). Where ``sizes`` is a tensor it is called once, with the rows of all images and
+            sizes (B * n, 2).
+        sizes: of B images, as ``image_sizes`` gives them.
+        *values: B tensors (n, ...), or one (B, n, ...), or None, which is handed on.
+
+    Returns:
+        B tensors, or one (B, n, ...) where the values are.
+    """
+    if isinstance(sizes, torch.Tensor):
+        shape = values[0].shape[:2]
+        rows = sizes[:, None].expand(-1, shape[1], -1).flatten(0, 1)
+        return function(*(v if v is None else v.flatten(0, 1) for v in values), rows).unflatten(0, shape)
+    results = [function(*(v if v is None else v[i] for v in values), size) for i, size in enumerate(sizes)]
+    return torch.stack(results) if isinstance(values[0], torch.Tensor) else results
+
+
+def joined(values: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """The rows of all images after one another, from B tensors (n, ...) or one (B, n, ...)."""
+    return values.flatten(0, 1) if isinstance(values, torch.Tensor) else torch.cat(list(values))
+
+
+def split_like(rows: torch.Tensor,
+               values: Sequence[torch.Tensor] | torch.Tensor) -> Sequence[torch.Tensor] | torch.Tensor:
+    """The other way: rows (R, ...) of all images as B tensors, or one, as ``values`` are."""
+    if isinstance(values, torch.Tensor):
+        return rows.unflatten(0, values.shape[:2])
+    return rows.split([len(value) for value in values])
 
 
 def wait_for(device: torch.device) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from boxdet.errors import ConfigError
-from boxdet.geometry.nms import batched_nms
-from boxdet.geometry.nms_rounds import has_rounds, nms_in_rounds
+from boxdet.geometry.nms import EXACT, batched_nms, best_in_order
+from boxdet.geometry.nms_rounds import IN_ROUNDS, nms_in_rounds
 
 
 def sorted_sets(batch: int, count: int, groups: int = 1, seed: int = 0, size: float = 60.0):
@@ -64,7 +64,32 @@ def test_boxes_without_area_suppress_nothing():
 
 
 def test_which_configs_have_rounds():
-    assert has_rounds(None) and has_rounds(dict(iou_threshold=0.5))
-    assert not has_rounds(dict(type='soft_nms')) and not has_rounds(dict(iou_threshold=0.5, max_num=5))
+    assert IN_ROUNDS.supports(None) and IN_ROUNDS.supports(dict(iou_threshold=0.5))
+    assert not IN_ROUNDS.supports(dict(type='soft_nms'))
+    assert not IN_ROUNDS.supports(dict(iou_threshold=0.5, max_num=5))
     with pytest.raises(ConfigError, match='iou_threshold'):
-        has_rounds(dict(iou_treshold=0.5))
+        IN_ROUNDS.supports(dict(iou_treshold=0.5))
+
+
+@pytest.mark.parametrize('parts', [None, [40, 7, 3], [50]], ids=str)
+@pytest.mark.parametrize('cfg', [dict(iou_threshold=0.4), dict(iou_threshold=0.4, class_agnostic=True), None], ids=str)
+def test_both_suppressions_keep_the_same(cfg, parts):
+    boxes, scores, groups = sorted_sets(2, 50, groups=4)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    boxes, scores, groups = boxes[:, order], scores[:, order], None if parts else groups[:, order]
+    scores = scores + torch.arange(50) * 1e-4  # none are equal: their order is another matter
+    valid = torch.rand(2, 50, generator=torch.Generator().manual_seed(1)) < 0.8
+    one, other = (kind.keep(boxes, scores, valid, cfg, groups, parts) for kind in (EXACT, IN_ROUNDS))
+    assert one[0].any() and not (one[0] & ~valid).any() and other[2]
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize('count', [0, 3, 60, 1000])
+def test_the_best_come_in_order(count):
+    scores = (torch.rand(2, 500, generator=torch.Generator().manual_seed(0)) * 9).round()
+    values, place = best_in_order(scores, count)
+    expected, order = scores.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected[:, :count])
+    assert torch.equal(scores.gather(1, place), values)
+    inside = values > (values[:, -1:] if count else 0)  # of those that equal the last any may be taken
+    assert torch.equal(place[inside], order[:, :count][inside])

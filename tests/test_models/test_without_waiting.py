@@ -6,12 +6,14 @@ operator's shape rules only, and raise where a shape or a number depends on the 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from boxdet.geometry.nms_rounds import IN_ROUNDS, SuppressionInRounds
 from boxdet.models import build_detector, detectors
 from boxdet.models.bbox_head import BBoxHead
 from boxdet.structures import padded
@@ -52,15 +54,14 @@ def on_fake_gpu(cfg: dict, work) -> list[str]:
 
 
 def detect(model, batch):
-    assert model.pads(batch)
-    found = model.detect_padded(model.extract_feat(batch.images), batch)
+    found = model.detect_padded(model.extract_feat(batch.images), batch, IN_ROUNDS)
     assert found.valid.device.type == 'cuda' and ('mask_probs' in found.fields) == model.with_mask
     found.to_host()
 
 
 def propose(model, batch):
     outs = model.rpn_head(model.extract_feat(batch.images))
-    model.rpn_head.predict_padded(*outs, batch.metas, model.test_cfg.rpn).to_host()
+    model.rpn_head.predict_padded(*outs, batch.metas, model.test_cfg.rpn, IN_ROUNDS).to_host()
 
 
 @pytest.mark.parametrize('family', sorted(set(FAMILIES) - WAITING))
@@ -126,22 +127,27 @@ def same_results(one, other) -> None:
             assert differing <= 2 * len(mine)
 
 
+def ask_for_fixed_size(model) -> None:
+    """As if the config said so."""
+    model.test_cfg = replace(model.test_cfg, fixed_size=True)
+
+
 def both_ways(model, batch, monkeypatch) -> tuple[list, list]:
     usual = model.predict(batch)
-    monkeypatch.setattr(detectors, '_is_far', lambda images: True)
+    ask_for_fixed_size(model)
     heads = {type(head) for head in (getattr(model, 'rpn_head', None), getattr(model, 'roi_head', None)) if head}
     asked = []
     for head in heads:
         monkeypatch.setattr(head, 'predict_padded', noted(head.predict_padded, asked))
         monkeypatch.setattr(head, 'predict', head.predict)  # beside it, as before
     found = model.predict(batch)
-    assert len(asked) == len(heads)
+    assert asked.count(detectors.IN_ROUNDS) == len(heads)
     return usual, found
 
 
 def noted(method, asked: list):
     def call(*args, **kwargs):
-        asked.append(method)
+        asked.append(args[-1])  # the suppression
         return method(*args, **kwargs)
     return call
 
@@ -174,26 +180,49 @@ def test_pictures_without_a_proposal(monkeypatch):
 def test_what_was_not_settled_is_done_the_usual_way(part, monkeypatch):
     model, batch = drawn_model(tiny_models.mask_rcnn(test_cfg=settings())), tiny_models.batch()
     if part == 'rounds':
-        monkeypatch.setattr('boxdet.geometry.nms_rounds.nms_in_rounds.__defaults__', (None, 1))
+        few = SuppressionInRounds(rounds=1)
     else:
-        monkeypatch.setattr('boxdet.models.bbox_head._LEAST_CANDIDATES', 4)
-        monkeypatch.setattr('boxdet.models.bbox_head._CANDIDATES_A_RESULT', 1)
-    assert not model.detect_padded(model.extract_feat(batch.images), batch).certain
+        few = SuppressionInRounds(least_candidates=4, candidates_a_result=1)
+    monkeypatch.setattr(detectors, 'IN_ROUNDS', few)
+    assert not model.detect_padded(model.extract_feat(batch.images), batch, few).settled
     usual, found = both_ways(model, batch, monkeypatch)
     same_results(usual, found)
 
 
-def test_a_head_of_ones_own_is_asked_in_its_way(monkeypatch):
+def test_a_head_of_ones_own_is_asked_in_its_way():
     class Nothing(BBoxHead):
         def predict(self, *args):
             found = super().predict(*args)
             return found[:0]
 
     model = drawn_model(tiny_models.faster_rcnn(test_cfg=settings()))
-    monkeypatch.setattr(detectors, '_is_far', lambda images: True)
+    ask_for_fixed_size(model)
     assert any(len(r) for r in model.predict(tiny_models.batch()))
     model.roi_head.bbox_head.__class__ = Nothing
-    assert not any(len(r) for r in model.predict(tiny_models.batch()))
+    with pytest.warns(UserWarning, match='fixed_size=True has no effect: Nothing declares no fixed_size_prediction'):
+        assert not any(len(r) for r in model.predict(tiny_models.batch()))
+    model.predict(tiny_models.batch())  # told once: a second warning would fail this test
+
+
+@pytest.mark.parametrize('changes, problem', [
+    (dict(rpn__nms_pre=-1), 'rpn.nms_pre sets no limit'),
+    (dict(rcnn__max_per_img=-1), 'rcnn.max_per_img sets no limit'),
+    (dict(rcnn__nms=dict(type='soft_nms', iou_threshold=0.5)), "rcnn.nms is .* needs type='nms'")])
+def test_settings_without_a_fixed_size_are_told(changes, problem):
+    model = drawn_model(tiny_models.faster_rcnn(test_cfg=settings(**changes)))
+    usual = model.predict(tiny_models.batch())
+    ask_for_fixed_size(model)
+    with pytest.warns(UserWarning, match=problem):
+        same_results(usual, model.predict(tiny_models.batch()))
+
+
+def test_the_usual_way_is_the_default_and_a_config_asks_for_the_other(monkeypatch):
+    assert not build_detector(tiny_models.faster_rcnn()).test_cfg.fixed_size
+    model = drawn_model(tiny_models.faster_rcnn(test_cfg=settings() | dict(fixed_size=True)))
+    asked = []
+    monkeypatch.setattr(model, 'detect_padded', noted(model.detect_padded, asked))
+    model.predict(tiny_models.batch())
+    assert asked == [IN_ROUNDS]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
@@ -201,6 +230,7 @@ def test_a_head_of_ones_own_is_asked_in_its_way(monkeypatch):
 def test_one_synchronisation_on_a_real_gpu(family):
     cfg = FAMILIES[family]()
     model, batch = drawn_model(cfg).cuda(), mixed_batch((0, 2, 30), (0, 3, 2), cfg).to('cuda')
+    ask_for_fixed_size(model)
     usual = drawn_model(cfg).predict(mixed_batch((0, 2, 30), (0, 3, 2), cfg))
     model.predict(batch)  # libraries choose their ways in the first call
     torch.cuda.synchronize()

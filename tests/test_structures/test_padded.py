@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances
+from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, joined, split_like
 
 
 def some(count: int) -> Instances:
@@ -14,7 +14,7 @@ def some(count: int) -> Instances:
 def test_there_and_back():
     parts = [some(2), some(0), some(5)]
     padded = PaddedInstances.of(parts)
-    assert padded.bboxes.shape == (3, 5, 4) and padded.valid.sum(dim=1).tolist() == [2, 0, 5] and padded.certain
+    assert padded.bboxes.shape == (3, 5, 4) and padded.valid.sum(dim=1).tolist() == [2, 0, 5] and padded.settled
     back = padded.to_host().instances([(10, 20)] * 3, 3)
     for one, other in zip(parts, back):
         assert one.image_size == other.image_size and other.num_classes == 3
@@ -32,4 +32,20 @@ def test_valid_rows_may_lie_anywhere():
                              torch.tensor(True)).replace(scores=torch.tensor([[3.0, 2, 1]]))
     result, = padded.instances([(5, 5)])
     assert result.scores.tolist() == [3, 1] and result.bboxes[1].tolist() == [8, 9, 10, 11]
-    assert not padded.given(torch.tensor(False)).certain and padded.certain
+
+
+def test_lists_and_tensors_mean_the_same():
+    boxes, shift, sizes = torch.rand(2, 3, 4) * 20, torch.rand(2, 3, 1), [(5, 9), (7, 2)]
+
+    def moved(own, by, size):
+        if not isinstance(size, torch.Tensor):
+            size = torch.tensor([size])
+        return (own + by)[:, :2].minimum(size.flip(-1))
+
+    as_tensor, as_list = each_image(moved, sizes, boxes, shift), each_image(moved, sizes, list(boxes), list(shift))
+    assert torch.equal(as_tensor, torch.stack(as_list))
+    assert torch.equal(each_image(moved, torch.tensor(sizes), boxes, shift), as_tensor)
+    assert torch.equal(joined(boxes), joined(list(boxes))) and torch.equal(split_like(joined(boxes), boxes), boxes)
+    ragged = [boxes[0], boxes[1, :1]]
+    assert all(torch.equal(a, b) for a, b in zip(split_like(joined(ragged), ragged), ragged))
+    assert image_sizes(torch.tensor(sizes)).tolist() == [list(size) for size in sizes]
