@@ -1,4 +1,4 @@
-"""The numbers of mmdetection in float64, from shared/reference/float64: no last bit decides there, so they are the judge.
+"""The numbers of mmdetection in float64, from shared/reference/float64: no last bit decides there: the judge.
 
 The rule is that of the reference's README: nearly every detection has its counterpart, and losses agree to 1e-5.
 """
@@ -25,9 +25,11 @@ from boxdet.structures.instances import Instances
 # Cases of the reference whose config boxdet ships; ``test_no_case_is_left_out`` asks for the others when they come.
 CASES = {
     'cascade_mask_rcnn_r50_fpn_1x_coco': 'cascade_rcnn',
+    'dh_faster_rcnn_r50_fpn_1x_coco': 'double_heads',
     'faster_rcnn_r50_fpn_1x_coco': 'faster_rcnn',
     'faster_rcnn_r50_fpn_dpool_1x_coco': 'dcn',
     'mask_rcnn_r50_fpn_1x_coco': 'mask_rcnn',
+    'ms_rcnn_r50_caffe_fpn_2x_coco': 'ms_rcnn',
 }
 WITHOUT_LOSSES = {'faster_rcnn_r50_fpn_dpool_1x_coco'}
 # What draws at random or changes the scale; the reference was made without.
