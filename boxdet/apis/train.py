@@ -94,7 +94,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     if cfg.get('resume_from'):
         runner.resume(cfg.resume_from)
     elif cfg.get('load_from'):
-        runner.load_weights(cfg.load_from)
+        runner.load_checkpoint(cfg.load_from)
     runner.train()
     return model
 

@@ -192,7 +192,8 @@ def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     # Slurm sends its signals to every process of a job. The training then wants one more batch and a checkpoint, so a
     # worker lives on for a while; the training process ends it as ever.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, 'SIGUSR1'):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
 
 

@@ -36,6 +36,7 @@ def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None, devic
     """Join the processes that ``launcher`` started; 'none' does nothing. From then on a rank that dies ends the others.
 
     Args:
+        launcher: one of ``LAUNCHERS``.
         dist_params: the config's: ``backend`` ('nccl' becomes 'gloo' where there is no GPU), ``port`` (slurm, mpi),
             ``timeout`` in seconds of every collective of the training.
         device: where the models go, when that is decided; 'cpu' needs gloo.

@@ -105,6 +105,8 @@ def method_of(hook: Any, stage: str, shared: bool = True) -> Callable | None:
     """What ``stage`` calls of ``hook``; None where it does nothing there.
 
     Args:
+        hook: of any class.
+        stage: one of ``STAGES``.
         shared: ``before_epoch`` and its like count as a method of this stage.
     """
     own = getattr(hook, stage, None)

@@ -1,4 +1,4 @@
-"""What happens around the iterations: learning rate, checkpoints, evaluation. (Logs: loggers.py.)
+"""What happens around the iterations: learning rate, checkpoints, evaluation; logs are in loggers.py.
 
 A hook of one's own derives from ``Hook`` and joins by ``@HOOKS.register_module()`` and ``custom_hooks``: see
 hook_stages.py, and docs/extending.md.
@@ -154,7 +154,8 @@ class EvaluationHook(Hook):
     """Runs the detector over the validation set and logs the metrics: 2.x's ``evaluation``.
 
     Args:
-        dataset: the validation set. dataloader: its images in order.
+        dataset: the validation set.
+        dataloader: its images in order.
         evaluate: ``evaluate(dataset, results, logger=…, **options) -> dict`` of metrics.
         interval: epochs (iterations without ``by_epoch``) between evaluations.
         start: the first one, counted likewise; 0 evaluates before training.
@@ -162,7 +163,8 @@ class EvaluationHook(Hook):
         rule: 'greater' or 'less'; found from the metric's name when None.
         out_dir: where the best checkpoint goes, see ``CheckpointHook``.
         progress: show the images' progress.
-        tmpdir: see ``run_inference``. gpu_collect: 2.x's, has no effect (docs/distributed.md).
+        tmpdir: see ``run_inference``.
+        gpu_collect: 2.x's, has no effect (docs/distributed.md).
         broadcast_bn_buffer: evaluate rank 0's BN statistics on every rank, which are those of the checkpoint.
         **options: of ``evaluate``: metric, classwise, …
 
@@ -176,7 +178,8 @@ class EvaluationHook(Hook):
                  rule: str | None = None, out_dir: str | None = None, progress: bool = True, tmpdir: str | None = None,
                  gpu_collect: bool = False, broadcast_bn_buffer: bool = True, **options: Any):
         if gpu_collect:
-            warnings.warn('evaluation.gpu_collect has no effect: results travel between the processes on the CPU')
+            warnings.warn('evaluation.gpu_collect has no effect: results travel between the processes on the CPU',
+                          stacklevel=2)
         if interval < 1 or (start is not None and start < 0):
             raise ConfigError(f'evaluation: interval {interval} must be 1 at least, start {start} not negative')
         if rule not in (None, 'greater', 'less'):

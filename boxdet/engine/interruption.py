@@ -21,7 +21,7 @@ from boxdet.errors import UserError
 logger = logging.getLogger('boxdet')
 
 EX_TEMPFAIL = 75  # sysexits.h: try again later. Slurm's RequeueExit may name it.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))  # Windows has one
 
 
 class Interrupted(UserError):
@@ -88,7 +88,7 @@ def request_requeue(number: int) -> None:
     After SIGTERM nothing is asked: Slurm itself starts a preempted job again, and one that was cancelled must not be.
     """
     job = os.environ.get('SLURM_JOB_ID')
-    if number != signal.SIGUSR1 or job is None:
+    if job is None or signal.Signals(number).name != 'SIGUSR1':
         return
     try:
         done = subprocess.run(['scontrol', 'requeue', job], capture_output=True, text=True, timeout=60)

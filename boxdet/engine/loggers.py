@@ -13,7 +13,6 @@ import datetime
 import importlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -87,9 +86,13 @@ class LoggerHook(Hook):
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory in use so far, in MB: the GPU's, or this process's on the CPU."""
+    """The most memory in use so far, in MB: the GPU's, or this process's on the CPU; 0 where the system hides it."""
     if device.type == 'cuda':
         return int(torch.cuda.max_memory_allocated(device) / 2 ** 20)
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10))  # bytes there, kilobytes elsewhere
 

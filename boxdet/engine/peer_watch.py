@@ -56,7 +56,8 @@ class PeerWatch:
         sys.excepthook = self._on_exception
         last_words.append(self.last_words)
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, 'register_at_fork'):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._listen, daemon=True, name='peer watch').start()
 
     # --- connecting ---

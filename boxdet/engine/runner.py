@@ -1,56 +1,70 @@
-"""The training loop: 2.x's EpochBasedRunner and IterBasedRunner over mmengine's Runner.
+"""Training: 2.x's EpochBasedRunner and IterBasedRunner.
 
 The runner takes built objects (model, loader, update step) and meets a detector by duck typing:
 ``model(batch, mode='loss')`` returns a dict of losses. Everything else (rates, logs, checkpoints, evaluation) is a
-hook; the passes over the data are train_loop.py's.
+hook (hook_list.py); the passes over the data are train_loop.py's, going on from a checkpoint is resuming.py's.
 """
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import math
+import operator
+import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner import Runner as _MMEngineRunner
 from torch import nn
 
-from boxdet.checkpoints.io import find_checkpoint, load_checkpoint, save_checkpoint
-from boxdet.checkpoints.loading import compare_classes, describe, load_weights
-from boxdet.engine.config_difference import differences
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.checkpoints.loading import describe, load_weights
 from boxdet.engine.distributed import all_gather_objects, broadcast_object, get_dist_info, is_main, unwrap
-from boxdet.engine.environment import random_states, set_random_states
-from boxdet.engine.hook_stages import Hook, idle_methods, method_of
+from boxdet.engine.environment import random_states
+from boxdet.engine.hook_list import HookList
+from boxdet.engine.hook_stages import Hook
 from boxdet.engine.hooks import point_to
 from boxdet.engine.interruption import Interrupted, StopSignals
 from boxdet.engine.learning_rate import Progress
 from boxdet.engine.loss_watch import LogBuffer, LossWatch, TrainingError, total_loss
+from boxdet.engine.resuming import batch_of, resume, tell_other_classes
 from boxdet.engine.schedule import UpdateStep
 from boxdet.engine.train_loop import TrainLoop
-from boxdet.errors import CheckpointError, ConfigError
-from boxdet.registry import RUNNERS, accepted_keywords
+from boxdet.errors import ConfigError
+from boxdet.registry import RUNNERS
 from boxdet.version import __version__
 
 
-class Runner(_MMEngineRunner):
-    """What both runners share. mmengine's part is the hooks (order, registration) and the names that hooks read.
+class Runner:
+    """What both runners share.
 
     Args:
         model: detector on its device, wrapped for distributed training where there are several ranks.
-        train_loader: yields Batches. validation_loader: for the workflow's 'val' phases.
+        train_loader: yields Batches.
         update_step: optimizer with clipping, accumulation and precision.
-        work_dir: where files go. logger: the log. meta: goes into every checkpoint (CLASSES, config, seed, …).
-        timestamp: names the log files. device: of the model.
+        work_dir: where files go; it is made.
+        logger: the log.
+        meta: goes into every checkpoint (CLASSES, config, seed, …).
+        timestamp: names the log files.
+        device: of the model.
         workflow: 2.x's, ``[('train', 1)]`` or ``[('train', 1), ('val', 1)]``.
+        validation_loader: for the workflow's 'val' phases.
+        max_epochs: the length of the training; or
+        max_iters: in iterations.
         frozen: modules of the model that stay in evaluation mode, so that BN statistics of theirs stand still.
 
     Attributes:
+        model, optim_wrapper, work_dir, logger, meta, timestamp, device: as they were given.
+        rank, world_size: this process among those of the training.
+        hooks: a ``HookList``.
+        train_loop: the passes over the data, and how far they are.
+        mode: 'train', or 'val' in the workflow's validation.
+        data_batch, outputs: of the current iteration.
+        log_buffer: what hooks want told, see ``LogBuffer``.
         checkpoint_folder: where checkpoints go.
+        resumed_from: the checkpoint that the training goes on from.
     """
 
     def __init__(self, model: nn.Module, train_loader: Any, update_step: UpdateStep, work_dir: str | Path,
@@ -59,19 +73,19 @@ class Runner(_MMEngineRunner):
                  validation_loader: Any = None, max_epochs: int | None = None, max_iters: int | None = None,
                  frozen: Sequence[nn.Module] = ()):
         _check_workflow(workflow, validation_loader)
+        self.model, self.optim_wrapper = model, update_step
         parameter = next(model.parameters(), None)
-        self.device = torch.device(device) if device is not None else parameter.device if parameter is not None \
-            else torch.device('cpu')
+        self.device = torch.device(device or (torch.device('cpu') if parameter is None else parameter.device))
+        self.work_dir = os.path.abspath(work_dir)
+        os.makedirs(self.work_dir, exist_ok=True)
+        self.logger = logger or logging.getLogger('boxdet')
         self.meta: dict[str, Any] = dict(meta or {})
         self.meta.setdefault('hook_msgs', {})
-        self._given_timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
-        self._stages: dict[tuple[str, str], list[tuple[Callable, frozenset[str] | None]]] = {}
-        super().__init__(model=model, work_dir=str(work_dir), train_dataloader=train_loader, train_cfg={},
-                         optim_wrapper=update_step, default_scope=None, experiment_name=Path(work_dir).name)
-        self.logger = logger or logging.getLogger('boxdet')
-        self._remove_empty_log_folder()
-        self._train_loop = TrainLoop(self, train_loader, max_epochs, max_iters, workflow, validation_loader,
-                                     update_step.accumulation)
+        self.timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
+        self.rank, self.world_size = get_dist_info()
+        self.hooks = HookList()
+        self.train_loop = TrainLoop(self, train_loader, max_epochs, max_iters, workflow, validation_loader,
+                                    update_step.accumulation)
         self.checkpoint_folder = Path(work_dir)
         self.resumed_from: Path | None = None
         self._frozen = tuple(frozen)
@@ -82,45 +96,6 @@ class Runner(_MMEngineRunner):
         self.data_batch: Any = None
         self.outputs: dict[str, Any] = {}
 
-    # --- mmengine's constructor asks these; our objects are built and our process is set up already ---
-
-    def setup_env(self, env_cfg: Mapping) -> None:
-        self._rank, self._world_size = get_dist_info()
-        self._distributed = self._world_size > 1
-        self._timestamp = self._given_timestamp
-
-    def set_randomness(self, seed: int | None = None, **_: Any) -> None:
-        self._seed, self._deterministic = self.meta.get('seed'), False
-
-    def build_logger(self, *_: Any, **__: Any) -> logging.Logger:
-        quiet = logging.getLogger('boxdet.mmengine')  # its constructor tells of hooks that it does not have
-        quiet.setLevel(logging.WARNING)
-        return quiet
-
-    def build_visualizer(self, visualizer: Any = None) -> None:
-        return None
-
-    def build_message_hub(self, message_hub: Any = None) -> None:
-        return None
-
-    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
-        return model
-
-    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        return None
-
-    def _log_env(self, env_cfg: Any) -> None:
-        return None
-
-    def dump_config(self) -> None:
-        return None
-
-    def _remove_empty_log_folder(self) -> None:
-        # mmengine made work_dir/<timestamp>/; 2.x's logs lie in work_dir itself. Every rank tries, one is the first.
-        with contextlib.suppress(OSError):
-            Path(self._log_dir).rmdir()
-        self._log_dir = self.work_dir
-
     # --- names that 2.x's hooks read ---
 
     @property
@@ -129,9 +104,29 @@ class Runner(_MMEngineRunner):
         return self.optim_wrapper.optimizer
 
     @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.train_loop.epoch
+
+    @property
+    def iter(self) -> int:
+        """Completed iterations of the whole training."""
+        return self.train_loop.iter
+
+    @property
     def inner_iter(self) -> int:
         """Completed iterations of the current epoch; in the workflow's validation those of that."""
         return self.train_loop.inner_iter if self.mode == 'train' else self.train_loop.validated
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the training; with ``max_iters`` the passes over the data that it begins."""
+        return self.train_loop.max_epochs
+
+    @property
+    def max_iters(self) -> int:
+        """Iterations of the training."""
+        return self.train_loop.max_iters
 
     @property
     def by_epoch(self) -> bool:
@@ -144,12 +139,25 @@ class Runner(_MMEngineRunner):
         return self.train_loop.dataloader if self.mode == 'train' else self.train_loop.validation_loader
 
     @property
-    def _max_epochs(self) -> int:
-        return self.max_epochs
+    def train_dataloader(self) -> Any:
+        """The training loader, under mmengine's name."""
+        return self.train_loop.dataloader
 
     @property
-    def _max_iters(self) -> int:
-        return self.max_iters
+    def model_name(self) -> str:
+        """The class of the detector."""
+        return type(unwrap(self.model)).__name__
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training's random numbers."""
+        return self.meta.get('seed')
+
+    # mmcv 1.x's attributes, which some hooks read for lack of an older property.
+    _hooks, _epoch, _iter, _inner_iter = (property(operator.attrgetter(name))
+                                          for name in ('hooks', 'epoch', 'iter', 'inner_iter'))
+    _max_epochs, _max_iters, _rank, _world_size = (property(operator.attrgetter(name))
+                                                   for name in ('max_epochs', 'max_iters', 'rank', 'world_size'))
 
     @property
     def progress(self) -> Progress:
@@ -168,12 +176,14 @@ class Runner(_MMEngineRunner):
 
     # --- hooks ---
 
-    def register_hook(self, hook: Hook, priority: Any = None) -> None:
-        """Add a hook behind those of the same or a higher priority; warn of methods that nothing will call."""
-        super().register_hook(hook, priority)
-        for message in idle_methods(hook):
+    def register_hook(self, hook: Hook | Mapping, priority: str | int | None = None) -> None:
+        """Add a hook behind those of the same or a higher priority; warn of methods that nothing will call.
+
+        Raises:
+            ConfigError: it is no hook, or there is no such priority.
+        """
+        for message in self.hooks.register(hook, priority):
             self.logger.warning(message)
-        self._stages.clear()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call stage ``fn_name`` of every hook that has it, in order of priority.
@@ -181,12 +191,7 @@ class Runner(_MMEngineRunner):
         A hook written for mmcv 1.x, ``after_train_iter(self, runner)``, gets what it names. Its ``after_epoch`` is of
         epochs and not of an evaluation, which comes while ``mode`` is 'train'.
         """
-        key = fn_name, self.mode
-        if key not in self._stages:
-            found = [method_of(hook, fn_name, shared=f'_{self.mode}_' in fn_name) for hook in self._hooks]
-            self._stages[key] = [(method, _accepted(method)) for method in found if method is not None]
-        for method, accepted in self._stages[key]:
-            method(self, **(kwargs if accepted is None else {k: v for k, v in kwargs.items() if k in accepted}))
+        self.hooks.call(self, fn_name, self.mode, kwargs)
 
     # --- training ---
 
@@ -210,8 +215,9 @@ class Runner(_MMEngineRunner):
         return self.model
 
     def train_step(self, batches: Sequence[Any]) -> dict[str, Any]:
-        """One update: forward and backward of each batch, then the step on the mean of their gradients, each batch
-        weighted by its images, as in one large batch.
+        """One update: forward and backward of each batch, then the step on the mean of their gradients.
+
+        Each batch is weighted by its images, as in one large batch.
 
         Returns:
             dict(loss, log_vars, num_samples): the values, of the last batch, still on the device.
@@ -258,9 +264,7 @@ class Runner(_MMEngineRunner):
                           '--auto-resume goes on from there', number)
 
     def report_metrics(self, metrics: Mapping[str, Any], epoch: int, step: int, batches: int) -> None:
-        """Hand the metrics of a validation of ``batches`` batches after ``epoch`` epochs, ``step`` iterations to the
-        hooks.
-        """
+        """Hand ``metrics`` of ``batches`` batches to the hooks, after ``epoch`` epochs and ``step`` iterations."""
         self.call_hook('after_val_epoch', metrics=metrics, epoch=epoch, step=step, batches=batches)
 
     # --- checkpoints ---
@@ -270,10 +274,12 @@ class Runner(_MMEngineRunner):
         """Mmcv 1.x's: save into a folder from inside a hook. Every rank calls it; rank 0 writes.
 
         Args:
+            out_dir: the folder.
             filename_tmpl: the file's name, ``{}`` in it the current epoch, or iteration, from 1; 'epoch_{}.pth' or
                 'iter_{}.pth' when None.
             save_optimizer: keep what a resume needs besides the weights.
-            meta: joins the checkpoint's. create_symlink: point ``latest.pth`` to the file.
+            meta: joins the checkpoint's.
+            create_symlink: point ``latest.pth`` to the file.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -295,7 +301,7 @@ class Runner(_MMEngineRunner):
         randoms = all_gather_objects(random_states())
         if not is_main():
             return Path(path)
-        meta = {**self.meta, **self.train_loop.completed(), **self._batch(), 'boxdet_version': __version__,
+        meta = {**self.meta, **self.train_loop.completed(), **batch_of(self), 'boxdet_version': __version__,
                 'time': time.asctime(), **(more or {})}
         checkpoint = dict(meta=meta, state_dict={k: v.cpu() for k, v in unwrap(self.model).state_dict().items()})
         if save_optimizer:
@@ -307,113 +313,32 @@ class Runner(_MMEngineRunner):
         self.call_hook('before_save_checkpoint', checkpoint=checkpoint)
         return save_checkpoint(checkpoint, path)
 
-    def load_weights(self, address: str) -> None:
+    def load_checkpoint(self, filename: str, map_location: Any = 'cpu') -> dict:
         """2.x's ``load_from``: weights only; the training starts at its beginning.
+
+        Args:
+            filename: path or address.
+            map_location: where tensors are read to.
+
+        Returns:
+            the checkpoint.
 
         Raises:
             CheckpointError: not found, unreadable, or of another architecture.
         """
-        checkpoint = load_checkpoint(address)
-        report = load_weights(unwrap(self.model), checkpoint, str(address))
+        checkpoint = load_checkpoint(filename, map_location)
+        report = load_weights(unwrap(self.model), checkpoint, str(filename))
         self.logger.info('load_from %s', describe(report))
-        self._compare_classes(checkpoint, address)
+        tell_other_classes(self, checkpoint, filename)
+        return checkpoint
 
-    def resume(self, filename: str, *_: Any, **__: Any) -> None:
+    def resume(self, filename: str) -> None:
         """2.x's ``resume_from``: weights, optimizer, progress and random states; training goes on as if never stopped.
 
         Raises:
-            CheckpointError: as ``load_weights``, or the file lacks what a resume needs.
+            CheckpointError: as ``load_checkpoint``, or the file lacks what a resume needs.
         """
-        found = find_checkpoint(filename)
-        checkpoint = load_checkpoint(found)
-        report = load_weights(unwrap(self.model), checkpoint, str(filename))
-        meta = checkpoint['meta']
-        if 'optimizer' not in checkpoint or 'epoch' not in meta or 'iter' not in meta:
-            raise CheckpointError(f'{filename} holds weights only, no optimizer and progress: use --load-from')
-        if report.missing or report.mismatched:
-            one_line = describe(report).replace('\n ', ';')
-            raise CheckpointError(f'cannot resume: {one_line}')
-        if 'online_state_dict' in checkpoint:  # of a training with averaged weights: those it goes on with
-            unwrap(self.model).load_state_dict(checkpoint['online_state_dict'], strict=False)
-        self._compare_classes(checkpoint, filename)
-        self._compare_config(meta, filename)
-        self._load_optimizer(checkpoint, filename)
-        self._set_progress(checkpoint, filename)
-        self._load_random_states(checkpoint)
-        self.resumed_from = found.resolve()
-        self.meta['hook_msgs'] = dict(meta.get('hook_msgs') or {})
-        self.meta['seed'] = self._seed = meta.get('seed', self._seed)  # its random numbers go on
-        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        self.logger.info('resumed from %s: epoch %d, iteration %d', filename, self.epoch, self.iter)
-
-    def _load_optimizer(self, checkpoint: Mapping, filename: str) -> None:
-        configured = self.current_lr()
-        try:
-            self.optimizer.load_state_dict(checkpoint['optimizer'])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"cannot resume from {filename}: its optimizer does not fit this config's "
-                                  f'({error}); --load-from takes the weights alone') from error
-        initial = [group.get('initial_lr', group['lr']) for group in self.optimizer.param_groups]
-        if initial != configured:
-            self.logger.warning('the learning rate goes on from the %g of %s, not from the %g of the config',
-                                initial[0], filename, configured[0])
-        if self.optim_wrapper.scaler is not None and 'loss_scaler' in checkpoint:
-            self.optim_wrapper.scaler.load_state_dict(checkpoint['loss_scaler'])
-
-    def _set_progress(self, checkpoint: Mapping, filename: str) -> None:
-        loop, meta = self.train_loop, checkpoint['meta']
-        loop.epoch, loop.iter, loop.inner_iter = int(meta['epoch']), int(meta['iter']), int(meta.get('inner_iter', 0))
-        if loop.finished:
-            self.logger.warning('%s is at epoch %d, iteration %d: the config asks for no more than that', filename,
-                                loop.epoch, loop.iter)
-        self._load_sampler(checkpoint, filename)
-        now = self._batch()
-        before = {key: meta.get(key, value) for key, value in now.items()}
-        if before != now:
-            self.logger.warning('%s was saved with %s, now there are %s: the order of images and the random numbers '
-                                'cannot continue exactly; the epoch goes on at the same share of it', filename,
-                                *(', '.join(f'{key} {value}' for key, value in one.items()) for one in (before, now)))
-            self._rescale_progress(math.prod(before.values()) / math.prod(now.values()))
-
-    def _batch(self) -> dict[str, int]:
-        """What the images of one update are made of."""
-        loop = self.train_loop
-        return dict(world_size=self.world_size, samples_per_gpu=getattr(loop.dataloader, 'batch_size', None) or 1,
-                    accumulation=loop.accumulation)
-
-    def _rescale_progress(self, factor: float) -> None:
-        """The same share of the epoch is ``factor`` times as many iterations now."""
-        loop, sampler = self.train_loop, self.train_loop.dataloader.sampler
-        loop.inner_iter = min(int(loop.inner_iter * factor), loop.iters_per_epoch)
-        if loop.by_epoch:
-            loop.iter = loop.epoch * loop.iters_per_epoch + loop.inner_iter
-        if hasattr(sampler, 'consumed'):
-            batch = self._batch()
-            done = loop.inner_iter if loop.by_epoch else loop.iter
-            sampler.consumed = done * batch['accumulation'] * batch['samples_per_gpu']
-
-    def _load_sampler(self, checkpoint: Mapping, filename: str) -> None:
-        sampler = self.train_loop.dataloader.sampler
-        if 'sampler' in checkpoint and hasattr(sampler, 'load_state_dict'):
-            sampler.load_state_dict(checkpoint['sampler'])
-        elif self.inner_iter:
-            raise CheckpointError(f'{filename} was saved within an epoch, and the sampler {type(sampler).__name__} '
-                                  'cannot go on from there; resume from the end of an epoch')
-
-    def _load_random_states(self, checkpoint: Mapping) -> None:
-        states = checkpoint.get('random') or []
-        if self.rank < len(states):
-            set_random_states(states[self.rank])
-
-    def _compare_config(self, meta: Mapping, filename: str) -> None:
-        changed = differences(str(meta.get('config') or ''), str(self.meta.get('config') or ''))
-        if changed:
-            self.logger.info('the config differs from that of %s:\n%s', filename, '\n'.join(changed))
-
-    def _compare_classes(self, checkpoint: Mapping, address: Any) -> None:
-        note = compare_classes(checkpoint, self.meta.get('CLASSES'), str(address))
-        if note:
-            self.logger.warning(note)
+        resume(self, filename)
 
 
 # Of a full or broken disk: the user's to mend, and no fault of the program.
@@ -427,12 +352,6 @@ def _check_workflow(workflow: Sequence, validation_loader: Any) -> None:
         raise ConfigError(f"workflow {list(workflow)} needs a ('train', n) and may have a ('val', n)")
     if 'val' in modes and validation_loader is None:
         raise ConfigError(f'workflow {list(workflow)} has a val phase, but there is no validation data')
-
-
-def _accepted(method: Callable) -> frozenset[str] | None:
-    """The keywords beyond ``runner`` that ``method`` takes; None for any."""
-    names, open_ended = accepted_keywords(method)
-    return None if open_ended else frozenset(names)
 
 
 @RUNNERS.register_module()

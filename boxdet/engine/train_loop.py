@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from mmengine.runner import BaseLoop
 from torch import nn
 
 from boxdet.engine.distributed import mean_over_ranks, unwrap
@@ -23,7 +22,7 @@ from boxdet.engine.loss_watch import LogBuffer, total_loss
 from boxdet.errors import ConfigError
 
 
-class TrainLoop(BaseLoop):
+class TrainLoop:
     """Passes over the training loader until so many epochs or iterations are done.
 
     Args:
@@ -38,7 +37,7 @@ class TrainLoop(BaseLoop):
     def __init__(self, runner: Any, loader: Any, max_epochs: int | None = None, max_iters: int | None = None,
                  workflow: Sequence[tuple[str, int]] = (('train', 1),), validation_loader: Any = None,
                  accumulation: int = 1):
-        super().__init__(runner, loader)
+        self.runner, self.dataloader = runner, loader
         if len(loader) == 0:
             raise ConfigError('the training loader is empty: fewer images than samples_per_gpu?')
         self.by_epoch = max_epochs is not None
@@ -118,8 +117,9 @@ class TrainLoop(BaseLoop):
         return [self._next_batch(i) for i in range(count)]
 
     def _next_batch(self, place: int) -> Any:
-        """The next batch, number ``place`` of its iteration; when training by iterations over a loader that ends, the
-        first one of another pass.
+        """The next batch, number ``place`` of its iteration.
+
+        When training by iterations over a loader that ends, it may be the first one of another pass.
         """
         if self._batches is None:
             self._batches = iter(self.dataloader)

@@ -135,7 +135,7 @@ def format_results(dataset: Any, results: Sequence[Instances], txtfile_prefix: s
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Packing a PNG leaves other threads free to run. One picture at a time: the results may lie on disk.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor() as pool:
             for index, (stem, result) in enumerate(zip(stems, results)):
                 _write_image(folder, stem, result, _masks(dataset, index, result), dataset.CLASSES, ids, pool)
     except OSError as error:

@@ -88,7 +88,10 @@ class StoredResults(Sequence):
             return part
         offset, length = part
         self._file.flush()
-        return os.pread(self._file.fileno(), length, offset)
+        if hasattr(os, 'pread'):  # threads may read at once; not on Windows
+            return os.pread(self._file.fileno(), length, offset)
+        self._file.seek(offset)
+        return self._file.read(length)
 
     def arrays(self, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         """Of each image the ``wanted`` fields as ``Instances.numpy()`` gives them; they may not be written to."""
