@@ -198,7 +198,7 @@ def _draw_labels(canvas: np.ndarray, corners: np.ndarray, texts: Sequence[str], 
     margin = max(1, round(scale * 5))
     measured = {text: cv2.getTextSize(text, _FONT, scale, strokes) for text in set(texts)}
     sizes = np.array([(w + 2 * margin, h + baseline + margin) for (w, h), baseline in map(measured.get, texts)])
-    plates = _place_labels(corners, sizes, canvas.shape[:2], width).astype(int).tolist()
+    plates = place_labels(corners, sizes, canvas.shape[:2], width).astype(int).tolist()
     for i in range(len(texts) - 1, -1, -1):
         x0, y0, x1, y1 = plates[i]
         (_, h), _ = measured[texts[i]]
@@ -208,13 +208,16 @@ def _draw_labels(canvas: np.ndarray, corners: np.ndarray, texts: Sequence[str], 
                     strokes, cv2.LINE_AA)
 
 
-def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_hw: tuple[int, int], width: int) -> np.ndarray:
+def place_labels(boxes: np.ndarray, sizes: np.ndarray, image_hw: tuple[int, int], width: int) -> np.ndarray:
     """Choose where the label plates go: inside the image, away from one another, and off small objects.
 
     Each plate in turn takes the cheapest of the spots around and in its box.
 
     Args:
-        boxes: (N, 4) whole pixels. sizes: (N, 2) width and height of the plates. width: of the boxes' lines.
+        boxes: (N, 4) pixels, best first.
+        sizes: (N, 2) width and height of the plates.
+        image_hw: height and width of the image.
+        width: of the boxes' lines.
 
     Returns:
         (N, 4) plates, xyxy.

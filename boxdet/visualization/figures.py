@@ -79,6 +79,20 @@ def epoch_length(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, 
     return max(iters, default=1)
 
 
+def unfinished_epoch(train: Sequence[Mapping[str, Any]]) -> tuple[int, int, int] | None:
+    """The last epoch of a log where it ends before the others do, its iterations, and theirs; None for a whole one.
+
+    Of a single epoch, or where ``iter`` runs on over the epochs, a log does not tell.
+    """
+    last: dict[int, int] = {}
+    for row in train:
+        if 'epoch' in row and 'iter' in row:
+            last[row['epoch']] = max(last.get(row['epoch'], 0), row['iter'])
+    newest = max(last, default=0)
+    most = max((count for epoch, count in last.items() if epoch != newest), default=0)
+    return (newest, last[newest], most) if newest and last[newest] < most else None
+
+
 def training_curves(log: str | os.PathLike, out_file: str | os.PathLike, title: str = '') -> Path:
     """Draw the losses, the learning rate and the validation metrics of a JSON log; the ending names the
     format.

@@ -14,13 +14,14 @@ import numpy as np
 
 from boxdet.errors import DataError
 from boxdet.structures.instances import Instances
-from boxdet.visualization.draw import JOINT_THRESHOLD, label_text
+from boxdet.visualization.draw import JOINT_THRESHOLD, label_text, place_labels
 from boxdet.visualization.mask_windows import mask_windows
 from boxdet.visualization.palette import PaletteSpec, class_color, class_colors, readable_on
 
 _INCHES = 8.  # of the page's longer side
 _MASK_OPACITY = 0.4
 _FONT_POINTS = 6
+_MARGIN = 0.8  # points around a label's text
 
 
 def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
@@ -54,8 +55,9 @@ def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
     for window, label in zip(mask_windows(shown.masks) if 'masks' in shown else (), shown.labels.tolist()):
         if window is not None:
             _draw_mask(axes, window, _unit(colors[label]))
-    for box, label, score in zip(shown.bboxes.tolist(), shown.labels.tolist(), shown.scores.tolist()):
-        _draw_box(axes, box, label_text(label, score, class_names), colors[label], 1.5 * _FONT_POINTS / 72 / inches)
+    _draw_boxes(axes, shown, [label_text(label, score, class_names) for label, score in zip(
+        shown.labels.tolist(), shown.scores.tolist())], [colors[label] for label in shown.labels.tolist()],
+                (height, width), 1 / 72 / inches)
     if 'keypoints' in shown:
         _draw_joints(axes, shown.numpy()['keypoints'], skeleton, joint_thr)
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -98,12 +100,33 @@ def _draw_joints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int,
                   color=_unit(class_color(joint)))
 
 
-def _draw_box(axes: Any, box: Sequence[float], text: str, color: Sequence[int], line_height: float) -> None:
-    from matplotlib.patches import Rectangle
+def _draw_boxes(axes: Any, shown: Instances, texts: Sequence[str], colors: Sequence[Sequence[int]],
+                image_hw: tuple[int, int], point: float) -> None:
+    """Boxes, the best last, and their labels on plates that keep off one another.
 
-    x0, y0, x1, y1 = box
-    # Above the box, unless the page ends there.
-    place = 'top' if y0 < line_height else 'bottom'
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_unit(color), linewidth=1.2))
-    axes.text(x0, y0, text, fontsize=_FONT_POINTS, color=_unit(readable_on(tuple(color))), verticalalignment=place,
-              clip_on=True, bbox=dict(facecolor=_unit(color), edgecolor='none', pad=0.8))
+    Args:
+        axes: of the page, in pixels of the image.
+        shown: N objects, the best last.
+        texts: N labels.
+        colors: N RGB colours.
+        image_hw: height and width of the image.
+        point: pixels of a point.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Rectangle
+    from matplotlib.textpath import TextPath
+
+    for (x0, y0, x1, y1), color in zip(shown.bboxes.tolist(), colors):
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_unit(color), linewidth=1.2))
+    font = FontProperties(size=_FONT_POINTS)
+    widths = {text: TextPath((0, 0), text, prop=font).get_extents().x1 for text in set(texts)}
+    sizes = np.array([(widths[text] + 2 * _MARGIN, 1.25 * _FONT_POINTS + _MARGIN) for text in texts]) * point
+    best_first = np.arange(len(texts))[::-1]
+    plates = np.empty((len(texts), 4))
+    if len(texts):
+        boxes = shown.numpy()['bboxes'].astype(float)
+        plates[best_first] = place_labels(boxes[best_first], sizes[best_first].reshape(-1, 2), image_hw, 1)
+    for (x0, y0, x1, y1), text, color in zip(plates.tolist(), texts, colors):
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=_unit(color), edgecolor='none', zorder=3))
+        axes.text(x0 + _MARGIN * point, (y0 + y1) / 2, text, fontproperties=font, zorder=3, clip_on=True,
+                  color=_unit(readable_on(tuple(color))), verticalalignment='center_baseline')

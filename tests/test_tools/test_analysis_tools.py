@@ -252,6 +252,18 @@ def test_time_of_iterations(run, log):
     assert 'average iter time: 1.8000 s/iter' in out
 
 
+def test_an_unfinished_epoch_is_marked(run, log, tmp_path):
+    rows = log.read_text().splitlines()
+    assert 'is unfinished' not in run('analysis_tools/analyze_logs', 'cal_train_time', log)
+    last = max(k for k, row in enumerate(rows) if json.loads(row).get('mode') == 'train')
+    (tmp_path / 'cut.log.json').write_text('\n'.join(rows[:last]))
+    for task in (['cal_train_time'], ['plot_curve', '--keys', 'loss', '--out', tmp_path / 'a.png']):
+        out = run('analysis_tools/analyze_logs', task[0], tmp_path / 'cut.log.json', *task[1:])
+        assert 'cut.log.json: epoch 3 is unfinished, the log ends at ' in out
+    assert 'slowest epoch 3 (unfinished), average' in run(
+        'analysis_tools/analyze_logs', 'cal_train_time', tmp_path / 'cut.log.json')
+
+
 # --- models and data sets ---
 
 def test_benchmark(run, tiny_detector, tmp_path):

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_masks
 from boxdet.errors import DataError, UserError
 from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import RleMasks
-from boxdet.visualization.draw import CLOSED, END, _place_labels, draw_instances, read_image, show, write_image
+from boxdet.visualization.draw import CLOSED, END, draw_instances, place_labels, read_image, show, write_image
 from boxdet.visualization.palette import class_color
 
 
@@ -107,7 +107,7 @@ def test_line_width_follows_the_image():
 @pytest.mark.parametrize('box', [(0, 0, 319, 239), (300, 0, 319, 10), (0, 230, 5, 239), (310, 230, 319, 239),
                                  (-40, -40, 20, 20), (300, 200, 400, 300)])
 def test_labels_stay_inside_the_image(box):
-    (x0, y0, x1, y1), = _place_labels(np.array([box]), np.array([[90, 16]]), (240, 320), 2)
+    (x0, y0, x1, y1), = place_labels(np.array([box]), np.array([[90, 16]]), (240, 320), 2)
     assert x0 >= 0 and y0 >= 0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
     draw_instances(picture(), scene([box], [0], [0.9]), ['a long class name'])
 
@@ -120,7 +120,7 @@ def shared(first, second):
 def test_labels_avoid_each_other():
     """Eight boxes in a heap: around them there is a place for each plate, if they touch by a line of pixels."""
     boxes = np.array([(100 + k, 80 + k, 220 + k, 180 + k) for k in range(8)])
-    plates = _place_labels(boxes, np.tile((80, 16), (8, 1)), (240, 320), 2)
+    plates = place_labels(boxes, np.tile((80, 16), (8, 1)), (240, 320), 2)
     assert sum(shared(plates[i], plates[k]) for i in range(8) for k in range(i)) <= 80
 
 
@@ -129,7 +129,7 @@ def test_labels_hide_no_small_object():
     for x, y in ((100, 100), (0, 0), (300, 0), (300, 220), (0, 220)):
         below = y + (24 if y < 100 else -24)
         boxes = np.array([(x, y, x + 19, y + 19), (x, below, x + 19, below + 19)])
-        for plate in _place_labels(boxes, np.array([[70, 14], [70, 14]]), (240, 320), 2):
+        for plate in place_labels(boxes, np.array([[70, 14], [70, 14]]), (240, 320), 2):
             assert shared(plate, boxes[0]) == 0 and shared(plate, boxes[1]) == 0
 
 

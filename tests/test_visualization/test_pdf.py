@@ -49,6 +49,27 @@ def test_joints_and_bones_are_drawn(draw):
     assert not draw(person(joints).without('keypoints'), skeleton=[(0, 1)])[180:224, 180:480].any()
 
 
+def test_labels_do_not_cover_one_another(tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    made, write = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *arguments, **more: (made.append(figure),
+                                                                               write(figure, *arguments, **more)))
+    places = [[20. + 2 * k, 60 + k, 150, 150] for k in range(6)] + [[0., 0, 40, 30], [150., 170, 199, 199]]
+    crowd = Instances((200, 200), bboxes=torch.tensor(places), scores=torch.linspace(.9, .5, len(places)),
+                      labels=torch.arange(len(places)))
+    write_pdf(np.full((200, 200, 3), 255, np.uint8), crowd, tmp_path / 'a.pdf', ['a longer name'] * len(places))
+    canvas = FigureCanvasAgg(made[0])
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in made[0].axes[0].texts]
+    assert len(boxes) == len(places)
+    page = made[0].bbox
+    for k, box in enumerate(boxes):
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+        for other in boxes[:k]:
+            assert not box.overlaps(other)
+
+
 def test_odd_joints_and_no_objects(draw):
     odd = [[float('nan'), 5, 1], [1e12, -1e12, 1], [50, 50, float('nan')], [-3, 205, 1]]
     draw(person(odd), skeleton=[(0, 1), (1, 2), (2, 3)])
