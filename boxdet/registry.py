@@ -16,6 +16,8 @@ from mmengine.registry import Registry as _MMEngineRegistry
 
 from boxdet.errors import ConfigError, nearest
 
+Cfg = Mapping[str, Any]  # what ``Registry.build`` takes: a dict with a ``type``; or a part of a config
+
 
 class Registry(_MMEngineRegistry):
     """mmengine's Registry with near names in its errors, keyword checks, and configs that stay as they are.
@@ -77,7 +79,7 @@ class Registry(_MMEngineRegistry):
     def __contains__(self, key: str) -> bool:
         return self._find(key) is not None
 
-    def build(self, cfg: Any, **defaults: Any) -> Any:
+    def build(self, cfg: Cfg | object, **defaults: Any) -> Any:
         """Build the object that ``cfg`` describes; ``defaults`` fill keywords that it leaves out.
 
         An object that is already built is returned as it is, so that constructors take either. ``cfg`` is not
@@ -192,7 +194,7 @@ HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers', 'boxde
 RUNNERS = Registry('runner', ('boxdet.engine.runner',))
 OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
 
-__all__ = ['ANCHOR_GENERATORS', 'BACKBONES', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'DATASETS', 'DETECTORS',
-           'EVALUATORS', 'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS', 'NECKS',
-           'OPTIMIZERS', 'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry', 'SHARED_HEADS',
-           'accepted_keywords', 'boxdet_keywords', 'check_keywords']
+__all__ = ['ANCHOR_GENERATORS', 'BACKBONES', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'Cfg', 'DATASETS',
+           'DETECTORS', 'EVALUATORS', 'HEADS', 'HOOKS', 'IOU_CALCULATORS', 'LAYERS', 'LOSSES', 'MATCHING', 'MODELS',
+           'NECKS', 'OPTIMIZERS', 'PIPELINES', 'PRIOR_GENERATORS', 'ROI_EXTRACTORS', 'RUNNERS', 'Registry',
+           'SHARED_HEADS', 'accepted_keywords', 'boxdet_keywords', 'check_keywords']

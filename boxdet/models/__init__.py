@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from boxdet.errors import ConfigError
-from boxdet.registry import BACKBONES, DETECTORS, HEADS, LOSSES, NECKS, ROI_EXTRACTORS, SHARED_HEADS
+from boxdet.registry import BACKBONES, DETECTORS, HEADS, LOSSES, NECKS, ROI_EXTRACTORS, SHARED_HEADS, Cfg
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,14 +16,14 @@ __all__ = [
     'build_detector', 'build_head', 'build_loss', 'build_neck', 'build_roi_extractor', 'build_shared_head']
 
 
-def build_detector(cfg: Mapping[str, Any], train_cfg: Mapping[str, Any] | None = None,
-                   test_cfg: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the detector of ``cfg``, the ``model`` of a config; it has random weights until
-    ``init_weights()``.
+def build_detector(cfg: Cfg, train_cfg: Cfg | None = None,
+                   test_cfg: Cfg | None = None) -> nn.Module:
+    """Build the detector of ``cfg``, the ``model`` of a config; it has random weights until ``init_weights()``.
 
     Args:
         cfg: with a ``type``; it is not changed.
-        train_cfg, test_cfg: where configs before mmdetection 2.4 had them, beside ``model`` and not in it.
+        train_cfg: where configs before mmdetection 2.4 had it, beside ``model`` and not in it.
+        test_cfg: likewise.
 
     Raises:
         ConfigError: an unknown type, keyword or setting, or settings in both places.
@@ -41,31 +41,31 @@ def build_detector(cfg: Mapping[str, Any], train_cfg: Mapping[str, Any] | None =
     return DETECTORS.build(cfg)
 
 
-def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
+def build_backbone(cfg: Cfg) -> nn.Module:
     """Build a backbone."""
     return BACKBONES.build(cfg)
 
 
-def build_neck(cfg: Mapping[str, Any]) -> nn.Module:
+def build_neck(cfg: Cfg) -> nn.Module:
     """Build a neck."""
     return NECKS.build(cfg)
 
 
-def build_head(cfg: Mapping[str, Any]) -> nn.Module:
+def build_head(cfg: Cfg) -> nn.Module:
     """Build a head."""
     return HEADS.build(cfg)
 
 
-def build_roi_extractor(cfg: Mapping[str, Any]) -> nn.Module:
+def build_roi_extractor(cfg: Cfg) -> nn.Module:
     """Build a RoI extractor."""
     return ROI_EXTRACTORS.build(cfg)
 
 
-def build_shared_head(cfg: Mapping[str, Any]) -> nn.Module:
+def build_shared_head(cfg: Cfg) -> nn.Module:
     """Build a shared head."""
     return SHARED_HEADS.build(cfg)
 
 
-def build_loss(cfg: Mapping[str, Any]) -> nn.Module:
+def build_loss(cfg: Cfg) -> nn.Module:
     """Build a loss."""
     return LOSSES.build(cfg)

@@ -7,7 +7,7 @@ class.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.nn.modules.utils import _pair
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.geometry.nms import EXACT, Suppression
-from boxdet.models.initialization import initialize
+from boxdet.models import contracts
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number
-from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING
+from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 from boxdet.structures.padded import PaddedInstances, each_image, joined
@@ -41,8 +42,8 @@ class RoITrainSettings:
         pos_weight: loss weight of positives, 1 when <= 0.
         debug: log how many proposals were matched.
     """
-    assigner: Any = None
-    sampler: Any = None
+    assigner: Cfg | contracts.Assigner | None = None
+    sampler: Cfg | contracts.Sampler | None = None
     mask_size: int | tuple[int, int] = 28
     pos_weight: float = number(-1)
     debug: bool = False
@@ -63,7 +64,7 @@ class RoITestSettings:
         paste_whole_pixels: masks are put on boxes whose corners are cut to whole pixels, torchvision's way.
     """
     score_thr: float = number(0.05, 0, 1)
-    nms: Mapping[str, Any] = nms(type='nms', iou_threshold=0.5)
+    nms: Cfg = nms(type='nms', iou_threshold=0.5)
     max_per_img: int = integer(100)
     mask_thr_binary: float = number(0.5, 1e-6, 1)
     min_bbox_size: float = number(-1)
@@ -76,9 +77,11 @@ class BoxTargets:
     """What the sampled rois of a batch should have predicted; rois as ``SampledRois.boxes``, images in order.
 
     Args:
-        labels: (R,) int64 in [0, K]. label_weights: (R,).
+        labels: (R,) int64 in [0, K].
+        label_weights: (R,).
         pos_index: (P,) the places of the positives among the rois.
-        pos_boxes, pos_gt_boxes: (P, 4) the positives and the boxes they are matched to.
+        pos_boxes: (P, 4) the positives.
+        pos_gt_boxes: (P, 4) the boxes they are matched to.
     """
     labels: torch.Tensor
     label_weights: torch.Tensor
@@ -95,19 +98,28 @@ class BBoxHead(nn.Module):
 
     Args:
         with_avg_pool: average the features over height and width before the first linear layer.
-        with_cls, with_reg: have the outputs at all.
+        with_cls: have the output of class scores.
+        with_reg: have the output of box deltas.
         roi_feat_size: side of the features, or (h, w).
         in_channels: C of the features.
         num_classes: K.
         bbox_coder: config for the matching registry.
         reg_class_agnostic: one box a roi, and not one for each class.
         reg_decoded_bbox: the box loss compares boxes in pixels and not deltas (IoU losses).
-        reg_predictor_cfg, cls_predictor_cfg: the type of the two last layers, 'Linear' or a registered layer.
-        loss_cls, loss_bbox: configs of the losses.
-        num_shared_convs, num_shared_fcs: layers before the branches part.
-        num_cls_convs, num_cls_fcs, num_reg_convs, num_reg_fcs: layers of each branch.
-        conv_out_channels, fc_out_channels: their sizes.
-        conv_cfg, norm_cfg: layer configs of the convolutions.
+        reg_predictor_cfg: the type of the last layer of the deltas, 'Linear' or a registered layer.
+        cls_predictor_cfg: likewise, of the scores.
+        loss_cls: config of the loss.
+        loss_bbox: config of the loss.
+        num_shared_convs: convolutions before the branches part.
+        num_shared_fcs: linear layers before the branches part.
+        num_cls_convs: convolutions of the branch for scores.
+        num_cls_fcs: its linear layers.
+        num_reg_convs: convolutions of the branch for deltas.
+        num_reg_fcs: its linear layers.
+        conv_out_channels: channels of the convolutions.
+        fc_out_channels: size of the linear layers.
+        conv_cfg: layer config of the convolutions.
+        norm_cfg: of their norms.
         init_cfg: initial weights; by default normal (0.01 scores, 0.001 boxes), Xavier for the other linear
             layers.
 
@@ -119,12 +131,13 @@ class BBoxHead(nn.Module):
 
     def __init__(self, with_avg_pool: bool = False, with_cls: bool = True, with_reg: bool = True,
                  roi_feat_size: int | tuple[int, int] = 7, in_channels: int = 256, num_classes: int = 80,
-                 bbox_coder: Any = None, reg_class_agnostic: bool = False, reg_decoded_bbox: bool = False,
-                 reg_predictor_cfg: Any = None, cls_predictor_cfg: Any = None, loss_cls: Any = None,
-                 loss_bbox: Any = None, num_shared_convs: int = 0, num_shared_fcs: int = 0,
+                 bbox_coder: Cfg | contracts.BoxCoder | None = None, reg_class_agnostic: bool = False,
+                 reg_decoded_bbox: bool = False, reg_predictor_cfg: Cfg | None = None,
+                 cls_predictor_cfg: Cfg | None = None, loss_cls: Cfg | nn.Module | None = None,
+                 loss_bbox: Cfg | nn.Module | None = None, num_shared_convs: int = 0, num_shared_fcs: int = 0,
                  num_cls_convs: int = 0, num_cls_fcs: int = 0, num_reg_convs: int = 0, num_reg_fcs: int = 0,
-                 conv_out_channels: int = 256, fc_out_channels: int = 1024, conv_cfg: Any = None,
-                 norm_cfg: Any = None, init_cfg: Any = None):
+                 conv_out_channels: int = 256, fc_out_channels: int = 1024, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
         if not (with_cls or with_reg):
             raise ConfigError('a box head needs with_cls or with_reg')
@@ -175,9 +188,7 @@ class BBoxHead(nn.Module):
         initialize(self)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Map features (R, C, h, w) to scores (R, K + 1) and deltas (R, 4 or K * 4); None for an output not
-        had.
-        """
+        """Map features (R, C, h, w) to scores (R, K + 1) and deltas (R, 4 or K * 4); None for a missing output."""
         for conv in self.shared_convs:
             x = conv(x)
         x = self._through_fcs(x, self.shared_fcs)
@@ -364,10 +375,8 @@ class Shared4Conv1FCBBoxHead(ConvFCBBoxHead):
 
 
 def _branch(channels: int, num_convs: int, num_fcs: int, cells: int, conv_out: int, fc_out: int,
-            conv_cfg: Any, norm_cfg: Any) -> tuple[nn.ModuleList, nn.ModuleList, int]:
-    """Convolutions, then linear layers of which the first reads ``cells`` positions; and the size they end
-    with.
-    """
+            conv_cfg: Cfg | None, norm_cfg: Cfg | None) -> tuple[nn.ModuleList, nn.ModuleList, int]:
+    """Convolutions, then linear layers of which the first reads ``cells`` positions; and the size they end with."""
     convs, fcs = nn.ModuleList(), nn.ModuleList()
     for _ in range(num_convs):
         convs.append(ConvModule(channels, conv_out, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg))
@@ -378,6 +387,6 @@ def _branch(channels: int, num_convs: int, num_fcs: int, cells: int, conv_out: i
     return convs, fcs, channels
 
 
-def _predictor(cfg: Any, in_features: int, out_features: int) -> nn.Module:
+def _predictor(cfg: Cfg | None, in_features: int, out_features: int) -> nn.Module:
     options = dict(cfg or {}, type=(cfg or {}).get('type', 'Linear'))
     return LAYERS.build(dict(options, in_features=in_features, out_features=out_features))

@@ -1,5 +1,4 @@
-"""Cascade R-CNN's second stage: box heads in a row, each on the boxes of the one before (Cai and Vasconcelos
-2018).
+"""Cascade R-CNN's second stage: box heads in a row, each on the boxes of the one before (Cai and Vasconcelos 2018).
 
 Letters: B images, R rois of the batch, N boxes of an image, K classes, C channels, h, w of the features.
 """
@@ -7,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +14,7 @@ from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import Suppression
 from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import PerStage, parse_section
 from boxdet.models.standard_roi_head import (
@@ -28,7 +26,7 @@ from boxdet.models.standard_roi_head import (
     predict_boxes,
     predict_padded,
 )
-from boxdet.registry import HEADS, ROI_EXTRACTORS
+from boxdet.registry import HEADS, ROI_EXTRACTORS, Cfg, Registry
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
 from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, joined, split_like
@@ -36,14 +34,15 @@ from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, j
 
 @HEADS.register_module()
 class CascadeRoIHead(nn.Module):
-    """Stages of a box head and, if wanted, a mask head each, with matching that asks for more overlap every
-    time.
+    """Stages of a box head and, if wanted, a mask head each, with matching that asks for more overlap every time.
 
     Args:
         num_stages: how many.
         stage_loss_weights: what each stage's losses are multiplied by.
-        bbox_roi_extractor, bbox_head, mask_roi_extractor, mask_head: configs, lists of one a stage, or one
-            for all; without a mask extractor the mask heads pool as the box heads do.
+        bbox_roi_extractor: a list of configs, one a stage, or one config for all.
+        bbox_head: likewise.
+        mask_roi_extractor: likewise; without one the mask heads pool as the box heads do.
+        mask_head: likewise; None for boxes only.
         shared_head: not for cascades.
         train_cfg: a list of RoITrainSettings (or what a subclass declares as ``train_settings``) or dicts of them, one
             a stage; None where the head is not trained.
@@ -59,10 +58,12 @@ class CascadeRoIHead(nn.Module):
     test_settings = RoITestSettings
     fixed_size_prediction = True
 
-    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], bbox_roi_extractor: Any = None,
-                 bbox_head: Any = None, mask_roi_extractor: Any = None, mask_head: Any = None,
-                 shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
-                 pretrained: str | None = None, init_cfg: Any = None):
+    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float],
+                 bbox_roi_extractor: Cfg | Sequence[Cfg] | None = None, bbox_head: Cfg | Sequence[Cfg] | None = None,
+                 mask_roi_extractor: Cfg | Sequence[Cfg] | None = None, mask_head: Cfg | Sequence[Cfg] | None = None,
+                 shared_head: None = None, train_cfg: Sequence[RoITrainSettings | Cfg] | None = None,
+                 test_cfg: RoITestSettings | Cfg | None = None, pretrained: str | None = None,
+                 init_cfg: InitCfg = None):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
@@ -205,9 +206,7 @@ class CascadeRoIHead(nn.Module):
 @torch.no_grad()
 def _next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.Tensor, deltas: torch.Tensor,
                 targets: BoxTargets, metas: Sequence[ImageMeta]) -> list[torch.Tensor]:
-    """The proposals of the next stage: what this one made of its samples, but for those that were ground
-    truth.
-    """
+    """The proposals of the next stage: what this one made of its samples, but for those that were ground truth."""
     # A negative has no class: it moves by the deltas of the one it looks like most.
     labels = torch.where(targets.labels == head.num_classes, scores[:, :-1].argmax(dim=1), targets.labels)
     counts = [len(s.pos_boxes) + len(s.neg_boxes) for s in samples]
@@ -221,13 +220,13 @@ def _next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.T
     return boxes
 
 
-def _one_a_stage(values: Any, num_stages: int, name: str) -> list:
+def _one_a_stage(values: object, num_stages: int, name: str) -> list:
     if not isinstance(values, (list, tuple)) or len(values) != num_stages:
         count = len(values) if isinstance(values, (list, tuple)) else 'one'
         raise ConfigError(f'{name} must be a list of {num_stages}, one a stage, not of {count}')
     return list(values)
 
 
-def _build_stages(registry: Any, cfg: Any, num_stages: int, name: str) -> nn.ModuleList:
+def _build_stages(registry: Registry, cfg: Cfg | Sequence[Cfg], num_stages: int, name: str) -> nn.ModuleList:
     stages = _one_a_stage(cfg, num_stages, name) if isinstance(cfg, (list, tuple)) else [cfg] * num_stages
     return nn.ModuleList(registry.build(stage) for stage in stages)

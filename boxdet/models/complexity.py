@@ -55,7 +55,7 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
             _counted(counts, 'rpn_head', model.rpn_head, feats)
         if getattr(model, 'with_roi_head', False):
             rpn = model.test_cfg.rpn
-            _count_roi_head(counts, model.roi_head, PROPOSALS if rpn is None else getattr(rpn, 'max_per_img', PROPOSALS))
+            _count_roi_head(counts, model.roi_head, getattr(rpn, 'max_per_img', PROPOSALS))
     return counts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +19,21 @@ from boxdet.errors import ConfigError
 from boxdet.geometry.masks import paste_to_rle
 from boxdet.geometry.nms import Suppression
 from boxdet.geometry.nms_rounds import IN_ROUNDS
+from boxdet.models import contracts
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.frames import to_input, to_original
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.rpn_head import ProposalSettings, RPNTrainSettings
 from boxdet.models.settings import parse_section, section
 from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
-from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, accepted_keywords
+from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, Cfg, accepted_keywords
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
 from boxdet.structures.padded import PaddedInstances, image_sizes
+
+if TYPE_CHECKING:
+    from boxdet.visualization.palette import ColorSpec, PaletteSpec
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class _Detector(nn.Module):
     train_settings = TrainSettings
     test_settings = TestSettings
 
-    def __init__(self, backbone: Any, neck: Any, pretrained: str | None, init_cfg: Any):
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None, pretrained: str | None,
+                 init_cfg: InitCfg):
         super().__init__()
         weights = {} if pretrained is None else dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained))
         self.backbone = BACKBONES.build(backbone, **weights)
@@ -77,9 +82,10 @@ class _Detector(nn.Module):
         self.init_cfg = init_cfg
         self.told_of_fixed_size = False
         self.CLASSES: tuple[str, ...] | None = None
-        self.PALETTE: Any = None
+        self.PALETTE: PaletteSpec = None
 
-    def _read_settings(self, train_cfg: Any, test_cfg: Any, **parts: Any) -> tuple[TrainSettings, TestSettings]:
+    def _read_settings(self, train_cfg: TrainSettings | Cfg | None, test_cfg: TestSettings | Cfg | None,
+                       **parts: Cfg | nn.Module | None) -> tuple[TrainSettings, TestSettings]:
         """Set ``train_cfg`` and ``test_cfg``, every section read as the class of its part declares."""
         train_cfg, test_cfg = ({} if cfg is None else cfg for cfg in (train_cfg, test_cfg))
         self.train_cfg = parse_section(self.train_settings, train_cfg, 'model.train_cfg', parts)
@@ -118,7 +124,7 @@ class _Detector(nn.Module):
 
     @property
     def skeleton(self) -> tuple[tuple[int, int], ...]:
-        """The joints that drawings connect, counted from 0; () without a keypoint head."""
+        """The keypoints that drawings connect, counted from 0; () without a keypoint head."""
         return ability(self.roi_head.keypoint_head, 'skeleton') if self.with_keypoint else ()
 
     @property
@@ -139,7 +145,8 @@ class _Detector(nn.Module):
         del feats
         return tuple(self.neck(levels, keep=False) if self._neck_frees else self.neck(levels))
 
-    def forward(self, batch: Batch | Sequence[Batch], mode: str = 'loss', **options: Any) -> Any:
+    def forward(self, batch: Batch | Sequence[Batch], mode: str = 'loss',
+                **options: bool) -> dict[str, torch.Tensor | list[torch.Tensor]] | list[Instances]:
         """Return ``loss(batch)`` or ``predict(batch, **options)``: what parallel wrappers call.
 
         Raises:
@@ -155,10 +162,11 @@ class _Detector(nn.Module):
         here = batch.images.device == self.device and batch.images.dtype != torch.uint8
         return batch if here else batch.to(self.device)
 
-    def show_result(self, img: Any, result: Any, score_thr: float = 0.3,
-                    bbox_color: Any = None, text_color: Any = None, mask_color: Any = None,
-                    thickness: float | None = None, font_size: float | None = None, win_name: str = '',
-                    show: bool = False, wait_time: float = 0, out_file: str | None = None) -> np.ndarray:
+    def show_result(self, img: Any, result: Instances | Sequence, score_thr: float = 0.3,
+                    bbox_color: ColorSpec | None = None, text_color: ColorSpec | None = None,
+                    mask_color: ColorSpec | None = None, thickness: float | None = None,
+                    font_size: float | None = None, win_name: str = '', show: bool = False, wait_time: float = 0,
+                    out_file: str | None = None) -> np.ndarray:
         """Draw a result on its image.
 
         Args:
@@ -204,7 +212,10 @@ class TwoStageDetector(_Detector):
     """Proposals, and a second stage that looks at each of them.
 
     Args:
-        backbone, neck, rpn_head, roi_head: configs; without ``rpn_head`` the batch brings proposals.
+        backbone: config, or the module.
+        neck: config, or the module; without one the heads read the backbone's levels.
+        rpn_head: config, or the module; without one the batch brings proposals.
+        roi_head: config, or the module.
         train_cfg: TrainSettings or a dict of them.
         test_cfg: TestSettings or a dict of them.
         pretrained: the backbone's weights, 2.x's older way to say its ``init_cfg``.
@@ -214,9 +225,10 @@ class TwoStageDetector(_Detector):
         ConfigError: a wrong or missing setting, or no ``roi_head``.
     """
 
-    def __init__(self, backbone: Any, neck: Any = None, rpn_head: Any = None, roi_head: Any = None,
-                 train_cfg: Any = None, test_cfg: Any = None, pretrained: str | None = None,
-                 init_cfg: Any = None):
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None = None,
+                 rpn_head: Cfg | contracts.RPNHead | None = None, roi_head: Cfg | contracts.RoIHead | None = None,
+                 train_cfg: TrainSettings | Cfg | None = None, test_cfg: TestSettings | Cfg | None = None,
+                 pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__(backbone, neck, pretrained, init_cfg)
         if roi_head is None:
             raise ConfigError(f'model: {type(self).__name__} needs a roi_head')
@@ -234,7 +246,7 @@ class TwoStageDetector(_Detector):
                                                           pretrained=weights))
         self._wants_semantic_seg = ability(self.roi_head, 'wants_semantic_seg')
 
-    def loss(self, batch: Batch) -> dict[str, Any]:
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         """Return the losses by name: scalars, or lists of a scalar a level."""
         batch = self._on_device(batch)
         feats = self.extract_feat(batch.images)
@@ -324,8 +336,8 @@ class TwoStageDetector(_Detector):
         return merge_keypoints(self.roi_head, feats, results, metas) if self.with_keypoint else results
 
     @property
-    def _pairs(self) -> Any:
-        """The joints that a mirror swaps, where the model knows."""
+    def _pairs(self) -> Sequence[tuple[int, int]] | None:
+        """The keypoints that a mirror swaps, where the model knows."""
         return ability(self.roi_head.keypoint_head, 'flip_pairs') if self.with_keypoint else None
 
     def _with_masks(self, result: Instances) -> Instances:
@@ -365,21 +377,20 @@ class CascadeRCNN(TwoStageDetector):
 class FastRCNN(TwoStageDetector):
     """Fast R-CNN (Girshick 2015), on proposals that the batch brings."""
 
-    def __init__(self, backbone: Any, roi_head: Any, neck: Any = None, train_cfg: Any = None,
-                 test_cfg: Any = None, pretrained: str | None = None, init_cfg: Any = None):
+    def __init__(self, backbone: Cfg | contracts.Backbone, roi_head: Cfg | contracts.RoIHead,
+                 neck: Cfg | contracts.Neck | None = None, train_cfg: TrainSettings | Cfg | None = None,
+                 test_cfg: TestSettings | Cfg | None = None, pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__(backbone, neck=neck, roi_head=roi_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          pretrained=pretrained, init_cfg=init_cfg)
 
 
 @DETECTORS.register_module()
 class RPN(_Detector):
-    """The region proposal network alone; its results are proposals, all of label 0.
+    """The region proposal network alone; its results are proposals, all of label 0. As ``TwoStageDetector``."""
 
-    Args: as in ``TwoStageDetector``.
-    """
-
-    def __init__(self, backbone: Any, neck: Any, rpn_head: Any, train_cfg: Any = None, test_cfg: Any = None,
-                 pretrained: str | None = None, init_cfg: Any = None):
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None,
+                 rpn_head: Cfg | contracts.RPNHead, train_cfg: TrainSettings | Cfg | None = None,
+                 test_cfg: TestSettings | Cfg | None = None, pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__(backbone, neck, pretrained, init_cfg)
         self._read_settings(train_cfg, test_cfg, rpn_head=rpn_head)
         if self.test_cfg.rpn is None:
@@ -457,7 +468,7 @@ def _given_maps(batch: Batch) -> torch.Tensor:
     return batch.semantic_seg
 
 
-def _if_taken(cfg: Any, **defaults: Any) -> dict[str, Any]:
+def _if_taken(cfg: Cfg | nn.Module, **defaults: object) -> dict[str, object]:
     """Those of ``defaults`` that are not None and that the class of ``cfg`` takes: a user's head may do without."""
     if not isinstance(cfg, dict) or 'type' not in cfg:
         return {}

@@ -17,7 +17,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +24,10 @@ from torch import nn
 from boxdet.checkpoints.io import load_state
 from boxdet.checkpoints.loading import LEAST_OF_PRETRAINED, LoadReport, load_fitting
 from boxdet.errors import CheckpointError, ConfigError, nearest
+from boxdet.registry import Cfg
 
 logger = logging.getLogger('boxdet')
+InitCfg = Cfg | Sequence[Cfg] | None  # one way of initialisation, or several in a row
 
 
 # --- initialisers of one layer: module with `weight` and `bias` -> new values in place ---
@@ -145,7 +146,7 @@ def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
             yield from _own_parts(child)
 
 
-def _as_list(cfg: Any) -> list[Mapping]:
+def _as_list(cfg: InitCfg) -> list[Cfg]:
     if cfg is None:
         return []
     configs = [cfg] if isinstance(cfg, Mapping) else list(cfg)
@@ -250,7 +251,7 @@ def _load_pretrained(module: nn.Module, options: Mapping) -> None:
     load_backbone_weights(module, **options)
 
 
-def pretrained_or_default(init_cfg: Any, pretrained: str | None, default: Any) -> Any:
+def pretrained_or_default(init_cfg: InitCfg, pretrained: str | None, default: InitCfg) -> InitCfg:
     """Return the init_cfg of a module that also takes 2.x's older ``pretrained=``, or ``default``.
 
     Raises:

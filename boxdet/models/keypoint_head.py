@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +15,14 @@ from torch.nn.modules.utils import _pair
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.keypoints import decode_heatmaps, encode_heatmaps, flip_order, heatmap_probabilities
-from boxdet.models.initialization import initialize, kaiming_init
+from boxdet.models.initialization import InitCfg, initialize, kaiming_init
 from boxdet.models.layers import ConvModule
-from boxdet.registry import HEADS, LOSSES
+from boxdet.registry import HEADS, LOSSES, Cfg
 from boxdet.structures import coco_person
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 
+Pairs = tuple[tuple[int, int], ...]
 _SCORES = ('probability', 'logit')
 
 
@@ -54,11 +54,13 @@ class KeypointRCNNHead(nn.Module):
         num_convs: convolutions before the maps.
         roi_feat_size: side of the features.
         in_channels: C of the features.
-        conv_kernel_size, conv_out_channels: of the convolutions.
+        conv_kernel_size: of the convolutions.
+        conv_out_channels: of the convolutions.
         num_keypoints: J.
         upsample_kernel_size: of the transposed convolution, which has stride 2.
         up_scale: of the bilinear enlargement.
-        conv_cfg, norm_cfg: layer configs of the convolutions.
+        conv_cfg: layer config of the convolutions.
+        norm_cfg: of their norms.
         loss_keypoint: config of the loss over the H * W cells of a heatmap.
         normalize_by_visible_keypoints: divide the loss by the joints that have one (Detectron's default); otherwise
             by those of a full sample, so that objects with many labelled joints weigh more.
@@ -73,10 +75,11 @@ class KeypointRCNNHead(nn.Module):
 
     def __init__(self, num_convs: int = 8, roi_feat_size: int | tuple[int, int] = 14, in_channels: int = 256,
                  conv_kernel_size: int = 3, conv_out_channels: int = 512, num_keypoints: int = 17,
-                 upsample_kernel_size: int = 4, up_scale: int = 2, conv_cfg: Any = None, norm_cfg: Any = None,
-                 loss_keypoint: Any = None, normalize_by_visible_keypoints: bool = True,
-                 score_type: str = 'probability', flip_pairs: Sequence[Sequence[int]] | None = None,
-                 skeleton: Sequence[Sequence[int]] | None = None, init_cfg: Any = None):
+                 upsample_kernel_size: int = 4, up_scale: int = 2, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, loss_keypoint: Cfg | nn.Module | None = None,
+                 normalize_by_visible_keypoints: bool = True, score_type: str = 'probability',
+                 flip_pairs: Sequence[Sequence[int]] | None = None, skeleton: Sequence[Sequence[int]] | None = None,
+                 init_cfg: InitCfg = None):
         super().__init__()
         if score_type not in _SCORES:
             raise ConfigError(f"keypoint_head.score_type is '{score_type}'{nearest(score_type, _SCORES)} "
@@ -121,6 +124,7 @@ class KeypointRCNNHead(nn.Module):
         """The heatmap cells that the positives of B images should have predicted, images in order.
 
         Args:
+            samples: B images' rois.
             gt: B objects with ``keypoints`` (N, J, 3): x, y, visibility.
 
         Raises:
@@ -144,6 +148,8 @@ class KeypointRCNNHead(nn.Module):
         """Return ``loss_keypoint`` from the logits (P, J, H, W) of positives and their targets (P, J).
 
         Args:
+            logits: of the positives that there is something to learn from.
+            targets: theirs.
             full_sample: joints of a batch that has all the positives it may have, for
                 ``normalize_by_visible_keypoints=False``; 0 where the sampler knows none.
 
@@ -172,7 +178,8 @@ class KeypointRCNNHead(nn.Module):
         return torch.cat([joints, scores[..., None]], dim=-1)
 
 
-def _layout(num_keypoints: int, flip_pairs: Any, skeleton: Any) -> tuple[Any, Any]:
+def _layout(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None,
+            skeleton: Sequence[Sequence[int]] | None) -> tuple[Pairs | None, Pairs]:
     """``flip_pairs`` and ``skeleton`` as tuples, those of COCO's persons where it is them; pairs may stay None."""
     if num_keypoints == len(coco_person.NAMES):
         flip_pairs = coco_person.FLIP_PAIRS if flip_pairs is None else flip_pairs

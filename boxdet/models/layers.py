@@ -19,7 +19,7 @@ from torchvision.ops import deform_conv2d
 
 from boxdet.errors import ConfigError
 from boxdet.models.initialization import constant_init, kaiming_init
-from boxdet.registry import LAYERS, accepted_keywords, check_keywords
+from boxdet.registry import LAYERS, Cfg, accepted_keywords, check_keywords
 
 # --- convolutions ---
 
@@ -288,8 +288,8 @@ class ConvModule(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
                  stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
                  dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool | str = 'auto',
-                 conv_cfg: Mapping | None = None, norm_cfg: Mapping | None = None,
-                 act_cfg: Mapping | None = {'type': 'ReLU'}, inplace: bool = True,
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
+                 act_cfg: Cfg | None = {'type': 'ReLU'}, inplace: bool = True,
                  with_spectral_norm: bool = False, padding_mode: str = 'zeros',
                  order: Sequence[str] = ('conv', 'norm', 'act')):
         super().__init__()

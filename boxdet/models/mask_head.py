@@ -13,7 +13,6 @@ Letters: B images, R rois, P positive rois, K classes, C channels, h, w height a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +22,9 @@ from torch.nn.modules.utils import _pair
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITrainSettings
-from boxdet.models.initialization import initialize, kaiming_init
+from boxdet.models.initialization import InitCfg, initialize, kaiming_init
 from boxdet.models.layers import ConvModule, build_conv_layer, build_upsample_layer
-from boxdet.registry import HEADS, LOSSES, SHARED_HEADS
+from boxdet.registry import HEADS, LOSSES, SHARED_HEADS, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 
@@ -40,11 +39,13 @@ class FCNMaskHead(nn.Module):
         num_convs: convolutions before the enlargement.
         roi_feat_size: side of the features.
         in_channels: C of the features.
-        conv_kernel_size, conv_out_channels: of the convolutions.
+        conv_kernel_size: of the convolutions.
+        conv_out_channels: of the convolutions.
         num_classes: K.
         class_agnostic: one mask a roi, and not one for each class.
         upsample_cfg: type 'deconv', 'nearest', 'bilinear' or None, and scale_factor.
-        conv_cfg, norm_cfg: layer configs of the convolutions.
+        conv_cfg: layer config of the convolutions.
+        norm_cfg: of their norms.
         predictor_cfg: layer config of the last one, 1x1.
         loss_mask: config of the loss.
         init_cfg: initial weights; by default He's for every layer.
@@ -58,9 +59,10 @@ class FCNMaskHead(nn.Module):
 
     def __init__(self, num_convs: int = 4, roi_feat_size: int | tuple[int, int] = 14, in_channels: int = 256,
                  conv_kernel_size: int = 3, conv_out_channels: int = 256, num_classes: int = 80,
-                 class_agnostic: bool = False, upsample_cfg: Any = None, conv_cfg: Any = None,
-                 norm_cfg: Any = None, predictor_cfg: Any = None, loss_mask: Any = None,
-                 init_cfg: Any = None, dilation: int = 1, upsample_ratio: int = 1, res_layer: Any = None):
+                 class_agnostic: bool = False, upsample_cfg: Cfg | None = None, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, predictor_cfg: Cfg | None = None,
+                 loss_mask: Cfg | nn.Module | None = None, init_cfg: InitCfg = None, dilation: int = 1,
+                 upsample_ratio: int = 1, res_layer: Cfg | nn.Module | None = None):
         super().__init__()
         upsample = dict(upsample_cfg or dict(type='deconv', scale_factor=2))
         if upsample.get('type') not in _UPSAMPLE:
@@ -88,9 +90,7 @@ class FCNMaskHead(nn.Module):
         self.init_cfg = init_cfg
 
     def init_weights(self) -> None:
-        """Run ``init_cfg``; without one, He's initialisation of the layers after the convolutions, whose own
-        it is too.
-        """
+        """Run ``init_cfg``; without one, He's initialisation of the last layers, as the convolutions have it."""
         initialize(self)
         if self.init_cfg is None:
             for layer in (self.upsample, self.conv_logits):
@@ -119,10 +119,10 @@ class FCNMaskHead(nn.Module):
         return F.interpolate(logits, scale_factor=self.upsample_ratio, mode='bilinear', align_corners=False)
 
     def forward_labels(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The logits of each roi's own class only, (R, h, w): for K classes a K-th of the work of
-        ``forward``.
+        """The logits of each roi's own class only, (R, h, w): for K classes a K-th of the work of ``forward``.
 
         Args:
+            x: roi features (R, C, ., .).
             labels: (R,) int64 in [0, K).
         """
         last = self.conv_logits
@@ -140,10 +140,10 @@ class FCNMaskHead(nn.Module):
 
     def targets(self, samples: Sequence[SampledRois], gt: Sequence[Instances],
                 settings: RoITrainSettings) -> torch.Tensor:
-        """The masks (P, h, w) float in {0, 1} that the positives of B images should have predicted, images in
-        order.
+        """The masks (P, h, w) float in {0, 1} that the positives of B images should have predicted, images in order.
 
         Args:
+            samples: B images' rois.
             gt: B objects with ``masks``.
             settings: its ``mask_size`` is (h, w), or the side.
         """
@@ -156,9 +156,7 @@ class FCNMaskHead(nn.Module):
         return torch.cat(masks)
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``loss_mask`` from the logits (P, h, w) of each positive's class and its target mask (P, h,
-        w).
-        """
+        """Return ``loss_mask`` from the logits (P, h, w) of each positive's class and its target mask (P, h, w)."""
         logits = at_least_float32(logits)
         if len(logits) == 0:
             return dict(loss_mask=logits.sum())

@@ -5,8 +5,7 @@ the output. A *roi* is a row (image of the batch, x0, y0, x1, y1) in network-inp
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from torchvision.ops import roi_align, roi_pool
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.roi_align import roi_align_rows
+from boxdet.models.initialization import InitCfg
 from boxdet.registry import LAYERS, ROI_EXTRACTORS
 
 _ROIS_AT_ONCE = 128  # pooled features that wait to be put in order: 6 MB of 7x7 bins and 256 channels
@@ -101,7 +101,7 @@ def _forward(rois: torch.Tensor) -> torch.Tensor:
     return torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:5])], dim=1)
 
 
-def _in_one_type(features: torch.Tensor, rois: torch.Tensor, pool: Any) -> torch.Tensor:
+def _in_one_type(features: torch.Tensor, rois: torch.Tensor, pool: Callable) -> torch.Tensor:
     # The operators want one type for both; a box in bfloat16 would be off by pixels, so the narrower one gives way.
     kind = torch.promote_types(at_least_float32(features).dtype, at_least_float32(rois).dtype)
     return pool(features.to(kind), rois.to(kind)).to(features.dtype)
@@ -124,7 +124,7 @@ class SingleRoIExtractor(nn.Module):
     """
 
     def __init__(self, roi_layer: dict, out_channels: int, featmap_strides: Sequence[int],
-                 finest_scale: int = 56, init_cfg: Any = None):
+                 finest_scale: int = 56, init_cfg: InitCfg = None):
         super().__init__()
         self.roi_layers = _layers_by_stride(roi_layer, featmap_strides)
         self.out_channels = out_channels
@@ -223,7 +223,7 @@ class GenericRoIExtractor(nn.Module):
 
     def __init__(self, roi_layer: dict, out_channels: int, featmap_strides: Sequence[int],
                  aggregation: str = 'sum', pre_cfg: dict | None = None, post_cfg: dict | None = None,
-                 init_cfg: Any = None):
+                 init_cfg: InitCfg = None):
         super().__init__()
         if aggregation not in ('sum', 'concat'):
             raise ConfigError(f"GenericRoIExtractor: aggregation is '{aggregation}'; it is 'sum' or 'concat'")

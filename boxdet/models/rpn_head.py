@@ -21,10 +21,11 @@ from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import EXACT, Suppression, group_of_parts
-from boxdet.models.initialization import initialize
+from boxdet.models import contracts
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number, parse_section
-from boxdet.registry import HEADS, LOSSES, MATCHING, accepted_keywords
+from boxdet.registry import HEADS, LOSSES, MATCHING, Cfg, accepted_keywords
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 from boxdet.structures.padded import PaddedInstances, each_image, image_sizes
@@ -43,8 +44,8 @@ class RPNTrainSettings:
         pos_weight: loss weight of positives, 1 when <= 0.
         debug: log how many anchors were matched.
     """
-    assigner: Any = None
-    sampler: Any = None
+    assigner: Cfg | contracts.Assigner | None = None
+    sampler: Cfg | contracts.Sampler | None = None
     allowed_border: float = number(0)
     pos_weight: float = number(-1)
     debug: bool = False
@@ -66,7 +67,7 @@ class ProposalSettings:
     """
     nms_pre: int = integer(-1)
     max_per_img: int = integer(1000)
-    nms: Mapping[str, Any] = nms(type='nms', iou_threshold=0.7)
+    nms: Cfg = nms(type='nms', iou_threshold=0.7)
     min_bbox_size: float = number(0)
     nms_across_levels: bool = False
     nms_post: int = integer(-1)
@@ -89,7 +90,8 @@ class AnchorTargets:
 
     Args:
         index: (P + Q,) their places among the B * N anchors of the batch; all positives, then all negatives.
-        anchors, gt_boxes: (P, 4) the positives and the boxes they are matched to.
+        anchors: (P, 4) the positives.
+        gt_boxes: (P, 4) the boxes they are matched to.
         avg_factor: what the summed losses are divided by.
     """
     index: torch.Tensor
@@ -110,11 +112,13 @@ class RPNHead(nn.Module):
     Args:
         in_channels: channels of each level.
         feat_channels: channels after the convolution.
-        anchor_generator, bbox_coder: configs for the matching registry.
+        anchor_generator: config for the matching registry.
+        bbox_coder: config for the matching registry.
         num_convs: convolutions before the two outputs.
         num_classes: always 1, object or not.
         reg_decoded_bbox: the box loss compares boxes in pixels and not deltas (IoU losses).
-        loss_cls, loss_bbox: configs of the losses; a sigmoid one gives C = 1, a softmax C = 2.
+        loss_cls: config of the loss; a sigmoid one gives C = 1, a softmax C = 2.
+        loss_bbox: config of the loss.
         train_cfg: RPNTrainSettings (or what a subclass declares as ``train_settings``) or a dict of them; None where
             the head is not trained.
         test_cfg: ProposalSettings (``test_settings``) or a dict of them, used by ``predict`` where it is given no
@@ -129,10 +133,12 @@ class RPNHead(nn.Module):
     test_settings = ProposalSettings  # of ``train_cfg.rpn_proposal`` too
     fixed_size_prediction = True
 
-    def __init__(self, in_channels: int, feat_channels: int = 256, anchor_generator: Any = None,
-                 bbox_coder: Any = None, num_convs: int = 1, num_classes: int = 1,
-                 reg_decoded_bbox: bool = False, loss_cls: Any = None, loss_bbox: Any = None,
-                 train_cfg: Any = None, test_cfg: Any = None, init_cfg: Any = None):
+    def __init__(self, in_channels: int, feat_channels: int = 256,
+                 anchor_generator: Cfg | contracts.AnchorGenerator | None = None,
+                 bbox_coder: Cfg | contracts.BoxCoder | None = None, num_convs: int = 1, num_classes: int = 1,
+                 reg_decoded_bbox: bool = False, loss_cls: Cfg | nn.Module | None = None,
+                 loss_bbox: Cfg | nn.Module | None = None, train_cfg: RPNTrainSettings | Cfg | None = None,
+                 test_cfg: ProposalSettings | Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
         if num_classes != 1:
             raise ConfigError(
@@ -199,8 +205,11 @@ class RPNHead(nn.Module):
         """Return ``loss_rpn_cls`` and ``loss_rpn_bbox``, lists of a scalar a level.
 
         Args:
-            cls_scores, bbox_preds: what ``forward`` returned.
-            gt, ignored: B objects and B boxes (M, 4) whose anchors are left out.
+            cls_scores: what ``forward`` returned.
+            bbox_preds: likewise.
+            gt: B objects.
+            ignored: B boxes (M, 4) whose anchors are left out.
+            metas: B images.
             batch_hw: height and width of the padded images.
         """
         if self.train_cfg is None:
@@ -239,8 +248,10 @@ class RPNHead(nn.Module):
         """Match the anchors (N, 4) with each image's ground truth and draw those that enter the loss.
 
         Args:
+            anchors: (N, 4) of all levels.
             inside: B masks (N,) bool of the anchors that take part; None for all.
-            gt, ignored: as in ``loss``.
+            gt: as in ``loss``.
+            ignored: as in ``loss``.
         """
         pos, neg, pos_anchors, gt_boxes, avg_factor = [], [], [], [], 0
         for i, (objects, mask) in enumerate(zip(gt, inside)):
@@ -362,7 +373,7 @@ class RPNHead(nn.Module):
         return scores, at_least_float32(deltas), anchors
 
 
-def _build_sampler(cfg: Any) -> Any:
+def _build_sampler(cfg: Cfg | contracts.Sampler | None) -> contracts.Sampler:
     """The sampler of anchors, every anchor by default.
 
     Raises:

@@ -4,16 +4,14 @@ R rois, C channels, h, w height and width of a roi's features.
 """
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError
 from boxdet.models.backbones.resnet import ARCHITECTURES, make_res_layer
-from boxdet.models.initialization import initialize, pretrained_or_default
-from boxdet.registry import SHARED_HEADS
+from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
+from boxdet.registry import SHARED_HEADS, Cfg
 
 
 @SHARED_HEADS.register_module()
@@ -23,8 +21,13 @@ class ResLayer(nn.Module):
     Args:
         depth: of the ResNet.
         stage: 0 to 3.
-        stride, dilation, style, norm_cfg, with_cp, dcn: as in ``ResNet``, for this stage.
+        stride: of its first block.
+        dilation: of its blocks.
+        style: as in ``ResNet``.
+        norm_cfg: as in ``ResNet``.
         norm_eval: batch norms stay in evaluation mode while training.
+        with_cp: as in ``ResNet``.
+        dcn: as in ``ResNet``, for this stage.
         pretrained: 2.x's older way to say ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``.
         init_cfg: initial weights; He's for convolutions and 1 for norms by default.
 
@@ -33,8 +36,8 @@ class ResLayer(nn.Module):
     """
 
     def __init__(self, depth: int, stage: int = 3, stride: int = 2, dilation: int = 1, style: str = 'pytorch',
-                 norm_cfg: Any = None, norm_eval: bool = True, with_cp: bool = False, dcn: Any = None,
-                 pretrained: str | None = None, init_cfg: Any = None):
+                 norm_cfg: Cfg | None = None, norm_eval: bool = True, with_cp: bool = False, dcn: Cfg | None = None,
+                 pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__()
         if depth not in ARCHITECTURES or stage not in range(4):
             raise ConfigError(

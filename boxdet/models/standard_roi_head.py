@@ -1,15 +1,15 @@
-"""The second stage: pool the proposals, classify and move their boxes, predict masks and joints (Ren et al. 2015;
-He et al. 2017).
+"""The second stage: pool the proposals, classify and move their boxes, predict masks and keypoints.
 
-Letters: B images, R rois of the batch, P positive rois, N boxes of an image, K classes, J joints, C channels, h, w of
-the features, H, W of heatmaps.
+Ren et al. 2015; He et al. 2017.
+
+Letters: B images, R rois of the batch, P positive rois, N boxes of an image, K classes, J keypoints, C channels,
+h, w of the features, H, W of heatmaps.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +18,12 @@ from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import Suppression
+from boxdet.models import contracts
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import parse_section
-from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS
+from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
 from boxdet.structures.padded import PaddedInstances, image_sizes, joined
@@ -33,16 +34,18 @@ class StandardRoIHead(nn.Module):
     """One box head and, if wanted, one mask head and one keypoint head.
 
     Args:
-        bbox_roi_extractor, bbox_head: configs; a head without them predicts masks only.
-        mask_roi_extractor, mask_head: configs; without an extractor of its own the mask head reads the box
-            features.
-        keypoint_roi_extractor, keypoint_head: configs, likewise.
+        bbox_roi_extractor: config.
+        bbox_head: config.
+        mask_roi_extractor: config; without one the mask head reads the box features.
+        mask_head: config; None for boxes only.
         shared_head: config of layers that all roi features pass first.
         train_cfg: RoITrainSettings (or what a subclass declares as ``train_settings``) or a dict of them; None where
             the head is not trained.
         test_cfg: RoITestSettings (``test_settings``) or a dict of them.
         pretrained: weights of the shared head, 2.x's older way to say its ``init_cfg``.
         init_cfg: initial weights.
+        keypoint_roi_extractor: config; without one the keypoint head reads the box features.
+        keypoint_head: config; None for no keypoints.
 
     Raises:
         ConfigError: parts that need one another are missing.
@@ -52,10 +55,14 @@ class StandardRoIHead(nn.Module):
     test_settings = RoITestSettings
     fixed_size_prediction = True
 
-    def __init__(self, bbox_roi_extractor: Any = None, bbox_head: Any = None, mask_roi_extractor: Any = None,
-                 mask_head: Any = None, shared_head: Any = None, train_cfg: Any = None, test_cfg: Any = None,
-                 pretrained: str | None = None, init_cfg: Any = None, keypoint_roi_extractor: Any = None,
-                 keypoint_head: Any = None):
+    def __init__(self, bbox_roi_extractor: Cfg | contracts.RoIExtractor | None = None,
+                 bbox_head: Cfg | contracts.BoxHead | None = None,
+                 mask_roi_extractor: Cfg | contracts.RoIExtractor | None = None,
+                 mask_head: Cfg | contracts.MaskHead | None = None, shared_head: Cfg | nn.Module | None = None,
+                 train_cfg: RoITrainSettings | Cfg | None = None, test_cfg: RoITestSettings | Cfg | None = None,
+                 pretrained: str | None = None, init_cfg: InitCfg = None,
+                 keypoint_roi_extractor: Cfg | contracts.RoIExtractor | None = None,
+                 keypoint_head: Cfg | contracts.KeypointHead | None = None):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
@@ -149,7 +156,10 @@ class StandardRoIHead(nn.Module):
 
         Args:
             feats: the neck's levels, (B, C, ., .) each.
-            proposals, gt: B each. ignored: B boxes (M, 4); proposals on them are left out.
+            proposals: B Instances(bboxes, scores).
+            gt: B objects.
+            ignored: B boxes (M, 4); proposals on them are left out.
+            metas: B images.
         """
         samples = draw_samples(
             self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored,
@@ -251,11 +261,10 @@ class StandardRoIHead(nn.Module):
         return self.keypoint_head(self.keypoint_features(feats, boxes_to_rois(boxes)))
 
 
-# ---------------------------------------------------------------------------------------------- shared with
-# cascades
+# ---------------------------------------------------------------------------------------------- shared with cascades
 
 
-def build_matching(settings: RoITrainSettings | None) -> tuple[Any, Any]:
+def build_matching(settings: RoITrainSettings | None) -> tuple[contracts.Assigner | None, contracts.Sampler | None]:
     """Build assigner and sampler of ``train_cfg.rcnn``; (None, None) where there is no training.
 
     Raises:
@@ -270,13 +279,17 @@ def build_matching(settings: RoITrainSettings | None) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def draw_samples(assigner: Any, sampler: Any, boxes: Sequence[torch.Tensor], gt: Sequence[Instances],
-                 ignored: Sequence[torch.Tensor] | None,
+def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler | None,
+                 boxes: Sequence[torch.Tensor], gt: Sequence[Instances], ignored: Sequence[torch.Tensor] | None,
                  rank_losses: Callable[..., Mapping[str, torch.Tensor]]) -> list[SampledRois]:
     """Match the proposals of B images with their ground truth, and draw those that enter the loss.
 
     Args:
-        boxes: B proposals (N, 4). gt, ignored: B objects and boxes (M, 4).
+        assigner: matches the boxes of an image.
+        sampler: draws from them.
+        boxes: B proposals (N, 4).
+        gt: B objects.
+        ignored: B boxes (M, 4), or None.
         rank_losses: ``rank_losses(image, boxes, labels)`` gives the losses of boxes of an image to samplers
             that choose by them (OHEM).
     """

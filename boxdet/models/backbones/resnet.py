@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError
-from boxdet.models.initialization import initialize, pretrained_or_default
+from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
 from boxdet.models.layers import build_conv_layer, build_norm_layer
-from boxdet.registry import LAYERS, MODELS
+from boxdet.registry import LAYERS, MODELS, Cfg
 
 _BN = {'type': 'BN', 'requires_grad': True}
 _PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
@@ -30,7 +30,7 @@ class _Block(nn.Module):
 
     expansion = 1
 
-    def __init__(self, with_cp: bool, init_cfg: Any):
+    def __init__(self, with_cp: bool, init_cfg: InitCfg):
         super().__init__()
         self.relu = nn.ReLU(inplace=True)
         self.with_cp = with_cp
@@ -88,8 +88,8 @@ class BasicBlock(_Block):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1,
                  downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
-                 conv_cfg: Mapping | None = None, norm_cfg: Mapping = _BN, dcn: Mapping | None = None,
-                 plugins: Sequence[Mapping] | None = None, init_cfg: Any = None):
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = _BN, dcn: Cfg | None = None,
+                 plugins: Sequence[Cfg] | None = None, init_cfg: InitCfg = None):
         super().__init__(with_cp, init_cfg)
         if dcn is not None or plugins:
             raise ConfigError('ResNet-18 and 34 have no place for dcn or plugins: those need the bottleneck '
@@ -120,8 +120,8 @@ class Bottleneck(_Block):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1,
                  downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
-                 conv_cfg: Mapping | None = None, norm_cfg: Mapping = _BN, dcn: Mapping | None = None,
-                 plugins: Sequence[Mapping] | None = None, init_cfg: Any = None, groups: int = 1,
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = _BN, dcn: Cfg | None = None,
+                 plugins: Sequence[Cfg] | None = None, init_cfg: InitCfg = None, groups: int = 1,
                  width: int | None = None):
         super().__init__(with_cp, init_cfg)
         width = width or channels
@@ -165,7 +165,7 @@ class Bottleneck(_Block):
         return self._run_plugins(self.norm3(self.conv3(out)), 'after_conv3')
 
 
-def _middle_conv_cfg(conv_cfg: Mapping | None, dcn: Mapping | None, stride: int) -> Mapping | None:
+def _middle_conv_cfg(conv_cfg: Cfg | None, dcn: Cfg | None, stride: int) -> Mapping | None:
     """Return the config of a bottleneck's 3x3 convolution: plain, or deformable where ``dcn`` asks for it."""
     if dcn is None:
         return conv_cfg
@@ -184,18 +184,20 @@ ARCHITECTURES = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)),
 
 
 def make_res_layer(block: Callable[..., nn.Module], in_channels: int, channels: int, num_blocks: int,
-                   stride: int = 1, avg_down: bool = False, conv_cfg: Mapping | None = None,
-                   norm_cfg: Mapping = _BN, **block_options: Any) -> nn.Sequential:
-    """Return one stage: ``num_blocks`` blocks, of which the first strides and, where shapes change, has a
-    shortcut convolution.
+                   stride: int = 1, avg_down: bool = False, conv_cfg: Cfg | None = None,
+                   norm_cfg: Cfg = _BN, **block_options: Any) -> nn.Sequential:
+    """Return one stage of blocks, of which the first strides and, where shapes change, has a shortcut convolution.
 
     Args:
         block: BasicBlock or Bottleneck (``block, depths = ARCHITECTURES[50]``), or one with their keywords.
         in_channels: of the stage's input; the output has ``channels * block.expansion``.
         channels: width of the 3x3 convolutions: 64 * 2**stage.
+        num_blocks: how many.
         stride: of the first block.
         avg_down: average pooling strides in the shortcut (ResNet-D, He et al. 2019).
-        block_options: what every block gets: dilation, style, with_cp, dcn, plugins, init_cfg; groups, width.
+        conv_cfg: layer config of the convolutions.
+        norm_cfg: of the norms.
+        **block_options: what every block gets: dilation, style, with_cp, dcn, plugins, init_cfg; groups, width.
 
     The C4 shared head's ``layer4`` is ``make_res_layer(Bottleneck, 1024, 512, 3, stride=2, style='caffe')``.
     """
@@ -220,16 +222,20 @@ class ResNet(nn.Module):
         in_channels: of the image.
         stem_channels: of the stem's output; ``base_channels`` by default.
         base_channels: width of the first stage.
-        num_stages, strides, dilations: stages built, and what each does.
+        num_stages: stages built.
+        strides: of each stage.
+        dilations: of each stage.
         out_indices: stages put out, from 0.
         style: 'pytorch' or 'caffe' (see the top of the file).
         deep_stem: three 3x3 convolutions instead of one 7x7.
         avg_down: average pooling strides in the shortcuts.
         frozen_stages: -1 freezes nothing, 0 the stem, i also stages 1 to i: no gradients, norms in evaluation
             mode.
-        conv_cfg, norm_cfg: layer configs.
+        conv_cfg: layer config of the convolutions.
+        norm_cfg: of the norms.
         norm_eval: batch norms stay in evaluation mode while training.
         dcn: config of a deformable 3x3 convolution, for the stages where ``stage_with_dcn`` is True.
+        stage_with_dcn: one bool a stage.
         plugins: [{'cfg': layer config, 'stages': (bool, ...), 'position': 'after_conv1' | ...}], from LAYERS.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         zero_init_residual: the last norm of each block starts at 0 (Goyal et al. 2017).
@@ -246,11 +252,11 @@ class ResNet(nn.Module):
                  base_channels: int = 64, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
                  dilations: Sequence[int] = (1, 1, 1, 1), out_indices: Sequence[int] = (0, 1, 2, 3),
                  style: str = 'pytorch', deep_stem: bool = False, avg_down: bool = False,
-                 frozen_stages: int = -1, conv_cfg: Mapping | None = None, norm_cfg: Mapping = _BN,
-                 norm_eval: bool = True, dcn: Mapping | None = None,
+                 frozen_stages: int = -1, conv_cfg: Cfg | None = None, norm_cfg: Cfg = _BN,
+                 norm_eval: bool = True, dcn: Cfg | None = None,
                  stage_with_dcn: Sequence[bool] = (False, False, False, False),
-                 plugins: Sequence[Mapping] | None = None, with_cp: bool = False,
-                 zero_init_residual: bool = True, pretrained: str | None = None, init_cfg: Any = None):
+                 plugins: Sequence[Cfg] | None = None, with_cp: bool = False,
+                 zero_init_residual: bool = True, pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__()
         self.depth, self.base_channels, self.num_stages = depth, base_channels, num_stages
         self.strides, self.dilations, self.out_indices = tuple(strides), tuple(dilations), tuple(out_indices)

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError
-from boxdet.models.initialization import initialize, pretrained_or_default
+from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
 from boxdet.registry import MODELS
 
 # depth -> convolutions of each stage; stage i has 64, 128, 256, 512, 512 channels
@@ -22,13 +21,16 @@ class VGG(nn.Module):
     Args:
         depth: 11, 13, 16 or 19.
         with_bn: batch norm after every convolution.
-        num_stages, dilations: stages built, and the dilation of each.
+        num_stages: stages built.
+        dilations: of each stage.
         out_indices: stages put out, from 0, each after its pooling.
         frozen_stages: the first so many stages get no gradients and stay in evaluation mode. -1: none.
-        bn_eval: batch norms stay in evaluation mode while training; ``bn_frozen`` also stops their gradients.
+        bn_eval: batch norms stay in evaluation mode while training.
+        bn_frozen: they do, and get no gradients.
         ceil_mode: round sizes up when pooling.
         with_last_pool: False leaves out the last stage's pooling: Faster R-CNN's stride 16.
-        pretrained, init_cfg: as in ResNet.
+        pretrained: as in ResNet.
+        init_cfg: as in ResNet.
 
     Raises:
         ConfigError: values that do not fit one another.
@@ -38,7 +40,7 @@ class VGG(nn.Module):
                  dilations: Sequence[int] = (1,) * 5, out_indices: Sequence[int] = (0, 1, 2, 3, 4),
                  frozen_stages: int = -1, bn_eval: bool = True, bn_frozen: bool = False,
                  ceil_mode: bool = False, with_last_pool: bool = True, pretrained: str | None = None,
-                 init_cfg: Any = None):
+                 init_cfg: InitCfg = None):
         super().__init__()
         if depth not in _DEPTHS:
             raise ConfigError(f'VGG: depth={depth}; there are {sorted(_DEPTHS)}')

@@ -5,16 +5,15 @@ B images, L backbone levels, C channels; level l + 1 has half the resolution of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxdet.errors import ConfigError, nearest
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
-from boxdet.registry import MODELS
+from boxdet.registry import MODELS, Cfg
 
 _EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 
@@ -46,9 +45,9 @@ class FPN(nn.Module):
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, start_level: int = 0,
                  end_level: int = -1, add_extra_convs: bool | str = False,
                  relu_before_extra_convs: bool = False, no_norm_on_lateral: bool = False,
-                 conv_cfg: Mapping | None = None, norm_cfg: Mapping | None = None,
-                 act_cfg: Mapping | None = None, upsample_cfg: Mapping = {'mode': 'nearest'},
-                 init_cfg: Any = None):
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
+                 act_cfg: Cfg | None = None, upsample_cfg: Mapping = {'mode': 'nearest'},
+                 init_cfg: InitCfg = None):
         super().__init__()
         self.in_channels, self.out_channels, self.num_outs = list(in_channels), out_channels, num_outs
         self.start_level, self.end_level = start_level, end_level
@@ -103,8 +102,9 @@ class FPN(nn.Module):
         """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first.
 
         Args:
-            keep: False empties the list ``inputs`` as it is read: nobody else needs the backbone's levels, which are the
-                most memory of a detection.
+            inputs: the backbone's levels, a list where they are not kept.
+            keep: False empties the list as it is read: nobody else needs the backbone's levels, which are the most
+                memory of a detection.
         """
         if len(inputs) != len(self.in_channels):
             levels = len(self.in_channels)
@@ -117,9 +117,7 @@ class FPN(nn.Module):
         return tuple(outs)
 
     def _top_down(self, levels: list[Tensor]) -> list[Tensor]:
-        """The laterals with the coarser ones added, finest first. ``levels`` is emptied on the way: each is free when its
-        lateral is there.
-        """
+        """The laterals with the coarser ones added, finest first; ``levels`` is emptied on the way."""
         del levels[self.backbone_end_level:]
         laterals: list[Tensor] = []
         for conv in reversed(self.lateral_convs):
@@ -134,7 +132,7 @@ class FPN(nn.Module):
         if torch.is_grad_enabled() or self.upsample_cfg != {'mode': 'nearest'} or fine.shape[2:] != doubled:
             # The sum lands in the fresh upsampled tensor: no third one is made.
             return self._upsample(coarse, fine).add_(fine)
-        # Every pixel is added to its four: there is no upsampled tensor. (Of a layer's output, autograd may hold on to it.)
+        # Every pixel is added to its four: no upsampled tensor is made. (Autograd may hold on to a layer's output.)
         fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])
         return fine
 
