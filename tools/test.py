@@ -143,8 +143,9 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
     from boxdet.engine.environment import choose_device, setup_processes
+    from boxdet.engine.findings import ignored_codes
     from boxdet.engine.part_times import PartTimes, told
-    from boxdet.engine.preflight import check_files, check_metrics, parts_of
+    from boxdet.engine.preflight import check_evaluation, check_metrics
     from boxdet.evaluation.report import check_reportable, default_metrics
 
     cfg = load_config(args.config, args.cfg_options)
@@ -158,9 +159,8 @@ def main(argv: list[str] | None = None) -> None:
         args.eval = args.eval or default_metrics(cfg, dataset)
     options = evaluation_options(args, cfg, dataset)
     # What would end in an error is told before the hours of inference.
-    for part in parts_of(dataset):
-        check_files(part, 'data.test')
     model = build_for_inference(cfg)
+    check_evaluation(model, dataset, ignored_codes(cfg), args.eval)
     if args.report and not getattr(model, 'with_roi_head', True):
         raise ConfigError('--report shows detections by class; an RPN gives proposals: use --eval proposal_fast')
     measured = args.eval or args.format_only

@@ -19,10 +19,12 @@ from boxdet.datasets import build_dataloader, build_dataset, inference_settings
 from boxdet.engine.config_check import require
 from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import choose_device, choose_seed, set_random_seed, setup_logger
+from boxdet.engine.findings import ignored_codes
 from boxdet.engine.hooks import EvaluationHook, output_folder
 from boxdet.engine.learning_rate import POLICIES
 from boxdet.engine.preflight import (
     check_metrics,
+    check_schedule,
     check_training,
     check_writable,
     learning_rate_scale,
@@ -64,33 +66,30 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
         logger = setup_logger(work_dir / f'{timestamp}.log', cfg.get('log_level', 'INFO'))
     _check_folders(cfg, work_dir)
     device = choose_device(cfg.get('device'))
-    length, lr_config = runner_config(cfg), cfg.get('lr_config')
+    length = runner_config(cfg)
     validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
-    check_training(model, datasets[0], validation)
+    metric = (cfg.get('evaluation') or {}).get('metric')
+    check_training(model, datasets[0], validation, ignored_codes(cfg), metric)
     if validation is not None:
-        check_metrics(model, (cfg.get('evaluation') or {}).get('metric'), validation)
+        check_metrics(model, metric, validation)
     loaders = [_train_loader(datasets[0], cfg, length, distributed),
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
-
-    options = dict(cfg.get('optimizer_config') or {})
-    scale = learning_rate_scale(loaders[0].batch_size, get_dist_info()[1],
-                                options.get('cumulative_iters', 1), cfg.optimizer.get('lr', 0.),
-                                cfg.get('auto_scale_lr'))
-    if scale != 1 and (cfg.get('auto_scale_lr') or {}).get('scale_steps'):
-        length, lr_config = scale_steps(scale, length, lr_config)
+    scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size)
+    check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None)
     model.CLASSES = datasets[0].CLASSES
     model = _place(model, device, cfg)
     frozen = freeze(model, cfg.frozen_modules) if cfg.get('frozen_modules') else ()
-    step = build_update_step(build_optimizer(model, cfg.optimizer, scale), options, cfg.get('fp16'), device.type)
+    step = build_update_step(build_optimizer(model, cfg.optimizer, scale), cfg.get('optimizer_config'), cfg.get('fp16'),
+                             device.type)
     runner = RUNNERS.build(length, model=wrap_distributed(model, device, cfg.get('find_unused_parameters', False)),
                            train_loader=loaders[0], update_step=step, work_dir=work_dir, logger=logger, device=device,
                            meta=_meta(cfg, datasets[0], meta), timestamp=timestamp,
                            workflow=cfg.get('workflow') or [('train', 1)], frozen=frozen,
                            validation_loader=loaders[1] if len(loaders) > 1 else None)
-    for hook, priority in _hooks(cfg, lr_config, runner.by_epoch):
+    for hook, priority in _hooks(cfg, lr_config, saving, runner.by_epoch):
         runner.register_hook(hook, priority)
     if validation is not None:
-        runner.register_hook(_evaluation_hook(cfg, validation, batch, runner.by_epoch, distributed))
+        runner.register_hook(_evaluation_hook(cfg, evaluation, validation, batch, runner.by_epoch, distributed))
     if cfg.get('resume_from'):
         runner.resume(cfg.resume_from)
     elif cfg.get('load_from'):
@@ -110,6 +109,17 @@ def runner_config(cfg: Any) -> dict[str, Any]:
     if cfg.get('total_epochs'):
         return dict(type='EpochBasedRunner', max_epochs=cfg.total_epochs)
     raise ConfigError("the config says neither runner=dict(type='EpochBasedRunner', max_epochs=…) nor total_epochs")
+
+
+def _scaled_schedule(cfg: Any, length: Mapping[str, Any], samples_per_gpu: int) -> tuple[float, tuple]:
+    """What the learning rate is multiplied by; ``runner``, ``lr_config``, ``evaluation`` and ``checkpoint_config``."""
+    accumulation = (cfg.get('optimizer_config') or {}).get('cumulative_iters', 1)
+    scale = learning_rate_scale(samples_per_gpu, get_dist_info()[1], accumulation, cfg.optimizer.get('lr', 0.),
+                                cfg.get('auto_scale_lr'))
+    sections = {name: cfg.get(name) for name in ('evaluation', 'checkpoint_config')}
+    if scale != 1 and (cfg.get('auto_scale_lr') or {}).get('scale_steps'):
+        return scale, scale_steps(scale, length, cfg.get('lr_config'), **sections)
+    return scale, (length, cfg.get('lr_config'), *sections.values())
 
 
 def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
@@ -161,10 +171,11 @@ def _validation_set(cfg: Any) -> tuple[Any, int]:
     return build_dataset(settings, dict(test_mode=True)), batch
 
 
-def _evaluation_hook(cfg: Any, dataset: Any, batch: int, by_epoch: bool, distributed: bool) -> EvaluationHook:
+def _evaluation_hook(cfg: Any, evaluation: Mapping | None, dataset: Any, batch: int, by_epoch: bool,
+                     distributed: bool) -> EvaluationHook:
     options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': batch}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
-    chosen = {'by_epoch': by_epoch, **{k: v for k, v in (cfg.get('evaluation') or {}).items() if k != 'type'}}
+    chosen = {'by_epoch': by_epoch, **{k: v for k, v in (evaluation or {}).items() if k != 'type'}}
     options = option_names(dataset, metric=chosen.get('metric'))
     if options is not None:
         check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in (*options, 'metric')}, 'evaluation')
@@ -173,14 +184,14 @@ def _evaluation_hook(cfg: Any, dataset: Any, batch: int, by_epoch: bool, distrib
 
 # --- hooks ---
 
-def _hooks(cfg: Any, lr_config: Mapping | None, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
+def _hooks(cfg: Any, lr_config: Mapping | None, saving: Mapping | None, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
     """(hook, priority or None) of ``lr_config``, ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
     if cfg.get('momentum_config'):
         raise ConfigError('momentum_config: boxdet keeps the momentum constant; take the key out')
     if lr_config:
         yield _lr_hook(lr_config, by_epoch), None
-    if cfg.get('checkpoint_config'):
-        yield HOOKS.build({'type': 'CheckpointHook', 'by_epoch': by_epoch, **cfg.checkpoint_config}), None
+    if saving:
+        yield HOOKS.build({'type': 'CheckpointHook', 'by_epoch': by_epoch, **saving}), None
     log = dict(cfg.get('log_config') or dict(hooks=[dict(type='TextLoggerHook')]))
     for one in log.get('hooks') or []:
         yield HOOKS.build({'interval': log.get('interval', 10), 'by_epoch': by_epoch, **one}), 'VERY_LOW'

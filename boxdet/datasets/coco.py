@@ -11,12 +11,14 @@ import contextlib
 import io
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.annotation_facts import NO_MASK, AnnotationFacts, mask_kind
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_CLASSES_BY_ID
+from boxdet.datasets.coco_values import settle_values
 from boxdet.datasets.custom import CustomDataset
 from boxdet.datasets.records import Records
 from boxdet.errors import DataError, nearest
@@ -99,7 +101,10 @@ class CocoDataset(CustomDataset):
 
     def _read(self, ann_file: str) -> Any:
         """The parsed file; in ``test_mode``, which keeps it for ``coco``, polygons are float64 arrays."""
-        return read_json(ann_file, _with_packed_polygons if self.test_mode else None)
+        data = read_json(ann_file, _with_packed_polygons if self.test_mode else None)
+        if isinstance(data, dict) and isinstance(data.get('images'), list):
+            settle_values(data, ann_file)
+        return data
 
     def _file_name(self, image: dict) -> str | None:
         """Where the file of an image entry lies under ``img_prefix``; None where the entry does not say."""
@@ -193,7 +198,7 @@ class CocoDataset(CustomDataset):
         check_unique(self._ann_ids.tolist(), f'{self.ann_file}: annotation id')
         self._check_categories(annotations, categories)
         boxes = self._boxes_of(annotations)
-        areas = self._areas_of(annotations)
+        areas = self._areas_of(annotations)  # NaN where there is none
         crowd = np.array([bool(a.get('iscrowd')) for a in annotations], dtype=bool)
         ignored = np.array([bool(a.get('ignore')) for a in annotations], dtype=bool)
         labels = np.array([self.cat2label.get(c, -1) for c in categories], dtype=np.int64)
@@ -212,9 +217,16 @@ class CocoDataset(CustomDataset):
         self._usable = (~degenerate & ~ignored)[order] & (self._labels >= 0)
         self.filter_report['degenerate_boxes'] = self._ann_ids[degenerate[order]].tolist()
         self._order = order
+        sizes = self._sizes.tolist()
+        masks = np.array([mask_kind(a.get('segmentation'), sizes[row]) for a, row in zip(annotations, rows.tolist())],
+                         dtype=np.int8)
+        self.annotation_facts = AnnotationFacts(
+            self._ann_ids, rows[order], boxes[order], areas[order], self._crowd, ignored[order], degenerate[order],
+            self._labels, self._categories, self._file_categories, masks[order], self._sizes)
         # Training reads masks all the time, in many workers; evaluation has them in ``coco``.
+        kept = self._usable & ~self._crowd & (masks[order] != NO_MASK)
         self._masks = None if self.test_mode else Records(
-            [annotations[i].get('segmentation') if self._usable[k] and not self._crowd[k] else None
+            [annotations[i].get('segmentation') if kept[k] else None
              for k, i in enumerate(order[start:end], start)] for start, end in zip(self._starts, self._starts[1:]))
 
     def _raise_incomplete(self, annotations: list[dict]) -> None:
@@ -256,10 +268,10 @@ class CocoDataset(CustomDataset):
         return boxes
 
     def _areas_of(self, annotations: list[dict]) -> np.ndarray:
-        """(A,) float64; 1 where an annotation does not tell."""
+        """(A,) float64; NaN where an annotation does not tell."""
         areas = [a.get('area') for a in annotations]
         try:
-            return np.array([1 if area is None else area for area in areas], dtype=np.float64)
+            return np.array(areas, dtype=np.float64)
         except (TypeError, ValueError):
             for annotation, area in zip(annotations, areas):
                 if not isinstance(area, (int, float, type(None))):
@@ -271,7 +283,7 @@ class CocoDataset(CustomDataset):
         """(A,) bool by 2.x's rule: less than a pixel wide or high, no area, or outside its image."""
         sizes = self._sizes[rows]
         inside = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)
-        return (boxes[:, 2:] < 1).any(axis=1) | ~(areas > 0) | (inside <= 0).any(axis=1)
+        return (boxes[:, 2:] < 1).any(axis=1) | (areas <= 0) | (inside <= 0).any(axis=1)
 
     def _span(self, index: int) -> slice:
         """Where the annotations of image ``index`` lie."""
@@ -283,7 +295,8 @@ class CocoDataset(CustomDataset):
         """Annotations of an image.
 
         Returns:
-            'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, 'masks' N COCO segmentations,
+            'bboxes' (N, 4) float32, 'labels' (N,) int64, 'bboxes_ignore' (M, 4) float32, 'masks' N COCO segmentations
+            (None for an object without one),
             'seg_map' the name of the class map, 'names' N texts that tell errors the annotation.
         """
         span = self._span(index)
@@ -299,10 +312,21 @@ class CocoDataset(CustomDataset):
         if self._masks is not None:
             masks = self._masks[self._rows[index]]
             return [masks[i] for i in objects]
-        annotations = self.coco.dataset['annotations']
-        masks = [annotations[i].get('segmentation') for i in self._order[self._span(index)][objects]]
+        annotations, known = self.coco.dataset['annotations'], self.annotation_facts.masks[self._span(index)] != NO_MASK
+        masks = [annotations[i].get('segmentation') if has else None
+                 for i, has in zip(self._order[self._span(index)][objects], known[objects])]
         return [[p.tolist() if isinstance(p, np.ndarray) else p for p in mask] if isinstance(mask, list) else mask
                 for mask in masks]
+
+    def segmentations_of(self, places: Sequence[int]) -> Iterator[Any]:
+        """The COCO segmentations of single annotations, by their places in ``annotation_facts``, in rising order."""
+        if self._masks is None:
+            annotations = (self._parsed or self.coco.dataset)['annotations']
+            yield from (annotations[self._order[place]].get('segmentation') for place in places)
+            return
+        for place in places:
+            row = int(self.annotation_facts.rows[place])
+            yield self._masks[row][place - self._starts[row]]
 
     def get_cat_ids(self, index: int) -> list[int]:
         """Category ids of all annotations of an image."""
@@ -358,7 +382,8 @@ class CocoDataset(CustomDataset):
 
     def __getstate__(self) -> dict:
         # Workers that are spawned get no copy of what only evaluation reads and what can be read again.
-        return {**self.__dict__, '_parsed': None, '_coco': self._coco if self._coco_is_given else None}
+        state = {**self.__dict__, '_parsed': None, '_coco': self._coco if self._coco_is_given else None}
+        return state if self.test_mode else {**state, 'annotation_facts': None}
 
 
 def check_unique(ids: Sequence[Any], what: str) -> None:

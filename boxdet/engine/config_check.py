@@ -20,6 +20,7 @@ from boxdet import registry
 from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
+from boxdet.engine.findings import Finding, ignored_codes, refuse
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
@@ -32,8 +33,8 @@ SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'mome
             'checkpoint_config', 'log_config', 'evaluation', 'load_from', 'resume_from', 'auto_resume', 'workflow',
             'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
             'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
-            'find_unused_parameters', 'frozen_modules', 'train_cfg', 'test_cfg', 'test_evaluation', 'tta_pipeline',
-            'tta_model')
+            'find_unused_parameters', 'frozen_modules', 'preflight', 'train_cfg', 'test_cfg', 'test_evaluation',
+            'tta_pipeline', 'tta_model')
 # Variables that 2.x configs share by habit; nothing reads them.
 HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
           'gpu_ids')
@@ -60,16 +61,42 @@ _BESIDE_KEYWORDS = {'norm_cfg': ('requires_grad',), 'dcn': ('fallback_on_stride'
 def check(cfg: Any, needed: Iterable[str] = ()) -> None:
     """``config.check_config``."""
     require(cfg, *needed)
+    ignored = ignored_codes(cfg)
     checker = _Checker(cfg)
     for name in ('model', 'train_cfg', 'test_cfg', 'data', 'optimizer', 'optimizer_config', 'fp16', 'lr_config',
                  'runner', 'checkpoint_config', 'evaluation', 'log_config', 'custom_hooks', 'dist_params',
                  'auto_scale_lr', 'momentum_config', 'total_epochs', 'log_level'):
         if cfg.get(name) is not None:
             getattr(checker, name)(cfg[name], name)
+    refuse(_contradictions(cfg), ignored)
     written = getattr(cfg, 'as_written', None)  # of a config of mmdetection 3.x
     idle = _idle_variables(cfg, SECTIONS) if written is None else _idle_variables(written, mmdet3.SECTIONS)
     for message in [*_misspelt_variables(cfg), *idle]:
         warnings.warn(message, ConfigWarning, stacklevel=3)
+
+
+def _contradictions(cfg: Any) -> Iterator[Finding]:
+    """Pairs of keys that say two things."""
+    origin = getattr(cfg, 'origin', lambda key: '')
+    runner, epochs = cfg.get('runner') or {}, cfg.get('total_epochs')
+    for key in ('max_epochs', 'max_iters'):
+        if epochs is not None and key in runner and (key, runner[key]) != ('max_epochs', epochs):
+            yield Finding('config.contradiction', f'total_epochs = {epochs}{_at(origin("total_epochs"))} and runner.{key} = '
+                                                  f'{runner[key]}{_at(origin(f"runner.{key}"))} both say how long to train: '
+                                                  'take one of them out, or set both to one number')
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    init = (backbone.get('init_cfg') if isinstance(backbone, Mapping) else None) or {}
+    weights = init.get('checkpoint') if isinstance(init, Mapping) else None
+    if model.get('pretrained') and weights and weights != model['pretrained']:
+        yield Finding('config.contradiction', (
+            f"model.pretrained = '{model['pretrained']}'{_at(origin('model.pretrained'))} and model.backbone.init_cfg."
+            f"checkpoint = '{weights}'{_at(origin('model.backbone.init_cfg.checkpoint'))} both name the backbone's weights: "
+            'take one of them out'))
+
+
+def _at(place: str) -> str:
+    return f' ({place})' if place else ''
 
 
 def require(cfg: Any, *paths: str) -> None:

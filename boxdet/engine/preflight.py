@@ -15,7 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from boxdet.errors import ConfigError, DataError, nearest
+from boxdet.engine.data_check import annotation_findings
+from boxdet.engine.findings import Finding, ignored_codes, refuse, report
+from boxdet.engine.model_check import model_findings
+from boxdet.engine.sample_check import evaluated_sample_findings, training_sample_findings
+from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import needs_of, require_annotations
 
 logger = logging.getLogger('boxdet')
@@ -24,23 +28,75 @@ _SHOWN = 5
 _STAT_THREADS = 16  # a network file system answers one stat in milliseconds, many at once
 
 
-def check_training(model: nn.Module, dataset: Any, validation: Any = None) -> None:
-    """Check the training set, the validation set (or None) and the model against each other.
+def check_training(model: nn.Module, dataset: Any, validation: Any = None, ignore: Sequence[str] = (),
+                   metric: Any = None) -> None:
+    """Check the parts of the model, the training set and the validation set (or None) against each other.
+
+    Args:
+        model: built.
+        dataset: the training set.
+        validation: what is evaluated on the way, or None.
+        ignore: codes of findings that are meant (see ``findings``).
+        metric: what is measured on the validation set (see ``boxdet.evaluation.evaluate``).
 
     Raises:
-        ConfigError: the numbers of classes, class weights or keypoints differ. DataError: images are missing, or none
-            is left to train on.
+        ConfigError: parts of the model do not fit, or the model and the data do not. DataError: data that cannot teach
+            what is meant, or is not there.
     """
-    check_num_classes(model, dataset)
-    check_class_weights(model)
-    check_keypoints(model, dataset)
+    report(_training_findings(model, dataset, validation, metric), ignore)
+
+
+def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: Any) -> Iterator[Finding]:
+    yield from model_findings(model)
+    yield from _num_classes(model, dataset, 'training')
+    yield from _class_weights(model)
+    yield from _keypoints(model, dataset, 'training')
+    wants_masks = dict(train=getattr(model, 'with_mask', False),
+                       val=validation is not None and 'masks' in needs_of(validation, metric).values())
+    there = True
     for name, data in (('train', dataset), ('val', validation)):
-        if data is None:
-            continue
-        for part in parts_of(data):
-            check_data(part, f'data.{name}')
+        for part in parts_of(data) if data is not None else ():
+            found = list(_data(part, f'data.{name}'))
+            yield from found
+            usable = not any(finding.error for finding in found)
+            if usable:
+                yield from annotation_findings(part, f'data.{name}', wants_masks[name])
+            there = there and usable
     if validation is not None:
-        _compare(dataset, validation)
+        yield from _compared(dataset, validation)
+    if there:
+        yield from training_sample_findings(model, dataset)
+        if validation is not None:
+            yield from evaluated_sample_findings(validation, 'data.val')
+
+
+def check_evaluation(model: nn.Module, dataset: Any, ignore: Sequence[str] = (), metric: Any = None,
+                     name: str = 'data.test') -> None:
+    """Check what is evaluated: images that are there, annotations that can be measured by, a pipeline for testing.
+
+    Args:
+        model: built.
+        dataset: the data to evaluate on.
+        ignore: as in ``check_training``.
+        metric: what is measured; None for nothing.
+        name: what to call the data.
+
+    Raises: as ``check_training``.
+    """
+    report(_evaluation_findings(model, dataset, metric, name), ignore)
+
+
+def _evaluation_findings(model: nn.Module, dataset: Any, metric: Any, name: str) -> Iterator[Finding]:
+    yield from model_findings(model)
+    there = True
+    for part in parts_of(dataset):
+        found = list(_missing(part, name))
+        yield from found
+        there = there and not found
+        if metric:
+            yield from annotation_findings(part, name, 'masks' in needs_of(dataset, metric).values())
+    if there:
+        yield from evaluated_sample_findings(dataset, name)
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:
@@ -60,11 +116,17 @@ def check_num_classes(model: nn.Module, dataset: Any, name: str = 'training') ->
     """Compare every head's ``num_classes`` with the data set's ``CLASSES``.
 
     Args:
+        model: built.
+        dataset: with or without wrappers.
         name: what to call the data, 'training' or 'test'.
 
     Raises:
         ConfigError: they differ, with the heads by name.
     """
+    refuse(_num_classes(model, dataset, name))
+
+
+def _num_classes(model: nn.Module, dataset: Any, name: str) -> Iterator[Finding]:
     classes = getattr(dataset, 'CLASSES', None)
     if classes is None:
         logger.warning('the %s data set %s has no CLASSES: heads are not compared with it', name,
@@ -73,12 +135,13 @@ def check_num_classes(model: nn.Module, dataset: Any, name: str = 'training') ->
     if isinstance(classes, str):
         raise ConfigError(f"classes='{classes}' is one text, which reads as {len(classes)} classes of a letter each; "
                           f"write classes=('{classes}',)")
-    wrong = [f'model.{name}.num_classes = {count}' for name, count in head_classes(model) if count != len(classes)]
+    wrong = [f'model.{head}.num_classes = {count}' for head, count in head_classes(model) if count != len(classes)]
     if wrong:
         shown = ', '.join(list(classes)[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '')
         advice = (f'set num_classes to {len(classes)} or data.*.classes to the names' if name != 'test' else
                   'data.test.classes lists the names that the model was trained with, in their order')
-        raise ConfigError(f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); {advice}")
+        yield Finding('model.num-classes',
+                      f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); {advice}")
 
 
 def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
@@ -90,8 +153,8 @@ def head_classes(model: nn.Module) -> Iterator[tuple[str, int]]:
             yield name, count
 
 
-def check_class_weights(model: nn.Module) -> None:
-    """Raise ConfigError when a head's ``loss_cls.class_weight`` has another length than the head has scores."""
+def _class_weights(model: nn.Module) -> Iterator[Finding]:
+    """Heads whose ``loss_cls.class_weight`` has another length than the head has scores."""
     for name, module in model.named_modules():
         weights = getattr(getattr(module, 'loss_cls', None), 'class_weight', None)
         if weights is None or not (hasattr(module, 'cls_out_channels') or hasattr(module, 'fc_cls')):
@@ -99,34 +162,44 @@ def check_class_weights(model: nn.Module) -> None:
         wanted = getattr(module, 'cls_out_channels', None) or module.num_classes + 1
         if len(weights) != wanted:
             background = '' if wanted == 1 else f': {wanted - 1} classes and, as the last, the background'
-            raise ConfigError(f'model.{name}.loss_cls.class_weight has {len(weights)} numbers, and {wanted} scores are '
-                              f'weighed{background}')
+            yield Finding('model.class-weight', f'model.{name}.loss_cls.class_weight has {len(weights)} numbers, and '
+                                                f'{wanted} scores are weighed{background}')
 
 
 def check_keypoints(model: nn.Module, dataset: Any, name: str = 'training') -> None:
     """Compare the keypoint head, where the model has one, with the joints of each data set inside ``dataset``.
 
     Args:
+        model: built.
+        dataset: with or without wrappers.
         name: what to call the data, 'training' or 'test'.
 
     Raises:
         ConfigError: no joints, another number of them, or other pairs that a mirror swaps.
     """
+    refuse(_keypoints(model, dataset, name))
+
+
+def _keypoints(model: nn.Module, dataset: Any, name: str) -> Iterator[Finding]:
     if not getattr(model, 'with_keypoint', False):
         return
     head, where = model.roi_head.keypoint_head, 'model.roi_head.keypoint_head'
     for part in parts_of(dataset):
         kind, names = type(part).__name__, getattr(part, 'KEYPOINT_NAMES', None)
         if names is None:
-            raise ConfigError(f'{type(model).__name__} learns keypoints, and the {name} data set {kind} has none: '
-                              "type='CocoKeypointDataset' reads them")
+            yield Finding('model.keypoints', (
+                f'{type(model).__name__} learns keypoints, and the {name} data set {kind} has '
+                "none: type='CocoKeypointDataset' reads them"))
+            continue
         if len(names) != head.num_keypoints:
-            raise ConfigError(f'{where}.num_keypoints = {head.num_keypoints}: {part.ann_file} has {len(names)} '
-                              f"keypoints ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})")
+            yield Finding('model.keypoints', (
+                f'{where}.num_keypoints = {head.num_keypoints}: {part.ann_file} has {len(names)} keypoints '
+                f"({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"))
+            continue
         ours = getattr(head, 'flip_pairs', None)
         if ours is not None and _unordered(ours) != _unordered(part.FLIP_PAIRS):
-            raise ConfigError(f'{where}.flip_pairs = {list(ours)}: the {name} data set {kind} swaps '
-                              f'{list(part.FLIP_PAIRS)} in a mirror; the two have to agree')
+            yield Finding('model.keypoints', f'{where}.flip_pairs = {list(ours)}: the {name} data set {kind} swaps '
+                                             f'{list(part.FLIP_PAIRS)} in a mirror; the two have to agree')
 
 
 def _unordered(pairs: Sequence[Sequence[int]]) -> set[frozenset[int]]:
@@ -134,9 +207,10 @@ def _unordered(pairs: Sequence[Sequence[int]]) -> set[frozenset[int]]:
 
 
 def check_metrics(model: nn.Module, metric: Any, dataset: Any = None, writing: bool = False) -> None:
-    """Raise UserError when a metric asks for what the model, which tells so, does not give, or ``dataset`` does not know.
+    """Raise UserError when a metric asks for what the model does not give, or ``dataset`` does not know.
 
     Args:
+        model: one that tells what it gives.
         metric: of ``boxdet.evaluation.evaluate``.
         dataset: None for COCO's metrics.
         writing: look at the result files, for ``--format-only``, instead.
@@ -161,31 +235,31 @@ _FIELDS = dict(
     keypoints=('with_keypoint', "keypoints, and this {model} has no keypoint head: evaluate 'bbox'"))
 
 
-def _compare(dataset: Any, validation: Any) -> None:
+def _compared(dataset: Any, validation: Any) -> Iterator[Finding]:
     ours, theirs = getattr(dataset, 'CLASSES', None), getattr(validation, 'CLASSES', None)
     if ours is not None and theirs is not None and tuple(ours) != tuple(theirs):
         odd = [name for name in theirs if name not in ours] or [name for name in ours if name not in theirs]
-        raise ConfigError(f"data.val has other classes than data.train: {', '.join(odd[:_SHOWN]) or 'another order'}"
-                          f'{nearest(odd[0], ours) if odd else ""}; labels would mean other things')
+        yield Finding('data.class-order', (
+            f"data.val has other classes than data.train: {', '.join(odd[:_SHOWN]) or 'another order'}"
+            f'{nearest(odd[0], ours) if odd else ""}; labels would mean other things'))
 
 
 # --- data ---
 
-def check_data(dataset: Any, name: str) -> None:
-    """Log what was left out of one data set and why; look for its images and for boxes without an area.
-
-    Args:
-        name: what to call it, 'data.train'.
-
-    Raises:
-        DataError: no image is left, or image files are missing.
-    """
+def _data(dataset: Any, name: str) -> Iterator[Finding]:
+    """Log what was left out of one data set (called ``name``) and why; look for its images and its classes."""
     counts = _counts(dataset)
     if len(dataset) == 0:
-        raise DataError(f"{name}: no image is left to use{counts}; annotation file {getattr(dataset, 'ann_file', None)}")
+        yield Finding('data.no-images', f"{name}: no image is left to use{counts}; annotation file "
+                                        f"{getattr(dataset, 'ann_file', None)}")
+        return
     logger.info('%s: %d images%s', name, len(dataset), counts)
-    check_files(dataset, name)
-    _warn_of_annotations(dataset, name)
+    yield from _missing(dataset, name)
+    absent = (getattr(dataset, 'filter_report', None) or {}).get('missing_classes') or []
+    if absent:
+        yield Finding('data.missing-classes', (
+            f'{name}: {dataset.ann_file} has no category for {len(absent)} of the {len(dataset.CLASSES)} classes '
+            f"({', '.join(absent[:_SHOWN])}{', …' if len(absent) > _SHOWN else ''})"))
 
 
 def _counts(dataset: Any) -> str:
@@ -200,10 +274,15 @@ def _counts(dataset: Any) -> str:
 
 def check_files(dataset: Any, name: str) -> None:
     """Raise DataError, with the first names, when image files of ``dataset`` (called ``name``) are not there."""
+    refuse(_missing(dataset, name))
+
+
+def _missing(dataset: Any, name: str) -> Iterator[Finding]:
     missing, total = missing_files(dataset)
     if missing:
-        raise DataError(f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
-                        f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root")
+        yield Finding('data.missing-images', (
+            f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
+            f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root"))
 
 
 def missing_files(dataset: Any) -> tuple[list[str], int]:
@@ -221,19 +300,6 @@ def image_files(dataset: Any) -> list[str]:
     prefix = getattr(dataset, 'img_prefix', None) or ''
     names = [dataset.img_info(i)['filename'] for i in range(len(dataset))]
     return [os.path.join(prefix, name) for name in names]
-
-
-def _warn_of_annotations(dataset: Any, name: str) -> None:
-    """Warn of boxes without an area, by annotation id, and of classes that the annotation file does not have."""
-    report = getattr(dataset, 'filter_report', None) or {}
-    degenerate, absent = report.get('degenerate_boxes') or [], report.get('missing_classes') or []
-    if degenerate:
-        logger.warning('%s: %d boxes have no area, or lie outside their image, and are not used: annotation ids %s%s',
-                       name, len(degenerate), ', '.join(map(str, degenerate[:_SHOWN])),
-                       ', …' if len(degenerate) > _SHOWN else '')
-    if absent:
-        logger.warning('%s: %s has no category for %d of the %d classes (%s%s)', name, dataset.ann_file, len(absent),
-                       len(dataset.CLASSES), ', '.join(absent[:_SHOWN]), ', …' if len(absent) > _SHOWN else '')
 
 
 # --- folders ---
@@ -254,6 +320,54 @@ def check_writable(folder: str | os.PathLike, name: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+# --- optimizer and schedule ---
+
+def check_schedule(model: nn.Module, cfg: Any, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
+                   evaluation: Mapping[str, Any] | None) -> None:
+    """Warn of keys that do nothing: ``custom_keys`` without a parameter, steps and evaluations after the end.
+
+    Args:
+        model: not yet wrapped.
+        cfg: the config, for ``optimizer`` and ``preflight``.
+        length: ``runner`` as it is used.
+        lr_config: the schedule of the rate as it is used.
+        evaluation: likewise; None without a validation set.
+    """
+    report([*_idle_custom_keys(model, cfg), *_idle_schedule(length, lr_config, evaluation)], ignored_codes(cfg))
+
+
+def _idle_custom_keys(model: nn.Module, cfg: Any) -> Iterator[Finding]:
+    names = [name for name, _ in model.named_parameters()]
+    parts = {part for name in names for part in name.split('.')}
+    for key in ((cfg.get('optimizer') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}:
+        if not any(key in name for name in names):
+            yield Finding('config.idle-key', (
+                f"optimizer.paramwise_cfg.custom_keys['{key}'] is part of no parameter's name "
+                f'and changes nothing{nearest(key, [*parts, *names])}'))
+
+
+def _idle_schedule(length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
+                   evaluation: Mapping[str, Any] | None) -> Iterator[Finding]:
+    by_epoch = 'max_epochs' in length
+    end = length.get('max_epochs' if by_epoch else 'max_iters')
+    unit, key = ('epochs', 'runner.max_epochs') if by_epoch else ('iterations', 'runner.max_iters')
+    rates = lr_config or {}
+    step = rates.get('step')
+    steps = [step] if isinstance(step, int) else list(step or ())
+    late = [one for one in steps if isinstance(end, int) and one >= end]
+    if rates.get('by_epoch', by_epoch) == by_epoch and late:
+        yield Finding('config.idle-schedule', (
+            f"lr_config.step {', '.join(map(str, late))}: the training ends after {end} "
+            f'{unit} ({key}), before the rate falls'))
+    first = (evaluation or {}).get('start')
+    first = (evaluation or {}).get('interval', 1) if first is None else first
+    counts = evaluation is not None and evaluation.get('by_epoch', by_epoch) == by_epoch and isinstance(end, int)
+    if counts and first > end:
+        yield Finding('config.idle-schedule', (
+            f'evaluation begins after {first} {unit}, and the training ends after {end} '
+            f'({key}): nothing is evaluated; set evaluation.interval to {end}'))
 
 
 # --- batch and learning rate ---
@@ -290,28 +404,42 @@ def learning_rate_scale(samples_per_gpu: int, world_size: int, accumulation: int
     return 1.
 
 
-def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None
-                ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
+                **sections: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, ...]:
     """Make a schedule that is counted in iterations as much shorter as the batch is larger: the same images are seen.
 
     Detectron.pytorch's adaptive adjustment, asked for by ``auto_scale_lr.scale_steps``. Epochs stay as they are.
 
     Args:
-        scale: effective batch / base batch. length: the config's ``runner``. lr_config: the config's.
+        scale: effective batch / base batch.
+        length: the config's ``runner``.
+        lr_config: the config's.
+        **sections: ``evaluation`` and ``checkpoint_config``, whose ``interval`` and ``start`` count the same.
 
     Returns:
-        new ``runner`` and ``lr_config``.
+        new ``runner`` and ``lr_config``, and the new sections in their order.
     """
     length, rates = dict(length), None if lr_config is None else dict(lr_config)
-    if 'max_iters' in length:
+    by_epoch = 'max_iters' not in length
+    if not by_epoch:
         length['max_iters'] = max(round(length['max_iters'] / scale), 1)
-    if rates is not None and not rates.get('by_epoch', 'max_iters' not in length):
+    if rates is not None and not rates.get('by_epoch', by_epoch):
         for key in ('step', 'periods'):
             value = rates.get(key)
             if isinstance(value, int):
                 rates[key] = max(round(value / scale), 1)
             elif value is not None:
                 rates[key] = [round(one / scale) for one in value]
-    logger.info('auto_scale_lr.scale_steps: the schedule is %g times as long: runner %s, lr_config %s', 1 / scale,
-                length, rates)
-    return length, rates
+    scaled = [_scaled_interval(section, scale, by_epoch) for section in sections.values()]
+    told = ''.join(f', {name} {new}' for name, new, old in zip(sections, scaled, sections.values()) if new != old)
+    logger.info('auto_scale_lr.scale_steps: the schedule is %g times as long: runner %s, lr_config %s%s', 1 / scale,
+                length, rates, told)
+    return length, rates, *scaled
+
+
+def _scaled_interval(section: Mapping[str, Any] | None, scale: float, by_epoch: bool) -> dict[str, Any] | None:
+    """``interval`` and ``start`` of a section that counts iterations; what is not positive has another meaning."""
+    if section is None or section.get('by_epoch', by_epoch):
+        return section
+    counts = {key: max(round(section[key] / scale), 1) for key in ('interval', 'start') if (section.get(key) or 0) > 0}
+    return {**section, **counts}

@@ -269,9 +269,23 @@ def compress_rle(rle: dict) -> dict:
     if isinstance(counts, str):
         return {'size': [height, width], 'counts': counts.encode('ascii')}
     counts = np.asarray(counts, dtype=np.int64)
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+    if (counts < 0).any():
+        raise ValueError('RLE counts below 0')
+    if counts.ndim != 1 or counts.sum() != height * width:
         raise ValueError(f'RLE counts add up to {counts.sum()}, not to {height} x {width}')
     return coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+
+
+def box_around(segmentation: Any) -> tuple[float, float, float, float] | None:
+    """Corners x1, y1, x2, y2 of the box around a COCO ``segmentation``, polygons or RLE; None where it is neither."""
+    try:
+        if isinstance(segmentation, dict):
+            x, y, w, h = (float(value) for value in coco_mask.toBbox(compress_rle(segmentation)))
+            return x, y, x + w, y + h
+        corners = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation])
+        return *corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()
+    except (TypeError, ValueError, KeyError):
+        return None
 
 
 def run_lengths(counts: bytes | str | list[int]) -> np.ndarray:

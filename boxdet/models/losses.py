@@ -123,6 +123,11 @@ class CrossEntropyLoss(_Loss):
         self.ignore_index = ignore_index
         self.avg_non_ignore = avg_non_ignore
 
+    @property
+    def exclusive_classes(self) -> bool:
+        """Whether an element has one class of several: a softmax."""
+        return not (self.use_sigmoid or self.use_mask)
+
     def forward(self, cls_score: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None,
                 ignore_index: int | None = None) -> torch.Tensor:
@@ -234,6 +239,7 @@ class FocalLoss(_Loss):
 
 class _ElementLoss(_Loss, ABC):
     """A loss of each number by itself; subclasses say which in ``elementwise``."""
+    needs_boxes = False  # of deltas, which are of the size of 1, and not of boxes in pixels
 
     @abstractmethod
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -311,6 +317,7 @@ class BalancedL1Loss(_ElementLoss):
 
 class _BoxLoss(_Loss, ABC):
     """A loss of decoded boxes (N, 4), one number a box; subclasses say which in ``of_boxes``."""
+    needs_boxes = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__(reduction, loss_weight)
@@ -404,6 +411,7 @@ class BoundedIoULoss(_Loss):
     Args:
         beta: of the smooth L1. eps: added to what is divided by.
     """
+    needs_boxes = True
 
     def __init__(self, beta: float = 0.2, eps: float = 1e-3, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__(reduction, loss_weight)

@@ -162,7 +162,7 @@ class SingleRoIExtractor(nn.Module):
             rois = rescale_rois(rois, roi_scale_factor)
         if levels is None:
             return self.roi_layers[0](feats[0], rois)
-        every = rois.is_cuda if self.pools_every_level is None else self.pools_every_level
+        every = rois.device.type != 'cpu' if self.pools_every_level is None else self.pools_every_level
         pool = pool_masked if every else pool_sorted
         return pool(self.roi_layers, feats, rois, levels)
 

@@ -319,9 +319,22 @@ def box_losses(bbox_head: nn.Module, forward: Callable, feats: Sequence[torch.Te
 
 def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[SampledRois],
               gt: Sequence[Instances], settings: RoITrainSettings) -> dict[str, torch.Tensor]:
-    """The mask head's loss on the features (P, C, h, w) of the positives."""
+    """The mask head's loss on the features (P, C, h, w) of the positives; objects without a mask are left out."""
     labels = torch.cat([s.pos_gt_labels for s in samples])
-    return mask_head.loss(mask_head.forward_labels(pooled, labels), mask_head.targets(samples, gt, settings))
+    targets = mask_head.targets(samples, gt, settings)
+    known = _drawn(samples, gt)
+    if known is not None:
+        pooled, labels, targets = pooled[known], labels[known], targets[known]
+    return mask_head.loss(mask_head.forward_labels(pooled, labels), targets)
+
+
+def _drawn(samples: Sequence[SampledRois], gt: Sequence[Instances]) -> torch.Tensor | None:
+    """(P,) bool: the positives whose object has a mask; None where all have."""
+    absent = [torch.from_numpy(objects.masks.absent) if hasattr(objects.masks, 'absent')
+              else torch.zeros(len(objects), dtype=torch.bool) for objects in gt]
+    if not any(bool(one.any()) for one in absent):
+        return None
+    return torch.cat([~one.to(s.pos_gt_index.device)[s.pos_gt_index] for one, s in zip(absent, samples)])
 
 
 def predict_padded(roi_head: nn.Module, feats: Sequence[torch.Tensor], proposals: PaddedInstances,

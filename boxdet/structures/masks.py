@@ -73,17 +73,18 @@ class _Source:
     Drawn once, at the first use, and shared by every BitmapMasks that descends from the same annotation. It travels
     between processes as the RLE of its window.
     """
-    __slots__ = ('_made_from', '_window', '_name')
+    __slots__ = ('_made_from', '_name', '_window', 'absent')
 
-    def __init__(self, made_from: Any, window: Window | None = None, name: str = ''):
+    def __init__(self, made_from: Any, window: Window | None = None, name: str = '', absent: bool = False):
         self._made_from = made_from
-        self._window = window
+        self._window = None if window is None else _with_a_pixel(window)
         self._name = name
+        self.absent = absent  # nobody drew this object: it is not known which pixels are its
 
     def window(self) -> Window:
         if self._window is None:
             try:
-                self._window = self._draw()
+                self._window = _with_a_pixel(self._draw())
             except (ValueError, TypeError) as error:
                 raise DataError(f'{self._name or "mask"}: {error}') from error
             self._made_from = None
@@ -104,7 +105,12 @@ class _Source:
         y0, x0, bitmap = self.window()
         if bitmap.dtype != np.uint8:
             return _Source, (None, (y0, x0, bitmap), self._name)
-        return _unpacked_source, (y0, x0, encode_window((0, 0, bitmap), bitmap.shape), self._name)
+        return _unpacked_source, (y0, x0, encode_window((0, 0, bitmap), bitmap.shape), self._name, self.absent)
+
+
+def _with_a_pixel(window: Window) -> Window:
+    """An object without pixels as a window of one that is 0: arrays of no rows would be a case of their own."""
+    return window if window[2].size else (0, 0, np.zeros((1, 1), dtype=window[2].dtype))
 
 
 def _as_pixels(mask: Any) -> np.ndarray:
@@ -122,8 +128,8 @@ def _generator(rng: np.random.RandomState | int | None) -> Any:
     return np.random.RandomState(rng) if isinstance(rng, (int, np.integer)) else rng
 
 
-def _unpacked_source(y0: int, x0: int, rle: dict, name: str) -> _Source:
-    return _Source(None, (y0, x0, coco_mask.decode(rle)), name)
+def _unpacked_source(y0: int, x0: int, rle: dict, name: str, absent: bool = False) -> _Source:
+    return _Source(None, (y0, x0, coco_mask.decode(rle)), name, absent)
 
 
 def usable_polygons(segmentation: Any, name: str) -> list[Sequence[float]]:
@@ -172,7 +178,7 @@ class BitmapMasks:
         """Masks from COCO's ``segmentation`` values: lists of polygons, or RLE with compressed or plain counts.
 
         Args:
-            segmentations: N.
+            segmentations: N; None for an object that nobody drew (see ``absent``).
             height: H.
             width: W.
             names: what errors call each of them, e.g. 'annotations.json: annotation 17'.
@@ -184,10 +190,16 @@ class BitmapMasks:
         result = cls([], height, width)
         names = names or [f'mask {i}' for i in range(len(segmentations))]
         for segmentation, name in zip(segmentations, names):
+            if segmentation is None:
+                result._sources.append(_Source(None, (0, 0, np.zeros((0, 0), dtype=np.uint8)), name, absent=True))
+                continue
             if not isinstance(segmentation, dict):
                 segmentation = usable_polygons(segmentation, name)
             elif 'counts' not in segmentation or 'size' not in segmentation:
                 raise DataError(f"{name}: an RLE has 'size' and 'counts', not {', '.join(segmentation) or 'nothing'}")
+            elif not isinstance(segmentation['counts'], (str, bytes, list, tuple)):
+                raise DataError(f"{name}: 'counts' of an RLE are a list of numbers or a text, not "
+                                f"{segmentation['counts']!r}")
             elif tuple(segmentation['size']) != (height, width):
                 raise DataError(f"{name}: RLE of size {tuple(segmentation['size'])} on an image of {(height, width)}")
             result._sources.append(_Source((segmentation, height, width), name=name))
@@ -234,7 +246,8 @@ class BitmapMasks:
     def _settled(self) -> BitmapMasks:
         """The same pixels as sources of their own, with maps that are the identity."""
         result = BitmapMasks([], self.height, self.width)
-        result._sources = [_Source(None, self._window(i)) for i in range(len(self))]
+        result._sources = [_Source(None, self._window(i), absent=source.absent)
+                           for i, source in enumerate(self._sources)]
         return result
 
     @classmethod
@@ -356,7 +369,7 @@ class BitmapMasks:
         for i in range(len(self)):
             y0, x0, bitmap = self._window(i)
             free = region[y0:y0 + bitmap.shape[0], x0:x0 + bitmap.shape[1]] == 0
-            result._sources.append(_Source(None, (y0, x0, bitmap * free)))
+            result._sources.append(_Source(None, (y0, x0, bitmap * free), absent=self._sources[i].absent))
         return result
 
     def _window(self, i: int) -> Window:
@@ -394,6 +407,11 @@ class BitmapMasks:
         """Encode without building bitmaps of the image's size."""
         size = self.height, self.width
         return RleMasks([encode_window(self._window(i), size) for i in range(len(self))], *size)
+
+    @property
+    def absent(self) -> np.ndarray:
+        """(N,) bool: objects that nobody drew, of which no mask can be learned."""
+        return np.array([source.absent for source in self._sources], dtype=bool)
 
     @property
     def areas(self) -> np.ndarray:
@@ -638,7 +656,7 @@ class PolygonMasks:
         """The same masks as bitmaps, drawn when their pixels are asked for."""
         size = self.height, self.width
         result = BitmapMasks([], *size)
-        result._sources = [_Source((polygons, *size)) for polygons in self.masks]
+        result._sources = [_Source((polygons, *size), absent=not polygons) for polygons in self.masks]
         return result
 
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
@@ -649,6 +667,11 @@ class PolygonMasks:
         """Encode without building bitmaps of the image's size."""
         size = self.height, self.width
         return RleMasks([encode_window(rasterize_polygons(p, size), size) for p in self.masks], *size)
+
+    @property
+    def absent(self) -> np.ndarray:
+        """(N,) bool: objects without any polygon, of which no mask can be learned."""
+        return np.array([not polygons for polygons in self.masks], dtype=bool)
 
     @property
     def areas(self) -> np.ndarray:

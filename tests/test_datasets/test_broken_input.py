@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from boxdet.datasets import build_dataset
-from boxdet.engine.preflight import check_data
+from boxdet.engine.preflight import check_files
 from boxdet.errors import UserError
 from tests.voc_folder import draw, write_xml
 
@@ -162,7 +162,7 @@ def _(folder):
 
 @case('Pictures', 'missing file, before a training')
 def _(folder):
-    check_data(coco(folder, images=[dict(id=1, file_name='b.png', width=100, height=80)]), 'data.train')
+    check_files(coco(folder, images=[dict(id=1, file_name='b.png', width=100, height=80)]), 'data.train')
 
 
 @case('Pictures', 'missing file, when it is read')
@@ -365,14 +365,78 @@ def _(folder):
     return 'ids may be text'
 
 
+def read_as_usual(dataset) -> str:
+    assert dataset.get_ann_info(0)['labels'].tolist() == [0] and dataset.cat_ids == [3, 4]
+    assert [type(i) for i in (*dataset.cat_ids, *dataset.get_cat_ids(0))] == [int] * 3
+    return 'read as the numbers that they are'
+
+
 @case('COCO file', "image ids that are numbers in 'images' and text in 'annotations'")
 def _(folder):
-    coco(folder, [annotation(image_id='1')])
+    return read_as_usual(coco(folder, [annotation(image_id='1')]))
 
 
 @case('COCO file', 'category ids that are text')
 def _(folder):
-    coco(folder, [annotation(category_id='3')], categories=[dict(id='3', name='cat'), dict(id='4', name='dog')])
+    return read_as_usual(coco(folder, [annotation(category_id='3')],
+                              categories=[dict(id='3', name='cat'), dict(id='4', name='dog')]))
+
+
+@case('COCO file', "category ids that are text in 'annotations' only")
+def _(folder):
+    return read_as_usual(coco(folder, [annotation(category_id='3')]))
+
+
+@case('COCO file', 'ids and sizes that are numbers with a point (pandas)')
+def _(folder):
+    dataset = coco(folder, [annotation(id=17., image_id=1., category_id=3.)],
+                   [dict(id=1., file_name='a.png', width=100., height=80.)],
+                   [dict(id=3., name='cat'), dict(id=4., name='dog')])
+    assert dataset.annotation_facts.ids.tolist() == [17] and type(dataset.img_ids[0]) is int
+    return read_as_usual(dataset)
+
+
+@case('COCO file', 'category ids that are text and no numbers')
+def _(folder):
+    coco(folder, [annotation(category_id='c')], categories=[dict(id='c', name='cat'), dict(id='4', name='dog')])
+
+
+@case('COCO file', 'category names that are numbers')
+def _(folder):
+    dataset = coco(folder, categories=[dict(id=3, name=7), dict(id=4, name=8)], classes=('7', '8'))
+    assert dataset.get_ann_info(0)['labels'].tolist() == [0]
+    return "their texts: 7 is '7'"
+
+
+@case('COCO file', 'category name that is null')
+def _(folder):
+    coco(folder, categories=[dict(id=3, name='cat'), dict(id=4, name=None)])
+
+
+@case('COCO file', 'image id that is null')
+def _(folder):
+    coco(folder, images=[dict(id=None, file_name='a.png', width=100, height=80)])
+
+
+@case('COCO file', 'image id that is a list')
+def _(folder):
+    coco(folder, images=[dict(id=[1], file_name='a.png', width=100, height=80)])
+
+
+@case('COCO file', 'file name that is a number')
+def _(folder):
+    coco(folder, images=[dict(id=1, file_name=1, width=100, height=80)])
+
+
+@case('COCO file', 'width that is infinite')
+def _(folder):
+    coco(folder, images=[dict(id=1, file_name='a.png', width=math.inf, height=80)])
+
+
+@case('COCO file', "'annotations' that is null")
+def _(folder):
+    (folder / 'instances.json').write_text('{"images": [], "annotations": null, "categories": []}')
+    open_coco(folder)
 
 
 @case('COCO file', 'ids beyond 64 bits')
@@ -409,6 +473,38 @@ def _(folder):
 @case('COCO annotations', "without 'category_id'")
 def _(folder):
     coco(folder, [annotation(category_id='absent')])
+
+
+@case('COCO annotations', 'that is null')
+def _(folder):
+    coco(folder, [annotation(), None])
+
+
+@case('COCO annotations', "'category_id' that is a list")
+def _(folder):
+    coco(folder, [annotation(category_id=[3])])
+
+
+@case('COCO annotations', "'image_id' that is null")
+def _(folder):
+    coco(folder, [annotation(image_id=None)])
+
+
+@case('COCO annotations', "'id' that is a list")
+def _(folder):
+    coco(folder, [annotation(id=[17])])
+
+
+@case('COCO annotations', "'iscrowd' that is text")
+def _(folder):
+    dataset = coco(folder, [annotation(iscrowd='0'), annotation(id=18, iscrowd='1')])
+    assert dataset.annotation_facts.crowd.tolist() == [False, True]
+    return "'0' and 'false' are no crowd, '1' and 'true' are one"
+
+
+@case('COCO annotations', "'iscrowd' of another text")
+def _(folder):
+    coco(folder, [annotation(iscrowd='maybe')])
 
 
 @case('COCO annotations', "without 'bbox'")
@@ -471,14 +567,20 @@ def _(folder):
     return 'left out; a training warns with the ids'
 
 
+def nobody_drew(folder, segmentation) -> str:
+    sample = coco(folder, [annotation(segmentation=segmentation)], steps=MASKS)[0]
+    assert sample['gt_masks'].absent.tolist() == [True] and len(sample['gt_bboxes']) == 1
+    return 'its box is learned, its mask is not; a training tells how many there are'
+
+
 @case('COCO annotations', "without 'segmentation', masks wanted")
 def _(folder):
-    masks_of(folder, 'absent')
+    return nobody_drew(folder, 'absent')
 
 
 @case('COCO annotations', 'polygon of two points')
 def _(folder):
-    masks_of(folder, [[10, 20, 40, 20]])
+    return nobody_drew(folder, [[10, 20, 40, 20]])
 
 
 @case('COCO annotations', 'polygon with an odd count of numbers')
@@ -493,7 +595,7 @@ def _(folder):
 
 @case('COCO annotations', "'segmentation' of an empty list, masks wanted")
 def _(folder):
-    masks_of(folder, [])
+    return nobody_drew(folder, [])
 
 
 @case('COCO annotations', 'polygon with NaN')
@@ -536,6 +638,22 @@ def _(folder):
 @case('COCO annotations', 'RLE without counts')
 def _(folder):
     masks_of(folder, dict(size=[80, 100]))
+
+
+@case('COCO annotations', 'RLE whose counts are null')
+def _(folder):
+    masks_of(folder, dict(size=[80, 100], counts=None))
+
+
+@case('COCO annotations', 'RLE with a count below 0')
+def _(folder):
+    masks_of(folder, dict(size=[80, 100], counts=[-10, 10, 8000]))
+
+
+@case('COCO annotations', 'RLE whose counts are numbers with a point')
+def _(folder):
+    assert masks_of(folder, dict(size=[80, 100], counts=[100., 50., 7850.])) == [50]
+    return 'read as the numbers that they are'
 
 
 @case('COCO annotations', 'crowd with a polygon')

@@ -176,7 +176,7 @@ def test_in_test_mode_masks_are_kept_once(tmp_path):
 def test_masks_that_are_no_polygons_stay_as_they_are(tmp_path, segmentation):
     path = write(tmp_path, [{**annotation(1), 'segmentation': segmentation}])
     assert open_dataset(path, test_mode=True).coco.anns[1]['segmentation'] == segmentation
-    assert open_dataset(path, test_mode=True).get_ann_info(0)['masks'] == [segmentation]
+    assert open_dataset(path, test_mode=True).get_ann_info(0)['masks'] == [segmentation if segmentation != [] else None]
 
 
 class OwnReader(CocoDataset):

@@ -1,4 +1,5 @@
 """Loading transforms: 2.x's keys; clear errors."""
+import pickle
 import warnings
 
 import cv2
@@ -100,12 +101,19 @@ def test_wrong_masks():
     assert LoadAnnotations(with_mask=True)(results([rle, rle]))['gt_masks'].areas.tolist() == [0, 0]
     with pytest.raises(DataError, match='mask 1 is an RLE'):
         LoadAnnotations(with_mask=True, poly2mask=False)(results([POLYGONS[0], rle]))
-    with pytest.raises(DataError, match="mask 0 has no 'segmentation'"):
-        LoadAnnotations(with_mask=True)(results([None, rle]))
     with pytest.raises(DataError, match='size'):
         LoadAnnotations(with_mask=True)(results([dict(size=[3, 3], counts=[9]), rle]))
     with pytest.raises(DataError, match='a.jpg.*30 x 20.*20 x 30'):
         LoadAnnotations(with_mask=True)(results(img_shape=(30, 20, 3)))
+
+
+@pytest.mark.parametrize('poly2mask', [True, False])
+def test_objects_that_nobody_drew_stay_marked(poly2mask):
+    masks = LoadAnnotations(with_mask=True, poly2mask=poly2mask)(results([None, POLYGONS[0]]))['gt_masks']
+    changed = pickle.loads(pickle.dumps(masks.resize((40, 60)).flip().crop((2, 2, 60, 40))))
+    for one in (masks, changed, type(masks).cat([masks[[0]], masks[[1]]])):
+        assert one.absent.tolist() == [True, False] and one[[1, 0]].absent.tolist() == [False, True]
+        assert one.areas[0] == 0 < one.areas[1]
 
 
 def test_proposals():

@@ -2,7 +2,6 @@
 import json
 import logging
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from torch import nn
 
 from boxdet.datasets import build_dataset
 from boxdet.engine.config import load_config
+from boxdet.engine.findings import report
 from boxdet.engine.preflight import (
-    check_class_weights,
-    check_data,
+    _class_weights,
     check_keypoints,
     check_metrics,
     check_num_classes,
@@ -49,11 +48,12 @@ def coco(tmp_path):
             cv2.imwrite(str(tmp_path / f'{i}.jpg'), np.zeros((64, 64, 3), np.uint8))
         data = dict(images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in range(images)],
                     categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
-                    annotations=[dict(id=10 + i, image_id=image, category_id=1, bbox=box, area=box[2] * box[3],
+                    annotations=[dict(id=10 + i, image_id=image, category_id=1 + i % 2, bbox=box, area=box[2] * box[3],
                                       iscrowd=0) for i, (image, box) in enumerate(annotations)])
         (tmp_path / 'ann.json').write_text(json.dumps(data))
         return build_dataset(dict(type='CocoDataset', ann_file=str(tmp_path / 'ann.json'), img_prefix=str(tmp_path),
-                                  pipeline=[], **{'classes': ('cat', 'dog'), **kwargs}))
+                                  pipeline=TEST if kwargs.get('test_mode') else TRAIN,
+                                  **{'classes': ('cat', 'dog'), **kwargs}))
     return make
 
 
@@ -64,6 +64,11 @@ def log(caplog):
     return caplog
 
 
+TRAIN = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='DefaultFormatBundle'),
+         dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'], meta_keys=[])]
+TEST = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(64, 64), transforms=[
+    dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='DefaultFormatBundle'),
+    dict(type='Collect', keys=['img'])])]
 GOOD = [(0, [4, 4, 20, 20]), (1, [8, 8, 30, 30])]
 
 
@@ -73,16 +78,17 @@ GOOD = [(0, [4, 4, 20, 20]), (1, [8, 8, 30, 30])]
      'last, the background'),
     ('roi_head.bbox_head', dict(use_sigmoid=True, class_weight=[1.] * 3), 'and 4 scores are weighed'),
     ('rpn_head', dict(use_sigmoid=True, class_weight=[1., 2.]), 'model.rpn_head.loss_cls.class_weight has 2 numbers'),
-    ('roi_head.bbox_head', dict(class_weight=[1.] * 4), None), ('rpn_head', dict(use_sigmoid=False, class_weight=[1.] * 2), None)])
+    ('roi_head.bbox_head', dict(class_weight=[1.] * 4), None),
+    ('rpn_head', dict(use_sigmoid=False, class_weight=[1.] * 2), None)])
 def test_class_weights_of_the_wrong_length(tiny_detector, part, loss, message):
     cfg = load_config(tiny_detector.config)
     cfg.merge_from_dict({f'model.{part}.loss_cls': dict(type='CrossEntropyLoss', **loss)})
     model = build_detector(cfg.model)
     if message is None:
-        check_class_weights(model)
+        assert not list(_class_weights(model))
         return
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_training(model, SimpleNamespace(CLASSES=tiny_detector.classes))
+        report(_class_weights(model))
 
 
 def test_a_good_set_passes_and_is_logged(coco, log):
@@ -116,17 +122,17 @@ def test_missing_images_are_counted_and_named(coco):
 
 
 def test_degenerate_boxes_are_warned_of_by_id(coco, log):
-    check_data(coco([*GOOD, (0, [5, 5, 0, 10]), (1, [5, 5, 10, 0])]), 'data.train')
-    assert '2 boxes have no area, or lie outside their image, and are not used: annotation ids 12, 13' in log.text
+    check_training(Detector(), coco([*GOOD, (0, [5, 5, 0, 10]), (1, [5, 5, 10, 0])]))
+    assert '2 boxes have no area, or lie outside their image, and are not used (annotation ids 12, 13)' in log.text
 
 
 def test_an_empty_set_says_why(coco):
     with pytest.raises(DataError, match=r'no image is left to use \(of 2 in the file; left out: .*empty.* 2\);'):
-        check_data(coco([]), 'data.train')
+        check_training(Detector(), coco([]))
 
 
 def test_left_out_images_are_counted(coco, log):
-    check_data(coco(GOOD[:1]), 'data.train')
+    check_training(Detector(), coco(GOOD[:1]))
     assert 'data.train: 1 images (of 2 in the file; left out: ' in log.text
 
 
@@ -247,6 +253,16 @@ def test_half_the_batch_doubles_a_schedule_of_iterations(log, length, rates, exp
     before = dict(length), None if rates is None else dict(rates)
     assert scale_steps(0.5, length, rates) == expected
     assert (length, rates) == before and 'the schedule is 2 times as long' in log.text
+
+
+def test_what_counts_iterations_is_scaled_along(log):
+    length, every = dict(type='IterBasedRunner', max_iters=4), dict(interval=4, start=2)
+    _, _, evaluation, saving = scale_steps(2., length, None, evaluation=every, checkpoint_config=dict(interval=-1))
+    assert (evaluation, saving) == (dict(interval=2, start=1), dict(interval=-1)) and every == dict(interval=4, start=2)
+    assert "evaluation {'interval': 2, 'start': 1}" in log.text and 'checkpoint_config' not in log.text
+    epochs = dict(type='EpochBasedRunner', max_epochs=12)
+    assert scale_steps(2., epochs, None, evaluation=every)[2] == every
+    assert scale_steps(2., length, None, evaluation=None)[2] is None
 
 
 def test_folders_are_tried_before(tmp_path):

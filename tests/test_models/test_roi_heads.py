@@ -7,8 +7,11 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.models.standard_roi_head import StandardRoIHead, mask_loss
 from boxdet.registry import HEADS
+from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
+from boxdet.structures.masks import BitmapMasks
 from tests.test_models import tiny_models
 
 K = tiny_models.CLASSES
@@ -192,3 +195,24 @@ def test_wrong_training_settings():
         HEADS.build(cfg, train_cfg=[tiny_models.rcnn_train()])
     with pytest.raises(ConfigError, match='train_cfg.rcnn must be a list of 3'):
         HEADS.build(tiny_models.cascade_mask_rcnn()['roi_head'], train_cfg=tiny_models.rcnn_train())
+
+
+def test_objects_that_nobody_drew_are_left_out_of_the_mask_loss():
+    torch.manual_seed(0)
+    head = HEADS.build(tiny_models.mask_head())
+    boxes, square = torch.tensor([[2., 2, 20, 20], [30, 30, 60, 50]]), [[2, 2, 20, 2, 20, 20, 2, 20]]
+    settings, pooled = StandardRoIHead.train_settings(mask_size=28), torch.randn(2, 16, 14, 14)
+
+    def loss(rows, segmentations):
+        index = torch.tensor(rows)
+        drawn = SampledRois(pos_boxes=boxes[index], neg_boxes=boxes[:0], pos_gt_boxes=boxes[index],
+                            pos_gt_labels=index, pos_gt_index=index, pos_inds=index, neg_inds=index[:0],
+                            pos_is_gt=index >= 0)
+        gt = Instances((64, 64), bboxes=boxes, labels=torch.arange(2),
+                       masks=BitmapMasks.from_coco(segmentations, 64, 64))
+        return mask_loss(head, pooled[index], [drawn], [gt], settings)['loss_mask']
+    assert torch.equal(loss([0, 1], [square, None]), loss([0], [square, None]))
+    assert not torch.equal(loss([0, 1], [square, square]), loss([0], [square, square]))
+    assert loss([1], [square, None]) == 0
+    nothing = dict(size=[64, 64], counts=[64 * 64])  # drawn, and empty: learned as any other
+    assert not torch.equal(loss([0, 1], [square, nothing]), loss([0], [square, nothing]))

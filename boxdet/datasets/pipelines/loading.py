@@ -96,9 +96,9 @@ class LoadAnnotations:
         file_client_args: where semantic maps are read from.
 
     Raises:
-        DataError: an RLE mask where polygons are wanted, or an annotation without a mask; masks of a size other than
-            the image's; a semantic map that is missing, in colour or of another size. Boxes of an image of another size
-            (turned by its EXIF orientation, say) are a warning, once.
+        DataError: an RLE mask where polygons are wanted; masks of a size other than the image's; a semantic map that is
+            missing, in colour or of another size. An object without a mask keeps its box, and the mask head learns
+            nothing from it. Boxes of an image of another size (turned by its EXIF orientation, say) are a warning.
     """
 
     def __init__(self, with_bbox: bool = True, with_label: bool = True, with_mask: bool = False,
@@ -156,9 +156,6 @@ class LoadAnnotations:
             raise DataError(wrong)
         names = annotations.get('names') or [f"{info.get('filename')}: mask {i}"
                                              for i in range(len(annotations['masks']))]
-        for name, mask in zip(names, annotations['masks']):
-            if mask is None:
-                raise DataError(f"{name} has no 'segmentation', and the pipeline loads masks")
         if self.poly2mask:
             return BitmapMasks.from_coco(annotations['masks'], *size, names=names)
         return PolygonMasks([_polygons(mask, name) for mask, name in zip(annotations['masks'], names)], *size)
@@ -212,7 +209,9 @@ def _other_size(results: dict) -> str:
 
 
 def _polygons(mask: Any, name: str) -> list[np.ndarray]:
-    """Polygons with an even number of values and at least three points."""
+    """Polygons with an even number of values and at least three points; none of an object that nobody drew."""
+    if mask is None:
+        return []
     if isinstance(mask, dict):
         raise DataError(f'{name} is an RLE mask; poly2mask=False needs polygons')
     return [np.asarray(p, dtype=np.float64) for p in usable_polygons(mask, name)]

@@ -1,0 +1,128 @@
+"""Does the pipeline make of an image what the model reads? One sample is made before the first step to see."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxdet.engine.environment import random_states, set_random_states
+from boxdet.engine.findings import Finding
+from boxdet.engine.model_check import image_channels
+from boxdet.errors import DataError, nearest
+
+_TRIES = 8  # images that cannot be read may be skipped (on_error='skip')
+
+
+def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.train') -> Iterator[Finding]:
+    """What a sample of the training set lacks of what the model learns from.
+
+    Args:
+        model: what learns from it.
+        dataset: the training set, in its wrappers.
+        name: what to call the data.
+
+    Raises:
+        DataError: an image or annotation that cannot be read, where that ends a training.
+    """
+    try:
+        sample = _sample(dataset)
+    except KeyError:  # a transform that needs what the pipeline has not loaded
+        sample = None
+    steps = _steps(dataset)
+    if sample is None:
+        if steps and 'LoadAnnotations' not in steps and any(step.startswith('Load') for step in steps):
+            yield Finding('pipeline.phase', (
+                f'{name}.pipeline loads no annotations: it is one for testing; set it to the '
+                'train_pipeline (LoadAnnotations)'))
+        return
+    if isinstance(sample.get('img'), (list, tuple)):
+        yield Finding('pipeline.phase', (
+            f'{name}.pipeline is one for testing (MultiScaleFlipAug makes views of an image): '
+            'set it to the train_pipeline'))
+        return
+    for key, part, remedy in _wanted(model):
+        if key not in sample:
+            near = nearest(key, sample)
+            yield Finding('pipeline.keys', (
+                f"{name}: its samples have no '{key}', which {part} learns from: {remedy}{near}"))
+    image, channels = sample.get('img'), image_channels(model)
+    if isinstance(image, torch.Tensor) and image.dim() == 3 and channels not in (None, image.shape[0]):
+        yield Finding('model.image-channels', (
+            f'model.backbone reads images of {channels} channels (in_channels), and those '
+            f"of {name} have {image.shape[0]}: set model.backbone.in_channels, or "
+            "LoadImageFromFile's color_type"))
+
+
+def evaluated_sample_findings(dataset: Any, name: str) -> Iterator[Finding]:
+    """Whether the pipeline of a data set that is evaluated (called ``name``) is one for training."""
+    steps = _steps(dataset)
+    augments = 'LoadAnnotations' in steps
+    try:
+        sample = _sample(dataset)
+    except KeyError:  # a user's data set may bring the annotations
+        if augments:
+            yield _for_training(name)
+        return
+    if sample is not None and augments and not isinstance(sample.get('img'), (list, tuple)) and 'gt_bboxes' in sample:
+        yield _for_training(name)
+
+
+def _for_training(name: str) -> Finding:
+    return Finding('pipeline.phase', f'{name}.pipeline is one for training (LoadAnnotations): results are made without '
+                                     'annotations; set it to the test_pipeline (MultiScaleFlipAug)')
+
+
+def _wanted(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """(key, the part that needs it, what to do) of what the model asks of a sample; a user's model may not tell."""
+    collect = 'name it in Collect(keys=[…])'
+    yield 'img', 'the model', collect
+    if not hasattr(model, 'with_rpn') and not hasattr(model, 'with_roi_head'):
+        return
+    part = 'model.rpn_head' if getattr(model, 'with_rpn', False) else 'model.roi_head'
+    yield 'gt_bboxes', part, f'load it (LoadAnnotations: with_bbox=True), and {collect}'
+    if getattr(model, 'with_bbox', False):
+        yield 'gt_labels', 'model.roi_head.bbox_head', f'load it (LoadAnnotations: with_label=True), and {collect}'
+        if not getattr(model, 'with_rpn', False):
+            yield 'proposals', 'model.roi_head', f'load it (data.*.proposal_file, LoadProposals), and {collect}'
+    if getattr(model, 'with_mask', False):
+        yield 'gt_masks', 'model.roi_head.mask_head', f'load it (LoadAnnotations: with_mask=True), and {collect}'
+    if getattr(model, 'with_keypoint', False):
+        yield ('gt_keypoints', 'model.roi_head.keypoint_head',
+               f'load it (LoadAnnotations: with_keypoint=True), and {collect}')
+
+
+def _sample(dataset: Any) -> dict | None:
+    """A sample as a training or a test gets it; random numbers are as before. None where there is none to see."""
+    if not hasattr(dataset, '__getitem__') or not len(dataset):
+        return None
+    states = random_states()
+    try:
+        for index in range(min(len(dataset), _TRIES)):
+            try:
+                sample = dataset[index]
+            except DataError:
+                if not _skips_errors(dataset):
+                    raise
+                continue
+            return sample if isinstance(sample, dict) else None
+    finally:
+        set_random_states(states)
+    return None
+
+
+def _skips_errors(dataset: Any) -> bool:
+    while hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets'):
+        dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
+    return getattr(dataset, 'on_error', 'raise') == 'skip'
+
+
+def _steps(dataset: Any) -> list[str]:
+    """The names of the transforms, those of a data set inside a wrapper first, and those inside others behind them."""
+    names = []
+    inner = getattr(dataset, 'dataset', None) or next(iter(getattr(dataset, 'datasets', ())), None)
+    if inner is not None:
+        names += _steps(inner)
+    pipeline = getattr(dataset, 'pipeline', None)
+    return names + [type(step).__name__ for step in getattr(pipeline, 'transforms', None) or ()]

@@ -1,0 +1,495 @@
+"""Every finding: what brings it, what its line names, its entry in docs/checks.md, and the switch that lets it pass."""
+import copy
+import json
+import logging
+import re
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from boxdet.datasets import build_dataset
+from boxdet.engine.config import Config, check_config
+from boxdet.engine.findings import CHECKS, Finding, ignored_codes, report
+from boxdet.engine.preflight import check_evaluation, check_schedule, check_training
+from boxdet.errors import ConfigError, DataError
+from boxdet.models import build_detector
+from tests.test_models import tiny_models
+
+TRAIN = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+         dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks'],
+                                                meta_keys=[])]
+TEST = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(64, 64), transforms=[
+    dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='DefaultFormatBundle'),
+    dict(type='Collect', keys=['img'])])]
+NAMES = ('apple', 'pear', 'plum')
+
+
+class Case:
+    """A folder with six pictures of 128 x 96 and three objects on each; ``change`` alters what the file says."""
+
+    def __init__(self, folder):
+        self.folder, self.model_cfg = folder, tiny_models.mask_rcnn()
+        self.pipelines, self.classes, self.cfg, self.with_val = dict(train=TRAIN, val=TEST), NAMES, {}, True
+        rng = np.random.default_rng(0)
+        images = [dict(id=i, file_name=f'{i}.png', width=128, height=96) for i in range(6)]
+        annotations = []
+        for i in range(18):
+            x, y, w, h = (int(v) for v in (rng.integers(40, 90), rng.integers(30, 60), *rng.integers(10, 36, 2)))
+            annotations.append(dict(id=100 + i, image_id=i // 3, category_id=i % 3, iscrowd=0,
+                                    bbox=[x, y, w, h], area=w * h,
+                                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]]))
+        self.file = dict(images=images, annotations=annotations,
+                         categories=[dict(id=k, name=n) for k, n in enumerate(NAMES)])
+        for image in images:
+            cv2.imwrite(str(folder / image['file_name']), np.zeros((96, 128, 3), np.uint8))
+
+    def each(self, change):
+        for annotation in self.file['annotations']:
+            change(annotation)
+
+    def dataset(self, split):
+        (self.folder / 'ann.json').write_text(json.dumps(self.file))
+        return build_dataset(dict(type='CocoDataset', ann_file=str(self.folder / 'ann.json'),
+                                  img_prefix=str(self.folder), pipeline=self.pipelines[split], classes=self.classes,
+                                  test_mode=split == 'val'))
+
+    def train(self, ignore=()):
+        """What train_detector asks, on a config of the usual keys."""
+        cfg = Config(dict(dict(model=self.model_cfg, runner=dict(type='EpochBasedRunner', max_epochs=12),
+                               lr_config=dict(policy='step', step=[8, 11]), optimizer=dict(type='SGD', lr=0.01)),
+                          **copy.deepcopy(self.cfg), preflight=dict(ignore=list(ignore))))
+        check_config(cfg)
+        model = build_detector(self.model_cfg)
+        check_training(model, self.dataset('train'), self.dataset('val') if self.with_val else None, ignored_codes(cfg))
+        check_schedule(model, cfg, cfg.runner, cfg.lr_config, {})
+
+
+CASES = []
+
+
+def case(code, *fragments):
+    def register(function):
+        CASES.append(pytest.param(code, fragments, function, id=f'{code}: {function.__name__}'))
+        return function
+    return register
+
+
+# --- config
+
+@case('config.contradiction', 'total_epochs = 3 and runner.max_epochs = 12')
+def total_epochs(c):
+    c.cfg = dict(total_epochs=3)
+
+
+@case('config.contradiction', 'total_epochs = 3 and runner.max_iters = 90')
+def total_epochs_of_iterations(c):
+    c.cfg = dict(total_epochs=3, runner=dict(type='IterBasedRunner', max_iters=90))
+
+
+@case('config.contradiction', "model.pretrained = 'a.pth' and model.backbone.init_cfg.checkpoint = 'b.pth'")
+def pretrained_twice(c):
+    c.model_cfg['pretrained'] = 'a.pth'
+    c.model_cfg['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='b.pth')
+
+
+@case('config.idle-key', "custom_keys['backbonee']", "did you mean 'backbone'?")
+def custom_key_of_nothing(c):
+    c.cfg = dict(optimizer=dict(type='SGD', lr=0.01, paramwise_cfg=dict(custom_keys=dict(backbonee=dict(lr_mult=0.1)))))
+
+
+@case('config.idle-schedule', 'lr_config.step 8, 11: the training ends after 6 epochs (runner.max_epochs)')
+def steps_after_the_end(c):
+    c.cfg = dict(runner=dict(type='EpochBasedRunner', max_epochs=6))
+
+
+# --- data
+
+@case('data.all-crowd', 'none of the 18 objects can be learned', 'annotation ids 100, 101, 102, …', '18 iscrowd')
+def crowds(c):
+    c.each(lambda a: a.update(iscrowd=1))
+
+
+@case('data.all-crowd', "18 marked 'ignore'")
+def ignored(c):
+    c.each(lambda a: a.update(ignore=1))
+
+
+@case('data.all-crowd', '18 without area')
+def no_area(c):
+    c.each(lambda a: a.update(bbox=[*a['bbox'][:2], 0, 0]))
+
+
+@case('data.areas', "'area' of 18 of 18 objects contradicts their boxes", 'areas of images of another size')
+def areas_of_larger_images(c):
+    c.each(lambda a: a.update(area=a['area'] * 4))
+
+
+@case('data.areas', 'relative numbers (0 to 1)')
+def relative_areas(c):
+    c.each(lambda a: a.update(area=a['area'] / 128 / 96 / 100))
+
+
+@case('data.boxes', '18 of 18 boxes', 'annotation ids 100, 101, 102, …', 'probably relative numbers (0 to 1)')
+def relative_boxes(c):
+    c.each(lambda a: a.update(bbox=[v / s for v, s in zip(a['bbox'], (128, 96) * 2)]))
+
+
+@case('data.boxes', 'probably corners (x1, y1, x2, y2) in place of x, y, width, height')
+def corners(c):
+    c.each(lambda a: a.update(bbox=[*a['bbox'][:2], a['bbox'][0] + a['bbox'][2], a['bbox'][1] + a['bbox'][3]], area=1))
+
+
+@case('data.boxes', 'probably x and y exchanged')
+def exchanged(c):
+    c.each(lambda a: a.update(bbox=[a['bbox'][i] for i in (1, 0, 3, 2)]))
+    for image in c.file['images']:
+        image.update(width=60, height=128)
+        cv2.imwrite(str(c.folder / image['file_name']), np.zeros((128, 60, 3), np.uint8))
+    for a in c.file['annotations']:  # on images 60 wide and 128 high as they are stored
+        x, y = a['bbox'][0] // 2, a['bbox'][1]
+        a.update(bbox=[y, x, 12, 12], area=144)
+
+
+@case('data.boxes', 'boxes of an image of another size (they reach to 1.')
+def larger_image(c):
+    c.each(lambda a: a.update(bbox=[v * 2 for v in a['bbox']], area=a['area'] * 4))
+
+
+@case('data.boxes', 'boxes of corners (x1, y1, x2, y2)')
+def corners_within_the_image(c):
+    def change(a):
+        x, y = a['id'] % 7 + 2, a['id'] % 5 + 2
+        a.update(bbox=[x, y, x + 9, y + 9], area=81, segmentation=[[x, y, x + 9, y, x + 9, y + 9, x, y + 9]])
+    c.each(change)
+    c.each(lambda a: a.update(bbox=[40, 40, 50, 50], segmentation=[[40, 40, 50, 40, 50, 50, 40, 50]]))
+
+
+@case('data.boxes-outside', '6 of 18 boxes reach beyond their image')
+def partly_outside(c):
+    for a in c.file['annotations'][::3]:
+        a.update(bbox=[120, 40, 14, 20], segmentation=[[120, 40, 128, 40, 128, 60, 120, 60]], area=160)
+
+
+@case('data.class-order', 'another order')
+def other_order(c):
+    c.dataset = (lambda make: lambda split: (setattr(c, 'classes', NAMES if split == 'train' else NAMES[::-1]),
+                                             make(split))[1])(c.dataset)
+
+
+@case('data.degenerate-boxes', '1 boxes have no area, or lie outside their image, and are not used (annotation 100)')
+def one_degenerate(c):
+    c.file['annotations'][0].update(bbox=[5, 5, 0, 9])
+
+
+@case('data.dropped-classes', '6 of 18 objects are left out, of 1 categories', 'plum 6')
+def dropped(c):
+    c.classes = NAMES[:2]
+    c.model_cfg['roi_head']['bbox_head']['num_classes'] = c.model_cfg['roi_head']['mask_head']['num_classes'] = 2
+
+
+@case('data.empty-class', 'no object of 1 of the 3 classes (plum)')
+def empty_class(c):
+    c.each(lambda a: a.update(category_id=a['category_id'] % 2))
+
+
+@case('data.masks', '18 of 18 masks that were looked at lie elsewhere', 'annotation ids 100, 101, 102, …',
+      'relative numbers')
+def relative_masks(c):
+    c.each(lambda a: a.update(segmentation=[[v / s for v, s in zip(a['segmentation'][0], (128, 96) * 4)]]))
+
+
+@case('data.masks', 'probably x and y exchanged')
+def exchanged_masks(c):
+    c.each(lambda a: a.update(segmentation=[[a['segmentation'][0][i ^ 1] for i in range(8)]]))
+
+
+@case('data.masks', 'probably masks of images of another size')
+def larger_masks(c):
+    c.each(lambda a: a.update(segmentation=[[v * 2.5 for v in a['segmentation'][0]]]))
+
+
+@case('data.masks', '18 RLE masks are of another size than their image', 'size is [height, width]')
+def rle_of_another_size(c):
+    c.each(lambda a: a.update(segmentation=dict(size=[128, 96], counts=[128 * 96])))
+
+
+@case('data.missing-images', '1 of 6 image files are missing', '5.png')
+def missing_image(c):
+    (c.folder / '5.png').unlink()
+
+
+@case('data.no-images', 'no image is left to use (of 6 in the file; left out: empty 6)')
+def nothing(c):
+    c.file['annotations'] = []
+    c.with_val = False
+
+
+@case('data.no-masks', "none of the 18 objects has a 'segmentation'")
+def no_masks(c):
+    c.each(lambda a: a.pop('segmentation'))
+
+
+@case('data.some-masks', "1 of 18 objects have no 'segmentation' (annotation 100)")
+def one_without_mask(c):
+    c.file['annotations'][0]['segmentation'] = []
+
+
+# --- model
+
+def head(c, kind='bbox'):
+    return c.model_cfg['roi_head'][f'{kind}_head']
+
+
+@case('model.channels', 'model.neck.in_channels = [8, 16, 32, 99]', 'model.backbone gives [8, 16, 32, 64]')
+def backbone_and_neck(c):
+    c.model_cfg['neck']['in_channels'] = [8, 16, 32, 99]
+
+
+@case('model.channels', 'model.rpn_head.in_channels = 24', 'model.neck gives 16 channels (out_channels)')
+def neck_and_rpn(c):
+    c.model_cfg['rpn_head']['in_channels'] = 24
+
+
+@case('model.channels', 'bbox_roi_extractor.out_channels = 24')
+def neck_and_extractor(c):
+    c.model_cfg['roi_head']['bbox_roi_extractor']['out_channels'] = 24
+
+
+@case('model.channels', 'model.roi_head.mask_head.in_channels = 24')
+def extractor_and_mask_head(c):
+    head(c, 'mask')['in_channels'] = 24
+
+
+@case('model.channels', 'model.roi_head.bbox_head.in_channels = 256', 'shared_head')
+def shared_head(c):
+    c.model_cfg = tiny_models.c4_mask_rcnn()
+    head(c)['in_channels'] = 256
+
+
+@case('model.channels', 'model.roi_head.bbox_head.1.in_channels = 24')
+def one_stage_of_a_cascade(c):
+    c.model_cfg = tiny_models.cascade_mask_rcnn()
+    head(c)[1]['in_channels'] = 24
+
+
+@case('model.levels', 'model.neck.in_channels has 4 levels', 'model.backbone gives 3 (out_indices)')
+def levels_of_the_backbone(c):
+    c.model_cfg['backbone']['out_indices'] = (1, 2, 3)
+
+
+@case('model.levels', 'anchor_generator.strides has 5 levels', 'model.neck gives 4 (num_outs)')
+def levels_of_anchors(c):
+    c.model_cfg['neck']['num_outs'] = 4
+
+
+@case('model.levels', 'bbox_roi_extractor.featmap_strides has 6 levels')
+def levels_of_rois(c):
+    c.model_cfg['roi_head']['bbox_roi_extractor']['featmap_strides'] = [4, 8, 16, 32, 64, 128]
+
+
+@case('model.strides', 'strides = [8, 16, 32, 64, 128]', 'set strides=[4, 8, 16, 32, 64]')
+def strides_of_anchors(c):
+    c.model_cfg['rpn_head']['anchor_generator']['strides'] = [8, 16, 32, 64, 128]
+
+
+@case('model.strides', 'mask_roi_extractor.featmap_strides = [8, 16, 32, 64]', 'set featmap_strides=[4, 8, 16, 32]')
+def strides_of_rois(c):
+    c.model_cfg['roi_head']['mask_roi_extractor']['featmap_strides'] = [8, 16, 32, 64]
+
+
+@case('model.roi-size', 'model.roi_head.bbox_head.roi_feat_size is 7x7', 'gives RoIs of 14x14 (roi_layer.output_size)')
+def roi_size(c):
+    c.model_cfg['roi_head']['bbox_roi_extractor']['roi_layer']['output_size'] = 14
+
+
+@case('model.mask-size', 'model.train_cfg.rcnn.mask_size is 14x14', 'gives masks of 28x28: set mask_size=28')
+def mask_size(c):
+    c.model_cfg['train_cfg']['rcnn']['mask_size'] = 14
+
+
+@case('model.head-reads', 'model.roi_head.bbox_head does not take features (16, 7, 7)')
+def head_of_ones_own(c):
+    from torch import nn
+
+    from boxdet.registry import HEADS
+
+    class LinearHead(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.num_classes, self.fc = num_classes, nn.Linear(10, num_classes + 1)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)), None
+    HEADS.register_module(module=LinearHead, force=True)
+    c.model_cfg['roi_head']['bbox_head'] = dict(type='LinearHead', num_classes=3)
+
+
+@case('model.loss-form', 'bbox_head.loss_bbox is GIoULoss', 'set model.roi_head.bbox_head.reg_decoded_bbox=True')
+def iou_loss_on_deltas(c):
+    head(c)['loss_bbox'] = dict(type='GIoULoss')
+
+
+@case('model.loss-form', 'model.rpn_head.loss_bbox is BoundedIoULoss')
+def iou_loss_in_the_rpn(c):
+    c.model_cfg['rpn_head']['loss_bbox'] = dict(type='BoundedIoULoss')
+
+
+@case('model.loss-form', 'model.roi_head.bbox_head.reg_decoded_bbox=True gives boxes in pixels to L1Loss')
+def deltas_loss_on_boxes(c):
+    head(c)['reg_decoded_bbox'] = True
+
+
+@case('model.loss-form', 'mask_head.loss_mask is of exclusive classes', 'loss_mask.use_mask=True')
+def mask_of_exclusive_classes(c):
+    head(c, 'mask')['loss_mask'] = dict(type='CrossEntropyLoss')
+
+
+@case('model.class-weight', 'loss_cls.class_weight has 3 numbers, and 4 scores are weighed')
+def class_weight(c):
+    head(c)['loss_cls'] = dict(type='CrossEntropyLoss', class_weight=[1., 2., 3.])
+
+
+@case('model.num-classes',
+      'model.roi_head.mask_head.num_classes = 4: the training data has 3 classes (apple, pear, plum)')
+def num_classes(c):
+    head(c, 'mask')['num_classes'] = 4
+
+
+@case('model.num-classes', 'model.roi_head.bbox_head.2.num_classes = 80')
+def num_classes_of_a_stage(c):
+    c.model_cfg = tiny_models.cascade_mask_rcnn()
+    head(c)[2]['num_classes'] = 80
+
+
+@case('model.keypoints', 'learns keypoints, and the training data set CocoDataset has none')
+def keypoints(c):
+    c.model_cfg = tiny_models.keypoint_rcnn()
+
+
+@case('model.image-channels', 'model.backbone reads images of 3 channels (in_channels), and those of data.train have 1')
+def grey(c):
+    c.pipelines['train'] = [dict(type='LoadImageFromFile', color_type='grayscale'), *TRAIN[1:]]
+
+
+# --- pipelines
+
+@case('pipeline.keys', "data.train: its samples have no 'gt_masks', which model.roi_head.mask_head learns from")
+def no_masks_collected(c):
+    c.pipelines['train'] = [*TRAIN[:3], dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'], meta_keys=[])]
+
+
+@case('pipeline.keys', "no 'gt_labels', which model.roi_head.bbox_head")
+def no_labels_collected(c):
+    c.pipelines['train'] = [*TRAIN[:3], dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_masks'], meta_keys=[])]
+
+
+@case('pipeline.keys', "no 'gt_bboxes', which model.rpn_head")
+def no_boxes_collected(c):
+    c.pipelines['train'] = [*TRAIN[:3], dict(type='Collect', keys=['img', 'gt_labels', 'gt_masks'], meta_keys=[])]
+
+
+@case('pipeline.phase', 'data.train.pipeline is one for testing')
+def pipeline_of_testing(c):
+    c.pipelines['train'] = TEST
+
+
+@case('pipeline.phase', 'data.val.pipeline is one for training (LoadAnnotations)')
+def training_pipeline_in_validation(c):
+    c.pipelines['val'] = TRAIN
+
+
+# --- tests
+
+@pytest.fixture
+def log(caplog):
+    logging.getLogger('boxdet').propagate = True
+    caplog.set_level(logging.INFO, logger='boxdet')
+    return caplog
+
+
+@pytest.mark.parametrize('code, fragments, change', CASES)
+def test_it_is_found_and_may_be_ignored(tmp_path, log, code, fragments, change):
+    one = Case(tmp_path)
+    change(one)
+    if CHECKS[code] is None:
+        one.train()
+        line = next(r.message for r in log.records if r.levelno == logging.WARNING and r.message.endswith(f'[{code}]'))
+    else:
+        with pytest.raises(CHECKS[code]) as found:
+            one.train()
+        line = str(found.value)
+    assert line.endswith(f' [{code}]') and '\n' not in line
+    for fragment in fragments:
+        assert fragment in line
+    if change is rle_of_another_size:  # loading them is an error of its own
+        return
+    log.clear()
+    one.train(ignore=sorted(CHECKS))  # all of them, as one slip may bring others
+    assert [r.message for r in log.records if r.levelno > logging.INFO] == []
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path, log):
+    for model_cfg in (tiny_models.mask_rcnn(), tiny_models.faster_rcnn(), tiny_models.cascade_mask_rcnn(),
+                      tiny_models.c4_mask_rcnn()):
+        one = Case(tmp_path)
+        one.model_cfg = model_cfg
+        one.train()
+    assert [r.message for r in log.records if r.levelno > logging.INFO] == []
+
+
+def test_an_ignored_finding_is_told(tmp_path, log):
+    one = Case(tmp_path)
+    relative_boxes(one)
+    one.train(ignore=['data.boxes', 'data.all-crowd', 'data.masks'])
+    assert re.search(r'preflight.ignore: .*relative numbers .*\[data.boxes\]', log.text)
+
+
+def test_several_errors_are_all_told(log):
+    findings = [Finding('data.boxes', 'one'), Finding('data.areas', 'two'), Finding('model.levels', 'three')]
+    with pytest.raises(DataError, match=r'one \[data.boxes\]'):
+        report(findings)
+    assert [(r.levelname, r.message) for r in log.records] == [
+        ('WARNING', 'two [data.areas]'), ('ERROR', 'three [model.levels]')]
+
+
+def test_every_code_is_documented_and_tried(repo_root):
+    rows = re.findall(r'^\| `([a-z.-]+)` \| (error|warning) \|', (repo_root / 'docs/checks.md').read_text(), re.M)
+    assert dict(rows) == {code: 'warning' if kind is None else 'error' for code, kind in CHECKS.items()}
+    assert [code for code, _ in rows] == sorted(code for code, _ in rows)
+    assert {param.values[0] for param in CASES} | {'data.missing-classes'} == set(CHECKS)
+
+
+def test_missing_classes_are_told(tmp_path, log):
+    from boxdet.engine.preflight import _data
+    dataset = SimpleNamespace(filter_report=dict(missing_classes=['plum']), CLASSES=NAMES, ann_file='a.json',
+                              __len__=None)
+    found = list(_data(type('Data', (), dict(vars(dataset), __len__=lambda self: 2))(), 'data.train'))
+    assert [one.code for one in found] == ['data.missing-classes']
+    assert 'no category for 1 of the 3 classes (plum)' in str(found[0])
+
+
+@pytest.mark.parametrize('section, message', [
+    (dict(ignore=['data.boxs']),
+     "there is no check 'data.boxs'; did you mean 'data.boxes'?; docs/checks.md lists them"),
+    (dict(ignor=[]), "preflight.ignor: there is no such key; did you mean 'ignore'?"),
+    (dict(ignore='data.boxes'), "preflight.ignore is a list of codes such as ['data.boxes'], not 'data.boxes'"),
+    (['data.boxes'], "preflight must be a dict such as dict(ignore=['data.boxes'])")])
+def test_a_switch_that_is_wrong(section, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(Config(dict(preflight=section)))
+
+
+def test_an_evaluation_is_checked_too(tmp_path):
+    one = Case(tmp_path)
+    model = build_detector(one.model_cfg)
+    check_evaluation(model, one.dataset('val'), metric='segm')
+    crowds(one)
+    with pytest.raises(DataError, match=r'data.test: .*none of the 18 objects .*\[data.all-crowd\]'):
+        check_evaluation(model, one.dataset('val'), metric='segm')
+    check_evaluation(model, one.dataset('val'))  # nothing is measured
+    relative_masks(again := Case(tmp_path))
+    check_evaluation(model, again.dataset('val'), metric='bbox')
+    with pytest.raises(DataError, match=r'relative numbers.*\[data.masks\]'):
+        check_evaluation(model, again.dataset('val'), metric='segm')
