@@ -26,7 +26,7 @@ from boxdet.models.settings import integer, nms, number
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, each_image, joined
+from boxdet.structures.padded import PaddedInstances, image_rows, joined, of_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -321,7 +321,8 @@ class BBoxHead(nn.Module):
         deltas = None
         if bbox_pred is not None:
             deltas = self._of_class(bbox_pred[row.flatten()], label.flatten()).unflatten(0, row.shape)
-        found = each_image(self.decode, sizes, joined(boxes)[row], deltas)               # (B, n, 4)
+        found = joined(boxes)[row]                                                       # (B, n, 4)
+        found = of_images([self.decode(*rows) for rows in image_rows(sizes, found, deltas)], sizes, found)
         present = scores >= 0
         if settings.min_bbox_size >= 0:
             present = present & ((found[..., 2:] - found[..., :2]) > settings.min_bbox_size).all(dim=-1)

@@ -29,7 +29,7 @@ from boxdet.models.standard_roi_head import (
 from boxdet.registry import HEADS, ROI_EXTRACTORS, Cfg, Registry
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, joined, split_like
+from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, joined, of_images, split_like
 
 
 @HEADS.register_module()
@@ -160,9 +160,7 @@ class CascadeRoIHead(nn.Module):
 
     def predict(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances],
                 metas: Sequence[ImageMeta]) -> list[Instances]:
-        """As ``StandardRoIHead.predict``: boxes of the last stage, class scores averaged over the stages
-        (logits).
-        """
+        """As ``StandardRoIHead.predict``: the last stage's boxes, class logits averaged over the stages."""
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.last_bbox_head, boxes, scores, deltas, metas, self.test_cfg)
         return add_masks(self, feats, results) if self.with_mask else results
@@ -187,7 +185,8 @@ class CascadeRoIHead(nn.Module):
             total = total + at_least_float32(scores)
             if stage + 1 < self.num_stages:
                 labels = scores[:, :-1].argmax(dim=1)
-                boxes = each_image(head.refine, sizes, boxes, split_like(labels, boxes), split_like(deltas, boxes))
+                rows = image_rows(sizes, boxes, split_like(labels, boxes), split_like(deltas, boxes))
+                boxes = of_images([head.refine(*own) for own in rows], sizes, boxes)
         return boxes, total / self.num_stages, deltas
 
     def mask_fields(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,

@@ -28,7 +28,7 @@ from boxdet.models.settings import integer, nms, number, parse_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, Cfg, accepted_keywords
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, each_image, image_sizes
+from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, of_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -334,7 +334,9 @@ class RPNHead(nn.Module):
                 for level in zip(cls_scores, bbox_preds, anchors)]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
-        boxes = each_image(self._decode, image_sizes(metas), anchors, deltas)            # (B, N, 4)
+        sizes = image_sizes(metas)
+        boxes = [self.bbox_coder.decode(*rows, max_shape=size) for *rows, size in image_rows(sizes, anchors, deltas)]
+        boxes = of_images(boxes, sizes, anchors)                                         # (B, N, 4)
         valid = scores >= 0
         if settings.min_bbox_size >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)
@@ -354,10 +356,6 @@ class RPNHead(nn.Module):
             valid = valid & best_of_batch(scores, settings.max_per_batch)
         boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return PaddedInstances(dict(bboxes=boxes, scores=scores), valid, settled)
-
-    def _decode(self, anchors: torch.Tensor, deltas: torch.Tensor,
-                image_hw: tuple[int, int] | torch.Tensor) -> torch.Tensor:
-        return self.bbox_coder.decode(anchors, deltas, max_shape=image_hw)
 
     def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor, nms_pre: int,
                        suppression: Suppression) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

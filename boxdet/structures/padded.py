@@ -6,7 +6,7 @@ Letters: B images, n rows of each image.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,25 +72,29 @@ def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, in
     return metas if isinstance(metas, torch.Tensor) else [tuple(meta.img_shape[:2]) for meta in metas]
 
 
-def each_image(function: Callable[..., torch.Tensor], sizes: Sequence[tuple[int, int]] | torch.Tensor,
-               *values: Sequence[torch.Tensor] | torch.Tensor | None) -> list[torch.Tensor] | torch.Tensor:
-    """``function(*rows, size)`` of the rows (n, ...) of each image.
+def image_rows(sizes: Sequence[tuple[int, int]] | torch.Tensor,
+               *values: Sequence[torch.Tensor] | torch.Tensor | None) -> list[tuple]:
+    """The rows (n, ...) of each image with its size, for a function that works on one image.
 
     Args:
-        function: returns (n, ...). Where ``sizes`` is a tensor it is called once, with the rows of all images and
-            sizes (B * n, 2).
         sizes: of B images, as ``image_sizes`` gives them.
         *values: B tensors (n, ...), or one (B, n, ...), or None, which is handed on.
 
     Returns:
-        B tensors, or one (B, n, ...) where the values are.
+        B of (*rows, size). Where ``sizes`` is a tensor, one of (*rows of all images, sizes (B * n, 2)).
     """
     if isinstance(sizes, torch.Tensor):
-        shape = values[0].shape[:2]
-        rows = sizes[:, None].expand(-1, shape[1], -1).flatten(0, 1)
-        return function(*(v if v is None else v.flatten(0, 1) for v in values), rows).unflatten(0, shape)
-    results = [function(*(v if v is None else v[i] for v in values), size) for i, size in enumerate(sizes)]
-    return torch.stack(results) if isinstance(values[0], torch.Tensor) else results
+        size = sizes[:, None].expand(-1, values[0].shape[1], -1).flatten(0, 1)
+        return [(*(v if v is None else v.flatten(0, 1) for v in values), size)]
+    return [(*(v if v is None else v[i] for v in values), size) for i, size in enumerate(sizes)]
+
+
+def of_images(results: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]] | torch.Tensor,
+              values: Sequence[torch.Tensor] | torch.Tensor) -> Sequence[torch.Tensor] | torch.Tensor:
+    """What was made of ``image_rows(sizes, values, ...)``: B tensors, or one (B, n, ...) where ``values`` are."""
+    if isinstance(sizes, torch.Tensor):
+        return results[0].unflatten(0, values.shape[:2])
+    return torch.stack(results) if isinstance(values, torch.Tensor) else results
 
 
 def joined(values: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:

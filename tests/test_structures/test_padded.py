@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, each_image, image_sizes, joined, split_like
+from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, joined, of_images, split_like
 
 
 def some(count: int) -> Instances:
@@ -42,9 +42,12 @@ def test_lists_and_tensors_mean_the_same():
             size = torch.tensor([size])
         return (own + by)[:, :2].minimum(size.flip(-1))
 
-    as_tensor, as_list = each_image(moved, sizes, boxes, shift), each_image(moved, sizes, list(boxes), list(shift))
+    def each(sizes, boxes, shift):
+        return of_images([moved(*rows) for rows in image_rows(sizes, boxes, shift)], sizes, boxes)
+
+    as_tensor, as_list = each(sizes, boxes, shift), each(sizes, list(boxes), list(shift))
     assert torch.equal(as_tensor, torch.stack(as_list))
-    assert torch.equal(each_image(moved, torch.tensor(sizes), boxes, shift), as_tensor)
+    assert torch.equal(each(torch.tensor(sizes), boxes, shift), as_tensor)
     assert torch.equal(joined(boxes), joined(list(boxes))) and torch.equal(split_like(joined(boxes), boxes), boxes)
     ragged = [boxes[0], boxes[1, :1]]
     assert all(torch.equal(a, b) for a, b in zip(split_like(joined(ragged), ragged), ragged))
