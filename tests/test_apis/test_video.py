@@ -1,10 +1,12 @@
 """Video files read and written whole, cameras whose newest frame counts."""
 
+import queue
 import subprocess
-import time
+import threading
 import warnings
 import wave
 from fractions import Fraction
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -146,24 +148,75 @@ def test_a_frame_that_cannot_be_decoded_is_named(tmp_path):
         list(VideoFile(path))
 
 
-def test_camera_gives_the_newest_frame_and_none_twice(tmp_path):
-    """A file of 200 frames a second is a fast camera."""
-    path = write(tmp_path / 'a.avi', frames(400, 48, 900), 200)
-    seen = []
-    with Camera(str(path)) as camera:
-        for frame in camera:
-            seen.append(int(frame[20, :, 0].astype(int).argmax()) // 2)
-            time.sleep(0.05)  # a slow model
-    assert camera.frames == 400 and len(seen) < 100, 'frames are dropped'
-    assert seen == sorted(set(seen)) and seen[-1] >= 398, 'the last frame is shown, none twice'
+class Device:
+    """An open camera that gives what the test hands over; ``asked`` counts the reads that have begun."""
+
+    def __init__(self):
+        self.frames, self.asked = queue.Queue(), threading.Semaphore(0)
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        self.asked.release()  # what was read before is stored by now
+        frame = self.frames.get()
+        return frame is not None, frame
+
+    def get(self, _):
+        return 0.
+
+    def release(self):
+        pass
 
 
-def test_a_file_plays_at_its_own_rate(tmp_path):
-    path, began = write(tmp_path / 'a.avi', frames(20), 25), time.monotonic()
+@pytest.fixture
+def device(monkeypatch):
+    made = Device()
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: made)
+    yield made
+    made.frames.put(None)  # whoever still waits may end
+
+
+def test_camera_gives_the_newest_frame_and_none_twice(device):
+    def shoot(*numbers):
+        for number in numbers:
+            device.asked.acquire()
+            device.frames.put(np.full((2, 2, 3), number, np.uint8))
+        device.asked.acquire()  # the last one is stored
+        device.asked.release()
+
+    with Camera(0) as camera:
+        seen = iter(camera)
+        shoot(1)
+        assert next(seen)[0, 0, 0] == 1
+        shoot(2, 3, 4)  # while a slow model works
+        assert next(seen)[0, 0, 0] == 4, 'the newest, and none of those before it'
+        shoot(5)
+        device.asked.acquire()
+        device.frames.put(None)
+        assert [frame[0, 0, 0] for frame in seen] == [5], 'the last frame is shown, none twice'
+        assert camera.frames == 5
+
+
+def test_a_file_plays_at_its_own_rate(tmp_path, monkeypatch):
+    """On a clock that stands still but for the camera's own waiting, which here is for the one who looks."""
+    now, waited, seen = [0.], [], threading.Semaphore(0)
+
+    def sleep(seconds):
+        waited.append(seconds)
+        now[0] += seconds
+        if len(waited) <= 20:
+            seen.acquire(timeout=60)
+
+    monkeypatch.setattr('boxdet.apis.video.time', SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    path = write(tmp_path / 'a.avi', frames(20), 25)
+    count = 0
     with Camera(path) as camera:
-        seen = sum(1 for _ in camera)
-    assert seen == camera.frames == 20, 'who keeps up sees every frame'
-    assert 0.7 < time.monotonic() - began < 5
+        for _ in camera:
+            count += 1
+            seen.release()
+    assert count == camera.frames == 20, 'who keeps up sees every frame'
+    assert waited[:20] == pytest.approx([1 / 25] * 20)
 
 
 def test_camera_that_is_not_there():
@@ -171,18 +224,7 @@ def test_camera_that_is_not_there():
         Camera('97')
 
 
-def test_a_stream_that_falls_silent(tmp_path, monkeypatch):
-    class Stuck:
-        def isOpened(self):
-            return True
-
-        def read(self):
-            time.sleep(1)
-            return False, None
-
-        def release(self):
-            pass
-    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Stuck())
+def test_a_stream_that_falls_silent(device):
     with Camera(0, patience=0.1) as camera, pytest.raises(UserError, match='the camera 0 gave no frame for 0.1 seconds'):
         next(iter(camera))
 

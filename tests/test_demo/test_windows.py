@@ -140,12 +140,11 @@ def test_escape_ends_the_webcam_demo(start, screen, tiny_detector, tmp_path):
 
 
 _ENDLESS = '''
-import sys, time
+import sys
 import cv2
 frame = cv2.imencode('.jpg', cv2.imread(sys.argv[1]))[1].tobytes()
 with open(sys.argv[2], 'wb') as pipe:
-    while True:
+    while True:  # a full pipe waits for its reader
         pipe.write(frame)
         pipe.flush()
-        time.sleep(0.03)
 '''

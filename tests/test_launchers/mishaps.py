@@ -1,7 +1,6 @@
 """Hooks that a test's training runs into, by ``custom_hooks=[dict(type='Mishap', …)]``."""
 import os
 import signal
-import time
 
 from boxdet.engine.distributed import get_dist_info
 from boxdet.engine.hooks import Hook
@@ -17,8 +16,6 @@ class Mishap(Hook):
         self.what, self.rank, self.at = what, rank, at
 
     def before_train_iter(self, runner, **_):
-        if self.what == 'slow':  # every rank: leaves time for something to happen from outside
-            time.sleep(0.2)
         if get_dist_info()[0] != self.rank or runner.iter != self.at:
             return
         if self.what == 'killed':

@@ -2,7 +2,6 @@
 import json
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -70,21 +69,16 @@ def test_two_hosts_train_together(hosts, start, toy_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_cut_cable_ends_both(hosts, start, toy_config, tmp_path):
-    config = tmp_path / 'slow.py'
-    config.write_text(f"_base_ = ['{toy_config}']\ncustom_hooks = [dict(type='Mishap', what='slow')]\n"
-                      'runner = dict(max_epochs=100)\n')
+    config = tmp_path / 'long.py'
+    config.write_text(f"_base_ = ['{toy_config}']\nrunner = dict(max_epochs=100000)\n"
+                      'checkpoint_config = dict(interval=100000)\n')
     processes = begin(start, hosts, config, tmp_path / 'work', '--no-validate')
-    until = time.monotonic() + 120
-    while not any('"train"' in path.read_text() for path in (tmp_path / 'work').glob('*.log.json')):
-        assert time.monotonic() < until and not any(process.poll() for process in processes)
-        time.sleep(0.2)
+    assert any('loss: ' in line for line in processes[0].stdout), processes[0].communicate()  # the training has begun
     hosts.cut()
-    cut = time.monotonic()
     for process, other in zip(processes, (1, 0)):
         _, err = process.communicate(timeout=90)
         last = err.strip().splitlines()[-1]
         assert process.returncode == 1 and 'Traceback' not in err, err
         assert last.startswith(f'error: rank {other} (') and 'its machine or the network between is gone' in last
-    assert time.monotonic() - cut < 60
     entries = [json.loads(line) for line in next((tmp_path / 'work').glob('*.log.json')).read_text().splitlines()]
     assert len(entries) > 1
