@@ -105,15 +105,19 @@ class Scale(Warp):
         in_hw: size of the old image.
         interpolation: mmcv's name of it, for the image; masks and semantic maps are resized by nearest neighbour.
         backend: 'cv2' or 'pillow'.
+        ratio: what boxes and points are multiplied by where that is not new size / old size (Mosaic and MixUp take the
+            ratio that the sizes were rounded from).
     """
     in_hw: tuple[int, int]
     interpolation: str = 'bilinear'
     backend: str = 'cv2'
+    ratio: float | None = None
 
     @property
     def factor(self) -> np.ndarray:
         """(4,) float32 new / old size: x, y, x, y."""
-        x, y = self.out_hw[1] / self.in_hw[1], self.out_hw[0] / self.in_hw[0]
+        x = self.ratio or self.out_hw[1] / self.in_hw[1]
+        y = self.ratio or self.out_hw[0] / self.in_hw[0]
         return np.array([x, y, x, y], dtype=np.float32)
 
     def image(self, image: np.ndarray) -> np.ndarray:
@@ -228,7 +232,7 @@ class Place(Warp):
         shape = (*self.out_hw, *image.shape[2:])
         canvas = np.zeros(shape, image.dtype)  # fresh zero pages cost less than filling
         if not np.all(np.equal(fill, 0)):
-            canvas[:] = np.asarray(fill).astype(image.dtype)
+            canvas[:] = np.asarray(fill if image.ndim == 3 else np.ravel(fill)[0]).astype(image.dtype)
         canvas[self.top:self.top + height, self.left:self.left + width] = image
         return canvas
 
@@ -245,6 +249,53 @@ class Place(Warp):
         if self.mask_fill:
             return masks.pad(self.out_hw, self.mask_fill)
         return masks.expand(*self.out_hw, self.top, self.left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Warp):
+    """Move the image of ``out_hw`` by whole pixels, ``x`` to the right and ``y`` down.
+
+    Args:
+        x: columns.
+        y: rows.
+        img_fill: value of what nothing comes to, or one a channel.
+        seg_fill: its class.
+    """
+    x: int
+    y: int
+    img_fill: Any = 0
+    seg_fill: int = 255
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        return self._shifted(image, self.img_fill)
+
+    def seg(self, classes: np.ndarray) -> np.ndarray:
+        return self._shifted(classes, self.seg_fill)
+
+    def _shifted(self, image: np.ndarray, fill: Any) -> np.ndarray:
+        result = np.empty_like(image)
+        result[:] = np.asarray(fill if image.ndim == 3 else np.ravel(fill)[0]).astype(image.dtype)
+        (to_y, from_y), (to_x, from_x) = (_overlap(length, shift) for length, shift in
+                                          zip(image.shape, (self.y, self.x)))
+        result[to_y, to_x] = image[from_y, from_x]
+        return result
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        return points + np.array([self.x, self.y], dtype=points.dtype)
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        return boxes + np.array([self.x, self.y] * 2, dtype=boxes.dtype)
+
+    def masks(self, masks: Masks) -> Masks:
+        for offset, direction in ((self.x, 'horizontal'), (self.y, 'vertical')):
+            masks = masks.translate(self.out_hw, offset, direction) if offset else masks
+        return masks
+
+
+def _overlap(length: int, shift: int) -> tuple[slice, slice]:
+    """Where in the shifted axis, and where in the old one, lies what both have."""
+    kept = max(length - abs(shift), 0)
+    return slice(max(shift, 0), max(shift, 0) + kept), slice(max(-shift, 0), max(-shift, 0) + kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,19 @@
-"""Normalize as mmcv computes it; PhotoMetricDistortion within its bounds."""
+"""Transforms of pixel values: mmcv's numbers; PhotoMetricDistortion within its bounds."""
 import cv2
+import mmcv
 import numpy as np
 import pytest
 
-from boxdet.datasets.pipelines.color import Normalize, PhotoMetricDistortion, normalize
+from boxdet.datasets.pipelines.color import (
+    BrightnessTransform,
+    ColorTransform,
+    ContrastTransform,
+    CutOut,
+    EqualizeTransform,
+    Normalize,
+    PhotoMetricDistortion,
+    normalize,
+)
 from boxdet.errors import ConfigError
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -61,3 +71,53 @@ def test_photo_metric_distortion():
     still = PhotoMetricDistortion(0, (1, 1), (1, 1), 0)
     unchanged = [np.sort(still(dict(img=image))['img'], axis=2) for _ in range(20)]
     assert max(np.abs(u - np.sort(image, axis=2)).max() for u in unchanged) < 0.01
+
+
+def smooth(seed=0, dtype=np.uint8):
+    noise = np.random.default_rng(seed).integers(0, 200, (40, 50, 3)).astype(np.uint8)
+    return cv2.GaussianBlur(noise, (7, 7), 0).astype(dtype)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+@pytest.mark.parametrize('level', [0, 3, 10])
+def test_enhancements_are_mmcv_s(level, dtype):
+    factor = level / 10 * 1.8 + 0.1
+    for cls, expected in ((ColorTransform, mmcv.adjust_color), (BrightnessTransform, mmcv.adjust_brightness),
+                          (ContrastTransform, mmcv.adjust_contrast)):
+        given = dict(img=smooth(dtype=dtype), depth=smooth(dtype=dtype)[..., 0], img_fields=['img', 'depth'])
+        found = cls(level, 1.0)(dict(given))
+        assert found['img'].dtype == dtype and found['depth'] is given['depth']
+        assert np.array_equal(found['img'], expected(smooth(dtype=dtype), factor).astype(dtype))
+        assert np.array_equal(given['img'], smooth(dtype=dtype))
+        assert cls(level, 0.0)(dict(given))['img'] is given['img']
+        for wrong in (dict(level=11), dict(level=5, prob=-1)):
+            with pytest.raises(ConfigError, match=cls.__name__):
+                cls(**wrong)
+
+
+def test_equalize_is_mmcv_s():
+    for image in (smooth(), smooth(1) // 7, np.full((9, 9, 3), 3, np.uint8)):
+        assert np.array_equal(EqualizeTransform(1.0)(dict(img=image))['img'], mmcv.imequalize(image))
+    np.random.seed(0)
+    changed = [EqualizeTransform(0.25)(dict(img=smooth()))['img'].max() > smooth().max() for _ in range(200)]
+    assert 0.15 < np.mean(changed) < 0.35
+
+
+def test_cut_out():
+    image = smooth() + 1
+    np.random.seed(3)
+    found = CutOut((2, 4), [(8, 5), (3, 12)], fill_in=(0, 0, 7))(dict(img=image))['img']
+    np.random.seed(3)
+    holes = np.zeros(image.shape[:2], bool)
+    for _ in range(np.random.randint(2, 5)):
+        x, y = np.random.randint(0, 50), np.random.randint(0, 40)
+        w, h = [(8, 5), (3, 12)][np.random.randint(0, 2)]
+        holes[y:y + h, x:x + w] = True
+    assert holes.any() and (found[holes] == [0, 0, 7]).all() and np.array_equal(found[~holes], image[~holes])
+    assert np.array_equal(image, smooth() + 1)
+    part = CutOut(1, cutout_ratio=(1.0, 1.0))(dict(img=image))['img']
+    assert (part[-1, -1] == 0).all()
+    for wrong in (dict(n_holes=1), dict(n_holes=1, cutout_shape=(1, 2), cutout_ratio=(1, 1)),
+                  dict(n_holes=(3, 1), cutout_shape=(1, 2)), dict(n_holes=1, cutout_shape=(1, 2, 3))):
+        with pytest.raises(ConfigError, match='CutOut'):
+            CutOut(**wrong)

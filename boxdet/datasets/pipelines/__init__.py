@@ -8,6 +8,10 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    'AutoAugment': 'auto_augment', 'Rotate': 'auto_augment', 'Shear': 'auto_augment', 'Translate': 'auto_augment',
+    'BrightnessTransform': 'color', 'ColorTransform': 'color', 'ContrastTransform': 'color', 'CutOut': 'color',
+    'EqualizeTransform': 'color', 'GeometricTransform': 'geometric', 'RandomAffine': 'geometric',
+    'RandomShift': 'geometric', 'Mosaic': 'mixing', 'MixUp': 'mixing',
     'Normalize': 'color', 'PhotoMetricDistortion': 'color', 'Compose': 'compose', 'Collect': 'formatting',
     'DefaultFormatBundle': 'formatting', 'ImageToTensor': 'formatting', 'ToDataContainer': 'formatting',
     'ToTensor': 'formatting', 'Transpose': 'formatting', 'WrapFieldsToLists': 'formatting', 'AspectCrop': 'geometric',

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -120,3 +121,164 @@ class PhotoMetricDistortion:
             hue[hue > 360] -= 360
             hue[hue < 0] += 360
         return cv2.cvtColor(image, cv2.COLOR_HSV2BGR)
+
+
+class _ColorTransform:
+    """Change the values of colour images with probability ``prob``; other image fields stay."""
+
+    def __init__(self, prob: float):
+        if not isinstance(prob, (int, float)) or not 0 <= prob <= 1:
+            raise ConfigError(f'{type(self).__name__}.prob {prob!r} does not lie between 0 and 1')
+        self.prob = prob
+
+    def __call__(self, results: dict) -> dict:
+        """Change the images of the sample, or not."""
+        if np.random.rand() > self.prob:
+            return results
+        for key in results.get('img_fields', ['img']):
+            image = results[key]
+            if image.ndim == 3 and image.shape[2] == 3:
+                results[key] = self.changed(image).astype(image.dtype, copy=False)
+        return results
+
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """A new image (H, W, 3)."""
+        raise TypeError(f'{type(self).__name__} does not say how an image is changed')
+
+
+def _enhancement(name: str, level: float) -> float:
+    """The factor of a level from 0 to 10: from 0.1 to 1.9 (RandAugment)."""
+    if not isinstance(level, (int, float)) or not 0 <= level <= 10:
+        raise ConfigError(f'{name}.level {level!r} does not lie between 0 and 10')
+    return level / 10 * 1.8 + 0.1
+
+
+def _clipped(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``image`` within 0..255, its fractions cut off where ``dtype`` has none."""
+    return np.clip(image, 0, 255).astype(dtype, copy=False)
+
+
+def _equalized(channel: np.ndarray) -> np.ndarray:
+    """A channel (H, W) whose histogram is as flat as a table of values makes it; the table is PIL's."""
+    counts = np.histogram(channel, 256, (0, 255))[0]
+    found = counts[counts > 0]
+    step = (found.sum() - found[-1]) // 255
+    if step == 0:
+        return channel
+    table = np.concatenate([[0], (counts.cumsum() + step // 2)[:-1] // step]).clip(0, 255)
+    return table[channel.astype(np.int64)].astype(channel.dtype)
+
+
+@PIPELINES.register_module()
+class ColorTransform(_ColorTransform):
+    """Blend the image with its grey form: level 0 is nearly grey, 5 leaves it, 10 has nearly twice the saturation.
+
+    Args:
+        level: from 0 to 10.
+        prob: how often.
+    """
+
+    def __init__(self, level: float, prob: float = 0.5):
+        super().__init__(prob)
+        self.level, self.factor = level, _enhancement('ColorTransform', level)
+
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """A new image (H, W, 3)."""
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+        return _clipped(cv2.addWeighted(image, self.factor, grey, 1 - self.factor, 0), image.dtype)
+
+
+@PIPELINES.register_module()
+class EqualizeTransform(_ColorTransform):
+    """Equalise the histogram of each channel.
+
+    Args:
+        prob: how often.
+    """
+
+    def __init__(self, prob: float = 0.5):
+        super().__init__(prob)
+
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """A new image (H, W, 3)."""
+        return cv2.merge([_equalized(channel) for channel in cv2.split(image)])
+
+
+@PIPELINES.register_module()
+class BrightnessTransform(_ColorTransform):
+    """Multiply the image by 0.1 (level 0) to 1.9 (level 10).
+
+    Args:
+        level: from 0 to 10.
+        prob: how often.
+    """
+
+    def __init__(self, level: float, prob: float = 0.5):
+        super().__init__(prob)
+        self.level, self.factor = level, _enhancement('BrightnessTransform', level)
+
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """A new image (H, W, 3)."""
+        return _clipped(image.astype(np.float32) * np.float32(self.factor), image.dtype)
+
+
+@PIPELINES.register_module()
+class ContrastTransform(_ColorTransform):
+    """Blend the image with its mean grey: level 0 is nearly uniform, 5 leaves it.
+
+    Args:
+        level: from 0 to 10.
+        prob: how often.
+    """
+
+    def __init__(self, level: float, prob: float = 0.5):
+        super().__init__(prob)
+        self.level, self.factor = level, _enhancement('ContrastTransform', level)
+
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """A new image (H, W, 3)."""
+        mean = round(float(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).mean(dtype=np.float64)))
+        grey = np.full_like(image, mean, dtype=np.float32)
+        return _clipped(cv2.addWeighted(image.astype(np.float32), self.factor, grey, 1 - self.factor, 0), image.dtype)
+
+
+@PIPELINES.register_module()
+class CutOut:
+    """Fill rectangles at random places with one colour (DeVries and Taylor 2017); the annotations stay.
+
+    Args:
+        n_holes: how many, or (least, most).
+        cutout_shape: (w, h) in pixels, or a list of them to draw from; or
+        cutout_ratio: (w, h) as shares of the image, or a list of them.
+        fill_in: the colour.
+
+    Raises:
+        ConfigError: both or none of ``cutout_shape`` and ``cutout_ratio``, or a value out of range.
+    """
+
+    def __init__(self, n_holes: int | Sequence[int], cutout_shape: Any = None, cutout_ratio: Any = None,
+                 fill_in: Sequence[float] = (0, 0, 0)):
+        if (cutout_shape is None) == (cutout_ratio is None):
+            raise ConfigError('CutOut needs either cutout_shape or cutout_ratio')
+        self.n_holes = tuple(n_holes) if isinstance(n_holes, (tuple, list)) else (n_holes, n_holes)
+        if len(self.n_holes) != 2 or not 0 <= self.n_holes[0] <= self.n_holes[1]:
+            raise ConfigError(f'CutOut.n_holes {n_holes}: a number, or the least and the most')
+        self.with_ratio = cutout_ratio is not None
+        given = cutout_ratio if self.with_ratio else cutout_shape
+        self.candidates = [tuple(one) for one in given] if isinstance(given[0], (tuple, list)) else [tuple(given)]
+        if not all(len(one) == 2 for one in self.candidates):
+            raise ConfigError(f'CutOut: {given} is neither (w, h) nor a list of them')
+        self.fill_in = tuple(fill_in)
+
+    def __call__(self, results: dict) -> dict:
+        """Fill the rectangles."""
+        image = results['img'].copy()
+        height, width = image.shape[:2]
+        for _ in range(np.random.randint(self.n_holes[0], self.n_holes[1] + 1)):
+            x, y = np.random.randint(0, width), np.random.randint(0, height)
+            w, h = self.candidates[np.random.randint(0, len(self.candidates))]
+            if self.with_ratio:
+                w, h = int(w * width), int(h * height)
+            image[y:y + h, x:x + w] = self.fill_in
+        results['img'] = image
+        return results

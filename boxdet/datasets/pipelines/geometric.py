@@ -15,7 +15,7 @@ import numpy as np
 
 from boxdet.datasets.fields import BOXES, FIELD_KINDS, IMAGES, keep_objects, move_fields
 from boxdet.datasets.pipelines.formatting import PAD_VAL
-from boxdet.datasets.warps import Crop, Flip, Place, Scale, Warp, resize_map
+from boxdet.datasets.warps import Affine, Crop, Flip, Place, Scale, Shift, Warp, clip_boxes, resize_map
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.masks import INTERPOLATIONS, rescaled_hw
 from boxdet.registry import PIPELINES
@@ -66,7 +66,7 @@ class GeometricTransform:
             whether an object is left, or there is no ``gt_bboxes`` to tell.
         """
         self.move(results, Crop.of(window, _hw(results), clip), keep)
-        results['img_shape'] = results['pad_shape'] = results[_first_image(results)].shape
+        results['img_shape'] = results['pad_shape'] = results[first_image(results)].shape
         fields = results.get('bbox_fields', [])
         for boxes, masks in (('gt_bboxes', 'gt_masks'), ('gt_bboxes_ignore', 'gt_masks_ignore')):
             if recompute_bbox and boxes in fields and masks in results:
@@ -74,18 +74,49 @@ class GeometricTransform:
         return 'gt_bboxes' not in fields or len(results['gt_bboxes']) > 0
 
 
-def _first_image(results: dict) -> str:
+def first_image(results: dict) -> str:
+    """The key of the image whose size is the sample's."""
     return results.get('img_fields', ['img'])[0]
 
 
 def _hw(results: dict) -> tuple[int, int]:
     """Height and width of the sample's image."""
-    return results[_first_image(results)].shape[:2]
+    return results[first_image(results)].shape[:2]
 
 
 def with_area(_: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(N,) bool: which boxes (N, 4) have an area."""
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def larger_than(pixels: float) -> Keep:
+    """What keeps boxes that are wider and higher than ``pixels``."""
+    return lambda _, boxes: ((boxes[:, 2:] - boxes[:, :2]) > pixels).all(axis=1)
+
+
+def inside(boxes: np.ndarray, hw: Sequence[int]) -> np.ndarray:
+    """(N,) bool: which boxes (N, 4) reach into an image of size ``hw``."""
+    return (boxes[:, :2] < (hw[1], hw[0])).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+
+
+def alike(before: np.ndarray, after: np.ndarray, min_size: float, min_area_ratio: float,
+          max_aspect_ratio: float) -> np.ndarray:
+    """Which objects still look like themselves (YOLOv5's filter).
+
+    Args:
+        before: (N, 4) boxes as large as they would be if nothing were cut off.
+        after: (N, 4) what is left of them.
+        min_size: both sides must be longer, in pixels.
+        min_area_ratio: the area left, as a share of the whole one, must be larger.
+        max_aspect_ratio: longer side / shorter side must be smaller.
+
+    Returns:
+        (N,) bool.
+    """
+    whole, left = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
+    aspect = np.maximum(left[:, 0] / (left[:, 1] + 1e-16), left[:, 1] / (left[:, 0] + 1e-16))
+    share = left.prod(axis=1) / (whole.prod(axis=1) + 1e-16)
+    return (left > min_size).all(axis=1) & (share > min_area_ratio) & (aspect < max_aspect_ratio)
 
 
 def _as_scales(img_scale: Any) -> list[tuple[int, int]] | None:
@@ -148,7 +179,7 @@ class Resize(GeometricTransform):
         warp = Scale(out_hw=out_hw, clip=self.bbox_clip_border, in_hw=hw, interpolation=self.interpolation,
                      backend=self.backend)
         results['scale_factor'], results['keep_ratio'] = warp.factor, self.keep_ratio
-        image = results[_first_image(results)]
+        image = results[first_image(results)]
         results['img_shape'] = results['pad_shape'] = (*out_hw, *image.shape[2:])
         self.move(results, warp)
         return results
@@ -272,7 +303,7 @@ class Pad(GeometricTransform):
 
     def _pad(self, results: dict, images: bool) -> dict:
         out_hw = self._target(_hw(results))
-        results['pad_shape'] = (*out_hw, *results[_first_image(results)].shape[2:])
+        results['pad_shape'] = (*out_hw, *results[first_image(results)].shape[2:])
         results['pad_fixed_size'], results['pad_size_divisor'] = self.size, self.size_divisor
         fill = self.pad_val
         self.move(results, Place(out_hw=out_hw, img_fill=fill['img'], seg_fill=fill['seg'], mask_fill=fill['masks']),
@@ -449,7 +480,7 @@ class Expand(GeometricTransform):
         unknown = PAD_VAL['seg'] if self.seg_ignore_label is None else self.seg_ignore_label
         self.move(results, Place(out_hw=(int(height * ratio), int(width * ratio)), left=left, top=top,
                                  img_fill=self.mean, seg_fill=unknown))
-        results['img_shape'] = results['pad_shape'] = results[_first_image(results)].shape
+        results['img_shape'] = results['pad_shape'] = results[first_image(results)].shape
         return results
 
 
@@ -514,3 +545,100 @@ def _overlaps(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
     shared = np.clip(sides, 0, None).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (patch[2:] - patch[:2]).prod()
     return shared / np.maximum(areas - shared, 1e-6)
+
+
+@PIPELINES.register_module()
+class RandomShift(GeometricTransform):
+    """Shift the sample by some pixels, unless no object of ``gt_bboxes`` would be left (YOLOF, Chen et al. 2021).
+
+    Args:
+        shift_ratio: how often.
+        max_shift_px: largest shift on each axis, in pixels.
+        filter_thr_px: objects that are left no wider or higher than this are dropped.
+
+    Raises:
+        ConfigError: ``shift_ratio`` outside 0 to 1, or a negative shift.
+    """
+
+    def __init__(self, shift_ratio: float = 0.5, max_shift_px: int = 32, filter_thr_px: int = 1):
+        if not 0 <= shift_ratio <= 1 or max_shift_px < 0:
+            raise ConfigError(f'RandomShift: shift_ratio={shift_ratio} lies between 0 and 1, and '
+                              f'max_shift_px={max_shift_px} is not negative')
+        self.shift_ratio, self.max_shift_px, self.filter_thr_px = shift_ratio, max_shift_px, int(filter_thr_px)
+
+    def __call__(self, results: dict) -> dict:
+        """Shift the sample, or not."""
+        if np.random.random() >= self.shift_ratio or not self.max_shift_px:
+            return results
+        x, y = (int(np.random.randint(-self.max_shift_px, self.max_shift_px)) for _ in range(2))
+        warp = Shift(out_hw=_hw(results), clip=True, x=x, y=y)
+        keep = larger_than(self.filter_thr_px)
+        if 'gt_bboxes' in results.get('bbox_fields', []):
+            boxes = clip_boxes(warp.boxes(results['gt_bboxes']), warp.out_hw)
+            if not keep(boxes, boxes).any():
+                return results
+        self.move(results, warp, keep)
+        return results
+
+
+@PIPELINES.register_module()
+class RandomAffine(GeometricTransform):
+    """Turn, scale, shear and shift the sample at random (YOLOX, Ge et al. 2021); the corner of the image is the centre.
+
+    Args:
+        max_rotate_degree: largest turn.
+        max_translate_ratio: largest shift, as a share of the new image's sides.
+        scaling_ratio_range: bounds of the scale.
+        max_shear_degree: largest shear on each axis.
+        border: (h, w) pixels that the new image has more on each side; negative ones undo Mosaic's canvas.
+        border_val: colour of what nothing comes to.
+        min_bbox_size: with
+        min_area_ratio: and
+        max_aspect_ratio: what is left of an object must look like, see ``alike``; only where ``skip_filter`` is False.
+        bbox_clip_border: clip boxes to the new image.
+        skip_filter: drop only objects that are outside.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(self, max_rotate_degree: float = 10.0, max_translate_ratio: float = 0.1,
+                 scaling_ratio_range: Sequence[float] = (0.5, 1.5), max_shear_degree: float = 2.0,
+                 border: Sequence[int] = (0, 0), border_val: Sequence[int] = (114, 114, 114), min_bbox_size: float = 2,
+                 min_area_ratio: float = 0.2, max_aspect_ratio: float = 20, bbox_clip_border: bool = True,
+                 skip_filter: bool = True):
+        if not 0 <= max_translate_ratio <= 1:
+            raise ConfigError(f'RandomAffine.max_translate_ratio {max_translate_ratio} does not lie between 0 and 1')
+        if not 0 < scaling_ratio_range[0] <= scaling_ratio_range[1]:
+            raise ConfigError(f'RandomAffine.scaling_ratio_range {scaling_ratio_range}: two positive factors, the '
+                              'smaller first')
+        self.max_rotate_degree, self.max_shear_degree = max_rotate_degree, max_shear_degree
+        self.max_translate_ratio, self.scaling_ratio_range = max_translate_ratio, tuple(scaling_ratio_range)
+        self.border, self.border_val = tuple(border), tuple(border_val)
+        self.min_bbox_size, self.min_area_ratio = min_bbox_size, min_area_ratio
+        self.max_aspect_ratio = max_aspect_ratio
+        self.bbox_clip_border, self.skip_filter = bbox_clip_border, skip_filter
+
+    def __call__(self, results: dict) -> dict:
+        """Warp the sample."""
+        out_hw = tuple(side + 2 * border for side, border in zip(_hw(results), self.border))
+        if min(out_hw) < 1:
+            raise ConfigError(f'RandomAffine.border {self.border} leaves nothing of an image of {_hw(results)}')
+        turn = math.radians(np.random.uniform(-self.max_rotate_degree, self.max_rotate_degree))
+        scale = np.random.uniform(*self.scaling_ratio_range)
+        shear_x, shear_y = (math.tan(math.radians(np.random.uniform(-self.max_shear_degree, self.max_shear_degree)))
+                            for _ in range(2))
+        shift = [np.random.uniform(-self.max_translate_ratio, self.max_translate_ratio) * side for side in out_hw[::-1]]
+        cosine, sine = scale * math.cos(turn), scale * math.sin(turn)
+        linear = np.array([[1, shear_x], [shear_y, 1]]) @ [[cosine, -sine], [sine, cosine]]
+        warp = Affine(out_hw=out_hw, clip=self.bbox_clip_border, img_fill=self.border_val,
+                      matrix=np.concatenate([linear, np.array(shift)[:, None]], axis=1))
+        self.move(results, warp, partial(self._kept, scale, out_hw))
+        results['img_shape'] = results['pad_shape'] = results[first_image(results)].shape
+        return results
+
+    def _kept(self, scale: float, hw: Sequence[int], before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        kept = inside(after, hw)
+        if self.skip_filter:
+            return kept
+        return kept & alike(before * scale, after, self.min_bbox_size, self.min_area_ratio, self.max_aspect_ratio)
