@@ -174,7 +174,7 @@ LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor
                   FAMILIES)
 
 MATCHING = Registry('matching', (
-    'boxdet.matching.anchors', 'boxdet.matching.box_coder', 'boxdet.matching.iou', 'boxdet.matching.assigner',
+    'boxdet.matching.anchors', 'boxdet.matching.box_coder', 'boxdet.matching.assigner',
     'boxdet.matching.sampler'), FAMILIES)
 ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPLERS = IOU_CALCULATORS = MATCHING
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 
 from boxdet.errors import ConfigError
-from boxdet.geometry.devices import line_of_work
 from boxdet.registry import ANCHOR_GENERATORS
 
 # Sets of grids that are remembered; a set for 800x1333 pixels on five levels is 4 MB.
@@ -199,3 +199,15 @@ def _scales(scales: Sequence[float] | None, octave_base_scale: float | None,
     if scales is not None:
         return list(scales)
     return [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
+
+
+def line_of_work(device: torch.device) -> tuple[int, int]:
+    """This thread and its current stream on ``device``: work of one such pair is done in the order it is given in.
+
+    What is remembered for the next call, such as a grid, is remembered for one line of work. Another one could read it
+    before it is written, or after its memory was given to something else.
+    """
+    stream = 0
+    if device.type == 'cuda' and torch.cuda.is_initialized():
+        stream = torch.cuda.current_stream(device).cuda_stream
+    return threading.get_ident(), stream

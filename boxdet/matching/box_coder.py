@@ -11,7 +11,6 @@ import torch
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
-from boxdet.geometry.devices import line_of_work
 from boxdet.registry import BBOX_CODERS
 
 
@@ -40,7 +39,6 @@ class DeltaXYWHBBoxCoder:
         self.add_ctr_clamp = add_ctr_clamp
         self.ctr_clamp = ctr_clamp
         self._is_plain = self.means == (0.0,) * 4 and self.stds == (1.0,) * 4
-        self._constants: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def encode(self, bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
         """Deltas (N, 4) that move each of ``bboxes`` (N, 4) onto the same row of ``gt_bboxes`` (N, 4)."""
@@ -50,8 +48,7 @@ class DeltaXYWHBBoxCoder:
         deltas = torch.cat([(gt_center - center) / size, (gt_size / size).log()], dim=1)
         if self._is_plain:
             return deltas
-        means, stds = self._normalisation(deltas)
-        return (deltas - means) / stds
+        return torch.stack([(delta - mean) / std for delta, mean, std in zip(deltas.unbind(-1), self.means, self.stds)], -1)
 
     def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
                max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
@@ -68,8 +65,9 @@ class DeltaXYWHBBoxCoder:
         """
         deltas = at_least_float32(pred_bboxes).reshape(len(pred_bboxes), pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
         if not self._is_plain:
-            means, stds = self._normalisation(deltas)
-            deltas = deltas * stds + means
+            # By number: tensors of the four would be copied to the device, or shared between threads and streams.
+            scaled = [delta * std + mean for delta, mean, std in zip(deltas.unbind(-1), self.means, self.stds)]
+            deltas = torch.stack(scaled, dim=-1)
         bboxes = at_least_float32(bboxes)[:, None]  # (N, 1, 4)
         size = bboxes[..., 2:] - bboxes[..., :2]
         shift, growth = size * deltas[..., :2], deltas[..., 2:]
@@ -90,16 +88,6 @@ class DeltaXYWHBBoxCoder:
         corners = [first[..., 0].clamp(0, width), first[..., 1].clamp(0, height),
                    second[..., 0].clamp(0, width), second[..., 1].clamp(0, height)]
         return torch.stack(corners, dim=-1).reshape(pred_bboxes.shape)
-
-    def _normalisation(self, like: torch.Tensor) -> torch.Tensor:
-        """Means and deviations (2, 4) of the type and on the device of ``like``, sent once to each thread and stream."""
-        key = like.device, like.dtype, *line_of_work(like.device)
-        constants = self._constants.get(key)
-        if constants is None:
-            with torch.inference_mode(False):
-                values = torch.tensor([self.means, self.stds], dtype=like.dtype)
-                constants = self._constants[key] = values.to(like.device, non_blocking=True)
-        return constants
 
     def __repr__(self) -> str:
         return f'DeltaXYWHBBoxCoder(target_means={self.means}, target_stds={self.stds}, clip_border={self.clip_border})'

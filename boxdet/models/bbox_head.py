@@ -25,8 +25,7 @@ from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING, Cfg
 from boxdet.structures.batch import SampledRois
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, image_rows, joined, of_images
+from boxdet.structures.instances import Instances, PaddedInstances, image_rows, joined, of_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -306,7 +305,7 @@ class BBoxHead(nn.Module):
             valid: (B, N) bool, False for proposals that only fill up.
             cls_score: (B * N, K + 1).
             bbox_pred: (B * N, 4 or K * 4), or None.
-            sizes: (height, width) of B images, see ``structures.padded.image_sizes``; boxes are clipped to them.
+            sizes: (height, width) of B images, see ``structures.batch.image_sizes``; boxes are clipped to them.
             settings: which results.
             suppression: how many candidates are looked at, and how they are suppressed.
         """

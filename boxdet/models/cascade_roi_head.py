@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import Suppression
@@ -27,9 +28,8 @@ from boxdet.models.standard_roi_head import (
     predict_padded,
 )
 from boxdet.registry import HEADS, ROI_EXTRACTORS, Cfg, Registry
-from boxdet.structures.batch import ImageMeta, SampledRois
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, joined, of_images, split_like
+from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
+from boxdet.structures.instances import Instances, PaddedInstances, image_rows, joined, of_images, split_like
 
 
 @HEADS.register_module()
@@ -85,6 +85,7 @@ class CascadeRoIHead(nn.Module):
         if self.train_cfg is not None:
             settings = _one_a_stage(self.train_cfg, num_stages, 'train_cfg.rcnn')
         self.matching = [build_matching(s) for s in settings]
+        self.ranks_by_loss = [ability(sampler, 'ranks_by_loss') for _, sampler in self.matching]
         self.stage_settings = settings
         self.init_cfg = init_cfg
 
@@ -140,7 +141,8 @@ class CascadeRoIHead(nn.Module):
         for stage, weight in enumerate(self.stage_loss_weights):
             head, settings = self.bbox_head[stage], self.stage_settings[stage]
             forward = partial(self.box_forward, stage)
-            samples = draw_samples(*self.matching[stage], boxes, gt, ignored, partial(box_losses, head, forward, feats))
+            rank = partial(box_losses, head, forward, feats) if self.ranks_by_loss[stage] else None
+            samples = draw_samples(*self.matching[stage], boxes, gt, ignored, rank)
             scores, deltas, pooled = forward(feats, boxes_to_rois([s.boxes for s in samples]))
             targets = head.targets(samples, settings)
             parts = head.loss(scores, deltas, targets)

@@ -152,7 +152,8 @@ class RoIExtractor(Protocol):
 class BoxHead(Protocol):
     """Class scores and box deltas of rois, ``roi_head.bbox_head``.
 
-    May declare ``fixed_size_prediction``.
+    May declare ``fixed_size_prediction``, with a ``predict_padded`` as that of ``BBoxHead``: it takes a
+    ``geometry.nms.Suppression``, and ``predict`` is the same with the exact one.
 
     Attributes:
         num_classes: K.
@@ -187,6 +188,9 @@ class BoxHead(Protocol):
             image_hw: height and width of the image, to which boxes are clipped.
             settings: the RoI head's ``test_cfg``.
         """
+
+    def probabilities(self, cls_score: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (R, K + 1) from scores (R, K + 1)."""
 
     def decode(self, boxes: torch.Tensor, bbox_pred: torch.Tensor | None, image_hw: tuple[int, int]) -> torch.Tensor:
         """Boxes (N, 4 or K * 4): boxes (N, 4) moved by deltas (N, 4 or K * 4) and clipped to the image."""

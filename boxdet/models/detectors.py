@@ -27,10 +27,9 @@ from boxdet.models.rpn_head import ProposalSettings, RPNTrainSettings
 from boxdet.models.settings import parse_section, section
 from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, Cfg, accepted_keywords
-from boxdet.structures.batch import Batch, ImageMeta
-from boxdet.structures.instances import Instances
+from boxdet.structures.batch import Batch, ImageMeta, image_sizes
+from boxdet.structures.instances import Instances, PaddedInstances
 from boxdet.structures.masks import RleMasks
-from boxdet.structures.padded import PaddedInstances, image_sizes
 
 if TYPE_CHECKING:
     from boxdet.visualization.palette import ColorSpec, PaletteSpec
@@ -80,7 +79,7 @@ class _Detector(nn.Module):
             self.neck = NECKS.build(neck)
             self._neck_frees = ability(self.neck, 'frees_levels')
         self.init_cfg = init_cfg
-        self.told_of_fixed_size = False
+        self.told_of_fixed_size = self._gives_keypoints = False
         self.CLASSES: tuple[str, ...] | None = None
         self.PALETTE: PaletteSpec = None
 
@@ -120,7 +119,7 @@ class _Detector(nn.Module):
     @property
     def with_keypoint(self) -> bool:
         """Whether the second stage gives keypoints."""
-        return self.with_roi_head and ability(self.roi_head, 'with_keypoint')
+        return self._gives_keypoints
 
     @property
     def skeleton(self) -> tuple[tuple[int, int], ...]:
@@ -245,6 +244,7 @@ class TwoStageDetector(_Detector):
         self.roi_head = HEADS.build(roi_head, **_if_taken(roi_head, train_cfg=train.rcnn, test_cfg=test.rcnn,
                                                           pretrained=weights))
         self._wants_semantic_seg = ability(self.roi_head, 'wants_semantic_seg')
+        self._gives_keypoints = ability(self.roi_head, 'with_keypoint')
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         """Return the losses by name: scalars, or lists of a scalar a level."""

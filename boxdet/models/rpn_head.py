@@ -26,9 +26,8 @@ from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.settings import integer, nms, number, parse_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, Cfg, accepted_keywords
-from boxdet.structures.batch import ImageMeta
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, of_images
+from boxdet.structures.batch import ImageMeta, image_sizes
+from boxdet.structures.instances import Instances, PaddedInstances, image_rows, of_images
 
 _LOG = logging.getLogger(__name__)
 

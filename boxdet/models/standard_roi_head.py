@@ -24,9 +24,8 @@ from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import parse_section
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS, Cfg
-from boxdet.structures.batch import ImageMeta, SampledRois
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, image_sizes, joined
+from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
+from boxdet.structures.instances import Instances, PaddedInstances, joined
 
 
 @HEADS.register_module()
@@ -86,6 +85,7 @@ class StandardRoIHead(nn.Module):
             if keypoint_roi_extractor is not None:
                 self.keypoint_roi_extractor = ROI_EXTRACTORS.build(keypoint_roi_extractor)
         self.assigner, self.sampler = build_matching(self.train_cfg)
+        self.ranks_by_loss = ability(self.sampler, 'ranks_by_loss')
         self.init_cfg = init_cfg
 
     @property
@@ -161,9 +161,8 @@ class StandardRoIHead(nn.Module):
             ignored: B boxes (M, 4); proposals on them are left out.
             metas: B images.
         """
-        samples = draw_samples(
-            self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored,
-            lambda image, *boxes: box_losses(self.bbox_head, self.box_forward, feats, image, *boxes))
+        rank = partial(box_losses, self.bbox_head, self.box_forward, feats) if self.ranks_by_loss else None
+        samples = draw_samples(self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored, rank)
         scores, deltas, pooled = self.box_forward(feats, boxes_to_rois([s.boxes for s in samples]))
         targets = self.bbox_head.targets(samples, self.train_cfg)
         losses = self.bbox_head.loss(scores, deltas, targets)
@@ -281,7 +280,7 @@ def build_matching(settings: RoITrainSettings | None) -> tuple[contracts.Assigne
 @torch.no_grad()
 def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler | None,
                  boxes: Sequence[torch.Tensor], gt: Sequence[Instances], ignored: Sequence[torch.Tensor] | None,
-                 rank_losses: Callable[..., Mapping[str, torch.Tensor]]) -> list[SampledRois]:
+                 rank_losses: Callable[..., Mapping[str, torch.Tensor]] | None = None) -> list[SampledRois]:
     """Match the proposals of B images with their ground truth, and draw those that enter the loss.
 
     Args:
@@ -290,16 +289,16 @@ def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler
         boxes: B proposals (N, 4).
         gt: B objects.
         ignored: B boxes (M, 4), or None.
-        rank_losses: ``rank_losses(image, boxes, labels)`` gives the losses of boxes of an image to samplers
-            that choose by them (OHEM).
+        rank_losses: for a sampler that declares ``ranks_by_loss`` (OHEM): ``rank_losses(image, boxes, labels)`` gives
+            it the losses of boxes of an image.
     """
     if assigner is None:
         raise ConfigError("model.train_cfg needs 'rcnn' for training")
-    samples, ranks_by_loss = [], ability(sampler, 'ranks_by_loss')
+    samples = []
     for i, (own, objects) in enumerate(zip(boxes, gt)):
         regions = None if ignored is None else ignored[i]
         matched = assigner.assign(own, objects.bboxes, regions, objects.labels)
-        by_loss = dict(rank_losses=partial(rank_losses, i)) if ranks_by_loss else {}
+        by_loss = dict(rank_losses=partial(rank_losses, i)) if rank_losses else {}
         samples.append(sampler.sample(matched, own, objects.bboxes, objects.labels, **by_loss))
     return samples
 

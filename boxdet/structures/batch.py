@@ -172,3 +172,11 @@ class SampledRois:
     def boxes(self) -> torch.Tensor:
         """(P + Q, 4): the positives, then the negatives."""
         return torch.cat([self.pos_boxes, self.neg_boxes])
+
+
+def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, int]] | torch.Tensor:
+    """(height, width) of B images, from their metas.
+
+    A tensor (B, 2) of them stays one: where a graph is made of a model, the number of images need not be known.
+    """
+    return metas if isinstance(metas, torch.Tensor) else [tuple(meta.img_shape[:2]) for meta in metas]

@@ -129,7 +129,7 @@ def test_threads_and_streams_have_grids_of_their_own(monkeypatch):
 def test_a_line_of_work_is_a_thread_and_its_current_stream(monkeypatch):
     from types import SimpleNamespace
 
-    from boxdet.geometry.devices import line_of_work
+    from boxdet.matching.anchors import line_of_work
     assert line_of_work(torch.device('cpu')) == line_of_work(torch.device('cpu'))
     monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
     lines = []

@@ -19,10 +19,10 @@ def test_one_loss_a_box(tiny_detector, loss):
     feats = [torch.randn(2, 32, 128 // s, 128 // s) for s in (4, 8, 16, 32)]
     labels = torch.tensor([0, 2, 1])
     with torch.no_grad():
-        found = box_losses(head.bbox_head, head.box_features, feats, 1, boxes, labels)['loss_cls']
-        background = box_losses(head.bbox_head, head.box_features, feats, 1, boxes, None)['loss_cls']
+        found = box_losses(head.bbox_head, head.box_forward, feats, 1, boxes, labels)['loss_cls']
+        background = box_losses(head.bbox_head, head.box_forward, feats, 1, boxes, None)['loss_cls']
         rois = torch.cat([torch.ones(3, 1), boxes], dim=1)
-        scores, _ = head.bbox_head(head.box_features(feats, rois))
+        scores, _, _ = head.box_forward(feats, rois)
     assert found.shape == background.shape == (3,) and not torch.equal(found, background)
     if loss == dict(use_sigmoid=True):
         answers = F.one_hot(labels, 4).float()

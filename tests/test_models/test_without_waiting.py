@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from boxdet.geometry.nms_rounds import IN_ROUNDS, SuppressionInRounds
 from boxdet.models import build_detector, detectors
 from boxdet.models.bbox_head import BBoxHead
-from boxdet.structures import padded
+from boxdet.structures import instances
 from tests.test_models import tiny_models
 from tests.test_models.test_families import FAMILIES, mixed_batch
 
@@ -67,7 +67,7 @@ def propose(model, batch):
 @pytest.mark.parametrize('family', sorted(set(FAMILIES) - WAITING))
 def test_nothing_is_asked_of_the_device(family, monkeypatch):
     waits = []
-    monkeypatch.setattr(padded, 'wait_for', waits.append)
+    monkeypatch.setattr(instances, 'wait_for', waits.append)
     assert on_fake_gpu(FAMILIES[family](), propose if family == 'rpn' else detect) == []
     assert len(waits) == 1
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import PaddedInstances, image_rows, image_sizes, joined, of_images, split_like
+from boxdet.structures.batch import image_sizes
+from boxdet.structures.instances import Instances, PaddedInstances, image_rows, joined, of_images, split_like
 
 
 def some(count: int) -> Instances:

@@ -19,8 +19,7 @@ from boxdet.models.settings import number
 from boxdet.models.standard_roi_head import StandardRoIHead
 from boxdet.registry import DETECTORS, HEADS, LOSSES
 from boxdet.structures.batch import SampledRois
-from boxdet.structures.instances import Instances
-from boxdet.structures.padded import joined
+from boxdet.structures.instances import Instances, joined
 
 _INIT = [dict(type='Kaiming', override=dict(name='convs')), dict(type='Caffe2Xavier', override=dict(name='fcs')),
          dict(type='Normal', std=0.01, override=dict(name='fc_mask_iou'))]
