@@ -1,4 +1,4 @@
-"""How many multiplications a detector makes on a picture, part by part, without making them.
+"""How many multiplications a detector makes on an image, part by part, without making them.
 
 Everything runs on the meta device, where tensors have shapes and no numbers: a count takes a moment and no memory for
 any model. The counter is torch's (``torch.utils.flop_counter``), with torchvision's deformable convolution added.
@@ -33,11 +33,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Multiply-adds of one picture by part: backbone, neck, rpn_head, shared_head, bbox_head, mask_head, keypoint_head.
+    """Multiply-adds of one image by part: backbone, neck, rpn_head, shared_head, bbox_head, mask_head, keypoint_head.
 
     Args:
         model: a detector on the meta device (``with torch.device('meta'): build_detector(...)``).
-        height, width: of the network's input; multiples of 32 are what the pipeline's padding makes of a picture.
+        height: of the network's input; the pipeline's padding makes multiples of 32 of it.
+        width: likewise.
 
     Raises:
         ConfigError: a model that is elsewhere, or whose parts are not known here.

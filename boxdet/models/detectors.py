@@ -192,7 +192,7 @@ class _Detector(nn.Module):
 
         found = result if isinstance(result, Instances) else Instances.from_per_class(result)
         image = draw.read_image(img, found.image_size)
-        picture = draw.draw_instances(image, found, self.CLASSES, score_thr, self.PALETTE,
+        drawing = draw.draw_instances(image, found, self.CLASSES, score_thr, self.PALETTE,
                                       thickness=thickness,
                                       font_scale=None if font_size is None else font_size / 22,
                                       bbox_color=bbox_color, text_color=text_color, mask_color=mask_color,
@@ -200,10 +200,10 @@ class _Detector(nn.Module):
         if out_file is not None and str(out_file).lower().endswith('.pdf'):
             pdf.write_pdf(image, found, out_file, self.CLASSES, score_thr, self.PALETTE, self.skeleton)
         elif out_file is not None:
-            draw.write_image(picture, out_file)
+            draw.write_image(drawing, out_file)
         if show:
-            draw.show(picture, win_name, wait_time)
-        return picture
+            draw.show(drawing, win_name, wait_time)
+        return drawing
 
 
 @DETECTORS.register_module()
@@ -326,11 +326,11 @@ class TwoStageDetector(_Detector):
                      metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
         """Results of B images in original pixels from V views; arguments are lists of one a view."""
         if self.with_rpn:
-            joint = merge_proposals(proposals, metas, self.test_cfg.rpn)
+            merged = merge_proposals(proposals, metas, self.test_cfg.rpn)
         else:
             # Every view brings the same proposals.
-            joint = [to_original(p, meta) for p, meta in zip(proposals[0], metas[0])]
-        results = merge_boxes(self.roi_head, feats, joint, metas, self.test_cfg.rcnn)
+            merged = [to_original(p, meta) for p, meta in zip(proposals[0], metas[0])]
+        results = merge_boxes(self.roi_head, feats, merged, metas, self.test_cfg.rcnn)
         if self.with_mask:
             results = merge_masks(self.roi_head, feats, results, metas)
         return merge_keypoints(self.roi_head, feats, results, metas) if self.with_keypoint else results
@@ -416,8 +416,8 @@ class RPN(_Detector):
             results = self._detect(views[0])
             results = [to_original(r, meta) for r, meta in zip(results, metas[0])] if rescale else results
         else:
-            found = [self.rpn_head.predict(*self.rpn_head(self.extract_feat(view.images)), view.metas, self.test_cfg.rpn)
-                     for view in views]
+            outs = [self.rpn_head(self.extract_feat(view.images)) for view in views]
+            found = [self.rpn_head.predict(*own, view.metas, self.test_cfg.rpn) for own, view in zip(outs, views)]
             results = merge_proposals(found, metas, self.test_cfg.rpn)
             results = results if rescale else [to_input(r, meta) for r, meta in zip(results, metas[0])]
         return [Instances(r.image_size, 1, bboxes=r.bboxes, scores=r.scores,
@@ -434,7 +434,7 @@ class RPN(_Detector):
 
 
 def _no_fixed_size(head: nn.Module, section: str = '', settings: Any = None, limit: str = '') -> str:
-    """Why ``head`` has no predictions of a fixed size, or not with ``settings``, which need a ``limit``; '' if it has."""
+    """Why ``head`` cannot predict in a fixed size, or not with ``settings``, which need a ``limit``; '' if it can."""
     if not ability(head, 'fixed_size_prediction'):
         return f'{type(head).__name__} declares no fixed_size_prediction, or overrides predict'
     if limit and getattr(settings, limit, 0) <= 0:

@@ -1,7 +1,7 @@
 """Between the two frames: pixels of the network's input, and pixels of the original image.
 
 The models work in the first; users see the second. This is the one place that knows scale factors and flips.
-Letters: N boxes of an image, K classes, J joints, h, w height and width of a mask-head output, H, W of a heatmap.
+Letters: N boxes of an image, K classes, J keypoints, h, w height and width of a mask-head output, H, W of a heatmap.
 """
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import flip_boxes
-from boxdet.geometry.keypoints import flip_heatmaps as flip_joint_maps
+from boxdet.geometry.keypoints import flip_heatmaps as flip_keypoint_maps
 from boxdet.geometry.keypoints import flip_keypoints
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 
-FlipPairs = Sequence[tuple[int, int]] | None  # joints that a mirror swaps; None where nobody said
+FlipPairs = Sequence[tuple[int, int]] | None  # keypoints that a mirror swaps; None where nobody said
 _FLIPPED_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 
 
@@ -41,18 +41,18 @@ def flip_masks(probs: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
 
 def flip_heatmaps(heatmaps: torch.Tensor, meta: ImageMeta, pairs: FlipPairs) -> torch.Tensor:
     """Heatmaps (N, J, H, W) within boxes, turned as ``meta`` says their image was; twice gives them back."""
-    return flip_joint_maps(heatmaps, _known(pairs), meta.flip_direction or 'horizontal') if meta.flip else heatmaps
+    return flip_keypoint_maps(heatmaps, _known(pairs), meta.flip_direction or 'horizontal') if meta.flip else heatmaps
 
 
 def keypoints_to_original(keypoints: torch.Tensor, meta: ImageMeta, pairs: FlipPairs) -> torch.Tensor:
-    """Joints (N, J, 3) from network-input to original pixels, an unflipped image."""
+    """Keypoints (N, J, 3) from network-input to original pixels, an unflipped image."""
     if meta.flip:
         keypoints = flip_keypoints(keypoints, meta.img_shape, _known(pairs), meta.flip_direction or 'horizontal')
     return torch.cat([keypoints[..., :2] / _scale(keypoints, meta)[:2], keypoints[..., 2:]], dim=-1)
 
 
 def keypoints_to_input(keypoints: torch.Tensor, meta: ImageMeta, pairs: FlipPairs) -> torch.Tensor:
-    """Joints (N, J, 3) from original to network-input pixels: the inverse of ``keypoints_to_original``."""
+    """Keypoints (N, J, 3) from original to network-input pixels: the inverse of ``keypoints_to_original``."""
     keypoints = torch.cat([keypoints[..., :2] * _scale(keypoints, meta)[:2], keypoints[..., 2:]], dim=-1)
     if not meta.flip:
         return keypoints
@@ -62,20 +62,20 @@ def keypoints_to_input(keypoints: torch.Tensor, meta: ImageMeta, pairs: FlipPair
 def _known(pairs: FlipPairs) -> Sequence[tuple[int, int]]:
     if pairs is None:
         raise ConfigError('a flipped view of a keypoint model: model.roi_head.keypoint_head.flip_pairs has to say '
-                          'which joints a mirror swaps ([] for none)')
+                          'which keypoints a mirror swaps ([] for none)')
     return pairs
 
 
 def to_original(result: Instances, meta: ImageMeta, pairs: FlipPairs = None) -> Instances:
     """Bring ``bboxes``, ``mask_probs`` and ``keypoints`` of a result to the original image."""
-    joints = dict(keypoints=keypoints_to_original(result.keypoints, meta, pairs)) if 'keypoints' in result else {}
-    return _moved(result.replace(**joints), boxes_to_original(result.bboxes, meta), meta, meta.original_size)
+    keypoints = dict(keypoints=keypoints_to_original(result.keypoints, meta, pairs)) if 'keypoints' in result else {}
+    return _moved(result.replace(**keypoints), boxes_to_original(result.bboxes, meta), meta, meta.original_size)
 
 
 def to_input(result: Instances, meta: ImageMeta, pairs: FlipPairs = None) -> Instances:
     """Bring ``bboxes``, ``mask_probs`` and ``keypoints`` of a result to the network's input."""
-    joints = dict(keypoints=keypoints_to_input(result.keypoints, meta, pairs)) if 'keypoints' in result else {}
-    return _moved(result.replace(**joints), boxes_to_input(result.bboxes, meta), meta, tuple(meta.img_shape[:2]))
+    keypoints = dict(keypoints=keypoints_to_input(result.keypoints, meta, pairs)) if 'keypoints' in result else {}
+    return _moved(result.replace(**keypoints), boxes_to_input(result.bboxes, meta), meta, tuple(meta.img_shape[:2]))
 
 
 def _moved(result: Instances, boxes: torch.Tensor, meta: ImageMeta, image_size: tuple[int, int]) -> Instances:

@@ -1,6 +1,6 @@
-"""The keypoint head (He et al. 2017, section 5): one heatmap a joint on each roi, a softmax over its cells.
+"""The keypoint head (He et al. 2017, section 5): one heatmap a keypoint on each roi, a softmax over its cells.
 
-Letters: B images, R rois, P positive rois, J joints, C channels, h, w of the features, H, W of the heatmaps.
+Letters: B images, R rois, P positive rois, J keypoints, C channels, h, w of the features, H, W of the heatmaps.
 """
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class KeypointTargets:
     """What the positives should have predicted.
 
     Args:
-        cells: (P, J) int64, the heatmap cell of each joint.
-        valid: (P, J) bool: the joint is labelled and lies in the roi; the others have no loss.
+        cells: (P, J) int64, the heatmap cell of each keypoint.
+        valid: (P, J) bool: the keypoint is labelled and lies in the roi; the others have no loss.
     """
     cells: torch.Tensor
     valid: torch.Tensor
 
     @property
     def rois(self) -> torch.Tensor:
-        """(P,) bool: positives with a joint to learn from. The rest need not be computed."""
+        """(P,) bool: positives with a keypoint to learn from. The rest need not be computed."""
         return self.valid.any(dim=1)
 
     def __getitem__(self, index: torch.Tensor) -> KeypointTargets:
@@ -62,15 +62,15 @@ class KeypointRCNNHead(nn.Module):
         conv_cfg: layer config of the convolutions.
         norm_cfg: of their norms.
         loss_keypoint: config of the loss over the H * W cells of a heatmap.
-        normalize_by_visible_keypoints: divide the loss by the joints that have one (Detectron's default); otherwise
-            by those of a full sample, so that objects with many labelled joints weigh more.
-        score_type: the score of a joint: its 'probability' (Detectron) or its 'logit' (torchvision).
-        flip_pairs: joints (from 0) that a mirror swaps, for flipped views; of 17 joints COCO's by default.
-        skeleton: joints (from 0) that drawings connect; of 17 joints COCO's by default.
+        normalize_by_visible_keypoints: divide the loss by the keypoints that have one (Detectron's default); otherwise
+            by those of a full sample, so that objects with many labelled keypoints weigh more.
+        score_type: the score of a keypoint: its 'probability' (Detectron) or its 'logit' (torchvision).
+        flip_pairs: keypoints (from 0) that a mirror swaps, for flipped views; of 17 keypoints COCO's by default.
+        skeleton: keypoints (from 0) that drawings connect; of 17 keypoints COCO's by default.
         init_cfg: initial weights; by default He's for every layer.
 
     Raises:
-        ConfigError: another ``score_type``, or pairs of joints that there are not.
+        ConfigError: another ``score_type``, or pairs of keypoints that there are not.
     """
 
     def __init__(self, num_convs: int = 8, roi_feat_size: int | tuple[int, int] = 14, in_channels: int = 256,
@@ -133,8 +133,8 @@ class KeypointRCNNHead(nn.Module):
         for objects in gt:
             self._check(objects)
         boxes = torch.cat([drawn.pos_boxes for drawn in samples])                        # (P, 4)
-        joints = torch.cat([objects.keypoints[drawn.pos_gt_index] for drawn, objects in zip(samples, gt)])
-        return KeypointTargets(*encode_heatmaps(joints.to(boxes), boxes, self.heatmap_size))
+        keypoints = torch.cat([objects.keypoints[drawn.pos_gt_index] for drawn, objects in zip(samples, gt)])
+        return KeypointTargets(*encode_heatmaps(keypoints.to(boxes), boxes, self.heatmap_size))
 
     def _check(self, objects: Instances) -> None:
         if 'keypoints' not in objects:
@@ -150,7 +150,7 @@ class KeypointRCNNHead(nn.Module):
         Args:
             logits: of the positives that there is something to learn from.
             targets: theirs.
-            full_sample: joints of a batch that has all the positives it may have, for
+            full_sample: keypoints of a batch that has all the positives it may have, for
                 ``normalize_by_visible_keypoints=False``; 0 where the sampler knows none.
 
         Raises:
@@ -171,11 +171,11 @@ class KeypointRCNNHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Joints (R, J, 3) as x, y and score, from heatmap logits (R, J, H, W) in boxes (R, 4)."""
-        joints, scores = decode_heatmaps(heatmaps, boxes)
+        """Keypoints (R, J, 3) as x, y and score, from heatmap logits (R, J, H, W) in boxes (R, 4)."""
+        keypoints, scores = decode_heatmaps(heatmaps, boxes)
         if self.score_type == 'probability':
             scores = heatmap_probabilities(heatmaps, scores)
-        return torch.cat([joints, scores[..., None]], dim=-1)
+        return torch.cat([keypoints, scores[..., None]], dim=-1)
 
 
 def _layout(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None,
@@ -190,7 +190,7 @@ def _layout(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None,
             flip_order(num_keypoints, flip_pairs)
         skeleton = tuple((int(start), int(end)) for start, end in skeleton or ())
     except (TypeError, ValueError) as error:
-        raise ConfigError(f'keypoint_head.flip_pairs and skeleton are lists of pairs of joints: {error}') from None
-    if not all(0 <= joint < num_keypoints for bone in skeleton for joint in bone):
-        raise ConfigError(f'keypoint_head.skeleton: joints count from 0 to {num_keypoints - 1}, not {skeleton}')
+        raise ConfigError(f'keypoint_head.flip_pairs and skeleton are lists of pairs of keypoints: {error}') from None
+    if not all(0 <= keypoint < num_keypoints for bone in skeleton for keypoint in bone):
+        raise ConfigError(f'keypoint_head.skeleton: keypoints count from 0 to {num_keypoints - 1}, not {skeleton}')
     return flip_pairs, skeleton

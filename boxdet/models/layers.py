@@ -37,6 +37,7 @@ class ConvWS2d(nn.Conv2d):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, h, w) to (B, C_out, h', w')."""
         std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
         return self._conv_forward(x, (self.weight - mean) / (std + self.eps), self.bias)
 
@@ -79,6 +80,7 @@ class DeformConv2d(_DeformConv2d):
     """Deformable convolution (Dai et al. 2017): each tap of the kernel moves by an offset in pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, h, w) to (B, C_out, h', w')."""
         return self._deform(x, self.conv_offset(x), None)
 
 
@@ -93,6 +95,7 @@ class ModulatedDeformConv2d(_DeformConv2d):
         super().__init__(in_channels, out_channels, kernel_size, bias=bias, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, h, w) to (B, C_out, h', w')."""
         out = self.conv_offset(x)  # (B, 3 * taps, h, w): two thirds offsets, one third weights
         offset, mask = out.split([2 * self.taps, self.taps], dim=1)
         return self._deform(x, offset, mask.sigmoid())
@@ -134,6 +137,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over all processes, also on the CPU, where torch's own refuses; alone it is plain BN."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w)."""
         if x.device.type != 'cpu':
             return super().forward(x)
         together = self.training and dist.is_available() and dist.is_initialized()
@@ -272,14 +276,26 @@ def _class_and_options(cfg: Mapping, key: str, extra: Sequence[str] = ()) -> tup
 
 # --- the three in a row ---
 
+_RELU = {'type': 'ReLU'}
+
 class ConvModule(nn.Module):
     """Convolution, norm and activation in one module; names as in 2.x (``conv``, ``bn``, ``activate``).
 
     Args:
+        in_channels: of the convolution.
+        out_channels: of the convolution.
+        kernel_size: of the convolution.
+        stride: of the convolution.
+        padding: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
         bias: 'auto' gives the convolution a bias when there is no norm after it.
-        conv_cfg, norm_cfg, act_cfg: layer configs; None means nn.Conv2d, no norm, no activation.
+        conv_cfg: layer config; None means nn.Conv2d.
+        norm_cfg: layer config; None means no norm.
+        act_cfg: layer config; None means no activation.
         inplace: let the activation overwrite its input.
         with_spectral_norm: divide the weight by its largest singular value (Miyato et al. 2018).
+        padding_mode: of the convolution.
         order: the three in their order.
 
     The convolution starts from He's initialisation, as it stands before a ReLU.
@@ -289,7 +305,7 @@ class ConvModule(nn.Module):
                  stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
                  dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool | str = 'auto',
                  conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
-                 act_cfg: Cfg | None = {'type': 'ReLU'}, inplace: bool = True,
+                 act_cfg: Cfg | None = _RELU, inplace: bool = True,
                  with_spectral_norm: bool = False, padding_mode: str = 'zeros',
                  order: Sequence[str] = ('conv', 'norm', 'act')):
         super().__init__()

@@ -48,7 +48,9 @@ def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: int | Sequence[int]
     """Percentage of rows whose class is among the ``topk`` highest scores, a scalar; a list of them for several topk.
 
     Args:
-        pred: (N, K) scores. target: (N,) classes.
+        pred: (N, K) scores.
+        target: (N,) classes.
+        topk: one number or several.
         thresh: a score must also be higher than this.
 
     Raises:
@@ -137,6 +139,8 @@ class CrossEntropyLoss(_Loss):
             cls_score: (N, K) logits; with ``use_mask`` (R, K, h, w).
             label: (N,) classes, or (N, K) zeros and ones with ``use_sigmoid``; with ``use_mask`` the masks (R, h, w).
             weight: (N,) or of the loss's shape; with ``use_mask`` the class (R,) of each roi, as mmdetection has it.
+            avg_factor: what the sum is divided by, in the place of the number of elements.
+            reduction_override: 'none', 'mean' or 'sum', in the place of ``reduction``.
             ignore_index: in the place of the constructor's.
         """
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
@@ -263,6 +267,7 @@ class L1Loss(_ElementLoss):
     """|pred - target|."""
 
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_ElementLoss.elementwise``."""
         return (pred - target).abs()
 
 
@@ -271,6 +276,7 @@ class MSELoss(_ElementLoss):
     """(pred - target) squared."""
 
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_ElementLoss.elementwise``."""
         return F.mse_loss(pred, target, reduction='none')
 
 
@@ -285,6 +291,7 @@ class SmoothL1Loss(_ElementLoss):
         self.beta = beta
 
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_ElementLoss.elementwise``."""
         return F.smooth_l1_loss(pred, target, reduction='none', beta=self.beta)
 
 
@@ -306,6 +313,7 @@ class BalancedL1Loss(_ElementLoss):
         self.beta = beta
 
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_ElementLoss.elementwise``."""
         error = (pred - target).abs()
         b = math.exp(self.gamma / self.alpha) - 1
         inner = self.alpha / b * (b * error + 1) * (b * error / self.beta + 1).log() - self.alpha * error
@@ -357,6 +365,7 @@ class IoULoss(_BoxLoss):
         self.mode = 'linear' if linear else mode
 
     def of_boxes(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_BoxLoss.of_boxes``."""
         iou = box_overlaps(pred, target, is_aligned=True).clamp(min=self.eps)
         if self.mode == 'log':
             return -iou.log()
@@ -368,6 +377,7 @@ class GIoULoss(_BoxLoss):
     """1 - generalised IoU (Rezatofighi et al. 2019)."""
 
     def of_boxes(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_BoxLoss.of_boxes``."""
         return 1 - box_overlaps(pred, target, mode='giou', is_aligned=True, eps=self.eps)
 
 
@@ -376,6 +386,7 @@ class DIoULoss(_BoxLoss):
     """1 - IoU + squared distance of the centres over the squared diagonal of the hull (Zheng et al. 2020)."""
 
     def of_boxes(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_BoxLoss.of_boxes``."""
         iou, distance = _iou_and_distance(pred, target, self.eps)
         return 1 - (iou - distance)
 
@@ -385,6 +396,7 @@ class CIoULoss(_BoxLoss):
     """DIoU with a term for the aspect ratio, from an IoU of 0.5 on (Zheng et al. 2021)."""
 
     def of_boxes(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``_BoxLoss.of_boxes``."""
         iou, distance = _iou_and_distance(pred, target, self.eps)
         angles = [((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1] + self.eps)).atan() for b in (target, pred)]
         aspect = 4 / math.pi ** 2 * (angles[0] - angles[1]) ** 2

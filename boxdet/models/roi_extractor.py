@@ -75,6 +75,7 @@ class RoIAlign(nn.Module):
             x, r, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned))
 
     def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
         return (f'output_size={self.output_size}, spatial_scale={self.spatial_scale}, '
                 f'sampling_ratio={self.sampling_ratio}, aligned={self.aligned}')
 
@@ -93,6 +94,7 @@ class RoIPool(nn.Module):
         return _in_one_type(features, _forward(rois), lambda x, r: roi_pool(x, r, self.output_size, self.spatial_scale))
 
     def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
         return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}'
 
 

@@ -24,7 +24,10 @@ def corners(x: torch.Tensor, y: torch.Tensor, height: int, width: int) -> tuple[
     """The four pixels around each point of one H x W map, and their bilinear weights.
 
     Args:
-        x, y: (S,) in feature pixels, 0 being the centre of the first one.
+        x: (S,) in feature pixels, 0 being the centre of the first one.
+        y: (S,) likewise.
+        height: of the map.
+        width: of the map.
 
     Returns:
         index (S, 4) into the H * W pixels, and weight (S, 4), 0 for pixels outside of the map.
@@ -43,8 +46,10 @@ def sum_of_samples(features: torch.Tensor, image: torch.Tensor, index: torch.Ten
     """Add up weighted pixels of ``features`` (B, C, H, W) in bags of consecutive points.
 
     Args:
+        features: (B, C, H, W).
         image: (S,) the image of each point.
-        index, weight: (S, 4) as ``corners`` gives them.
+        index: (S, 4) as ``corners`` gives it.
+        weight: (S, 4) likewise.
         starts: the first point of each bag; a bag may be empty.
 
     Returns:
@@ -72,6 +77,7 @@ def deform_roi_pool(features: torch.Tensor, rois: torch.Tensor, offset: torch.Te
         output_size: (h, w).
         spatial_scale: feature pixels a network-input pixel.
         sampling_ratio: points a bin and axis; 0 for as many as the bin has feature pixels.
+        gamma: how far an offset of 1 moves a bin, as a share of the roi's size.
 
     Returns:
         (R, C, h, w).
@@ -163,6 +169,7 @@ class DeformRoIPoolPack(nn.Module):
         return 1.0
 
     def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
         return (f'output_size={self.output_size}, spatial_scale={self.spatial_scale}, '
                 f'sampling_ratio={self.sampling_ratio}, gamma={self.gamma}')
 
@@ -218,10 +225,12 @@ class RoICrop(nn.Module):
         return F.max_pool2d(sampled, 2) if self.max_pool else sampled
 
     def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
         return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}, max_pool={self.max_pool}'
 
 
 def _between(first: torch.Tensor, last: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` numbers from first (R,) to last (R,), both included: (R, count)."""
-    share = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device) if count > 1 else first.new_full((1,), 0.5)
+    middle = first.new_full((1,), 0.5)
+    share = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device) if count > 1 else middle
     return first[:, None] + (last - first)[:, None] * share

@@ -183,7 +183,7 @@ class StandardRoIHead(nn.Module):
 
     def _keypoint_loss(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
                        gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
-        """The keypoint head's loss on those positives that hold a labelled joint."""
+        """The keypoint head's loss on those positives that hold a labelled keypoint."""
         targets = self.keypoint_head.targets(samples, gt)
         rois = boxes_to_rois([s.pos_boxes for s in samples])[targets.rois]
         logits = self.keypoint_head(self.keypoint_features(feats, rois))
@@ -210,8 +210,8 @@ class StandardRoIHead(nn.Module):
         """B results with their ``keypoints`` (N, J, 3), on the device of the features."""
         results = [r.to(feats[0].device, non_blocking=True) for r in results]
         boxes = [r.bboxes for r in results]
-        joints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
-        return [r.replace(keypoints=j) for r, j in zip(results, joints.split([len(r) for r in results]))]
+        keypoints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
+        return [r.replace(keypoints=j) for r, j in zip(results, keypoints.split([len(r) for r in results]))]
 
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
                        metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:

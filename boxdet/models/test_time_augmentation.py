@@ -1,4 +1,4 @@
-"""Several views of the same images, scaled and flipped, seen together: proposals, boxes, masks and joints merged.
+"""Several views of the same images, scaled and flipped, seen together: proposals, boxes, masks and keypoints merged.
 
 The views of an image vote in the original image's pixels: proposals are joined and suppressed; each merged
 proposal is seen in every view, and its boxes, class probabilities, masks and heatmaps are averaged.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from boxdet.abilities import ability
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import batched_nms, multiclass_nms
 from boxdet.models.bbox_head import RoITestSettings
@@ -45,7 +46,11 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
     """Average what V views make of the same proposals.
 
     Args:
-        feats: the levels of each view. proposals: B, in original pixels.
+        roi_head: classifies the boxes of each view.
+        feats: the levels of each view.
+        proposals: B, in original pixels.
+        metas: B images of each view.
+        settings: which results.
 
     Returns:
         B Instances(bboxes, scores, labels) in original pixels, best first.
@@ -83,14 +88,12 @@ def merge_masks(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], re
 
 def merge_keypoints(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], results: Sequence[Instances],
                     metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
-    """Add ``keypoints`` (N, J, 3) to results in original pixels, from heatmaps averaged over V views (logits, as
-    Detectron averages them).
-    """
+    """Add ``keypoints`` (N, J, 3) to results in original pixels, from heatmap logits averaged over V views."""
     head, total, counts = roi_head.keypoint_head, 0, [len(r) for r in results]
     for levels, own in zip(feats, metas):
         boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
         heatmaps = at_least_float32(roi_head.keypoint_heatmaps(levels, boxes))                 # (R, J, H, W)
-        total = total + torch.cat([flip_heatmaps(h, meta, head.flip_pairs)
+        total = total + torch.cat([flip_heatmaps(h, meta, ability(head, 'flip_pairs'))
                                    for h, meta in zip(heatmaps.split(counts), own)])
-    joints = head.predict(total / len(feats), torch.cat([r.bboxes for r in results]))
-    return [r.replace(keypoints=j) for r, j in zip(results, joints.split(counts))]
+    keypoints = head.predict(total / len(feats), torch.cat([r.bboxes for r in results]))
+    return [r.replace(keypoints=j) for r, j in zip(results, keypoints.split(counts))]

@@ -44,10 +44,12 @@ class _Block(nn.Module):
 
     @property
     def norm1(self) -> nn.Module:
+        """The norm behind the first convolution."""
         return getattr(self, self.norm1_name)
 
     @property
     def norm2(self) -> nn.Module:
+        """The norm behind the second convolution."""
         return getattr(self, self.norm2_name)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,6 +143,7 @@ class Bottleneck(_Block):
 
     @property
     def norm3(self) -> nn.Module:
+        """The norm behind the third convolution."""
         return getattr(self, self.norm3_name)
 
     def _add_plugin(self, cfg: Mapping, channels: int) -> str:
