@@ -119,8 +119,8 @@ def _why_little_fits(name: str, own: Mapping[str, torch.Tensor], state: Mapping[
                      filled: int, of: int) -> str:
     how_many = f'only {filled} of the {of} entries of {name} are in it' if filled else f'no entry fits {name}'
     prefix = prefix_of(own, state)
-    advice = (f"; its names begin with '{prefix}.': add prefix='{prefix}' to init_cfg" if prefix else
-              '; it is of another architecture')
+    advice = (f"; its names begin with '{prefix}.': write init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}', "
+              f"prefix='{prefix}')" if prefix else '; it is of another architecture')
     return f'{checkpoint}: {how_many}; it holds {_some(state)}, the model {_some(own)}{advice}'
 
 

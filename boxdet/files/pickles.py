@@ -156,7 +156,7 @@ def _storage_from_bytes(raw: bytes) -> Any:
 def _named(path: str, stand_in: Any) -> Any:
     """A class or function that torch's allow list takes for ``path`` (it goes by ``__module__.__qualname__``)."""
     module, _, name = path.rpartition('.')
-    if isinstance(stand_in, type):
+    if isinstance(stand_in, type) and issubclass(stand_in, (_StandIn, _Dtype)):
         return type(name, (stand_in,), {'__module__': module, '__qualname__': name})
 
     def call(*args: Any) -> Any:
@@ -181,18 +181,22 @@ _TORCH_STAND_INS = {path: _named(path, stand_in) for path, stand_in in {
     'mmengine.logging.history_buffer.HistoryBuffer': _Discarded, 'builtins.getattr': _method_of_discarded}.items()}
 _STAND_INS = {**_PLAIN_STAND_INS, **_ARRAY_STAND_INS, **_TORCH_STAND_INS}
 
+# Functions around what could be changed from within a pickle, whose BUILD sets attributes on whatever it is given.
+_COUNTER = _named('collections.Counter', collections.Counter)
+_TENSOR_PARTS = {f'torch._utils.{name}': _named(f'torch._utils.{name}', getattr(torch._utils, name))
+                 for name in ('_rebuild_tensor_v2', '_rebuild_parameter')}
+
 # Classes of Python's own that hold data and do nothing; the types are there as factories of a defaultdict.
 _TYPES = {f'builtins.{name}': getattr(builtins, name)
           for name in ('set', 'frozenset', 'complex', 'list', 'tuple', 'dict', 'int', 'float', 'bool', 'str')}
 _DATES = {f'datetime.{name}': getattr(datetime, name) for name in ('datetime', 'date', 'time', 'timedelta', 'timezone')}
 
 PLAIN: dict[str, Any] = {**_PLAIN_STAND_INS, **_TYPES, **_DATES, 'collections.OrderedDict': collections.OrderedDict,
-                         'collections.Counter': collections.Counter, '_codecs.encode': _bytes,
+                         'collections.Counter': _COUNTER, '_codecs.encode': _bytes,
                          'builtins.bytes': _bytes, 'builtins.bytearray': _bytes}
 ARRAYS: dict[str, Any] = _ARRAY_STAND_INS
-TORCH: dict[str, Any] = {**_TORCH_STAND_INS, 'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-                         'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-                         'torch.Size': torch.Size, 'torch.storage._load_from_bytes': _storage_from_bytes}
+TORCH: dict[str, Any] = {**_TORCH_STAND_INS, **_TENSOR_PARTS, 'torch.Size': torch.Size,
+                         'torch.storage._load_from_bytes': _storage_from_bytes}
 DATA: dict[str, Any] = {**PLAIN, **ARRAYS, 'numpy.dtype': _DtypeOrObjects}
 CHECKPOINT: dict[str, Any] = {**PLAIN, **ARRAYS, **TORCH}
 

@@ -237,7 +237,9 @@ def load_backbone_weights(module: nn.Module, checkpoint: str, prefix: str | None
                                   f'{nearest(prefix, prefixes)}')
         state = found
     report = load_fitting(module, state, str(checkpoint), LEAST_OF_PRETRAINED)
-    level = logging.WARNING if report.missing or report.mismatched else logging.INFO
+    children = {name for name, _ in module.named_children()}
+    deeper = any(name.partition('.')[0] in children for name in report.unexpected)  # ResNet-101's in a ResNet-50
+    level = logging.WARNING if report.missing or report.mismatched or deeper else logging.INFO
     logger.log(level, '%s <- %s', type(module).__name__, report)
     return report
 

@@ -259,7 +259,8 @@ def two_parts(depth, classes=3):
 @pytest.mark.parametrize('given, wanted', [(2, 4), (4, 2)])
 def test_a_backbone_of_another_depth_is_another_architecture(given, wanted):
     """ResNet-101 weights in a ResNet-50 fill every entry, and still mean nothing."""
-    with pytest.raises(CheckpointError, match=f'a.pth is a checkpoint of another architecture: its backbone has {2 * given} '):
+    message = f'a.pth is a checkpoint of another architecture: its backbone has {2 * given} '
+    with pytest.raises(CheckpointError, match=message):
         load_weights(two_parts(wanted), dict(state_dict=two_parts(given).state_dict()), 'a.pth')
 
 

@@ -2,6 +2,7 @@
 import argparse
 import codecs
 import collections
+import contextlib
 import datetime
 import os
 import pathlib
@@ -215,6 +216,25 @@ def test_lists_that_hold_themselves(tmp_path):
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(loop))
     found = read_pickle(tmp_path / 'x.pkl')
     assert found[0] == 1 and found[1] is found
+
+
+@pytest.mark.parametrize('raw', [
+    b'ccollections\nCounter\n(N}S"most_common"\nI5\nstb.',
+    b'ctorch._utils\n_rebuild_tensor_v2\n(N}S"__doc__"\nI5\nstb.',
+    b'cargparse\nNamespace\n(N}S"__init__"\nI5\nstb.', b'cdatetime\ndatetime\n(N}S"now"\nI5\nstb.',
+    b'ccollections\nOrderedDict\n(N}S"keys"\nI5\nstb.', b'cbuiltins\nset\n(N}S"add"\nI5\nstb.'])
+def test_nothing_outside_is_changed(tmp_path, raw):
+    """The opcode BUILD sets attributes, also on a class or function that was only named."""
+    watched = [(collections.Counter, 'most_common'), (torch._utils._rebuild_tensor_v2, '__doc__'),
+               (argparse.Namespace, '__init__'), (collections.OrderedDict, 'keys'), (set, 'add')]
+    before = [getattr(owner, name) for owner, name in watched]
+    (tmp_path / 'x.pkl').write_bytes(raw)
+    with contextlib.suppress(CheckpointError):
+        read_pickle(tmp_path / 'x.pkl')
+    assert [getattr(owner, name) for owner, name in watched] == before and datetime.datetime.now()
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps([argparse.Namespace(a=1), torch.ones(1), collections.Counter('a')]))
+    found = read_pickle(tmp_path / 'x.pkl')
+    assert found[0] == argparse.Namespace(a=1) and found[1] == 1 and found[2] == dict(a=1)
 
 
 def test_no_name_reaches_further_than_itself(tmp_path):

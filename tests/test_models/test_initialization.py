@@ -211,8 +211,8 @@ def test_weights_that_load_little_of_their_part_are_an_error(net, saved, prefix,
     if not prefix:
         assert 'of another architecture' in str(caught.value)
     elif not given:  # the advice, followed
-        advised = re.search(r"add prefix='(\S+)' to init_cfg", str(caught.value)).group(1)
-        initialize(net, dict(type='Pretrained', checkpoint='x.pth', prefix=advised))
+        advised = re.search(r'write init_cfg=(dict\(.*\))', str(caught.value)).group(1)
+        initialize(net, eval(advised))
         assert (net.conv.weight == 1).all()
 
 
@@ -229,6 +229,14 @@ def test_report_says_what_loaded_and_what_did_not(net, saved, caplog):
     assert set(report.loaded) == set(state) - {'reg.weight'}
     assert (net.conv.weight == 1).all() and torch.equal(net.reg.weight, kept)
     assert caplog.records[0].levelname == 'WARNING' and 'reg.weight: checkpoint (8, 128)' in caplog.text
+
+
+@pytest.mark.parametrize('extra, level', [('fc.1.weight', 'WARNING'), ('other.weight', 'INFO')])
+def test_weights_of_a_deeper_model_are_told(net, saved, caplog, extra, level):
+    saved({**net.state_dict(), extra: torch.ones(1)})
+    with caplog.at_level(logging.INFO, 'boxdet'):
+        load_backbone_weights(net, 'x.pth')
+    assert [record.levelname for record in caplog.records] == [level]
 
 
 def test_prefix_and_map_location(net, saved):

@@ -108,8 +108,9 @@ class Architecture:
 
 
 def count_blocks(names: Iterable[str], pattern: str) -> tuple[int, ...]:
-    """Blocks of each stage by ``pattern``, whose two groups are the numbers of stage (the first one counts as the
-    first) and block.
+    """Blocks of each stage by ``pattern``, whose two groups are the numbers of stage and block.
+
+    The lowest number of a stage counts as the first.
     """
     found: dict[int, int] = {}
     for match in filter(None, map(re.compile(pattern).match, names)):
@@ -136,7 +137,8 @@ def take_names(state: Mapping[str, Any], entries: Iterable[str], theirs: Callabl
 
     Args:
         state: tensors, or arrays that become some.
-        entries: boxdet's names. theirs: the format's name for each.
+        entries: boxdet's names.
+        theirs: the format's name for each.
         what: of whom the weights are, for the message.
 
     Raises:
@@ -166,7 +168,10 @@ def give_names(state: Mapping[str, torch.Tensor], entries: Iterable[str], theirs
     """The state dict under the format's names: the way back of ``take_names``.
 
     Args:
+        state: boxdet's weights.
         entries: boxdet's names of the model that the format has. Counters of batch norms may come with them.
+        theirs: the format's name for each.
+        what: the format, for the message.
 
     Raises:
         CheckpointError: the model has other entries; it names those that the format lacks and those that it needs.

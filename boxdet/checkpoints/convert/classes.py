@@ -69,8 +69,12 @@ def class_agnostic(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def refuse_class_agnostic(state: Mapping[str, torch.Tensor], heads: tuple[str, ...], what: str) -> None:
-    """Args:
+    """Let through what has a box or mask for each class.
+
+    Args:
+        state: boxdet's weights.
         heads: of BOXES and MASKS, those of which the format has a box or mask for each class only.
+        what: the format, for the message.
 
     Raises:
         CheckpointError: one of them is for all classes together.

@@ -1,5 +1,6 @@
-"""maskrcnn-benchmark's Faster, Mask and Keypoint R-CNN: on a pyramid (FPN) or on stage 4 (C4), with batch norms that
-are frozen or with group norms.
+"""maskrcnn-benchmark's Faster, Mask and Keypoint R-CNN.
+
+They stand on a pyramid (FPN) or on stage 4 (C4), with batch norms that are frozen or with group norms.
 
 Files are ``.pth`` with the weights under 'model'. Class 0 is the background (see ``classes``), and its frozen batch
 norms divide by the root of the variance without an eps: here it is subtracted from the variances beforehand.
