@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ example:
   python tools/model_converters/publish_model.py work_dirs/fruits/latest.pth fruits.pth
       writes fruits-1f2e3d4c.pth; the digits are the first eight of the file's SHA-256, which torch.hub can check
 
-Optimizer, random numbers and the rest of what --resume-from needs are left out, and of the meta the notes of hooks (paths
-of your machine). The classes, the config and the epoch stay.
+Optimizer, random numbers and the rest of what --resume-from needs are left out, and of the meta the notes of hooks
+(paths of your machine). The classes, the config and the epoch stay.
 """
 
 
@@ -34,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
     from boxdet.checkpoints.loading import state_dict_of
+    from boxdet.files.writing import Replacement
 
     target = Path(args.target)
     if target.is_dir():
@@ -42,11 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     meta = {key: value for key, value in (checkpoint.get('meta') or {}).items() if key != 'hook_msgs'}
     stem = target.name.removesuffix('.pth')
     # The hash is known when the file is there; OUT itself is never touched, it may be IN.
-    unnamed = save_checkpoint(dict(meta=meta, state_dict=state_dict_of(checkpoint, args.source)),
-                              target.with_name(f'.{stem}.{os.getpid()}.partial'))
-    digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()
-    published = target.with_name(f'{stem}-{digest[:8]}.pth')
-    os.replace(unnamed, published)
+    new = Replacement(target, CheckpointError)
+    try:
+        save_checkpoint(dict(meta=meta, state_dict=state_dict_of(checkpoint, args.source)), new.part)
+        digest = hashlib.sha256(new.part.read_bytes()).hexdigest()
+        new.path = target.with_name(f'{stem}-{digest[:8]}.pth')
+        published = new.rename()
+    finally:
+        new.discard()
     print(f'{published}: {published.stat().st_size / 2 ** 20:.1f} MiB')
 
 
