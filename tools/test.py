@@ -5,8 +5,8 @@ python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-opti
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
 python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
 
---out, --show-dir and --report without a name, and --format-only without a prefix, write to the folder 'test' beside the
-checkpoint. data.test.classes may name some of the model's classes: results of the others are left out.
+--out, --show-dir and --report without a name, and --format-only without a prefix, write to the folder 'test' beside
+the checkpoint. data.test.classes may name some of the model's classes: results of the others are left out.
 """
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                       help="evaluate and write DIR/index.html: curves, classes, confusion, the worst errors with their "
                       "pictures (metrics: those of --eval, else the config's)")
     what.add_argument('--show', action='store_true', help='show each image in a window; any key goes on')
-    what.add_argument('--show-dir', metavar='DIR', nargs='?', const='', help='write the images with the detections drawn')
+    what.add_argument('--show-dir', metavar='DIR', nargs='?', const='',
+                      help='write the images with the detections drawn')
     parser.add_argument('--show-score-thr', type=float, default=0.3, metavar='SCORE',
                         help='draw detections above this score (default: %(default)s)')
     parser.add_argument('--work-dir', metavar='DIR', help='write the metrics there, as eval_TIME.json')
@@ -100,8 +101,8 @@ def check_args(args: argparse.Namespace) -> None:
         from boxdet.evaluation.predictions import check_results_path
         check_results_path(args.out)
     if args.launcher != 'none' and (args.show or args.show_dir):
-        raise ConfigError('--show and --show-dir work with one process only: run tools/test.py CONFIG CHECKPOINT with them '
-                          'and without --launcher; several processes make results with --out, which '
+        raise ConfigError('--show and --show-dir work with one process only: run tools/test.py CONFIG CHECKPOINT with '
+                          'them and without --launcher; several processes make results with --out, which '
                           'tools/analysis_tools/analyze_results.py draws')
 
 

@@ -113,8 +113,9 @@ def load_for_test(model: nn.Module, checkpoint: str | os.PathLike, dataset: Any,
     elif heads and wanted is not None:
         other = [f'model.{name}.num_classes = {count}' for name, count in heads if count != len(known)]
         if other:
-            raise ConfigError(f"{'; '.join(other)}: {checkpoint} was trained on {len(known)} classes ({_listed(known)}); "
-                              'leave num_classes as in the training, data.test.classes alone chooses what is evaluated')
+            raise ConfigError(f"{'; '.join(other)}: {checkpoint} was trained on {len(known)} classes "
+                              f'({_listed(known)}); leave num_classes as in the training, data.test.classes alone '
+                              'chooses what is evaluated')
         unknown = [name for name in wanted if name not in known]
         difference = compare_classes(dict(meta=dict(CLASSES=known)), wanted, str(checkpoint)) if unknown else ''
         if unknown and strict and len(known) != len(wanted):
@@ -133,8 +134,8 @@ def _take_category_ids(dataset: Any, checkpoint: Any, meta: Mapping[str, Any], k
         if ids and all(name in ids for name in part.CLASSES):
             part.set_category_ids([ids[name] for name in part.CLASSES])
         elif list(part.cat_ids) == list(range(1, len(part.CLASSES) + 1)):
-            warnings.warn(f"{part.ann_file} has no 'categories', and {checkpoint} does not tell the category ids of its "
-                          f'training: predictions are written with ids from 1 to {len(part.CLASSES)}', stacklevel=3)
+            warnings.warn(f"{part.ann_file} has no 'categories', and {checkpoint} does not tell the category ids of "
+                          f'its training: predictions are written with ids from 1 to {len(part.CLASSES)}', stacklevel=3)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -26,7 +26,8 @@ class Evaluated:
     EVALUATORS: Sequence[str | Mapping[str, Any]] = ()
     EVALUATION = 'EvaluatorGroup'
 
-    def evaluate(self, results: Iterable[Any], metric: Any = None, logger: Any = None, **options: Any) -> dict[str, Any]:
+    def evaluate(self, results: Iterable[Any], metric: Any = None, logger: Any = None,
+                 **options: Any) -> dict[str, Any]:
         """Numbers by 2.x's keys: see ``boxdet.evaluation.evaluate``.
 
         Args:

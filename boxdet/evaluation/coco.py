@@ -63,8 +63,11 @@ class Truths:
 
 
 class Joints(NamedTuple):
-    """How keypoints are compared: COCO's spread of each joint (J,), and pixels from the annotation file's coordinates
-    to those of the results.
+    """How keypoints are compared.
+
+    Args:
+        sigmas: (J,) COCO's spread of each.
+        offset: pixels from the annotation file's coordinates to those of the results.
     """
     sigmas: Sequence[float]
     offset: float
@@ -116,8 +119,7 @@ class Scores:
 
     def ap(self, iou: float | None = None, size: str = 'all', limit: int = 100,
            category: int | None = None) -> float:
-        """Average precision; the mean over thresholds and classes unless ``iou`` and ``category`` (an id)
-        choose one.
+        """Average precision: the mean over thresholds and classes, unless ``iou`` or ``category`` (an id) chooses one.
 
         -1 where there is no ground truth of that size and class, or ``iou`` is no threshold of this
         evaluation.
@@ -147,7 +149,10 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
 
     Args:
         ground_truth: is not changed.
+        results: may lie on disk; they are read once, in order.
         iou_type: 'bbox', 'segm' or 'keypoints'.
+        image_ids: of the results.
+        category_ids: of the K labels.
         limits: numbers of detections of an image and class (best first) to evaluate with, rising.
         iou_thrs: default 0.50, 0.55, ... 0.95.
         class_agnostic: match whatever the categories (proposals).
@@ -169,9 +174,7 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
 
 @contextlib.contextmanager
 def _no_garbage_search() -> Iterator[None]:
-    """Each of a hundred thousand masks is a dict, none in a cycle; looking for cycles among them takes a quarter of the
-    time.
-    """
+    """Without the search for cycles: it takes a quarter of the time, and of a hundred thousand dicts none is in one."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -188,6 +191,10 @@ def truth_columns(ground_truth: COCO, image_ids: Sequence[int], category_ids: Se
     """The annotations of ``image_ids`` and ``category_ids``; what custom files leave out (area, iscrowd) is filled in.
 
     Args:
+        ground_truth: is not changed.
+        image_ids: of the data set, in its order.
+        category_ids: of the K labels.
+        iou_type: 'bbox', 'segm' or 'keypoints'.
         class_agnostic: in the order of ``category_ids`` where pycocotools does not sort them: it decides among equal
             overlaps.
 
@@ -232,14 +239,17 @@ def match(truths: Truths, results: Sequence[Instances], images: Sequence[dict], 
     """Match every detection, best first, with the object of its class that it overlaps most and that is still free.
 
     Args:
-        truths: of ``truth_columns``. results: one Instances an image; may lie on disk: they are read once, in order.
+        truths: of ``truth_columns``.
+        results: one Instances an image; may lie on disk: they are read once, in order.
         images: COCO's entries (``id, width, height``) of the images, in the order of ``results``.
-        category_ids: of the K labels. iou_type: 'bbox', 'segm' or 'keypoints' (by ``joints``).
+        category_ids: of the K labels.
+        iou_type: 'bbox', 'segm' or 'keypoints'.
         iou_thrs: T overlaps from which on a detection may find an object, default 0.50, 0.55, ... 0.95.
         limit: detections of an image and class beyond so many are left out.
         class_agnostic: whatever the classes (they all become class 0).
         sizes: of ``SIZE_RANGES``, or ranges of the area in pixels by name.
         with_pairs: also tell what is matched with what (``Matches.truth``, ``overlap``).
+        joints: how keypoints are compared, in 'keypoints'.
 
     Raises:
         DataError: a predicted mask that is not of its image's size.
@@ -306,6 +316,10 @@ def _sorted_columns(parts: Sequence[tuple[np.ndarray, ...]], iou_type: str, clas
 
     Args:
         parts: of each image: place, row, label, score, box (xyxy) and area of its detections.
+        iou_type: as in ``match``.
+        class_order: (K,) the place of each class.
+        limit: as in ``match``.
+        class_agnostic: as in ``match``.
     """
     image, row, label, score, boxes, area = (np.concatenate(column) for column in zip(*parts))
     boxes, label, score = boxes.astype(np.float64), label.astype(np.int64), score.astype(np.float64)
@@ -370,8 +384,12 @@ def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence[Any], trut
     """The pairs of one image and class whose overlap is ``least`` at least.
 
     Args:
+        found: columns of the detections (D,).
+        shapes: masks or keypoints of the detections.
+        truths: the objects.
         groups: (G,) the number of each object's image and class, rising.
         overlaps: the function of a block's pairs that gives their overlap (P,).
+        least: overlaps below it are no pairs.
 
     Returns:
         detections (P,), rising; objects (P,), rising for each detection; IoU (P,), for a crowd the share of the
@@ -491,6 +509,7 @@ def accumulate(matches: Matches, image_ids: Sequence[int], category_ids: Sequenc
     """Precision at 101 levels of recall, and recall, for each class, size, threshold and limit.
 
     Args:
+        matches: of ``match``.
         image_ids: of the data set: of equal scores, those of the smaller image id come first, as in pycocotools.
         category_ids: of the labels.
         limits: M numbers of detections of an image and class to count, rising.

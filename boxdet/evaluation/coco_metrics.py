@@ -90,11 +90,11 @@ class CocoEvaluator(Evaluator):
         return names
 
     def check(self, dataset: Any) -> None:
-        """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when its joints are unknown."""
+        """Raise UserError when ``dataset`` holds nothing to evaluate against, or does not know its keypoints."""
         if not dataset.coco.anns:
             source = getattr(dataset, 'ann_file', 'the data set')
-            raise DataError(f'{source} holds no annotations, so there is nothing to evaluate against: use --format-only '
-                            'to write the predictions')
+            raise DataError(f'{source} holds no annotations, so there is nothing to evaluate against: use '
+                            '--format-only to write the predictions')
         if 'keypoints' in self.metrics:
             _joints_of(dataset)
 
@@ -161,7 +161,8 @@ def _checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[fl
     for name, span in ranges.items() if isinstance(ranges, Mapping) else [(ranges, None)]:
         try:
             low, high = (float(side) for side in span)
-            usable = 0 <= low < high and isinstance(name, str) and name != 'all' and not name.isdigit() and '@' not in name
+            named = isinstance(name, str) and name != 'all' and not name.isdigit() and '@' not in name
+            usable = named and 0 <= low < high
         except (TypeError, ValueError):
             usable = False
         if not usable:
@@ -173,12 +174,15 @@ def _checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[fl
 
 def format_results(dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
                    proposals: bool | None = None) -> dict[str, str]:
-    """Write ``PREFIX.bbox.json`` and, of results with masks, ``PREFIX.segm.json``, with joints
-    ``PREFIX.keypoints.json``; of an RPN ``PREFIX.proposal.json``.
+    """Write ``PREFIX.bbox.json``, or of an RPN ``PREFIX.proposal.json``.
 
-    Needs no annotations. The files are COCO's result format: servers and pycocotools' ``loadRes`` take them.
+    Of results with masks also ``PREFIX.segm.json``, with keypoints ``PREFIX.keypoints.json``. Needs no annotations. The
+    files are COCO's result format: servers and pycocotools' ``loadRes`` take them.
 
     Args:
+        dataset: gives ``img_ids`` and ``cat_ids``.
+        results: one Instances an image.
+        jsonfile_prefix: PREFIX.
         proposals: whether an RPN made the results; None: found from them.
 
     Returns:

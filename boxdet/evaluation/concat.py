@@ -21,7 +21,7 @@ def split(dataset: Any, results: Sequence[Any]) -> Iterator[tuple[Any, list[Any]
 
 
 def numbered(options: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The options of part ``index``: what it writes gets a name of its own, PREFIX_0, PREFIX_1, …"""
+    """The options of part ``index``: what it writes gets a name of its own, PREFIX_0, PREFIX_1."""
     return {key: f'{value}_{index}' if key.endswith('_prefix') and value is not None else value
             for key, value in options.items()}
 

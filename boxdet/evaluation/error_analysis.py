@@ -55,7 +55,9 @@ def error_curves(dataset: Any, results: Sequence[Instances], iou_type: str,
 
     Args:
         dataset: with ``coco``, ``img_ids``, ``cat_ids`` and ``CLASSES``.
-        iou_type: 'bbox' or 'segm'. sizes: ranges of the area in pixels by name.
+        results: one Instances an image.
+        iou_type: 'bbox' or 'segm'.
+        sizes: ranges of the area in pixels by name.
     """
     images = [dataset.coco.imgs[i] for i in dataset.img_ids]
     truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
@@ -91,7 +93,9 @@ def _with_others(truths: Truths, present: np.ndarray, category_ids: Sequence[int
     """``truths`` and, for every class that an image has detections of, its objects of other classes as crowds.
 
     Args:
+        truths: of ``truth_columns``.
         present: (images, K) classes of the detections of each image.
+        category_ids: of the K labels.
         alike: (K, K) bool: objects of which classes (columns) excuse detections of a class (rows); all without it.
     """
     wanted = present[truths.image]  # (G, K)

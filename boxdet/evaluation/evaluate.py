@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 from boxdet.datasets.evaluated import own_method
 from boxdet.errors import ConfigError, nearest
@@ -29,7 +29,7 @@ _TRAINING_ONLY = ('interval', 'start', 'by_epoch', 'save_best', 'rule', 'out_dir
 # What the caller and the dispatcher hand over; the other keywords are options.
 _GIVEN = {'self', 'dataset', 'results', 'metric', 'logger', 'proposals'}
 
-Metric = Union[None, str, Mapping[str, Any], Sequence[Any]]
+Metric = None | str | Mapping[str, Any] | Sequence[Any]
 
 
 def evaluate(dataset: Any, results: Iterable[Any], metric: Metric = None, logger: Logger = None,
@@ -58,7 +58,10 @@ def build_evaluator(dataset: Any, metric: Metric = None, offered: Sequence[Any] 
     """The evaluator of ``dataset``, or of a data set's class, for these metrics.
 
     Args:
+        dataset: a data set, or a class of data sets.
+        metric: see the top of this file.
         offered: in place of the ``EVALUATORS`` of the data set.
+        **options: settings of the evaluators.
 
     Raises:
         ConfigError: unknown metric or option, or a data set that cannot be evaluated.
@@ -252,8 +255,8 @@ def _chosen(dataset: Any, metric: Metric, offered: Sequence[Any] | None) -> list
         chosen = ours[:1]
         return chosen + [(cls, settings) for cls, settings in ours[1:] if not cls.METRICS]
     chosen = []
-    for one in dict.fromkeys([metric]) if isinstance(metric, str) else [metric] if isinstance(metric, Mapping) else metric:
-        at = next(((cls, settings) for cls, settings in ours if not isinstance(one, Mapping) and one in cls.METRICS), None)
+    for one in [metric] if isinstance(metric, (str, Mapping)) else metric:
+        at = next(((cls, own) for cls, own in ours if not isinstance(one, Mapping) and one in cls.METRICS), None)
         if at is None:
             if not isinstance(one, Mapping) and one not in EVALUATORS:
                 known = list(dict.fromkeys(name for cls, _ in ours for name in cls.METRICS))
@@ -291,7 +294,9 @@ def metric_names(dataset: Any, metric: Metric = None, offered: Sequence[Any] | N
 
     Args:
         dataset: a data set, or a class of data sets.
+        metric: see the top of this file.
         offered: in place of its ``EVALUATORS``.
+        **options: settings of the evaluators.
 
     Returns:
         None: not known, for the data set brings an ``evaluate`` of its own, or an evaluator does not tell.
@@ -304,9 +309,11 @@ def metric_names(dataset: Any, metric: Metric = None, offered: Sequence[Any] | N
 
 def option_names(dataset: Any, writing: bool = False, metric: Metric = None,
                  offered: Sequence[Any] | None = None) -> list[str] | None:
-    """The options of ``evaluate`` for a data set or its class; ``writing``: those of ``format_results``.
+    """The options of ``evaluate`` for a data set or its class.
 
     Args:
+        dataset: a data set, or a class of data sets.
+        writing: those of ``format_results``.
         metric: whose evaluators count besides those that the data set offers.
         offered: in place of its ``EVALUATORS``.
 
@@ -333,6 +340,8 @@ def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', wri
     """Raise ConfigError when the evaluation of ``dataset`` takes no such option.
 
     Args:
+        dataset: a data set, or a class of data sets.
+        options: those that were given.
         where: what to call their place: 'evaluation', '--eval-options'.
         writing: they are for ``format_results``.
         metric: see ``option_names``.
@@ -354,6 +363,10 @@ def configured_options(dataset: Any, metric: Metric, configured: Mapping[str, An
     """The keywords for ``evaluate``: those of a config's ``evaluation`` section, then the ``given`` ones.
 
     Args:
+        dataset: data.test.
+        metric: see the top of this file.
+        configured: the section.
+        given: on the command line.
         where: what to call the place of the given ones.
 
     Raises:
@@ -372,6 +385,7 @@ def needs_of(dataset: Any, metric: Metric = None, writing: bool = False) -> dict
 
     Args:
         dataset: None for COCO's metrics.
+        metric: see the top of this file.
         writing: of the result files, by 'files'.
     """
     if not writing:
@@ -394,7 +408,9 @@ def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: 
     """Write the predictions as the files that the data set's server takes; needs no annotations.
 
     Args:
+        dataset: as in ``evaluate``.
         results: as in ``evaluate``.
+        *args: the prefix.
         proposals: whether an RPN made the results; None: found from them. Only COCO's files differ.
         **options: of the data set's evaluator: ``jsonfile_prefix`` for COCO, ``txtfile_prefix`` for Cityscapes.
 
@@ -443,8 +459,8 @@ def _writer(dataset: Any) -> type[Evaluator]:
     for cls in offered:
         if cls.FILES is not None:
             return cls
-    raise ConfigError(f"result files of {' and '.join(cls.__name__ for cls in offered)} are not known: save the results "
-                      'with --out')
+    names = ' and '.join(cls.__name__ for cls in offered)
+    raise ConfigError(f'result files of {names} are not known: save the results with --out')
 
 
 def check_files(dataset: Any) -> None:
@@ -478,7 +494,7 @@ def _prefixes(dataset: Any, folder: str) -> dict[str, str]:
 # --- mmdetection 2.x's form ---
 
 def as_2x(dataset: Any, results: Iterable[Any]) -> list[Any]:
-    """The results as mmdetection 2.x handed them to a data set: ``Instances.per_class`` of each image, of an RPN (N, 5).
+    """The results as mmdetection 2.x handed them over: ``Instances.per_class`` of each image, of an RPN (N, 5).
 
     Those with keypoints, for which 2.x had no form, stay Instances.
     """

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import torch
 
@@ -38,7 +38,7 @@ from boxdet.evaluation.predictions import from_legacy
 from boxdet.evaluation.stored_results import StoredResults, labels_of
 from boxdet.structures.instances import Instances
 
-Logger = Union[None, str, logging.Logger]
+Logger = None | str | logging.Logger
 Say = Callable[..., None]  # say(text, level=logging.INFO)
 
 
@@ -92,6 +92,7 @@ class Evaluator:
         """All of it on results that are there already: ``check``, ``reset``, ``process``, ``evaluate``.
 
         Args:
+            dataset: what they are of.
             results: one an image of ``dataset``, in its order; Instances or mmdetection 2.x's lists.
             logger: where the tables go: None prints them, 'silent' drops them.
         """
@@ -113,8 +114,8 @@ class Evaluator:
         """Take some results, in the pixels of the original images, on the CPU.
 
         Args:
-            indices: places in the data set. results: one Instances for each of them; may lie on disk, and are read
-                one at a time.
+            indices: places in the data set.
+            results: one Instances for each of them; may lie on disk, and are read one at a time.
         """
         if len(results) == len(self.results) and isinstance(results, (StoredResults, list)) \
                 and list(indices) == list(range(len(results))):

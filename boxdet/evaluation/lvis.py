@@ -134,7 +134,11 @@ def lvis_scores(dataset: Any, results: Sequence[Instances], iou_type: str, limit
     """Precision and recall by LVIS's rules.
 
     Args:
-        iou_type: 'bbox' or 'segm'. limit: detections of an image that count.
+        dataset: an LVISDataset.
+        results: one Instances an image.
+        iou_type: 'bbox' or 'segm'.
+        limit: detections of an image that count.
+        iou_thrs: default 0.50, 0.55, ... 0.95.
     """
     images = [dataset.coco.imgs[image_id] for image_id in dataset.img_ids]
     truths = _truths(dataset, iou_type)

@@ -18,8 +18,10 @@ def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_ar
     doubled about its centre, and all joints count.
 
     Args:
-        found: (D, J, 2 or 3) x, y. truths: (G, J, 3) x, y, visibility.
-        truth_boxes: (G, 4) x, y, width, height. truth_areas: (G,).
+        found: (D, J, 2 or 3) x, y.
+        truths: (G, J, 3) x, y, visibility.
+        truth_boxes: (G, 4) x, y, width, height.
+        truth_areas: (G,) square pixels.
         sigmas: (J,).
     """
     spread = (np.asarray(sigmas, dtype=np.float64) * 2) ** 2                             # (J,)

@@ -119,6 +119,8 @@ def match_at(dataset: Any, results: Sequence[Instances], iou_thrs: Sequence[floa
     Args:
         dataset: with ``coco``, ``img_ids`` and ``cat_ids``, or with ``get_ann_info(index)``: ``bboxes``, ``labels``,
             and regions ``bboxes_ignore`` (of the classes ``labels_ignore``, else of any) where nothing counts.
+        results: one Instances an image.
+        iou_thrs: overlaps from which on a detection may find an object.
         metric: 'bbox' or 'segm'.
 
     Raises:
@@ -168,6 +170,11 @@ def confusion_matrix(dataset: Any, results: Sequence[Instances], score_thr: floa
     ``score_thr``, without ignored ones.
 
     Args:
+        dataset: as in ``match_at``.
+        results: one Instances an image.
+        score_thr: detections that score less are not looked at.
+        iou_thr: the overlap of a match.
+        metric: 'bbox' or 'segm'.
         records: of ``match_records`` with the same ``iou_thr``, where they are at hand.
 
     Returns:

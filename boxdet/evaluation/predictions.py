@@ -1,5 +1,4 @@
-"""Results as files: COCO JSON that servers and pycocotools accept, and ``results.pkl`` to evaluate again
-later.
+"""Results as files: COCO JSON for servers and pycocotools, and ``results.pkl`` to evaluate again later.
 
 Letters: N objects of an image, K classes.
 """
@@ -28,15 +27,20 @@ KINDS = ('bbox', 'segm', 'keypoints', 'proposal')
 
 def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence[int],
                      kind: str, keypoint_offset: float = HALF_PIXEL) -> list[dict]:
-    """The COCO result dicts of one image: ``image_id, category_id, bbox (x, y, width, height), score`` for
-    'bbox'; 'segm' holds ``segmentation`` (RLE, counts as text) in place of ``bbox``, 'keypoints' holds ``keypoints``
-    (x, y, score of each joint in a row).
+    """The COCO result dicts of one image.
+
+    They hold ``image_id, category_id, bbox (x, y, width, height), score`` for 'bbox'; 'segm' holds ``segmentation``
+    (RLE, counts as text) in place of ``bbox``, 'keypoints' holds ``keypoints`` (x, y, score of each in a row).
 
     ``bbox`` is left out of 'segm' because pycocotools would then take the box's area for the mask's, which
     moves small/medium/large mask AP; likewise of 'keypoints', whose area is that of the joints' extent.
     'proposal' is 'bbox' with every category 1.
 
     Args:
+        instances: the image's N detections.
+        image_id: of the image.
+        category_ids: of the K labels.
+        kind: of ``KINDS``.
         keypoint_offset: the data set's, see ``Instances.to_coco``.
 
     Raises:
@@ -122,14 +126,15 @@ def from_legacy(result: Any) -> Instances:
 
 
 def save_results(results: Iterable[Instances], path: str | os.PathLike, proposals: bool = False) -> None:
-    """Write results to ``path`` (.pkl or .json), whole or not at all: one dict an image, in the data set's
-    order.
+    """Write results to ``path``, whole or not at all: one dict an image, in the data set's order.
 
     A dict holds ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and where there are any ``masks`` (COCO
     RLE dicts) and ``keypoints``; ``image_size`` (height, width) and ``num_classes``. Reading the pickle needs
     numpy only. One image at a time is in memory.
 
     Args:
+        results: one Instances an image.
+        path: ends in .pkl or .json.
         proposals: the results of an RPN: write one array (N, 5) an image as x1, y1, x2, y2, score, the form
             that a data set reads as its ``proposal_file``.
 

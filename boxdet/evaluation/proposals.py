@@ -11,12 +11,14 @@ import numpy as np
 
 def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
                     proposal_nums: Sequence[int], iou_thrs: Sequence[float], border: float = 0.) -> np.ndarray:
-    """Share of the ground-truth boxes that are found, a box and a proposal being matched once, best overlap
-    first.
+    """Share of the ground-truth boxes that are found; a box and a proposal match once, best overlap first.
 
     Args:
-        truths: one array (G, 4) xyxy an image. proposals: one array (P, 4) xyxy an image, best first.
-        proposal_nums: M; how many of the first proposals of an image count. iou_thrs: T. border: see ``box_iou``.
+        truths: one array (G, 4) xyxy an image.
+        proposals: one array (P, 4) xyxy an image, best first.
+        proposal_nums: M; how many of the first proposals of an image count.
+        iou_thrs: T.
+        border: see ``box_iou``.
 
     Returns:
         (M, T) float64; 0 where there is no ground truth at all.
@@ -35,10 +37,10 @@ def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray
 
 
 def greedy_overlaps(overlaps: np.ndarray, floor: float) -> np.ndarray:
-    """The overlap (G,) each box is matched with: the largest of ``overlaps`` (G, P) first, each row and
-    column once.
+    """The overlap (G,) that each box is matched with.
 
-    Overlaps below ``floor`` match nothing; a box without a match gets 0.
+    The largest of ``overlaps`` (G, P) comes first, each row and column once. Overlaps below ``floor`` match nothing; a
+    box without a match gets 0.
     """
     matched, used = np.zeros(len(overlaps)), set()
     rows, columns = np.nonzero(overlaps >= floor)
@@ -55,6 +57,8 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, border: float = 0., dtype: ty
     """IoU (G, P) of xyxy boxes (G, 4) and (P, 4).
 
     Args:
+        boxes: (G, 4).
+        others: (P, 4).
         border: 1 for Pascal VOC's way of measuring: the last pixel belongs to a box, which is x2 - x1 + 1 wide.
         dtype: float32 is what mmdetection 2.x computes proposals in.
     """

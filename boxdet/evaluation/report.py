@@ -51,7 +51,8 @@ def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instan
         dataset: with ``get_ann_info``, ``data_infos``, ``img_prefix`` and ``CLASSES``, as every data set of boxdet.
         results: one Instances an image, in its order.
         metrics: what ``evaluate`` gave: the numbers shown first.
-        title, meta: the headline, and what stands below it (config, checkpoint, data set).
+        title: the headline.
+        meta: what stands below it (config, checkpoint, data set).
         most_errors: errors shown with their picture.
         say: told of pictures that cannot be shown.
 

@@ -72,7 +72,7 @@ class StoredResults(Sequence):
             return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix='boxdet-results-')
+                self._file = tempfile.TemporaryFile(prefix='boxdet-results-')  # noqa: SIM115  lives as long as this
             self._file.seek(self._written)
             self._file.write(data)
         except OSError as error:
@@ -135,8 +135,9 @@ class StoredResults(Sequence):
 
 
 def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[dict[str, Any]]:
-    """Of each image ``Instances.numpy()``, not to be written to; of those that are stored the fields ``without`` are
-    not read, and no tensor is made.
+    """Of each image ``Instances.numpy()``, not to be written to.
+
+    Of those that are stored the fields ``without`` are not read, and no tensor is made.
     """
     if isinstance(results, StoredResults):
         return results.arrays(lambda name: name not in without)

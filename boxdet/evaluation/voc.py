@@ -147,6 +147,7 @@ class Matches:
         """Right (D,), wrong (D,) and counted objects (G,), all bool; a detection may be neither right nor wrong.
 
         Args:
+            thr: the overlap that a detection must reach.
             sizes: count objects of these sides only; a detection of another size is not wrong then.
         """
         counted = ~self.difficult
@@ -173,6 +174,8 @@ def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int
     Args:
         truths: of ``get_ann_info``: 'bboxes', 'labels' and, of objects that do not count, 'bboxes_ignore' with
             'labels_ignore'; as in 2.x boxes to be ignored that have no labels play no part.
+        results: one Instances an image.
+        num_classes: K.
         border: see ``box_iou``.
 
     Raises:
@@ -224,7 +227,8 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str = 'ar
     """The area under the curve, precision being made falling first, or the mean of its values at recall 0, 0.1, … 1.
 
     Args:
-        recall, precision: (D,) after each detection, best first.
+        recall: (D,) after each detection, best first.
+        precision: (D,) likewise.
         rule: 'area' or '11points'.
     """
     if rule == '11points':
