@@ -81,7 +81,7 @@ class Replacement:
 
 def write_whole(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any],
                 check: Callable[[Path], Any] | None = None, error: type[UserError] = DataError) -> Path:
-    """Replace the file at ``path``, or make it; its folder, too.
+    """Replace the file at ``path``, or make it; its folder, too. A pipe or device is written to as it is.
 
     Args:
         path: the file.
@@ -98,11 +98,12 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[BinaryIO], An
     """
     new = Replacement(path, error)
     try:
+        if _is_stream(new.path):
+            with open(new.path, 'wb') as file:
+                _fill(file, content)
+            return new.path
         with open(new.part, 'wb') as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
+            _fill(file, content)
             file.flush()
             os.fsync(file.fileno())
         if check is not None:
@@ -115,6 +116,19 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[BinaryIO], An
         return new.rename()
     finally:
         new.discard()
+
+
+def _fill(file: BinaryIO, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether what stands at ``path`` is a pipe or a device (``/dev/stdout``), which nothing may replace."""
+    return str(path.parent) in ('/dev', '/dev/fd', '/proc/self/fd') or (
+        path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _system_error(problem: BaseException) -> OSError | None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -155,6 +156,14 @@ print(fetch(sys.argv[1], sys.argv[2]).stat().st_size, flush=True)
 '''
 
 
+def waiting_for_locks(folder):
+    """How many processes wait for a lock on a file in ``folder``: an arrow in the kernel's list marks them."""
+    inodes = {str(path.stat().st_ino) for path in folder.iterdir()}
+    with open('/proc/locks') as file:
+        return sum('->' in line and line.split()[6].rpartition(':')[2] in inodes for line in file)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/locks'), reason='the kernel does not tell who waits for locks')
 def test_processes_of_one_machine_download_once(server, tmp_path):
     """The first one is held within its download until the others have come to it."""
     server.files[NAME] = CONTENT
@@ -166,6 +175,8 @@ def test_processes_of_one_machine_download_once(server, tmp_path):
     for process in processes:
         process.stdin.write('go\n')
         process.stdin.flush()
+    while len(server.asked) < 2 and waiting_for_locks(tmp_path) < 2:
+        time.sleep(0.01)
     server.may_go_on.set()
     assert [process.communicate(timeout=120)[0] for process in processes] == ['3000\n'] * 3
     assert len(server.asked) == 1 and os.listdir(tmp_path) == [NAME]

@@ -1,6 +1,8 @@
 """A file is replaced whole, or left as it was."""
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -74,6 +76,20 @@ def test_a_folder_in_the_way(tmp_path):
     with pytest.raises(DataError, match='cannot write .*y: '):
         write_whole(tmp_path / 'file' / 'y', 'new')
     assert sorted(os.listdir(tmp_path)) == ['file', 'x']
+
+
+def test_pipes_and_devices_are_written_to(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / 'pipe').read_text()))
+    reader.start()
+    write_whole(tmp_path / 'pipe', 'text')
+    reader.join()
+    assert read == ['text'] and (tmp_path / 'pipe').is_fifo() and os.listdir(tmp_path) == ['pipe']
+    code = "from boxdet.files.writing import write_json; write_json('/dev/stdout', [1])"
+    with open(tmp_path / 'out', 'w') as file:
+        subprocess.run([sys.executable, '-c', code], stdout=file, check=True)
+    assert (tmp_path / 'out').read_text() == '[1]'
 
 
 def test_two_threads_write_one_path(tmp_path):
