@@ -24,8 +24,9 @@ def sample(polygons=False, seed=0):
     return dict(img=image, img_shape=image.shape, img_fields=['img'], gt_bboxes=boxes, gt_labels=np.arange(4),
                 gt_bboxes_ignore=boxes[:1] + 3, gt_masks=masks if polygons else BitmapMasks(masks.to_bitmaps(), *HW),
                 gt_keypoints=np.concatenate([centres, np.full((4, 1), 2)], 1)[:, None].astype(np.float32),
-                gt_semantic_seg=rng.integers(0, 20, HW).astype(np.uint8), bbox_fields=['gt_bboxes', 'gt_bboxes_ignore'],
-                flip_pairs=[], mask_fields=['gt_masks'], seg_fields=['gt_semantic_seg'], keypoint_fields=['gt_keypoints'])
+                gt_semantic_seg=rng.integers(0, 20, HW).astype(np.uint8), flip_pairs=[],
+                bbox_fields=['gt_bboxes', 'gt_bboxes_ignore'], mask_fields=['gt_masks'],
+                seg_fields=['gt_semantic_seg'], keypoint_fields=['gt_keypoints'])
 
 
 def envelope(boxes, matrix, hw):
@@ -122,7 +123,8 @@ def test_probabilities():
     (Rotate, dict(level=1, img_fill_val=300), 'img_fill_val'),
     (Rotate, dict(level=1, center=(1, 2, 3)), r'center is \(x, y\)'),
     (Shear, dict(level=1, interpolation='linear'), 'linear'),
-    (AutoAugment, dict(policies=[]), 'AutoAugment.policies'), (AutoAugment, dict(policies=[[]]), 'AutoAugment.policies'),
+    (AutoAugment, dict(policies=[]), 'AutoAugment.policies'),
+    (AutoAugment, dict(policies=[[]]), 'AutoAugment.policies'),
     (AutoAugment, dict(policies=[dict(type='Rotate')]), 'AutoAugment.policies'),
     (RandomShift, dict(shift_ratio=2), 'shift_ratio'),
     (RandomAffine, dict(max_translate_ratio=2), 'max_translate_ratio'),

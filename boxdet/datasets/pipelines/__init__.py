@@ -9,6 +9,7 @@ from typing import Any
 
 _WHERE = {
     'AutoAugment': 'auto_augment', 'Rotate': 'auto_augment', 'Shear': 'auto_augment', 'Translate': 'auto_augment',
+    'Albu': 'libraries', 'Corrupt': 'libraries', 'InstaBoost': 'libraries',
     'BrightnessTransform': 'color', 'ColorTransform': 'color', 'ContrastTransform': 'color', 'CutOut': 'color',
     'EqualizeTransform': 'color', 'GeometricTransform': 'geometric', 'RandomAffine': 'geometric',
     'RandomShift': 'geometric', 'Mosaic': 'mixing', 'MixUp': 'mixing',
