@@ -4,6 +4,8 @@ python tools/test.py CONFIG CHECKPOINT --eval bbox segm
 python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-options classwise=True
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
 python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
+python tools/test.py CONFIG CHECKPOINT --tta           with test-time augmentation; without more words a config of
+                                                       mmdetection 3.x is evaluated as its test_evaluator says
 
 --out, --show-dir and --report without a name, and --format-only without a prefix, write to the folder 'test' beside
 the checkpoint. data.test.classes may name some of the model's classes: results of the others are left out.
@@ -45,6 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument('--show', action='store_true', help='show each image in a window; any key goes on')
     what.add_argument('--show-dir', metavar='DIR', nargs='?', const='',
                       help='write the images with the detections drawn')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation: the config's tta_pipeline, else flipped views too")
     parser.add_argument('--show-score-thr', type=float, default=0.3, metavar='SCORE',
                         help='draw detections above this score (default: %(default)s)')
     parser.add_argument('--work-dir', metavar='DIR', help='write the metrics there, as eval_TIME.json')
@@ -85,8 +89,6 @@ def set_default_outputs(args: argparse.Namespace) -> None:
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse combinations that cannot be meant, before anything is loaded."""
-    if not (args.out or args.eval or args.report or args.format_only or args.show or args.show_dir):
-        raise ConfigError('nothing to do: give --eval, --report, --out, --format-only, --show or --show-dir')
     if (args.eval or args.report) and args.format_only:
         raise ConfigError(
             f'{"--eval" if args.eval else "--report"} and --format-only exclude each other: the latter is for data '
@@ -106,6 +108,55 @@ def check_args(args: argparse.Namespace) -> None:
                           'tools/analysis_tools/analyze_results.py draws')
 
 
+def settle_actions(args: argparse.Namespace, cfg: Any) -> None:
+    """A config of mmdetection 3.x is evaluated in any case, as its ``test_evaluator`` says; one of 2.x if asked to.
+
+    Raises:
+        ConfigError: there is nothing to do.
+    """
+    if cfg.as_written is not None and not (args.eval or args.report or args.format_only):
+        wanted = evaluation_section(cfg)
+        args.format_only = bool(wanted.get('format_only'))
+        metric = wanted.get('metric')
+        if metric and not args.format_only:
+            args.eval = list(metric) if isinstance(metric, (list, tuple)) else [metric]
+    if not (args.out or args.eval or args.report or args.format_only or args.show or args.show_dir):
+        raise ConfigError('nothing to do: give --eval, --report, --out, --format-only, --show or --show-dir')
+    if args.tta:
+        augment(cfg)
+
+
+def evaluation_section(cfg: Any) -> Any:
+    """What the config says of evaluation; in mmdetection 3.x tests may have a section of their own."""
+    return cfg.get('test_evaluation') or cfg.get('evaluation') or {}
+
+
+def augment(cfg: Any) -> None:
+    """Put the config's ``tta_pipeline`` in the place of the test pipeline; without one, add flipped views to that.
+
+    Raises:
+        ConfigError: the test pipeline has no MultiScaleFlipAug.
+    """
+    views = cfg.get('tta_pipeline')
+    datasets = [cfg.data.test]
+    while datasets:
+        one = datasets.pop()
+        inner = one if isinstance(one, (list, tuple)) else one.get('datasets') or one.get('dataset') or []
+        datasets += inner if isinstance(inner, (list, tuple)) else [inner]
+        if isinstance(one, (list, tuple)) or not one.get('pipeline'):
+            continue
+        if views:
+            one['pipeline'] = views
+            continue
+        step = next((step for step in one['pipeline'] if step.get('type') == 'MultiScaleFlipAug'), None)
+        if step is None:
+            raise ConfigError('--tta: the config has no tta_pipeline, and data.test.pipeline no MultiScaleFlipAug')
+        step['flip'] = True
+    rcnn = (cfg.model.get('test_cfg') or {}).get('rcnn')
+    if rcnn is not None:
+        rcnn.update(cfg.get('tta_model') or {})
+
+
 def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict[str, Any]:
     """The keywords for evaluate(), or for format_results() with --format-only."""
     from boxdet.engine.config import parse_options
@@ -119,7 +170,8 @@ def evaluation_options(args: argparse.Namespace, cfg: Any, dataset: Any) -> dict
         if given:
             raise ConfigError(f'{flag} are options of --eval or --format-only: give one of them too')
         return {}
-    return configured_options(dataset, args.eval, cfg.get('evaluation'), given, flag)
+    section = {key: value for key, value in evaluation_section(cfg).items() if key != 'format_only'}
+    return configured_options(dataset, args.eval, section, given, flag)
 
 
 def build_test_data(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
@@ -151,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg, needed=('model', 'data.test'))
+    settle_actions(args, cfg)
     setup_processes(cfg)
     init_dist(args.launcher, cfg.get('dist_params'), args.device)
     device = choose_device(args.device if args.gpu_id is None else f'cuda:{args.gpu_id}')

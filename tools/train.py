@@ -5,6 +5,7 @@
     python tools/train.py CONFIG --cfg-options data.samples_per_gpu=1 optimizer.lr=0.0025
     python tools/train.py CONFIG --auto-resume                          go on after an interruption
     python tools/train.py CONFIG --load-from coco.pth                   fine-tune: the weights only
+    python tools/train.py CONFIG --amp --resume                         mmdetection 3.x's words: half precision, go on
     kill -USR1 PID                                                      save after this iteration and end with status 75
     tools/dist_train.sh CONFIG 8                                        8 GPUs (without GPUs: 8 processes)
 
@@ -37,6 +38,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='go on from this checkpoint: weights, optimizer, epoch, random numbers')
     parser.add_argument('--auto-resume', action='store_true',
                         help='go on from the newest readable checkpoint in the work_dir, if there is one')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
+                        help="mmdetection 3.x's form: alone or 'auto' it is --auto-resume, with a file --resume-from")
+    parser.add_argument('--amp', action='store_true',
+                        help='train in half precision, as fp16 in the config: float16 on a GPU, bfloat16 on the CPU')
     parser.add_argument('--requeue', action='store_true',
                         help='in a Slurm job: when SIGUSR1 ended the training, have the job started again')
     parser.add_argument('--load-from', metavar='FILE', help='start from the weights of this checkpoint (fine-tuning)')
@@ -65,8 +70,12 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuse combinations that cannot be meant, before anything is loaded."""
     if args.options and args.cfg_options:
         raise ConfigError('--options is the old name of --cfg-options: give one of them')
-    if sum(bool(value) for value in (args.resume_from, args.auto_resume, args.load_from)) > 1:
-        raise ConfigError('--resume-from, --auto-resume and --load-from exclude each other')
+    if sum(bool(value) for value in (args.resume_from, args.auto_resume, args.resume, args.load_from)) > 1:
+        raise ConfigError('--resume-from, --auto-resume, --resume and --load-from exclude each other')
+    if args.resume == 'auto':
+        args.auto_resume = True
+    elif args.resume:
+        args.resume_from = args.resume
     if args.gpu_ids and len(args.gpu_ids) > 1:
         raise ConfigError(f'--gpu-ids {" ".join(map(str, args.gpu_ids))}: one process uses one GPU; start '
                           f'tools/dist_train.sh CONFIG {len(args.gpu_ids)}')
@@ -85,6 +94,8 @@ def merge_args(args: argparse.Namespace, cfg: Any) -> None:
     gpu = args.gpu_id if args.gpu_ids is None else args.gpu_ids[0]
     if args.device or gpu is not None:
         cfg.device = args.device or f'cuda:{gpu}'
+    if args.amp and not cfg.get('fp16'):
+        cfg.fp16 = dict(loss_scale='dynamic')
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ConfigError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')

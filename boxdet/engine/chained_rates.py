@@ -19,10 +19,10 @@ from boxdet.errors import ConfigError, nearest
 class _Span:
     """The steps of one schedule: ``length`` of them, the first at count ``begin``."""
     begin: int
-    end: float
+    end: int
 
     @property
-    def length(self) -> float:
+    def length(self) -> int:
         return self.end - self.begin
 
 
@@ -73,6 +73,7 @@ def _cosine(rate: float, base: float, step: int, span: _Span, T_max: int | None 
 SCHEDULERS: dict[str, Callable[..., float]] = {
     'ConstantLR': _constant, 'CosineAnnealingLR': _cosine, 'ExponentialLR': _exponential, 'LinearLR': _linear,
     'MultiStepLR': _multi_step, 'PolyLR': _poly, 'StepLR': _step}
+_NEVER = 10 ** 9  # where a schedule ends that names no end
 _SHARED = ('type', 'begin', 'end', 'by_epoch', 'convert_to_iter_based')
 _COUNTS = ('T_max', 'step_size')  # options that are counted as ``begin`` is
 
@@ -98,15 +99,11 @@ class _Schedule:
         missing = [p.name for p in parameters if p.default is p.empty and p.name not in entry]
         if missing:
             raise ConfigError(f"{where}: {kind} needs '{missing[0]}'")
-        self.begin, self.end = entry.get('begin', 0), entry.get('end', math.inf)
+        self.begin, self.end = entry.get('begin', 0), entry.get('end', _NEVER)
         if not self.begin < self.end:
             raise ConfigError(f'{where}: it begins at {self.begin} and ends at {self.end}')
         self.by_epoch, self.converted = entry.get('by_epoch', True), entry.get('convert_to_iter_based', False)
-        if kind in ('LinearLR', 'PolyLR') and self.end == math.inf:
-            raise ConfigError(f"{where}: {kind} needs an 'end'")
         self.options = {key: value for key, value in entry.items() if key not in _SHARED}
-        if kind == 'CosineAnnealingLR' and self.end == math.inf and not self.options.get('T_max'):
-            raise ConfigError(f"{where}: CosineAnnealingLR needs 'T_max' or an 'end'")
 
     @property
     def counts_epochs(self) -> bool:

@@ -170,7 +170,8 @@ class Config(_MMEngineConfig):
                 value = lookup(setting.value, path[len(setting.key):])
                 if value is not ABSENT or seen:
                     seen = True
-                    yield Setting(setting.source, path, value)
+                    written = setting.written and setting.written + path[len(setting.key):]
+                    yield Setting(setting.source, path, value, written)
 
     def __getstate__(self) -> dict:
         return dict(self.__dict__)
@@ -231,20 +232,41 @@ def translated(cfg: Any) -> Any:
                              used={name for file in cfg.files for name in file.names_read()})
     for note in found.notes:
         warnings.warn(note, ConfigWarning, stacklevel=3)
-    settings = [one for new, old in found.origins for one in _moved(cfg, lookup(found.value, new), new, old)]
+    settings = list(_Moves(cfg, found.origins).settings(found.value))
     return Config(found.value, cfg_text=cfg.text, filename=cfg.filename, settings=settings, files=cfg.files,
                   as_written=cfg)
 
 
-def _moved(cfg: Config, value: Any, new: Key, old: Key) -> Iterator[Setting]:
-    """The settings of ``old`` in ``cfg`` as those of ``new``, which holds ``value`` in the translation."""
-    history = list(cfg._history(old))
-    if lookup(cfg._cfg_dict, old) == value:
-        for one in history:
-            written = one.written or one.key
-            yield Setting(one.source, (*new, *one.key[len(old):]), one.value, written)
-    elif history:  # made from it: what it overrode would be no value of this key
-        yield Setting(history[-1].source, new, value, history[-1].written or old)
+class _Moves:
+    """The settings of a config as those of its translation.
+
+    Args:
+        cfg: as it was written.
+        origins: pairs (key of the translation, key of ``cfg``), the whole before its parts.
+    """
+
+    def __init__(self, cfg: Config, origins: Sequence[tuple[Key, Key]]):
+        self.cfg = cfg
+        self.origins = dict(origins)
+        self.around = {new[:length] for new, _ in origins for length in range(len(new))}
+
+    def settings(self, value: Any, at: Key = (), came: tuple[Key, Key] = ((), ())) -> Iterator[Setting]:
+        """Those of ``value``, which stands at ``at``; ``came`` is the nearest pair of ``origins`` around it."""
+        came = (at, self.origins[at]) if at in self.origins else came
+        old = came[1] + at[len(came[0]):]
+        before = lookup(self.cfg._cfg_dict, old)
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        if at in self.around or isinstance(value, dict) and value and before != value:
+            for key, part in parts:
+                yield from self.settings(part, at + (key,), came)
+            return
+        if before == value:
+            for one in self.cfg._history(old):
+                yield Setting(one.source, (*at, *one.key[len(old):]), one.value, one.written or one.key)
+            return
+        history = list(self.cfg._history(came[1]))
+        if history:  # made from it: what it overrode would be no value of this key
+            yield Setting(history[-1].source, at, value, history[-1].written or came[1])
 
 
 def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:

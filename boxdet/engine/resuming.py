@@ -8,6 +8,7 @@ from typing import Any
 from boxdet.checkpoints.io import find_checkpoint, load_checkpoint
 from boxdet.checkpoints.loading import compare_classes, describe, load_weights
 from boxdet.engine.config_difference import differences
+from boxdet.engine.dialects.checkpoint import for_resume, is_foreign
 from boxdet.engine.distributed import unwrap
 from boxdet.engine.environment import set_random_states
 from boxdet.errors import CheckpointError
@@ -30,6 +31,9 @@ def resume(runner: Any, filename: str) -> None:
     if report.missing or report.mismatched:
         one_line = describe(report).replace('\n ', ';')
         raise CheckpointError(f'cannot resume: {one_line}')
+    if is_foreign(checkpoint):
+        checkpoint, note = for_resume(checkpoint, unwrap(runner.model), runner.optimizer, str(filename))
+        runner.logger.warning(note)
     if 'online_state_dict' in checkpoint:  # of a training with averaged weights: those it goes on with
         unwrap(runner.model).load_state_dict(checkpoint['online_state_dict'], strict=False)
     tell_other_classes(runner, checkpoint, filename)
@@ -81,6 +85,8 @@ def _load_optimizer(runner: Any, checkpoint: Mapping, filename: str) -> None:
 def _set_progress(runner: Any, checkpoint: Mapping, filename: str) -> None:
     loop, meta = runner.train_loop, checkpoint['meta']
     loop.epoch, loop.iter, loop.inner_iter = int(meta['epoch']), int(meta['iter']), int(meta.get('inner_iter', 0))
+    if is_foreign(checkpoint) and loop.by_epoch:  # its epochs may be some images longer or shorter
+        loop.iter = loop.epoch * loop.iters_per_epoch
     if loop.finished:
         runner.logger.warning('%s is at epoch %d, iteration %d: the config asks for no more than that', filename,
                               loop.epoch, loop.iter)

@@ -20,6 +20,8 @@ examples:
   what an option would change; numbers reach into lists
     python tools/misc/print_config.py CONFIG --cfg-options data.train.pipeline.2.img_scale="(640, 480)" \\
         --explain data.train.pipeline.2
+  a config of mmdetection 3.x as boxdet reads it
+    python tools/misc/print_config.py my_mmdet3_config.py --to 2.x > mine.py
   is every key one that something reads?
     python tools/misc/print_config.py CONFIG --check
 """
@@ -32,7 +34,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--cfg-options', '--options', nargs='+', default=[], metavar='KEY=VALUE', dest='options',
                         help='set these keys first, as the other tools do (--options is the older name)')
     parser.add_argument('--explain', metavar='KEY', help='only this key, such as model.roi_head.bbox_head.num_classes: '
-                        'its value, the file and line that set it, and what was overridden')
+                        'its value, the file and line that set it, and what was overridden; of a config of mmdetection 3.x by its key there or '
+                        'here')
+    parser.add_argument('--to', choices=['2.x'], help="a config of mmdetection 3.x in mmdetection 2.x's sections; without "
+                        'it such a config is printed as it is written')
     parser.add_argument('--check', action='store_true', help='only look for wrong keys and unknown types')
     return parser.parse_args(arguments)
 
@@ -50,16 +55,28 @@ def explanation(cfg: Any, key: str) -> str:
     return '\n'.join(lines)
 
 
+def explained(cfg: Any, key: str) -> str:
+    """``explanation``; a key that only mmdetection 3.x's form of the config has is looked up there."""
+    from boxdet.errors import ConfigError
+    try:
+        return explanation(cfg, key)
+    except ConfigError:
+        if cfg.as_written is None:
+            raise
+        return explanation(cfg.as_written, key)
+
+
 def main() -> None:
     args = parse_args()
     from boxdet.engine.config import check_config, load_config, refuse_misspelt_options  # here, so that --help is quick
-    cfg = load_config(args.config, args.options, import_custom_modules=args.check)
+    translate = bool(args.to or args.explain or args.check)
+    cfg = load_config(args.config, args.options, import_custom_modules=args.check, translate=translate)
     if args.check:
         check_config(cfg)
         print(f'{args.config}: every key and type is known')
-    else:
-        refuse_misspelt_options(cfg)
-        print(explanation(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
+        return
+    refuse_misspelt_options(cfg)
+    print(explained(cfg, args.explain) if args.explain else cfg.pretty_text, end='\n' if args.explain else '')
 
 
 if __name__ == '__main__':
