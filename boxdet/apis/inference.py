@@ -22,7 +22,7 @@ from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahea
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
 from boxdet.datasets.collate import collate
-from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options
+from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options, translated
 from boxdet.engine.environment import choose_device, give_back_memory, memory_format, slow_in
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
@@ -120,7 +120,7 @@ def _configured(config: Any, cfg_options: Any) -> Any:
         return load_config(config, options)
     if not hasattr(config, 'merge_from_dict'):
         raise ConfigError(f'config is a file name or a Config, not {type(config).__name__}')
-    cfg = copy.deepcopy(config)
+    cfg = translated(copy.deepcopy(config))
     cfg.merge_from_dict(dict(options))
     return cfg
 

@@ -5,7 +5,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from boxdet.errors import ConfigError
+from boxdet.errors import ConfigError, nearest
 
 FOLDER = 'BOXDET_MMDET_CONFIGS'  # environment: a folder in the place of the installed package
 
@@ -29,6 +29,21 @@ def package_config(package: str, name: str) -> str:
         if (root / name).is_file():
             return str(root / name)
     return str(roots[0] / name)  # reading it tells that it is not there, and what is near
+
+
+def find_config(name: str, *folders: Path) -> str:
+    """The config that is called ``name`` without folder and ending, in ``folders`` or among mmdet's configs.
+
+    Raises:
+        ConfigError: there is none; names the most similar one.
+    """
+    known: dict[str, Path] = {}
+    for root in (*folders, *_roots('mmdet')):
+        for path in sorted(root.rglob('*.py')) if root.is_dir() else ():
+            known.setdefault(path.stem, path)
+    if name not in known:
+        raise ConfigError(f"no config is called '{name}'{nearest(name, known)}")
+    return str(known[name])
 
 
 def package_module(module: str) -> str:
