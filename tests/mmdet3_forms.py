@@ -165,7 +165,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='MultiScaleFlipAug', img_scale=(160, 128), flip=False, transforms=[
         dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='Normalize', **norm),
-        dict(type='Pad', size_divisor=32), dict(type='ImageToTensor', keys=['img']),
+        dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=['img'])])]
 val = dict(type='CocoDataset', classes=classes, ann_file='SHAPES/annotations/instances_val.json',
            img_prefix='SHAPES/val/', pipeline=test_pipeline)

@@ -1,4 +1,4 @@
-"""mmdetection 3.x's ``DetInferencer``: pictures in, plain dicts, files and drawings out.
+"""mmdetection 3.x's ``DetInferencer``: images in, plain dicts, files and drawings out.
 
 >>> from boxdet.apis import DetInferencer                                               # doctest: +SKIP
 >>> inferencer = DetInferencer(model='mask-rcnn_r50_fpn_1x_coco.py', weights='mask_rcnn.pth')
@@ -21,7 +21,7 @@ from boxdet.apis.folder import PICTURES
 from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
 from boxdet.apis.pictures import Picture, is_picture
-from boxdet.checkpoints.loading import load_checkpoint
+from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import Config, load_config, translated
 from boxdet.engine.dialects.packages import find_config
 from boxdet.engine.environment import choose_device
@@ -38,7 +38,7 @@ _OF_TEXTS = ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')
 
 
 class DetInferencer:
-    """A detector for pictures in any form, with mmdetection 3.x's keywords and results.
+    """A detector for images in any form, with mmdetection 3.x's keywords and results.
 
     Args:
         model: a config file of mmdetection 2.x or 3.x, its name without folders ('mask-rcnn_r50_fpn_1x_coco'), or a
@@ -64,12 +64,13 @@ class DetInferencer:
         if palette not in _PALETTES:
             raise ConfigError(f"DetInferencer: palette '{palette}'{nearest(str(palette), _PALETTES)}; it is one of "
                               f"{', '.join(_PALETTES)}")
+        config = _config_of(model, weights)
         if weights is None:
             warnings.warn('DetInferencer: no weights are given: the results are those of random ones', stacklevel=2)
-        self.model = init_detector(_config_of(model, weights), weights, device=choose_device(device))
+        self.model = init_detector(config, weights, device=choose_device(device))
         self.palette = _PALETTES[palette]
         self.show_progress = show_progress
-        self._unnamed = 0  # pictures without a file name so far: numbers for their files
+        self._unnamed = 0  # images without a file name so far: numbers for their files
 
     def __call__(self, inputs: Picture | Iterable[Picture], batch_size: int = 1, return_vis: bool = False,
                  show: bool = False, wait_time: float = 0, no_save_vis: bool = False, draw_pred: bool = True,
@@ -78,28 +79,28 @@ class DetInferencer:
         """Detect on ``inputs``.
 
         Args:
-            inputs: a file, an address, a folder of pictures, an array (H, W, 3) uint8 in BGR order, the bytes of a file,
+            inputs: a file, an address, a folder of images, an array (H, W, 3) uint8 in BGR order, the bytes of a file,
                 a PIL image; or a list of them.
-            batch_size: pictures of one input size that go through the network together.
+            batch_size: images of one input size that go through the network together.
             return_vis: keep the drawings, (H, W, 3) uint8 in RGB order.
             show: show each drawing in a window.
             wait_time: seconds that it stays open; 0 until a key is pressed.
             no_save_vis: with ``out_dir``, write no drawings.
-            draw_pred: draw the detections; without, the drawings are the pictures.
+            draw_pred: draw the detections; without, the drawings are the images.
             pred_score_thr: objects scoring less are not drawn. The predictions hold all.
             return_datasamples: predictions as objects, not as dicts: see ``data_sample``.
             print_result: print the predictions.
             no_save_pred: with ``out_dir``, write no predictions; 3.x's default, which False changes.
-            out_dir: drawings go to its folder ``vis``, predictions to ``preds`` as one JSON file a picture.
+            out_dir: drawings go to its folder ``vis``, predictions to ``preds`` as one JSON file an image.
             **texts: 3.x's keywords for detectors that read texts; there are none here.
 
         Returns:
-            dict(predictions=[dict(labels, scores, bboxes, masks), ...], visualization=[...]): plain lists, one entry a
-            picture in order; boxes are x1, y1, x2, y2 in pixels, ``masks`` COCO RLE dicts with text counts where the
+            dict(predictions=[dict(labels, scores, bboxes, masks), ...], visualization=[...]): plain lists, one entry an
+            image in order; boxes are x1, y1, x2, y2 in pixels, ``masks`` COCO RLE dicts with text counts where the
             detector gives masks. ``visualization`` is empty without ``return_vis``.
 
         Raises:
-            ConfigError: a keyword that means nothing here. DataError: a picture that cannot be read, a folder that
+            ConfigError: a keyword that means nothing here. DataError: an image that cannot be read, a folder that
                 cannot be written.
         """
         for name, value in texts.items():
@@ -130,7 +131,7 @@ class DetInferencer:
         return found
 
     def data_sample(self, result: Instances, picture: Picture) -> Any:
-        """What ``return_datasamples`` gives for one picture: boxdet's Instances.
+        """What ``return_datasamples`` gives for one image: boxdet's Instances.
 
         A subclass makes another object of it; ``boxdet.compat`` gives 3.x's DetDataSample.
         """
@@ -153,7 +154,7 @@ class DetInferencer:
                                    skeleton=self.model.skeleton)
 
     def _names(self, pictures: Sequence[Picture]) -> list[str]:
-        """File names for the drawings, all different: the pictures' own, or numbers."""
+        """File names for the drawings, all different: the images' own, or numbers."""
         paths = []
         for picture in pictures:
             if isinstance(picture, (str, os.PathLike)):
@@ -204,10 +205,10 @@ def _config_of(model: Any, weights: Any) -> Any:
 
 
 def _pictures(inputs: Any) -> list[Picture]:
-    """The pictures that ``inputs`` are; a folder is those in it, without the folders inside, as in 3.x."""
+    """The images that ``inputs`` are; a folder is those in it, without the folders inside, as in 3.x."""
     if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
         found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs) if name.lower().endswith(PICTURES))
         if not found:
-            raise DataError(f'{inputs}: no picture in this folder')
+            raise DataError(f'{inputs}: no image in this folder')
         return found
     return [inputs] if is_picture(inputs) else list(inputs)

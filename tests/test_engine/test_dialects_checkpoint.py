@@ -108,5 +108,5 @@ def test_its_weights_load_and_its_classes_are_known(tmp_path):
     theirs, _ = trained_by_mmengine(tmp_path / 'epoch_2.pth')
     assert classes_of(load_checkpoint(tmp_path / 'epoch_2.pth')) == ('a', 'b')
     ours = toy_runner(tmp_path, optimizer=SGD)
-    ours.load_weights(str(tmp_path / 'epoch_2.pth'))
+    ours.load_checkpoint(str(tmp_path / 'epoch_2.pth'))
     assert all(torch.equal(a, b) for a, b in zip(ours.model.state_dict().values(), theirs.state_dict().values()))

@@ -70,6 +70,7 @@ STEPS = dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 
     [dict(type='StepLR', step_size=2, by_epoch=True, convert_to_iter_based=True)],
     [dict(WARMUP, begin=5, end=9), dict(STEPS, begin=2)],            # milestones count from ``begin``
     [dict(type='LinearLR', start_factor=1.0, end_factor=0.2, by_epoch=True, begin=4, end=10)],
+    [dict(WARMUP, start_factor=1 / 3), dict(type='CosineAnnealingLR', begin=0, by_epoch=True, eta_min_ratio=1e-3)],
     [dict(type='OneCycleLR', eta_max=0.1, total_steps=84, by_epoch=False)],
     [dict(type='OneCycleLR', eta_max=0.1, total_steps=84, by_epoch=False, three_phase=True, div_factor=10,
           anneal_strategy='linear')],
@@ -127,7 +128,6 @@ def test_epochs_in_a_training_by_iterations():
     (dict(type='LinearL', end=4), r"lr_config\.schedulers\.0\.type 'LinearL' is unknown; did you mean 'LinearLR'"),
     (dict(type='StepLR', step_sise=3), r"StepLR takes no 'step_sise'; did you mean 'step_size'"),
     (dict(type='ExponentialLR'), r"ExponentialLR needs 'gamma'"),
-    (dict(type='PolyLR'), r"PolyLR needs an 'end'"), (dict(type='CosineAnnealingLR'), "needs 'T_max' or an 'end'"),
     (dict(type='ConstantLR', begin=5, end=5), 'it begins at 5 and ends at 5')])
 def test_the_policy_checks_its_schedulers(entry, message):
     with pytest.raises(ConfigError, match=message):

@@ -303,11 +303,11 @@ def _variables(values: Mapping[str, Any], context: Context, used: Collection[str
     """What is no section: a user's own variables stay, unless they hold configs, whose place is in the sections."""
     kept = {}
     for name, value in values.items():
-        if name in SECTIONS or name in found:
+        if name in SECTIONS:
             continue
-        if name in OF_2X:
+        if name in OF_2X or name in found:
             if name not in used:
-                context.note((name,), f'{NAME} has no such section, so that it has no effect; its place is {OF_2X[name]}')
+                context.note((name,), f'{NAME} has no such section, so that it has no effect; its place is {OF_2X.get(name)}')
             continue
         near = '' if name in used or name in _BOTH else nearest(name, SECTIONS)
         if near and context.place_of((name,)).startswith('--'):

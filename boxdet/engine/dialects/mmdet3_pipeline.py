@@ -371,7 +371,7 @@ def _test_end(outside: list[Piece], view: dict[str, Piece], inside: list[Piece] 
         inside = [Piece.mapping(dict(type=pack.made('Resize'), keep_ratio=pack.made(True)), pack.key)]
     if not any(part.value['type'] == 'RandomFlip' for part in inside):
         inside.append(Piece.mapping(dict(type=pack.made('RandomFlip')), pack.key))
-    tail = [Piece.mapping(dict(type=pack.made('ImageToTensor'), keys=pack.made(['img'])), pack.key)]
+    tail = [Piece.mapping(dict(type=pack.made('DefaultFormatBundle')), pack.key)]
     if loaded.proposals:
         tail += [Piece.mapping(dict(type=pack.made('ToTensor'), keys=pack.made(['proposals'])), pack.key),
                  Piece.mapping(dict(type=pack.made('ToDataContainer'), fields=pack.made(

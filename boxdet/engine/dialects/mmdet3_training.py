@@ -7,6 +7,7 @@ from typing import Any
 
 from boxdet.engine.chained_rates import SCHEDULERS
 from boxdet.engine.dialects.piece import Context, Idle, Only, Piece, Section, Table, same
+from boxdet.errors import nearest
 
 # --- loops ---
 
@@ -189,14 +190,21 @@ CHECKPOINT: Table = {
     'filename_tmpl': Only(None, 'epoch_{}.pth', 'iter_{}.pth', advice='checkpoints are epoch_N.pth or iter_N.pth'),
     'published_keys': Only(None, advice='tools/model_converters/publish_model.py makes the file to publish'),
     'save_begin': Only(0, advice='checkpoints are saved from the beginning')}
+
+
+def _drawing(section: Section, key: str) -> dict[str, Piece]:
+    if section.get(key):
+        section.note(key, 'nothing is drawn while a training validates; tools/test.py --show-dir DIR draws')
+    return {}
+
+
 # What boxdet does by itself. (type -> the keys that may stand there)
 BUILT_IN: Mapping[str, Table] = {
     'IterTimerHook': {}, 'ParamSchedulerHook': {}, 'DistSamplerSeedHook': {}, 'RuntimeInfoHook': {},
     'SyncBuffersHook': {}, 'NumClassCheckHook': {}, 'SetEpochInfoHook': {}, 'EmptyCacheHook': dict.fromkeys(
         ('before_epoch', 'after_epoch', 'after_iter'), Idle("torch's cache needs no emptying")),
-    'DetVisualizationHook': {**_NO_FILES, 'draw': Only(False, advice='tools/test.py --show-dir draws'),
-                             **dict.fromkeys(('interval', 'score_thr', 'show', 'wait_time', 'test_out_dir'),
-                                             Idle('of a hook that does not draw'))}}
+    'DetVisualizationHook': {**_NO_FILES, 'draw': _drawing, **dict.fromkeys(
+        ('interval', 'score_thr', 'show', 'wait_time', 'test_out_dir'), Idle('of the drawing'))}}
 LOGGER: Table = {**_NO_FILES, 'interval': 'interval', **same('ignore_last', 'interval_exp_name'),
                  'out_dir': Only(None), 'out_suffix': Idle('of out_dir'), 'keep_local': Idle('of out_dir'),
                  'log_metric_by_epoch': Idle('metrics are logged by what the training counts')}
@@ -314,7 +322,8 @@ def logs(values: Mapping[str, Any], context: Context, log: dict[str, Piece]) -> 
         visualizer = Section(values['visualizer'], ('visualizer',), context)
         for one in visualizer.sections('vis_backends'):
             if one.kind not in BACKENDS:
-                one.fail('type', f"boxdet logs to {', '.join(BACKENDS)}, not to '{one.get('type')}'")
+                one.fail('type', f"boxdet logs to {', '.join(BACKENDS)}, not to '{one.get('type')}'"
+                                 f"{nearest(str(one.kind), BACKENDS)}")
             name, table = BACKENDS[one.kind]
             options = one.read(table, others=not table)
             if name:
