@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +102,10 @@ class Registry(_MMEngineRegistry):
             missing = _missing_keywords(cls, kwargs)
             if missing:
                 raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}") from error
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused and refused.group(1) in kwargs:  # a **kwargs that was handed on
+                near = nearest(refused.group(1), accepted_keywords(cls)[0])
+                raise ConfigError(f"{refused.group(1)}: {cls.__name__} takes no '{refused.group(1)}'{near}") from error
             raise
 
 
@@ -108,9 +113,11 @@ def accepted_keywords(cls: Any) -> tuple[set[str], bool]:
     """Return the keywords that ``cls(...)`` takes, and whether it takes any others too.
 
     ``**kwargs`` is followed to the next class in line that spells its keywords out: a ``Shared2FCBBoxHead(**kwargs)``
-    takes what ``ConvFCBBoxHead`` and ``BBoxHead`` take.
+    takes what ``ConvFCBBoxHead`` and ``BBoxHead`` take. Where that class is not boxdet's, nobody knows what becomes of
+    the rest: such a class takes any keyword.
     """
     names: set[str] = set()
+    followed = False
     owners = inspect.getmro(cls) if inspect.isclass(cls) else (cls,)
     for owner in owners:
         function = owner.__dict__.get('__init__') if inspect.isclass(owner) else owner
@@ -123,7 +130,8 @@ def accepted_keywords(cls: Any) -> tuple[set[str], bool]:
         names.update(p.name for p in parameters
                      if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != 'self')
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names, False
+            return names, followed and not owner.__module__.startswith('boxdet.')
+        followed = True
         if owner.__module__.startswith('torch.'):
             break
     return names, True

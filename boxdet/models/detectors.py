@@ -6,7 +6,7 @@ Letters: B images, V views of an image, N objects of an image, h, w height and w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,7 @@ class _Detector(nn.Module):
     def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None, pretrained: str | None,
                  init_cfg: InitCfg):
         super().__init__()
-        weights = {} if pretrained is None else dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained))
-        self.backbone = BACKBONES.build(backbone, **weights)
+        self.backbone = BACKBONES.build(backbone, **_pretrained(backbone, pretrained))
         if neck is not None:
             self.neck = NECKS.build(neck)
             self._neck_frees = ability(self.neck, 'frees_levels')
@@ -466,6 +465,22 @@ def _given_maps(batch: Batch) -> torch.Tensor:
             'the roi_head learns from semantic maps and the batch has none: the data set needs a seg_prefix, its '
             "pipeline LoadAnnotations(with_seg=True), SegRescale and 'gt_semantic_seg' in Collect.keys")
     return batch.semantic_seg
+
+
+def _pretrained(backbone: Cfg | nn.Module, weights: str | None) -> dict[str, object]:
+    """``model.pretrained`` in the keyword that the backbone's class has for it.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if weights is None or not isinstance(backbone, Mapping) or 'type' not in backbone:
+        return {}
+    names, open_ended = accepted_keywords(BACKBONES.get(backbone['type']))
+    if 'init_cfg' in names:
+        return dict(init_cfg=dict(type='Pretrained', checkpoint=weights))
+    if 'pretrained' in names or open_ended:
+        return dict(pretrained=weights)
+    raise ConfigError(f"model.pretrained: {backbone['type']} takes neither init_cfg nor pretrained")
 
 
 def _if_taken(cfg: Cfg | nn.Module, **defaults: object) -> dict[str, object]:
