@@ -79,10 +79,15 @@ def ability(part: Any, name: str) -> Any:
     kind = part if isinstance(part, type) else type(part)
     if not known.inherited and name not in vars(kind):
         return known.default
-    owner = next((cls for cls in kind.__mro__ if name in vars(cls)), None)
+    owner = declaring_class(kind, name)
     if owner is not None and any(overrides(part, method, owner) for method in known.methods):
         return known.default
     return declared
+
+
+def declaring_class(kind: type, name: str) -> type | None:
+    """The class that ``kind`` has the attribute ``name`` from, which may be itself."""
+    return next((cls for cls in kind.__mro__ if name in vars(cls)), None)
 
 
 def overrides(part: Any, method: str, *bases: type) -> bool:

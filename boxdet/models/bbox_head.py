@@ -22,7 +22,7 @@ from boxdet.geometry.nms import EXACT, Suppression
 from boxdet.models import contracts
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
-from boxdet.models.settings import integer, nms, number
+from boxdet.models.settings import Settings, integer, nms, number
 from boxdet.registry import HEADS, LAYERS, LOSSES, MATCHING, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances, PaddedInstances, image_rows, joined, of_images
@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RoITrainSettings:
+class RoITrainSettings(Settings):
     """``train_cfg.rcnn``: which proposals are objects, and which of them enter the loss.
 
     Args:
@@ -49,7 +49,7 @@ class RoITrainSettings:
 
 
 @dataclass(frozen=True)
-class RoITestSettings:
+class RoITestSettings(Settings):
     """``test_cfg.rcnn``: from class scores, boxes and masks to results.
 
     Args:

@@ -17,7 +17,7 @@ from boxdet.geometry.nms import Suppression
 from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.settings import PerStage, parse_section
+from boxdet.models.settings import PerStage, read_section
 from boxdet.models.standard_roi_head import (
     add_masks,
     box_losses,
@@ -71,8 +71,8 @@ class CascadeRoIHead(nn.Module):
             raise ConfigError('CascadeRoIHead takes no shared_head, and no pretrained= for one')
         self.num_stages = num_stages
         self.stage_loss_weights = _one_a_stage(list(stage_loss_weights), num_stages, 'stage_loss_weights')
-        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rcnn')
-        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rcnn')
+        self.train_cfg = read_section(self, 'train_settings', train_cfg, 'train_cfg.rcnn')
+        self.test_cfg = read_section(self, 'test_settings', test_cfg, 'test_cfg.rcnn')
         self.bbox_roi_extractor = _build_stages(ROI_EXTRACTORS, bbox_roi_extractor, num_stages,
                                                 'bbox_roi_extractor')
         self.bbox_head = _build_stages(HEADS, bbox_head, num_stages, 'bbox_head')

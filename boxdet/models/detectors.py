@@ -24,7 +24,7 @@ from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.frames import to_input, to_original
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.rpn_head import ProposalSettings, RPNTrainSettings
-from boxdet.models.settings import parse_section, section
+from boxdet.models.settings import Settings, read_section, section
 from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, Cfg, accepted_keywords
 from boxdet.structures.batch import Batch, ImageMeta, image_sizes
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Settings):
     """``model.train_cfg``; a section that is absent is None, and of the type that its reader declares.
 
     Args:
@@ -50,7 +50,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class TestSettings:
+class TestSettings(Settings):
     """``model.test_cfg``; a section that is absent is None, and of the type that its reader declares.
 
     Args:
@@ -86,8 +86,8 @@ class _Detector(nn.Module):
                        **parts: Cfg | nn.Module | None) -> tuple[TrainSettings, TestSettings]:
         """Set ``train_cfg`` and ``test_cfg``, every section read as the class of its part declares."""
         train_cfg, test_cfg = ({} if cfg is None else cfg for cfg in (train_cfg, test_cfg))
-        self.train_cfg = parse_section(self.train_settings, train_cfg, 'model.train_cfg', parts)
-        self.test_cfg = parse_section(self.test_settings, test_cfg, 'model.test_cfg', parts)
+        self.train_cfg = read_section(self, 'train_settings', train_cfg, 'model.train_cfg', parts)
+        self.test_cfg = read_section(self, 'test_settings', test_cfg, 'model.test_cfg', parts)
         return self.train_cfg, self.test_cfg
 
     @property

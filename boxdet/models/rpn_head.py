@@ -24,7 +24,7 @@ from boxdet.geometry.nms import EXACT, Suppression, group_of_parts
 from boxdet.models import contracts
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
-from boxdet.models.settings import integer, nms, number, parse_section
+from boxdet.models.settings import Settings, integer, nms, number, read_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, Cfg, accepted_keywords
 from boxdet.structures.batch import ImageMeta, image_sizes
 from boxdet.structures.instances import Instances, PaddedInstances, image_rows, of_images
@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RPNTrainSettings:
+class RPNTrainSettings(Settings):
     """``train_cfg.rpn``: which anchors are objects, and which of them enter the loss.
 
     Args:
@@ -51,7 +51,7 @@ class RPNTrainSettings:
 
 
 @dataclass(frozen=True)
-class ProposalSettings:
+class ProposalSettings(Settings):
     """``train_cfg.rpn_proposal`` and ``test_cfg.rpn``: from RPN outputs to proposals.
 
     Args:
@@ -152,8 +152,8 @@ class RPNHead(nn.Module):
         self.cls_out_channels = 1 if self.use_sigmoid else 2
         self.reg_decoded_bbox = reg_decoded_bbox
         self.num_classes = num_classes
-        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rpn')
-        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rpn')
+        self.train_cfg = read_section(self, 'train_settings', train_cfg, 'train_cfg.rpn')
+        self.test_cfg = read_section(self, 'test_settings', test_cfg, 'test_cfg.rpn')
         self._build_matching()
         self._build_layers(in_channels, feat_channels, num_convs)
         self.init_cfg = init_cfg or dict(type='Normal', layer='Conv2d', std=0.01)

@@ -2,8 +2,10 @@
 
 The class that reads a section declares its keys: ``train_settings`` and ``test_settings`` of a head or detector name a
 dataclass, whose fields are the keys and whose defaults are theirs. A subclass extends the dataclass of its parent to
-have one key more. None, the default, hands the section over as a dict. A detector's dataclass has fields that are
-sections themselves (``section``), and the class of the part that reads one is asked for the dataclass.
+have one key more. None, the default, hands the section over as a dict. A user's class that inherits a declaration of
+boxdet's is given further keys unchecked (``Open``), unless one resembles a key that there is. A detector's dataclass
+has fields that are sections themselves (``section``), and the class of the part that reads one is asked for the
+dataclass.
 
 An unknown key is an error with its full path and the nearest valid name; nothing is read from the caller's dicts after
 this.
@@ -11,18 +13,21 @@ this.
 from __future__ import annotations
 
 import copy
+import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from boxdet.abilities import declaring_class
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.nms import batched_nms
 from boxdet.registry import HEADS
 
+_RESEMBLES = 0.75  # from this similarity on a key that nobody declares is taken for a misspelt one
 # Says what a field may hold: called with the path and the value, raises ConfigError.
 Check = Callable[[str, Any], None]
 
@@ -41,6 +46,36 @@ class Section(dict):
 class PerStage:
     """What a cascade declares: a list of sections, one a stage, is read into a tuple of ``settings``."""
     settings: type
+
+
+@dataclass(frozen=True)
+class Open:
+    """``settings`` with keys that are not declared: of a user's class that inherits the declaration of boxdet's."""
+    settings: type | PerStage
+
+
+class Settings:
+    """Base of boxdet's dataclasses: they can be read as dicts too, as mmdetection's own code does.
+
+    Attributes:
+        declared: the dataclass that this one extends by keys of one config.
+    """
+    declared: ClassVar[type | None] = None
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return any(f.name == key for f in fields(self))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of ``key``, or ``default`` where there is no such setting."""
+        return getattr(self, key) if key in self else default
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _rebuilt, (self.declared or type(self), {f.name: getattr(self, f.name) for f in fields(self)})
 
 
 # ---------------------------------------------------------------------------------------------- fields
@@ -107,12 +142,17 @@ def check_nms(path: str, value: Any) -> None:
 # ---------------------------------------------------------------------------------------------- parsing
 
 
-def parse_section(settings: type | PerStage | None, cfg: Any, where: str,
+def read_section(reader: Any, name: str, cfg: Any, where: str, parts: Mapping[str, Any] | None = None) -> Any:
+    """Read one section as ``reader`` (an object, its class or its config) declares it under ``name``."""
+    return parse_section(declared_by(reader, name), cfg, where, parts)
+
+
+def parse_section(settings: type | PerStage | Open | None, cfg: Any, where: str,
                   parts: Mapping[str, Any] | None = None) -> Any:
     """Read one section; None, or an object of the dataclass, is returned as it is.
 
     Args:
-        settings: the dataclass of the section; None for a section that is handed over as a ``Section``. Its
+        settings: the dataclass of the section; None for one that is handed over as a ``Section``. Its
             ``older_keys``, if it has them, map an older spelling to a function from the old value to the new key and
             value.
         cfg: the section. It is not changed.
@@ -122,9 +162,12 @@ def parse_section(settings: type | PerStage | None, cfg: Any, where: str,
     Raises:
         ConfigError: an unknown or missing key, or a value that cannot be right.
     """
+    further = isinstance(settings, Open)
+    settings = settings.settings if further else settings
     if isinstance(settings, PerStage):
+        one = Open(settings.settings) if further else settings.settings
         if isinstance(cfg, Sequence) and not isinstance(cfg, str):
-            return tuple(parse_section(settings.settings, stage, f'{where}.{i}') for i, stage in enumerate(cfg))
+            return tuple(parse_section(one, stage, f'{where}.{i}') for i, stage in enumerate(cfg))
         settings = settings.settings
     if settings is None and isinstance(cfg, (Mapping, list, tuple)):
         return _as_sections(cfg)
@@ -133,14 +176,41 @@ def parse_section(settings: type | PerStage | None, cfg: Any, where: str,
     if not isinstance(cfg, Mapping):
         stages = '; a list, one a stage, is for CascadeRoIHead' if isinstance(cfg, (list, tuple)) else ''
         raise ConfigError(f'{where} must be a dict, not {type(cfg).__name__}{stages}')
+    if further:
+        settings = _with_further(settings, cfg)
     return _fill(settings, cfg, where, parts or {})
 
 
-def declared_by(part: Any, name: str) -> type | PerStage | None:
-    """What the class of ``part``, a config or the object, declares as ``train_settings`` or ``test_settings``."""
+def declared_by(part: Any, name: str) -> type | PerStage | Open | None:
+    """What the class of ``part`` declares as ``train_settings`` or ``test_settings``.
+
+    Args:
+        part: an object, its class or its config.
+        name: of the attribute.
+    """
     if isinstance(part, Mapping):
         part = HEADS.get(part['type']) if 'type' in part else None
-    return getattr(part, name, None)
+    kind = part if isinstance(part, type) else type(part)
+    settings, owner = getattr(part, name, None), declaring_class(kind, name)
+    if settings is None or owner is None or not owner.__module__.startswith('boxdet.'):
+        return settings
+    return settings if kind.__module__.startswith('boxdet.') else Open(settings)
+
+
+def _with_further(settings: type, cfg: Mapping[str, Any]) -> type:
+    """``settings`` with a field for each key of ``cfg`` that resembles none of its own."""
+    known = [*(f.name for f in fields(settings)), *getattr(settings, 'older_keys', ())]
+    further = [(key, Any, field(default=None)) for key in cfg if str(key).isidentifier() and key not in known
+               and not difflib.get_close_matches(key, known, n=1, cutoff=_RESEMBLES)]
+    if not further:
+        return settings
+    return make_dataclass(settings.__name__, further, bases=(settings,), frozen=True, namespace=dict(declared=settings))
+
+
+def _rebuilt(settings: type, values: Mapping[str, Any]) -> Any:
+    """A copy, or what a pickle held: classes with further keys have no name to find them by."""
+    known = {f.name for f in fields(settings)}
+    return _with_further(settings, {k: v for k, v in values.items() if k not in known})(**values)
 
 
 def _fill(settings: type, cfg: Mapping[str, Any], where: str, parts: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from boxdet.models import contracts
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.settings import parse_section
+from boxdet.models.settings import read_section
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
 from boxdet.structures.instances import Instances, PaddedInstances, joined
@@ -65,8 +65,8 @@ class StandardRoIHead(nn.Module):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
-        self.train_cfg = parse_section(self.train_settings, train_cfg, 'train_cfg.rcnn')
-        self.test_cfg = parse_section(self.test_settings, test_cfg, 'test_cfg.rcnn')
+        self.train_cfg = read_section(self, 'train_settings', train_cfg, 'train_cfg.rcnn')
+        self.test_cfg = read_section(self, 'test_settings', test_cfg, 'test_cfg.rcnn')
         if shared_head is not None:
             # An init_cfg of its own stands: what is given beside the config fills only what that leaves out.
             weights = dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained)) if pretrained else {}

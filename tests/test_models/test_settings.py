@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 
@@ -176,6 +177,33 @@ def test_the_class_of_an_rpn_reads_the_proposals_of_training_too(registered):
     cfg['train_cfg']['rpn_proposal']['top'] = 3
     model = build_detector(cfg)
     assert (model.train_cfg.rpn_proposal.top, model.test_cfg.rpn.top, model.rpn_head.test_cfg.top) == (3, 5, 5)
+
+
+class UndeclaredRoIHead(StandardRoIHead):
+    """As plug-ins of mmdetection 2.x are written: it inherits what boxdet's head declares."""
+
+
+class LargeVotingRoIHead(VotingRoIHead):
+    """Inherits what a user's head declares."""
+
+
+def test_a_head_that_inherits_boxdets_declaration_gets_further_keys(registered):
+    registered(UndeclaredRoIHead, LargeVotingRoIHead)
+    model = build_detector(faster(type='UndeclaredRoIHead', subdivision_steps=5, graph=dict(type='knn')))
+    copies = pickle.loads(pickle.dumps(model)), copy.deepcopy(model)
+    for test in (model.roi_head.test_cfg, copies[0].roi_head.test_cfg, copies[1].test_cfg.rcnn):
+        assert isinstance(test, RoITestSettings)
+        assert test.subdivision_steps == 5 and test.graph == dict(type='knn') and test.keep_empty is True
+        assert test['subdivision_steps'] == 5 and test.get('subdivision_steps') == 5 and 'graph' in test
+        assert test.get('nothing', 3) == 3 and 'nothing' not in test and test['score_thr'] == 0.05
+    with pytest.raises(ConfigError, match=r"model\.test_cfg\.rcnn\.scor_thr: .*did you mean 'score_thr'"):
+        build_detector(faster(type='UndeclaredRoIHead', scor_thr=0.5))
+    with pytest.raises(ConfigError, match=r'model\.test_cfg\.rcnn\.score_thr must lie in'):
+        build_detector(faster(type='UndeclaredRoIHead', score_thr=5))
+    with pytest.raises(ConfigError, match=r'rcnn\.subdivision_steps: there is no such setting'):  # declared by a user
+        build_detector(faster(type='LargeVotingRoIHead', subdivision_steps=5))
+    with pytest.raises(ConfigError, match=r'rcnn\.subdivision_steps: there is no such setting'):
+        build_detector(faster(type='StandardRoIHead', subdivision_steps=5))
 
 
 def test_a_head_that_declares_nothing_gets_a_dict(registered):
