@@ -6,8 +6,8 @@
     python tools/infer_dir.py images CONFIG CHECKPOINT --show-dir drawn --image-ext .jpg .jpeg
 
 The JSON holds images, annotations (with their score) and categories: correct it in a labelling tool, or train on it as
-it is, with DIR as img_prefix. Images in folders within DIR are taken too. With --show-dir alone they are drawn only; with
-neither, the JSON is infer/DIR.json and the drawn images are in infer/DIR, beside the checkpoint.
+it is, with DIR as img_prefix. Images in folders within DIR are taken too. With --show-dir alone they are drawn only;
+with neither, the JSON is infer/DIR.json and the drawn images are in infer/DIR, beside the checkpoint.
 
 A run that was interrupted goes on where it was when the same command is given again: until the end the results are in
 OUT.part (without --out in .infer_dir.part, where the drawn pictures are). Files that cannot be read are named at the

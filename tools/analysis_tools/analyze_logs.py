@@ -62,8 +62,8 @@ def plot_curve(args: argparse.Namespace) -> None:
         run = Path(log).resolve().parent.name if len(folders) > 1 else Path(log).stem
         for key in args.keys:
             if key not in found:
-                raise DataError(f"{log}: no '{key}' in it from epoch {args.start_epoch} on{nearest(key, found)} (it has "
-                                f"{', '.join(found)})")
+                raise DataError(f"{log}: no '{key}' in it from epoch {args.start_epoch} on{nearest(key, found)} "
+                                f"(it has {', '.join(found)})")
             own = key if len(args.json_logs) == 1 else f'{run} {key}'
             lines[next(names, own)] = found[key]
     path = log_curves(lines, args.out, args.title, 'iteration' if length is None else 'epoch',

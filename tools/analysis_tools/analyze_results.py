@@ -3,8 +3,8 @@
     python tools/test.py CONFIG CHECKPOINT --out results.pkl
     python tools/analysis_tools/analyze_results.py CONFIG results.pkl out --topk 20 --show-score-thr 0.3
 
-out/good and out/bad hold one picture each, its name ending in the image's own average precision (the mean over IoU 0.50 to
-0.95 and the classes that it shows); out/scores.json lists all. Images without objects have none and are left out.
+out/good and out/bad hold one file an image, its name ending in the image's own average precision (the mean over IoU
+0.50 to 0.95 and the classes that it shows); out/scores.json lists all. Images without objects have none and are left out.
 """
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('prediction_path', help='results file of tools/test.py --out')
     parser.add_argument('show_dir', help='folder for the pictures')
     parser.add_argument('--show', action='store_true', help='also show them in windows')
-    parser.add_argument('--wait-time', type=float, default=0, help='seconds that each is shown; 0: until a key (default)')
+    parser.add_argument('--wait-time', type=float, default=0,
+                        help='seconds that each is shown; 0: until a key (default)')
     parser.add_argument('--topk', type=int, default=20, help='pictures of each kind (default: %(default)s)')
     parser.add_argument('--show-score-thr', type=float, default=0, help='draw detections above this score '
                         '(default: %(default)s)')
-    parser.add_argument('--metric', choices=['bbox', 'segm'], default='bbox', help='judge boxes or masks (default: bbox)')
+    parser.add_argument('--metric', choices=['bbox', 'segm'], default='bbox',
+                        help='judge boxes or masks (default: bbox)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
     args = parser.parse_args(argv)
     if args.topk < 1:

@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
           f"({'of the GPU' if device.type == 'cuda' else 'of the process'}), {device}")
     print(told_parts(told['seconds_an_image'], 1))
     if args.repeat_num > 1:
-        print(f"{args.repeat_num} times: network {', '.join(f'{fps:.2f}' for fps in told['network_fps_each'])} images/s")
+        rates = ', '.join(f'{fps:.2f}' for fps in told['network_fps_each'])
+        print(f'{args.repeat_num} times: network {rates} images/s')
     if args.out:
         write_json(args.out, told)
 

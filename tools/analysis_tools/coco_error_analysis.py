@@ -2,12 +2,12 @@
 
     python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./results
     python tools/analysis_tools/coco_error_analysis.py results.bbox.json out --ann instances_val2017.json
-    python tools/analysis_tools/coco_error_analysis.py results.bbox.json results.segm.json out --ann ANN --types bbox segm
+    python tools/analysis_tools/coco_error_analysis.py r.bbox.json r.segm.json out --ann ANN --types bbox segm
 
-C75, C50: precision at IoU 0.75, 0.50. Loc: at 0.10, so that bad places do not count. Sim: confusions within a supercategory
-do not count either. Oth: nor do confusions with any class. BG: nor do false positives on the background. FN: nor do misses.
-The area between two curves is what that kind of error costs. out/TYPE/ holds allclass.png, one picture for each class that
-has objects, and error_analysis.json with the areas below the curves.
+C75, C50: precision at IoU 0.75, 0.50. Loc: at 0.10, so that bad places do not count. Sim: confusions within a
+supercategory do not count either. Oth: nor do confusions with any class. BG: nor do false positives on the
+background. FN: nor do misses. The area between two curves is what that kind of error costs. out/TYPE/ holds
+allclass.png, one picture for each class that has objects, and error_analysis.json with the areas below the curves.
 """
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.extraplots:
             area_histogram(curves.areas, folder / 'object-sizes.png', f'{len(curves.areas)} objects')
         write_json(folder / 'error_analysis.json', areas)
-        print(f'{kind}, all classes: ' + ', '.join(f'{cause} {area:.3f}' for cause, area in areas['allclass']['all'].items()))
+        print(f'{kind}, all classes: '
+              + ', '.join(f'{cause} {area:.3f}' for cause, area in areas['allclass']['all'].items()))
         print(f'pictures: {folder}/ ({len(named)})')
 
 

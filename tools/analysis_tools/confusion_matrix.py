@@ -3,9 +3,9 @@
     python tools/test.py CONFIG CHECKPOINT --out results.pkl
     python tools/analysis_tools/confusion_matrix.py CONFIG results.pkl out --score-thr 0.3
 
-Detections and objects of one class are matched first, as for average precision; what is left is matched whatever the class.
-The last row holds detections where nothing is, the last column objects that were missed. out/confusion_matrix.png shows
-each row in percent, out/confusion_matrix.json holds the counts.
+Detections and objects of one class are matched first, as for average precision; what is left is matched whatever the
+class. The last row holds detections where nothing is, the last column objects that were missed.
+out/confusion_matrix.png shows each row in percent, out/confusion_matrix.json holds the counts.
 """
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--color-theme', default='plasma', metavar='NAME', help="matplotlib's (default: %(default)s)")
     parser.add_argument('--score-thr', type=float, default=0.3, help='detections that score less do not count '
                         '(default: %(default)s)')
-    parser.add_argument('--tp-iou-thr', type=float, default=0.5, help='overlap from which on a detection is on an object '
+    parser.add_argument('--tp-iou-thr', type=float, default=0.5,
+                        help='overlap from which on a detection is on an object '
                         '(default: %(default)s)')
-    parser.add_argument('--nms-iou-thr', type=float, help='suppress detections of a class that overlap a better one by more')
-    parser.add_argument('--metric', choices=['bbox', 'segm'], default='bbox', help='match boxes or masks (default: bbox)')
+    parser.add_argument('--nms-iou-thr', type=float,
+                        help='suppress detections of a class that overlap a better one by more')
+    parser.add_argument('--metric', choices=['bbox', 'segm'], default='bbox',
+                        help='match boxes or masks (default: bbox)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
     args = parser.parse_args(argv)
     for name in ('score_thr', 'tp_iou_thr', 'nms_iou_thr'):
@@ -61,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
                                                       score_thr=args.score_thr, iou_thr=args.tp_iou_thr))
     objects = matrix[:-1].sum()
     print(f'{objects} objects: {matrix.trace()} found, {matrix[:-1, -1].sum()} missed, '
-          f'{matrix[:-1, :-1].sum() - matrix.trace()} taken for another class; {matrix[-1].sum()} detections of nothing')
+          f'{matrix[:-1, :-1].sum() - matrix.trace()} taken for another class; '
+          f'{matrix[-1].sum()} detections of nothing')
     print(f'confusion matrix: {path}')
     if args.show:
         confusion_figure(matrix, dataset.CLASSES, None, title, args.color_theme)

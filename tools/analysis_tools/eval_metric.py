@@ -21,7 +21,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description='Evaluate saved results again.', epilog=__doc__.partition('\n\n')[2],
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; its data.test is what the results are of')
-    parser.add_argument('pkl_results', help='results file of tools/test.py --out (.pkl or .json), or of mmdetection 2.x')
+    parser.add_argument('pkl_results',
+                        help='results file of tools/test.py --out (.pkl or .json), or of mmdetection 2.x')
     parser.add_argument('--eval', nargs='+', metavar='METRIC', help="metrics, e.g. bbox segm; mAP for VOC")
     parser.add_argument('--format-only', action='store_true', help='only write the files that a server takes')
     parser.add_argument('--out', metavar='FILE', help='also write the metrics to this JSON file')
