@@ -66,3 +66,32 @@ def test_each_part_gets_its_time(clock):
 def test_told_by_image():
     assert told(dict(data=1., backbone=3.), 4) == 'seconds an image: data 0.2500 + backbone 0.7500 = 1.0000'
     assert told({}, 0) == 'seconds an image:  = 0.0000'
+
+
+def test_on_a_gpu_by_events_of_its_queue(clock, monkeypatch):
+    """Kernels run later than they are launched: their times are between events, and nobody waits for one until the end."""
+    waited = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == 'the stream'
+            self.at = clock[0]
+
+        def elapsed_time(self, later):
+            return 1000 * (later.at - self.at)
+
+        def synchronize(self):
+            waited.append(self.at)
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: 'the stream')
+    model = Detector(clock)
+    with PartTimes(model, 'cuda:0') as times:
+        for batch in times.waiting(loader(clock, 2)):
+            model(batch)
+            times.begin('output')
+    assert times.seconds == dict(data=200, backbone=3, RPN=4.5, boxes=14, masks=32, output=0)
+    assert len(waited) == 3  # once a batch, when it is done, and at the end

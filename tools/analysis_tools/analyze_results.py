@@ -4,7 +4,8 @@
     python tools/analysis_tools/analyze_results.py CONFIG results.pkl out --topk 20 --show-score-thr 0.3
 
 out/good and out/bad hold one file an image, its name ending in the image's own average precision (the mean over IoU
-0.50 to 0.95 and the classes that it shows); out/scores.json lists all. Images without objects have none and are left out.
+0.50 to 0.95 and the classes that it shows); out/scores.json lists all. Images without objects have none and are left
+out.
 """
 from __future__ import annotations
 
