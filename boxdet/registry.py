@@ -192,7 +192,7 @@ DATASETS = Registry('dataset', (
 PIPELINES = Registry('pipeline', (
     'boxdet.datasets.pipelines.loading', 'boxdet.datasets.pipelines.geometric', 'boxdet.datasets.pipelines.color',
     'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.mixing',
-    'boxdet.datasets.pipelines.test_time', 'boxdet.datasets.pipelines.auto_augment',
+    'boxdet.datasets.pipelines.compose', 'boxdet.datasets.pipelines.auto_augment',
     'boxdet.datasets.pipelines.libraries'))
 
 EVALUATORS = Registry('evaluator', (

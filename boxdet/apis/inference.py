@@ -76,6 +76,8 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     model.cfg = cfg
     model = place_for_inference(model, device, precision)
     give_back_memory()  # the checkpoint's: as much again as the weights
+    with contextlib.suppress(ConfigError):  # no test pipeline, or one for proposals: inference_detector says so
+        preparation(model)
     if backend:
         model.__dict__['extract_feat'] = torch.compile(model.extract_feat, backend=backend)
     return model

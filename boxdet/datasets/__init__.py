@@ -23,7 +23,7 @@ _WHERE = {
     'DistributedSampler': 'boxdet.datasets.samplers',
     'get_classes': 'boxdet.datasets.class_names',
     'replace_ImageToTensor': 'boxdet.datasets.pipelines.formatting',
-    'Compose': 'boxdet.datasets.pipelines.compose', 'register_field_kind': 'boxdet.datasets.fields',
+    'Compose': 'boxdet.datasets.pipelines.compose', 'register_field_kind': 'boxdet.datasets.warps',
 }
 __all__ = sorted(_WHERE)
 

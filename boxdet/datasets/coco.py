@@ -20,7 +20,7 @@ from boxdet.datasets.annotation_facts import NO_MASK, AnnotationFacts, mask_kind
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_CLASSES_BY_ID
 from boxdet.datasets.coco_values import settle_values
 from boxdet.datasets.custom import CustomDataset
-from boxdet.datasets.records import Records
+from boxdet.datasets.files import Records
 from boxdet.errors import DataError, nearest
 from boxdet.files.json_text import read_json
 from boxdet.registry import DATASETS

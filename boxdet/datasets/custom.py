@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from boxdet.datasets.evaluated import Evaluated
-from boxdet.datasets.files import check_file_client, read_data, read_names
+from boxdet.datasets.files import Records, check_file_client, read_data, read_names
 from boxdet.datasets.pipelines.compose import Compose
-from boxdet.datasets.records import Records
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 from boxdet.visualization.palette import class_colors

@@ -1,6 +1,6 @@
 """Whole detectors: backbone, neck, proposals, second stage; and the way of results back to the original image.
 
-Everything up to the RoI head's results is in network-input pixels; ``frames`` knows the way back.
+Everything up to the RoI head's results is in network-input pixels; ``structures.batch`` knows the way back.
 Letters: B images, V views of an image, N objects of an image, h, w height and width of a mask-head output.
 """
 from __future__ import annotations
@@ -21,13 +21,12 @@ from boxdet.geometry.nms import Suppression
 from boxdet.geometry.nms_rounds import IN_ROUNDS
 from boxdet.models import contracts
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
-from boxdet.models.frames import to_input, to_original
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.rpn_head import ProposalSettings, RPNTrainSettings
 from boxdet.models.settings import Settings, read_section, section
 from boxdet.models.test_time_augmentation import merge_boxes, merge_keypoints, merge_masks, merge_proposals
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, NECKS, Cfg, accepted_keywords
-from boxdet.structures.batch import Batch, ImageMeta, image_sizes
+from boxdet.structures.batch import Batch, ImageMeta, image_sizes, to_input, to_original
 from boxdet.structures.instances import Instances, PaddedInstances
 from boxdet.structures.masks import RleMasks
 

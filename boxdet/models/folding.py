@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.models import winograd
+from boxdet.models.layers import CarriedBatchNorm2d, InferenceConv2d
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Scores and deltas: half precision makes equal scores of different ones, and moves boxes by pixels.
@@ -103,48 +104,6 @@ def fuse_conv_bn(model: nn.Module) -> nn.Module:
         setattr(parent, name, nn.utils.fuse_conv_bn_eval(plain.eval(), norm.eval()))
         setattr(parent, norm_name, nn.Identity())
     return model
-
-
-# --- the modules put in their places ---
-
-class InferenceConv2d(nn.Conv2d):
-    """A convolution that may carry out the norm after it, and may go Winograd's way on large maps.
-
-    Attributes:
-        norm_after: (norm,), carried out while it is in eval mode, or (). In a tuple: it is no child of the convolution.
-        fast: go Winograd's way where that pays.
-    """
-
-    norm_after: tuple[nn.BatchNorm2d, ...] = ()
-    fast = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, O, H', W')."""
-        if not self.norm_after or self.norm_after[0].training:
-            return self.without_norm(x)
-        norm, = self.norm_after
-        scale = (norm.running_var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
-        shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
-
-    def without_norm(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
-        return self._conv_forward(x, self.weight, self.bias)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.fast and winograd.pays(input, weight):
-            return winograd.conv3x3(input, weight, bias)
-        return super()._conv_forward(input, weight, bias)
-
-
-class CarriedBatchNorm2d(nn.BatchNorm2d):
-    """A norm that the convolution before it carries out: in eval mode it hands on what it is given."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        return super().forward(x) if self.training else x
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, nn.Module]]:

@@ -17,9 +17,8 @@ from boxdet.abilities import ability
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import batched_nms, multiclass_nms
 from boxdet.models.bbox_head import RoITestSettings
-from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_heatmaps, flip_masks
 from boxdet.models.rpn_head import ProposalSettings
-from boxdet.structures.batch import ImageMeta
+from boxdet.structures.batch import ImageMeta, boxes_to_input, boxes_to_original, flip_heatmaps, flip_masks
 from boxdet.structures.instances import Instances
 
 

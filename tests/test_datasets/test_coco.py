@@ -10,7 +10,7 @@ from boxdet.datasets import build_dataset
 from boxdet.datasets.api_wrappers import COCO
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES
 from boxdet.datasets.coco import CocoDataset
-from boxdet.datasets.records import Records
+from boxdet.datasets.files import Records
 from boxdet.errors import ConfigError, DataError
 
 CATEGORIES = [dict(id=3, name='date'), dict(id=1, name='fig'), dict(id=7, name='hazelnut')]

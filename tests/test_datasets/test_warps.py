@@ -3,7 +3,6 @@ import cv2
 import numpy as np
 import pytest
 
-from boxdet.datasets.fields import FIELD_KINDS, register_field_kind
 from boxdet.datasets.pipelines.geometric import (
     AspectCrop,
     Expand,
@@ -13,7 +12,7 @@ from boxdet.datasets.pipelines.geometric import (
     RandomFlip,
     Resize,
 )
-from boxdet.datasets.warps import Affine, Crop, Flip, Place, Scale
+from boxdet.datasets.warps import FIELD_KINDS, Affine, Crop, Flip, Place, Scale, register_field_kind
 from boxdet.geometry.masks import rotation_matrix, shear_matrix
 from boxdet.structures.masks import BitmapMasks, PolygonMasks
 

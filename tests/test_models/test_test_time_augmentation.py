@@ -8,9 +8,8 @@ from torchvision.ops import nms
 
 from boxdet.geometry.boxes import flip_boxes
 from boxdet.geometry.nms import multiclass_nms
-from boxdet.models.frames import boxes_to_input, boxes_to_original, flip_masks, to_input, to_original
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.structures.batch import Batch
+from boxdet.structures.batch import Batch, boxes_to_input, boxes_to_original, flip_masks, to_input, to_original
 from boxdet.structures.instances import Instances
 from tests.test_models import tiny_models
 from tests.test_models.test_detectors import build, fast_rcnn, rpn

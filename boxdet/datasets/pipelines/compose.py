@@ -1,4 +1,4 @@
-"""Compose: the transforms of a pipeline one after the other, and what of them can wait for the device.
+"""Compose: the transforms of a pipeline one after the other, for one view or several, and what can wait for the device.
 
 Normalising an image makes four bytes of each of its bytes. When all that follows ``Normalize`` only moves pixels
 (``Pad``, ``RandomFlip``, formatting, ``Collect``), it waits, and the image stays uint8 (H, W, 3) to the end. The
@@ -15,6 +15,7 @@ import numpy as np
 from boxdet.abilities import ability
 from boxdet.datasets.pipelines.color import normalize
 from boxdet.datasets.pipelines.formatting import image_to_tensor
+from boxdet.errors import ConfigError
 from boxdet.registry import PIPELINES
 
 
@@ -63,6 +64,49 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({', '.join(type(t).__name__ for t in self.transforms)})"
+
+
+@PIPELINES.register_module()
+class MultiScaleFlipAug:
+    """Run ``transforms`` once for each scale and flip; every key becomes a list, one entry a view.
+
+    Args:
+        transforms: configs; they hold a Resize and a RandomFlip that take what is set here.
+        img_scale: one (w, h) or several; or else
+        scale_factor: one factor or several.
+        flip: also flipped views.
+        flip_direction: one or several of 'horizontal', 'vertical', 'diagonal'.
+    """
+    takes_compact = True
+
+    def __init__(self, transforms: Sequence[Any], img_scale: Any = None, scale_factor: Any = None, flip: bool = False,
+                 flip_direction: str | Sequence[str] = 'horizontal'):
+        if (img_scale is None) == (scale_factor is None):
+            raise ConfigError('MultiScaleFlipAug needs either img_scale or scale_factor')
+        self.transforms = Compose(transforms)
+        if img_scale is not None:
+            self.scale_key = 'scale'
+            self.img_scale = list(img_scale) if isinstance(img_scale[0], Sequence) else [img_scale]
+            if not all(len(scale) == 2 for scale in self.img_scale):
+                raise ConfigError(f'MultiScaleFlipAug.img_scale is (w, h) or a list of them, not {img_scale}')
+            self.img_scale = [tuple(scale) for scale in self.img_scale]
+        else:
+            self.scale_key = 'scale_factor'
+            self.img_scale = list(scale_factor) if isinstance(scale_factor, Sequence) else [float(scale_factor)]
+        self.flip = flip
+        self.flip_direction = [flip_direction] if isinstance(flip_direction, str) else list(flip_direction)
+
+    def __call__(self, results: dict, compact: bool = False) -> dict[str, list]:
+        """Change the sample (see the class)."""
+        flips = [(False, None)] + ([(True, d) for d in self.flip_direction] if self.flip else [])
+        views = []
+        for scale in self.img_scale:
+            for flip, direction in flips:
+                # The transforms write into the sample: arrays they replace, lists of keys they may append to.
+                view = {key: list(value) if isinstance(value, list) else value for key, value in results.items()}
+                view.update({self.scale_key: scale, 'flip': flip, 'flip_direction': direction})
+                views.append(self.transforms(view, compact=compact))
+        return {key: [view[key] for view in views] for key in views[0]}
 
 
 def finish_image(results: dict) -> dict:

@@ -1,6 +1,6 @@
 """Transforms that draw a warp and apply it to the whole sample.
 
-A transform says what is drawn; ``datasets.warps`` has the geometry, and ``datasets.fields`` knows the keys that it is
+A transform says what is drawn; ``datasets.warps`` has the geometry, and knows the keys of a sample that it is
 applied to. The numbers are mmdetection 2.28's. Sizes are (height, width), scales (w, h) as in 2.x's configs, boxes xyxy
 (N, 4).
 """
@@ -13,9 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.datasets.fields import BOXES, FIELD_KINDS, IMAGES, keep_objects, move_fields
 from boxdet.datasets.pipelines.formatting import PAD_VAL
-from boxdet.datasets.warps import Affine, Crop, Flip, Place, Scale, Shift, Warp, clip_boxes, resize_map
+from boxdet.datasets.warps import (
+    BOXES,
+    FIELD_KINDS,
+    IMAGES,
+    Affine,
+    Crop,
+    Flip,
+    Place,
+    Scale,
+    Shift,
+    Warp,
+    clip_boxes,
+    keep_objects,
+    move_fields,
+    resize_map,
+)
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.masks import INTERPOLATIONS, rescaled_hw
 from boxdet.registry import PIPELINES

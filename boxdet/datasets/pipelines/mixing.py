@@ -7,10 +7,22 @@ from typing import Any
 import cv2
 import numpy as np
 
-from boxdet.datasets.fields import BOXES, FIELD_KINDS, IMAGES, companions, keep_objects, move_fields
 from boxdet.datasets.pipelines.formatting import PAD_VAL
 from boxdet.datasets.pipelines.geometric import alike, inside
-from boxdet.datasets.warps import Crop, Flip, Place, Scale, Warp, clip_boxes
+from boxdet.datasets.warps import (
+    BOXES,
+    FIELD_KINDS,
+    IMAGES,
+    Crop,
+    Flip,
+    Place,
+    Scale,
+    Warp,
+    clip_boxes,
+    companions,
+    keep_objects,
+    move_fields,
+)
 from boxdet.errors import ConfigError
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks, PolygonMasks
