@@ -1,6 +1,6 @@
-"""LVISV05Dataset and LVISV1Dataset: LVIS (Gupta et al. 2019), 1,230 and 1,203 classes over COCO's pictures.
+"""LVISV05Dataset and LVISV1Dataset: LVIS (Gupta et al. 2019), 1,230 and 1,203 classes over COCO's images.
 
-LVIS is federated: a picture was searched for some classes only. Its entry names classes that are known to be absent
+LVIS is federated: an image was searched for some classes only. Its entry names classes that are known to be absent
 (``neg_category_ids``) and classes of which not every object is marked (``not_exhaustive_category_ids``); evaluation
 goes by them (boxdet/evaluation/lvis.py). Training sees objects as in COCO.
 """
@@ -21,7 +21,7 @@ class LVISV05Dataset(CocoDataset):
 
     Without ``classes``, ``CLASSES`` are the categories of the annotation file in its order, as 2.x takes their labels:
     the file is where the names come from, so one of fewer classes can be used too. ``img_prefix`` is the folder of the
-    pictures. ``COCO_val2014_000000391895.jpg``, as v0.5 names some, is 000000391895.jpg of COCO 2017.
+    images. ``COCO_val2014_000000391895.jpg``, as v0.5 names some, is 000000391895.jpg of COCO 2017.
     """
     CLASSES = None
     EVALUATORS = ('LVISEvaluator',)
@@ -46,10 +46,10 @@ DATASETS.register_module(name='LVISDataset', module=LVISDataset)
 
 @DATASETS.register_module()
 class LVISV1Dataset(LVISV05Dataset):
-    """LVIS v1; as LVISV05Dataset, but a picture lies where its ``coco_url`` says.
+    """LVIS v1; as LVISV05Dataset, but an image lies where its ``coco_url`` says.
 
     http://images.cocodataset.org/train2017/000000391895.jpg is train2017/000000391895.jpg under ``img_prefix``, for v1
-    deals COCO's pictures out anew among its splits. An image without a ``coco_url`` goes by its ``file_name``.
+    deals COCO's images out anew among its splits. An image without a ``coco_url`` goes by its ``file_name``.
     """
 
     def _file_name(self, image: dict) -> str | None:

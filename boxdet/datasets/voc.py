@@ -13,7 +13,7 @@ content (docs/broken_input.md lists them with the messages):
   subtracted. ``zero_based=True`` leaves both out, for files of tools that count from 0.
 * ``<difficult>1`` moves an object to ``bboxes_ignore``: it is neither learned nor counted.
 * Names that are not among the classes are left out. When one resembles a class that no file has, that is an error.
-* A missing or zero ``<size>`` is read from the header of the picture.
+* A missing or zero ``<size>`` is read from the header of the image.
 * An object without name or box, or with a coordinate that is no finite number, is an error that names file and object.
   A box less than a pixel wide or high is left out and counted.
 
@@ -135,7 +135,7 @@ class XMLDataset(CustomDataset):
         ann_file: a text file with one image a line, without folder and ending.
         img_prefix: the folder that holds ``img_subdir`` and ``ann_subdir``.
         min_size: objects narrower or lower than so many pixels are ignored; for training only.
-        img_subdir, ann_subdir: folders of pictures and of annotations.
+        img_subdir, ann_subdir: folders of images and of annotations.
         zero_based: the files count pixels from 0 and may have fractions: take coordinates as they are.
         **options: CustomDataset's others; images with a side below 32 pixels are left out in training.
 
@@ -314,7 +314,7 @@ class XMLDataset(CustomDataset):
 
 
 def _by_stem(folder: str) -> dict[str, str]:
-    """The picture files of a folder by their names without ending; .jpg goes first where there are several."""
+    """The image files of a folder by their names without ending; .jpg goes first where there are several."""
     found: dict[str, str] = {}
     if not os.path.isdir(folder):
         return found

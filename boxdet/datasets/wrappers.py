@@ -264,7 +264,7 @@ class MultiImageMixDataset(_OneDataset):
                 raise ConfigError(f'MultiImageMixDataset.pipeline holds configs with a type, not {transform!r}')
         self.max_refetch = max_refetch
         kept = Compose([t for t in pipeline if t.get('type') not in (skip_type_keys or ())]).transforms
-        # From Normalize on it may be the device that finishes the picture: that part stays together. What mixes
+        # From Normalize on it may be the device that finishes the image: that part stays together. What mixes
         # stands alone.
         names = [type(transform).__name__ for transform in kept]
         mixed = max((i + 1 for i, transform in enumerate(kept) if hasattr(transform, 'get_indexes')), default=0)
