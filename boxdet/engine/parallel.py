@@ -16,7 +16,9 @@ def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], processes:
 
     Args:
         function: of a module, so that other processes find it. An error it raises ends the whole.
-        processes: 1 works in this one. unit: what the bar counts.
+        items: what it is given, one at a time.
+        processes: 1 works in this one.
+        unit: what the bar counts.
     """
     progress = Progress(len(items), unit=unit)
     if processes <= 1 or len(items) < 2:

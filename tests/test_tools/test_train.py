@@ -198,7 +198,7 @@ def test_a_category_outside_the_categories(run, shapes_dir, tmp_path):
 def test_a_box_without_area_is_named_and_left_out(run, shapes_dir, tmp_path, capsys):
     number, option = edited(shapes_dir, tmp_path, bbox=[5, 5, 0, 10])
     run('--work-dir', tmp_path / 'wd', '--no-validate', *options(shapes_dir, option))
-    assert f'1 boxes have no area, or lie outside their image, and are not used: annotation ids {number}' \
+    assert f'1 boxes have no area, or lie outside their image, and are not used (annotation {number})' \
         in capsys.readouterr().out
     assert (tmp_path / 'wd/epoch_1.pth').exists()
 
