@@ -4,9 +4,11 @@ Each message names the culprit: the file, the annotation id, the config key, and
 """
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -51,6 +53,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
     by_lower = {c.lower(): c for c in candidates}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ''
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line with the nearest valid form, and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and leave."""
+        unknown = re.match(r'unrecognized arguments: (.*)', message)
+        option = next((word for word in unknown.group(1).split() if word.startswith('-')), '') if unknown else ''
+        near = ''
+        if option:
+            by_name = {known.lstrip('-'): known for known in self._option_string_actions}
+            near = nearest(option.lstrip('-').partition('=')[0].replace('_', '-'), by_name)
+            near = re.sub(r"'(.+)'", lambda match: f"'{by_name[match.group(1)]}'", near)
+        self.exit(2, f'error: {message}{near or f"; {self.prog} --help lists what there is"}\n')
 
 
 # Called with the error that ends this process, before it is printed: a rank of several tells the others.

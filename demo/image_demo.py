@@ -3,6 +3,7 @@
     python demo/image_demo.py street.jpg configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \\
         --device cpu --out-file result.jpg
     python demo/image_demo.py 'pictures/*.jpg' CONFIG CHECKPOINT --out-dir drawn
+    python demo/image_demo.py a.jpg b.jpg demo/demo.jpg CONFIG CHECKPOINT
 
 Pictures that cannot be read are named and left out, and the exit status is then 1 (2 when there is no other).
 tools/infer_dir.py writes the detections themselves, too.
@@ -20,13 +21,13 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, DataError, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Detect on pictures and show or save them.',
-                                     epilog='In the window, a key shows the next picture; q, Esc or closing it ends.')
-    parser.add_argument('img', help="image file, a folder, or a pattern in quotes ('pictures/*.jpg')")
+    parser = CommandParser(description='Detect on pictures and show or save them.',
+                           epilog='In the window, a key shows the next picture; q, Esc or closing it ends.')
+    parser.add_argument('img', nargs='+', help="image files, folders, or patterns in quotes ('pictures/*.jpg')")
     parser.add_argument('config', help='config file of the model')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     out = parser.add_mutually_exclusive_group()
@@ -92,22 +93,32 @@ def output_files(args: argparse.Namespace) -> dict[str, Path | None]:
     Raises:
         DataError: there are none. ConfigError: several, and one file to write.
     """
-    if os.path.isdir(args.img):
-        from boxdet.apis.folder import list_pictures
-        pictures = [os.path.join(args.img, name) for name in list_pictures(args.img)]
-        root = args.img
-    elif os.path.exists(args.img) or not glob.has_magic(args.img):
-        pictures, root = [args.img], os.path.dirname(args.img)
-    else:
-        pictures = sorted(path for path in glob.glob(args.img, recursive=True) if os.path.isfile(path))
-        if not pictures:
-            raise DataError(f'{args.img}: no file matches this pattern')
-        root = os.path.commonpath([os.path.dirname(path) for path in pictures])
+    found = [pictures_of(img) for img in args.img]
+    pictures = list(dict.fromkeys(path for paths, _ in found for path in paths))
+    roots = [root for _, root in found]
+    root = roots[0] if len(roots) == 1 else os.path.commonpath([os.path.abspath(one) for one in roots])
     if args.out_file and len(pictures) > 1:
         raise ConfigError(f'--out-file {args.out_file}: there are {len(pictures)} pictures; give --out-dir DIR')
     if args.out_dir:
         return {path: Path(args.out_dir, os.path.relpath(path, root or '.')) for path in pictures}
     return {path: Path(args.out_file) if args.out_file else None for path in pictures}
+
+
+def pictures_of(img: str) -> tuple[list[str], str]:
+    """The files of a name, a folder or a pattern, and the folder that their names are told from.
+
+    Raises:
+        DataError: a pattern that fits nothing.
+    """
+    if os.path.isdir(img):
+        from boxdet.apis.folder import list_pictures
+        return [os.path.join(img, name) for name in list_pictures(img)], img
+    if os.path.exists(img) or not glob.has_magic(img):
+        return [img], os.path.dirname(img)
+    pictures = sorted(path for path in glob.glob(img, recursive=True) if os.path.isfile(path))
+    if not pictures:
+        raise DataError(f'{img}: no file matches this pattern')
+    return pictures, os.path.commonpath([os.path.dirname(path) for path in pictures])
 
 
 def draw(model, img: str, out: Path | None, args: argparse.Namespace) -> bool:

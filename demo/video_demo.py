@@ -19,13 +19,13 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 _IN_WORK = 4  # frames drawn ahead of the one that is shown
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description='Detect on every frame of a video; write it with the objects drawn in, or watch it.',
         epilog='In the window, q or Esc ends, as closing it does; what was written until then is kept.')
     parser.add_argument('video', help='video file')

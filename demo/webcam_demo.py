@@ -15,11 +15,11 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import run_command
+from boxdet.errors import CommandParser, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description='Watch a detector at work on a camera: each picture is the newest that the camera has.',
         epilog='In the window, q or Esc ends; so does closing it.')
     parser.add_argument('config', help='config file of the model')

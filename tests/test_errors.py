@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from boxdet.errors import nearest
+from boxdet.errors import CommandParser, nearest
 
 PROGRAM = '''
 import sys, warnings
@@ -47,6 +47,26 @@ def test_a_reader_that_goes_away_ends_it_in_silence():
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     writer.stdout.close()
     assert (writer.stderr.read(), writer.wait()) == (b'', 1)
+
+
+@pytest.mark.parametrize('arguments, said', [
+    (['-format-only'], "error: unrecognized arguments: -format-only; did you mean '--format-only'?\n"),
+    (['--formt_only'], "error: unrecognized arguments: --formt_only; did you mean '--format-only'?\n"),
+    (['--banana', '3'], 'error: unrecognized arguments: --banana 3; test.py --help lists what there is\n'),
+    (['--interval'], 'error: argument --interval: expected one argument; test.py --help lists what there is\n')])
+def test_wrong_arguments_get_the_nearest_right_form(arguments, said, capsys):
+    parser = CommandParser('test.py')
+    parser.add_argument('--format-only', action='store_true')
+    parser.add_argument('--interval')
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(arguments)
+    assert end.value.code == 2 and capsys.readouterr().err == said
+
+
+def test_every_command_answers_so(repo_root):
+    for path in (*(repo_root / 'tools').rglob('*.py'), *(repo_root / 'demo').glob('*.py')):
+        # make_shapes.py runs before boxdet is installed
+        assert 'argparse.ArgumentParser(' not in path.read_text() or path.name == 'make_shapes.py', path
 
 
 def test_nearest_name():

@@ -25,13 +25,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Everything heavier is imported in main.
-from boxdet.errors import ConfigError, DataError, nearest, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, nearest, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dir', help='folder of the pictures')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address')

@@ -23,11 +23,11 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description='Test a detector on data.test of its config.', epilog=__doc__.partition('\n\n')[2],
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')

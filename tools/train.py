@@ -6,6 +6,7 @@
     python tools/train.py CONFIG --auto-resume                          go on after an interruption
     python tools/train.py CONFIG --load-from coco.pth                   fine-tune: the weights only
     python tools/train.py CONFIG --amp --resume                         mmdetection 3.x's words: half precision, go on
+    python tools/train.py CONFIG --tensorboard                          curves, too
     kill -USR1 PID                                                      save after this iteration and end with status 75
     tools/dist_train.sh CONFIG 8                                        8 GPUs (without GPUs: 8 processes)
 
@@ -20,18 +21,19 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, UserError, run_command
+from boxdet.errors import CommandParser, ConfigError, UserError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a detector as its config says.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Train a detector as its config says.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', metavar='DIR', help='where everything goes (default: work_dirs/<config name>)')
     parser.add_argument('--resume-from', metavar='FILE',
@@ -53,6 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--gpu-id', type=int, metavar='N', help='number of the GPU: --gpu-id 1 is --device cuda:1')
     parser.add_argument('--gpu-ids', type=int, nargs='+', metavar='N',
                         help='the old form of --gpu-id; one GPU only, more need tools/dist_train.sh')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='also write curves for TensorBoard, to work_dir/tf_logs (pip install tensorboard)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate to the batch (the config's auto_scale_lr.base_batch_size)")
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE',
@@ -96,10 +100,20 @@ def merge_args(args: argparse.Namespace, cfg: Any) -> None:
         cfg.device = args.device or f'cuda:{gpu}'
     if args.amp and not cfg.get('fp16'):
         cfg.fp16 = dict(loss_scale='dynamic')
+    if args.tensorboard:
+        add_tensorboard(cfg)
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ConfigError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+
+
+def add_tensorboard(cfg: Any) -> None:
+    """Append TensorboardLoggerHook to ``log_config.hooks``, where it is not among them."""
+    log = dict(cfg.get('log_config') or {})
+    hooks = list(log.get('hooks') or [dict(type='TextLoggerHook')])
+    if not any(isinstance(hook, Mapping) and hook.get('type') == 'TensorboardLoggerHook' for hook in hooks):
+        cfg.log_config = {**log, 'hooks': [*hooks, dict(type='TensorboardLoggerHook')]}
 
 
 def find_resume(args: argparse.Namespace, cfg: Any, logger: Any) -> None:

@@ -13,6 +13,7 @@ Configs of mmdetection 3.x, mmengine's ``with read_base()`` files among them, ar
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -26,6 +27,7 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 from mmengine.config.config import RESERVED_KEYS
 
+from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import (
     ABSENT,
     DELETE,
@@ -199,11 +201,11 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
     """
     settings: list[Setting] = []
     files: list[SourceFile] = []
-    values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files)
+    options = parse_options(options) if isinstance(options, (list, tuple)) else options or {}
+    values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files, _Variables(options))
     text = '\n'.join(f'# {file.path}\n{file.text}' for file in files)
     values = {name: value for name, value in values.items() if not isinstance(value, Named)}
     cfg = Config(values, cfg_text=text, filename=str(path), settings=settings, files=files)
-    options = parse_options(options) if isinstance(options, (list, tuple)) else options or {}
     if translate and mmdet3.is_mmdet3(values):
         ours = {key: value for key, value in options.items() if mmdet3.is_ours_alone(key)}
         cfg.merge_from_dict({key: value for key, value in options.items() if key not in ours})
@@ -301,7 +303,6 @@ def refuse_misspelt_options(cfg: Any) -> None:
              and all(setting.source == OPTIONS for setting in cfg.explain(name))]
     if not added:
         return
-    from boxdet.engine.config_check import HABITS, SECTIONS  # seconds, as it imports the readers of all sections
     known = {*SECTIONS, *HABITS, *(name for name in cfg if name not in added)}
     for name in added:
         near = '' if name in known else nearest(name, known)
@@ -309,26 +310,67 @@ def refuse_misspelt_options(cfg: Any) -> None:
             raise ConfigError(f'{name} ({OPTIONS}): nothing reads this variable{near}')
 
 
-def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files: list[SourceFile]) -> dict:
+class _Variables(dict):
+    """By variable, what gives it the options' value: ``--cfg-options data_root=/my/coco/`` moves every path that a file
+    makes from it. Sections (``model``, ``data``, …) get theirs at the end, when all files are merged.
+    """
+
+    def __init__(self, options: Mapping[str, Any]):
+        super().__init__()
+        self.originals: dict[str, Any] = {}
+        for key, value in options.items():
+            name = key.partition('.')[0]
+            if name not in SECTIONS and name not in mmdet3.SECTIONS:
+                self.setdefault(name, _Settled(name, self.originals)).options[key] = value
+
+    def restored(self, settings: list[Setting], source: SourceFile) -> list[Setting]:
+        """What ``source`` set, with its own values in the place of the options'."""
+        kept = [one for one in settings if one.key[0] not in self.originals]
+        for name, value in self.originals.items():
+            _record(plain(value), source, kept, (name,))
+        self.originals.clear()
+        return kept
+
+
+class _Settled:
+    """Takes what a file gave a variable and returns what it is by the options."""
+
+    def __init__(self, name: str, originals: dict[str, Any]):
+        self.name, self.originals = name, originals
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        self.originals[self.name] = value
+        values = {self.name: plain(value)}
+        for key, new in self.options.items():
+            with contextlib.suppress(ConfigError):  # told when the option is set in the whole
+                _set_option(values, key, new, [])
+        return ConfigDict(values)[self.name] if isinstance(value, ConfigDict) else values[self.name]
+
+
+def _load_file(path: str, chain: tuple[str, ...], settings: list[Setting], files: list[SourceFile],
+               variables: _Variables) -> dict:
     """Return the file's keys with its bases merged in; append what it set to ``settings`` and itself to ``files``."""
     if path in chain:
         raise ConfigError(f"{show_path(chain[-1])}: '_base_' leads back to {show_path(path)}")
     source = read_source(path, chain[-1] if chain else '')
     if source.is_pure_python:
-        return _load_pure_python(source, (*chain, path), settings, files)
+        return _load_pure_python(source, (*chain, path), settings, files, variables)
     merged: dict = {}
     owners: dict[str, str] = {}
-    for name in source.base_names():
-        base = _load_file(_base_path(name, path), chain + (path,), settings, files)
+    for name in source.base_names(variables):
+        base = _load_file(_base_path(name, path), chain + (path,), settings, files, variables)
         twice = next((key for key in base if key in owners), None)
         if twice is not None:
             raise ConfigError(f"{source}: the bases {owners[twice]} and {name} both set '{twice}'")
         owners.update(dict.fromkeys(base, name))
         merged.update(base)
     files.append(source)
-    own, changed = source.values(merged)
-    _record_changes(merged, changed, source, settings)
-    _merge(own, changed, source, settings)
+    own, changed = source.values(merged, variables)
+    here: list[Setting] = []
+    _record_changes(merged, changed, source, here)
+    _merge(own, changed, source, here)
+    settings += variables.restored(here, source)
     return changed
 
 
@@ -341,7 +383,7 @@ def _base_path(name: str, path: str) -> str:
 
 
 def _load_pure_python(source: SourceFile, chain: tuple[str, ...], settings: list[Setting],
-                      files: list[SourceFile]) -> dict:
+                      files: list[SourceFile], variables: _Variables) -> dict:
     """As ``_load_file``: a file with ``read_base()`` works on its bases' variables in place of merging into them."""
     base: dict = {}
     for one in base_imports(source.tree):
@@ -350,10 +392,12 @@ def _load_pure_python(source: SourceFile, chain: tuple[str, ...], settings: list
             path = os.path.join(folder, *one.module.split('.')) + '.py'
         else:
             path = package_module(one.module)
-        base.update(one.choose(_load_file(path, chain, settings, files)))
+        base.update(one.choose(_load_file(path, chain, settings, files, variables)))
     files.append(source)
-    values = run_pure_python(source, base)
-    _record_changes(base, values, source, settings)
+    values = run_pure_python(source, base, variables)
+    here: list[Setting] = []
+    _record_changes(base, values, source, here)
+    settings += variables.restored(here, source)
     return values
 
 
@@ -457,6 +501,8 @@ def _set_option(values: dict, dotted: str, value: Any, settings: list[Setting]) 
         elif not isinstance(inside, dict):
             raise ConfigError(f"{OPTIONS} {dotted}: '{_dotted(path)}' is {inside!r}, which has no '{part}'")
         path += (part,)
+        if isinstance(inside, list) and part == len(inside):
+            inside.append({})  # one more at the end
         if len(path) == len(parts):
             break
         if isinstance(inside, dict) and inside.get(part) is None:
@@ -477,8 +523,8 @@ def _index(part: str, inside: list, path: Key, dotted: str) -> int:
     where = f"{OPTIONS} {dotted}: '{_dotted(path)}'"
     if not part.isdigit():
         raise ConfigError(f'{where} is a list of {len(inside)}; name one by its index, {_dotted(path)}.0.{part}')
-    if int(part) >= len(inside):
-        raise ConfigError(f'{where} has {len(inside)} items, 0 to {len(inside) - 1}')
+    if int(part) > len(inside):
+        raise ConfigError(f'{where} has {len(inside)} items, 0 to {len(inside) - 1}; {len(inside)} adds one')
     return int(part)
 
 

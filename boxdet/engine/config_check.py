@@ -18,6 +18,7 @@ import torch
 
 from boxdet import registry
 from boxdet.datasets.loader import build_dataloader
+from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
 from boxdet.engine.findings import Finding, ignored_codes, refuse
@@ -27,17 +28,6 @@ from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
 from boxdet.models.settings import declared_by, parse_section
 from boxdet.registry import Registry, accepted_keywords, boxdet_keywords
-
-# What boxdet reads at the top of a config.
-SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'momentum_config', 'runner', 'total_epochs',
-            'checkpoint_config', 'log_config', 'evaluation', 'load_from', 'resume_from', 'auto_resume', 'workflow',
-            'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
-            'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
-            'find_unused_parameters', 'frozen_modules', 'preflight', 'train_cfg', 'test_cfg', 'test_evaluation',
-            'tta_pipeline', 'tta_model')
-# Variables that 2.x configs share by habit; nothing reads them.
-HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
-          'gpu_ids')
 
 _MATCHING = ('anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler', 'pos_sampler', 'neg_sampler',
              'iou_calculator')

@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import difflib
+import io
 import json
 import keyword
 import math
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +22,10 @@ from boxdet.engine.dialects import pure_python
 from boxdet.errors import ConfigError
 
 _WEIGHTS = ('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.safetensors', '.caffemodel')  # endings of checkpoints
+_MOST_FOLDERS = 500  # looked into for a file that is not where it was said to be
 BASE, DELETE = '_base_', '_delete_'
 
+Settle = Mapping[str, Callable[[Any], Any]]  # by variable, see ``SourceFile.values``
 Key = tuple[Any, ...]  # ('data', 'train', 'pipeline', 2, 'flip_ratio'): str for dicts, int for lists
 
 
@@ -48,12 +53,14 @@ def lookup(value: Any, key: Key) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A copy in plain dicts, lists and tuples that shares no container: one variable is often used in many places."""
+    """A copy in plain dicts, lists and tuples, paths as texts, that shares no container: one variable is often used in
+    many places.
+    """
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in dict.items(value)}
     if type(value) in (list, tuple):
         return type(value)(plain(item) for item in value)
-    return value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def show_path(path: str) -> str:
@@ -87,34 +94,40 @@ class SourceFile:
         names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         return names | {n.attr for n in nodes if isinstance(n, ast.Attribute)} | set(_BASE_VALUE.findall(self.text))
 
-    def base_names(self) -> list[str]:
-        """What ``_base_`` names, as written.
+    def base_names(self, settle: Settle | None = None) -> list[str]:
+        """What ``_base_`` names. An expression is computed, and with it the statements before it.
+
+        Args:
+            settle: as in ``values``.
 
         Raises:
             ConfigError: it is neither a file name nor a list of them.
         """
         if self.tree is None:
             return _base_names_in_data(self.text)
-        node = _base_assignment(self.tree)
-        try:
-            value = ast.literal_eval(node.value) if node else []
-        except ValueError:
-            value = None
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        node = _last_base_statement(self.tree)
+        value = [] if node is None else _value_of_base(self.tree, node, self.path, settle or {})
+        names = [value] if isinstance(value, (str, os.PathLike)) else value
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, (str, os.PathLike)) for name in names):
             raise ConfigError(f"{self}:{node.lineno}: '{BASE}' must be a file name or a list of them")
-        return list(names)
+        return [str(name) for name in names]
 
-    def values(self, base: dict) -> tuple[dict, dict]:
-        """The keys that the file itself sets, given its bases' keys, with ``_delete_`` marks still inside; and the bases'
-        keys as the file left them: ``_base_.model.backbone.depth = 101`` changes them in place.
+    def values(self, base: dict, settle: Settle | None = None) -> tuple[dict, dict]:
+        """The keys that the file itself sets, with ``_delete_`` marks still inside, and its bases' keys as it left them.
+
+        ``_base_.model.backbone.depth = 101`` changes those in place.
+
+        Args:
+            base: the keys of its bases.
+            settle: by variable, what is made of its value before others are computed from it.
 
         Raises:
             ConfigError: the file fails, names the line.
         """
         if self.tree is not None:
-            return _run_python(self.tree, self.path, base)
-        return parse_data(_substitute_base_values(self.text, self.path, base), self.path), base
+            return _run_python(self.tree, self.path, base, settle or {})
+        own = parse_data(_substitute_base_values(self.text, self.path, base), self.path)
+        return {name: (settle or {}).get(name, plain)(value) for name, value in own.items()}, base
 
 
 def read_source(path: str, asked_by: str = '') -> SourceFile:
@@ -145,10 +158,32 @@ def read_source(path: str, asked_by: str = '') -> SourceFile:
 
 
 def _nearest_file(folder: str, name: str) -> str:
-    if not os.path.isdir(folder):
+    """The file of that name in a folder nearby, or else the one in the same folder whose name is the most similar."""
+    nearby = folder
+    while not os.path.isdir(nearby) and os.path.dirname(nearby) != nearby:
+        nearby = os.path.dirname(nearby)
+    for root in dict.fromkeys((nearby, os.path.dirname(nearby))):
+        found = _below(root, name)
+        if found:
+            return f'; did you mean {show_path(found)}?'
+    if nearby != folder:
         return f'; there is no folder {show_path(folder)}'
     close = difflib.get_close_matches(name, os.listdir(folder), n=1, cutoff=0.5)
     return f'; did you mean {show_path(os.path.join(folder, close[0]))}?' if close and close[0] != name else ''
+
+
+def _below(root: str, name: str) -> str | None:
+    """The path of the file ``name`` in ``root`` or two folders below it, where there are not too many."""
+    folders = [root]
+    for _ in range(3):
+        inside = []
+        for folder in folders[:_MOST_FOLDERS]:
+            if os.path.isfile(os.path.join(folder, name)):
+                return os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                inside += sorted(one.path for one in os.scandir(folder) if one.is_dir() and one.name[0] != '.')
+        folders = inside
+    return None
 
 
 def _substitute_file_names(text: str, path: str) -> str:
@@ -172,11 +207,58 @@ def parse_python(text: str, path: str) -> ast.Module:
     return tree
 
 
-def _base_assignment(tree: ast.Module) -> ast.Assign | None:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == BASE for t in node.targets):
-            return node
-    return None
+def _last_base_statement(tree: ast.Module) -> ast.stmt | None:
+    """The last statement at the top of a file in which ``_base_`` is set, be it within an ``if``."""
+    return next((node for node in reversed(tree.body) if BASE in _stored([node])), None)
+
+
+def _stored(nodes: Iterable[ast.AST]) -> list[str]:
+    """The variables that are set within ``nodes``."""
+    return [one.id for node in nodes for one in ast.walk(node)
+            if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+
+
+def _value_of_base(tree: ast.Module, node: ast.stmt, path: str, settle: Settle) -> Any:
+    """What ``_base_`` is after ``node``; a literal is read without running the file."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        with contextlib.suppress(ValueError):
+            return ast.literal_eval(node.value)
+    before = copy.deepcopy(tree.body[:tree.body.index(node) + 1])
+    namespace = {'__file__': path, '__name__': '__config__', '__settle__': settle}
+    return _execute(_prepared(before, settle, keep_base=True), path, namespace).get(BASE, [])
+
+
+class _Prepared(ast.NodeTransformer):
+    """Settles a variable behind each statement that sets it; ``_base_`` stays what it is, the bases' values."""
+
+    def __init__(self, names: Iterable[str], keep_base: bool):
+        self._names, self._keep_base = set(names), keep_base
+
+    def _settled(self, node: ast.stmt, targets: Iterable[ast.expr]) -> Any:
+        found = _stored(targets)
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id == BASE and not self._keep_base:
+                target.id = '__bases__'
+        more = [ast.parse(f"{name} = __settle__[{name!r}]({name})").body[0] for name in found if name in self._names]
+        return [node, *(ast.fix_missing_locations(ast.copy_location(one, node)) for one in more)] if more else node
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        return self._settled(node, node.targets)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        return self._settled(node, [node.target]) if node.value is not None else node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
+        return self._settled(node, [node.target])
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        return node
+
+    visit_ClassDef = visit_AsyncFunctionDef = visit_FunctionDef
+
+
+def _prepared(body: list[ast.stmt], settle: Settle, keep_base: bool = False) -> list[ast.stmt]:
+    return _Prepared(settle, keep_base).visit(ast.Module(body=body, type_ignores=[])).body
 
 
 class _BaseValues(ast.NodeTransformer):
@@ -194,19 +276,19 @@ class _BaseValues(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
 
-def _run_python(tree: ast.Module, path: str, base: dict) -> tuple[dict, dict]:
+def _run_python(tree: ast.Module, path: str, base: dict, settle: Settle) -> tuple[dict, dict]:
     """Execute a config file; its public variables, without modules, functions and classes, are its keys.
 
     Returns them, and ``base`` as the file left it.
     """
-    assignment = _base_assignment(tree)
-    body = [_BaseValues().visit(node) for node in tree.body if node is not assignment]
-    namespace = {'__file__': path, '__name__': '__config__', '__plain__': plain, BASE: ConfigDict(plain(base))}
+    body = _prepared([_BaseValues().visit(node) for node in copy.deepcopy(tree.body)], settle)
+    namespace = {'__file__': path, '__name__': '__config__', '__plain__': plain, '__settle__': settle,
+                 BASE: ConfigDict(plain(base))}
     own = _public(_execute(body, path, namespace))
     return own, plain(namespace[BASE])
 
 
-def run_pure_python(source: SourceFile, base: Mapping[str, Any]) -> dict:
+def run_pure_python(source: SourceFile, base: Mapping[str, Any], settle: Settle | None = None) -> dict:
     """Execute a file with ``read_base()``; ``base`` holds what that imports. Returns all of its variables.
 
     Classes that it imports are ``pure_python.Named``; in the values there are their names.
@@ -215,8 +297,9 @@ def run_pure_python(source: SourceFile, base: Mapping[str, Any]) -> dict:
         ConfigError: the file fails, names the line.
     """
     namespace = {'__file__': source.path, '__name__': '__config__', '__named__': pure_python.Named, '__plain__': plain,
-                 BASE: ConfigDict(plain(base)), **ConfigDict(plain(base))}
-    body = [_BaseValues().visit(node) for node in pure_python.runnable(source.tree)]
+                 '__settle__': settle or {}, BASE: ConfigDict(plain(base)), **ConfigDict(plain(base))}
+    statements = copy.deepcopy(pure_python.runnable(source.tree))
+    body = _prepared([_BaseValues().visit(node) for node in statements], settle or {})
     modules: list[str] = []
     values = pure_python.without_names(_public(_execute(body, source.path, namespace)), modules)
     if modules:
@@ -237,7 +320,7 @@ def _execute(body: list[ast.stmt], path: str, namespace: dict) -> dict:
 
 
 def _public(namespace: Mapping[str, Any]) -> dict:
-    skipped = (types.ModuleType, types.FunctionType, type)
+    skipped = (types.ModuleType, types.FunctionType, type, io.IOBase)
     return {name: plain(value) for name, value in namespace.items()
             if not name.startswith('__') and name != BASE and not isinstance(value, skipped)}
 

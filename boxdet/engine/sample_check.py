@@ -10,7 +10,7 @@ from torch import nn
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.findings import Finding
 from boxdet.engine.model_check import image_channels
-from boxdet.errors import DataError, nearest
+from boxdet.errors import DataError
 
 _TRIES = 8  # images that cannot be read may be skipped (on_error='skip')
 
@@ -44,9 +44,8 @@ def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.t
         return
     for key, part, remedy in _wanted(model):
         if key not in sample:
-            near = nearest(key, sample)
             yield Finding('pipeline.keys', (
-                f"{name}: its samples have no '{key}', which {part} learns from: {remedy}{near}"))
+                f"{name}: its samples have no '{key}', which {part} learns from: {remedy}"))
     image, channels = sample.get('img'), image_channels(model)
     if isinstance(image, torch.Tensor) and image.dim() == 3 and channels not in (None, image.shape[0]):
         yield Finding('model.image-channels', (

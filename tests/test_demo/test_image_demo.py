@@ -74,6 +74,16 @@ def test_what_cannot_work_is_told_before_the_model_is_loaded(repo_root, tiny_det
     assert done.stderr.startswith(message.replace('PICTURE', picture)), done.stderr
 
 
+def test_several_pictures(repo_root, tiny_detector, tmp_path):
+    pictures = tiny_detector.images[:2]
+    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), *map(str, pictures), 'absent.jpg',
+               str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--out-dir', str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and 'left out: absent.jpg: no such file' in done.stderr
+    drawn = sorted(path.name for path in tmp_path.rglob('*.*'))
+    assert drawn == sorted(path.name for path in pictures)
+
+
 def test_folders_and_patterns(run, tiny_detector, tmp_path):
     folder = tmp_path / 'pictures'
     shutil.copytree(tiny_detector.folder / 'images', folder)

@@ -94,7 +94,10 @@ def test_a_dict_may_replace_none_but_not_a_number(write):
     ("a = 1\nb = dict(x=1\n", r'bad\.py:2: .*never closed'),
     ("a = 1\n\nb = nothing\n", r"bad\.py:3: NameError: name 'nothing' is not defined"),
     ("_base_ = './bse.py'\n", r"bse\.py: no such config file \(a '_base_' of bad\.py\); did you mean base\.py\?"),
-    ("_base_ = './nowhere/base.py'\n", r'there is no folder nowhere'),
+    ("_base_ = './nowhere/absent.py'\n", r'there is no folder nowhere'),
+    ("_base_ = './nowhere/base.py'\n", r'did you mean base\.py\?'),
+    ("a = {{_base_.a}}\n_base_ = 'ba' + 'se.py'\n", r"bad\.py:1: NameError"),
+    ("_base_ = [1] + [2]\n", r"bad\.py:1: '_base_' must be a file name"),
     ("_base_ = './bad.py'\n", r"bad\.py: '_base_' leads back to bad\.py"),
     ("_base_ = ['base.py', 'other.py']\n", r"bad\.py: the bases base\.py and other\.py both set 'a'"),
     ("_base_ = 3\n", r"bad\.py:1: '_base_' must be a file name"),
@@ -221,8 +224,77 @@ def test_options_reach_into_lists_and_make_new_keys(write):
     assert cfg.p == [dict(t='A', x=2), dict(z=1)]
 
 
+def test_the_next_index_of_a_list_adds_one(write):
+    path = write('a.py', "log_config = dict(hooks=[dict(type='TextLoggerHook')])\nnames = ['a']\n")
+    cfg = load_config(path, ['log_config.hooks.1.type=TensorboardLoggerHook', 'log_config.hooks.1.interval=5',
+                             'names.1=b'])
+    assert cfg.log_config.hooks == [dict(type='TextLoggerHook'), dict(type='TensorboardLoggerHook', interval=5)]
+    assert cfg.names == ['a', 'b'] and cfg.origin('log_config.hooks.1.interval') == '--cfg-options'
+
+
+def test_a_variable_is_set_before_others_are_computed_from_it(write):
+    write('base.py', '''
+root = 'data/coco/'
+norm = dict(mean=[1, 2], std=[3, 4])
+steps = [dict(type='A'), dict(type='Normalize', **norm)]
+data = dict(train=dict(ann_file=root + 'a.json', pipeline=steps), val=dict(ann_file=root + 'v.json'))
+''')
+    leaf = write('leaf.py', "_base_ = 'base.py'\ntest = {{_base_.root}} + 't.json'\n"
+                            'data = dict(test=dict(ann_file=test))\n')
+    cfg = load_config(leaf, ['root=/my/', 'norm.mean=[9, 9]', 'steps.0.n=7'])
+    assert [cfg.data[split].ann_file for split in ('train', 'val', 'test')] == [
+        '/my/a.json', '/my/v.json', '/my/t.json']
+    assert cfg.data.train.pipeline == [dict(type='A', n=7), dict(type='Normalize', mean=[9, 9], std=[3, 4])]
+    assert [(s.place.rpartition('/')[2], s.value) for s in cfg.explain('root')] == [
+        ('base.py:2', 'data/coco/'), ('--cfg-options', '/my/')]
+    assert load_config(leaf).data.train.ann_file == 'data/coco/a.json'
+    text = "_base_ = 'base.py'\nroot = 'other/'\ndata = dict(train=dict(ann_file=root))\n"
+    again = load_config(write('again.py', text), dict(root='/my/'))
+    assert again.data.train.ann_file == '/my/' and again.data.val.ann_file == '/my/v.json'
+
+
+def test_any_python_is_a_config(write, tmp_path):
+    write('base.py', "a = 1\nb = dict(x=1)\n")
+    (tmp_path / 'names.txt').write_text('apple\npear\n')
+    cfg = load_config(write('any.py', f'''
+import os
+from pathlib import Path
+here = Path({str(tmp_path)!r})
+if os.environ.get('NO_SUCH_VARIABLE'):
+    _base_ = 'absent.py'
+else:
+    _base_ = [here / 'base.py']
+with open(here / 'names.txt') as file:
+    classes = tuple(file.read().split())
+try:
+    c = {{{{_base_.b.x}}}} + 1
+finally:
+    b = dict(y=here / 'y')
+for number in range(3):
+    pass
+def helper():
+    return classes[0]
+first = helper()
+'''))
+    assert (cfg.a, cfg.b, cfg.c) == (1, dict(x=1, y=f'{tmp_path}/y'), 2)
+    assert (cfg.classes, cfg.first) == (('apple', 'pear'), 'apple')
+    assert 'file' not in cfg and Config.fromstring(cfg.pretty_text).to_dict() == cfg.to_dict()
+    write('more.py', 'd = 4\n')
+    both = load_config(write('both.py', "where = '.'\n_base_ = [f'{where}/base.py']\n_base_ += ['more.py']\n"))
+    assert (both.a, both.d) == (1, 4)
+
+
+def test_a_config_in_the_wrong_folder_is_found(write, tmp_path, monkeypatch):
+    (tmp_path / 'configs/mask_rcnn').mkdir(parents=True)
+    write('configs/mask_rcnn/mask_rcnn_r50.py', 'a = 1\n')
+    monkeypatch.chdir(tmp_path)
+    for wrong in ('configs/mask_rcnn_r50.py', 'configs/faster_rcnn/mask_rcnn_r50.py', 'mask_rcnn_r50.py'):
+        with pytest.raises(ConfigError, match=r'did you mean configs/mask_rcnn/mask_rcnn_r50\.py\?'):
+            load_config(wrong)
+
+
 @pytest.mark.parametrize('option, message', [
-    ('p.2.t=1', r"--cfg-options p\.2\.t: 'p' has 2 items, 0 to 1"),
+    ('p.3.t=1', r"--cfg-options p\.3\.t: 'p' has 2 items, 0 to 1; 2 adds one"),
     ('p.t=1', r"'p' is a list of 2; name one by its index, p\.0\.t"),
     ('p.0.t.x=1', r"'p\.0\.t' is 'A', which has no 'x'"),
 ])

@@ -70,10 +70,13 @@ def test_check_accepts_a_good_config(run):
     assert done.returncode == 0 and done.stdout == f'{MASK_R101}: every key and type is known\n'
 
 
-def test_check_warns_of_a_variable_that_reaches_nothing(run):
-    done = run(MASK_R101, '--check', '--cfg-options', 'data_root=data/mine/')
+def test_check_warns_of_a_variable_that_reaches_nothing(run, tmp_path, repo_root):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = '{repo_root / MASK_R101}'\ndata_root = 'data/mine/'\n")
+    done = run(str(leaf), '--check')
     assert done.returncode == 0
-    assert done.stderr.startswith('warning: data_root (--cfg-options): the new value reaches nothing')
+    assert done.stderr.startswith(f'warning: data_root ({leaf}:2): the new value reaches nothing')
+    assert run(MASK_R101, '--check', '--cfg-options', 'data_root=data/mine/').stderr == ''  # it moves the whole set
 
 
 def test_help_teaches_without_importing_torch(run):

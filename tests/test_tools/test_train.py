@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from boxdet.checkpoints.io import load_checkpoint
+from boxdet.engine.config import Config
 from boxdet.errors import CheckpointError, ConfigError, DataError, UserError
 
 CONFIG = 'configs/shapes/mask_rcnn_r18_fpn_shapes.py'
@@ -55,6 +56,16 @@ def test_help_teaches_and_imports_nothing_heavy(repo_root):
 def test_contradicting_arguments(tool, args, message):
     with pytest.raises(ConfigError, match=message):
         tool.main(['config.py', *args])
+
+
+def test_tensorboard_joins_the_loggers(tool):
+    for before, after in (([dict(type='TextLoggerHook')], ['TextLoggerHook', 'TensorboardLoggerHook']),
+                          ([dict(type='TensorboardLoggerHook')], ['TensorboardLoggerHook']),
+                          (None, ['TextLoggerHook', 'TensorboardLoggerHook'])):
+        cfg = Config(dict(log_config=dict(interval=7, hooks=before)) if before else {})
+        tool.merge_args(tool.parse_args(['config.py', '--tensorboard']), cfg)
+        assert [hook['type'] for hook in cfg.log_config['hooks']] == after
+        assert cfg.log_config.get('interval') == (7 if before else None)
 
 
 def test_errors_are_one_line_and_status_2(repo_root, tmp_path):

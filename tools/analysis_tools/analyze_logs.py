@@ -15,13 +15,13 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, nearest, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, nearest, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Analyze the JSON logs of trainings.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Analyze the JSON logs of trainings.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='{plot_curve,cal_train_time}')
     plot = tasks.add_parser('plot_curve', help='draw values of the logs', description='Draw values of the logs.')
     plot.add_argument('json_logs', nargs='+', help='WORK_DIR/TIME.log.json of one or several trainings')

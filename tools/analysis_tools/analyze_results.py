@@ -17,13 +17,13 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Draw the best and the worst images of saved results.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Draw the best and the worst images of saved results.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; its data.test is what the results are of')
     parser.add_argument('prediction_path', help='results file of tools/test.py --out')
     parser.add_argument('show_dir', help='folder for the pictures')

@@ -19,15 +19,15 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 _WARM_UP = 5  # images that do not count
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Measure images a second and memory of a detector.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Measure images a second and memory of a detector.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file (default: random weights, which detect less)')
     parser.add_argument('--repeat-num', type=int, default=1, help='measure so often (default: %(default)s)')

@@ -18,13 +18,13 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Break COCO precision down by the kinds of errors.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Break COCO precision down by the kinds of errors.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('result', nargs='+', help='COCO result files (json), one for each of --types, or results.pkl')
     parser.add_argument('out_dir', help='folder for the pictures')
     parser.add_argument('--ann', default='data/coco/annotations/instances_val2017.json', metavar='FILE',

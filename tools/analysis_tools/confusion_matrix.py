@@ -16,13 +16,13 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Draw the confusion matrix of saved results.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Draw the confusion matrix of saved results.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; its data.test is what the results are of')
     parser.add_argument('prediction_path', help='results file of tools/test.py --out')
     parser.add_argument('save_dir', help='folder for confusion_matrix.png and .json')

@@ -13,11 +13,11 @@ from pathlib import Path
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description='Evaluate saved results again.', epilog=__doc__.partition('\n\n')[2],
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; its data.test is what the results are of')

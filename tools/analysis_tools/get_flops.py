@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command
 
 WHAT = """
 Counted, at inference: convolutions (deformable ones too) and matrix products, for as many rois as test_cfg lets
@@ -22,8 +22,8 @@ activations, roi pooling, NMS.
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=WHAT,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=WHAT,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('--shape', nargs='+', type=int, default=[1280, 800], metavar='PX',
                         help='width and height of the network input, or one number for both (default: 1280 800)')

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from boxdet.errors import DataError, run_command  # noqa: E402
+from boxdet.errors import CommandParser, DataError, run_command  # noqa: E402
 
 CONFIGS, TABLE, PUBLISHED = ROOT / 'configs', ROOT / 'docs/model_zoo.md', ROOT / 'docs/published_ap.json'
 METRICS = {'box AP': 'box', 'mask AP': 'mask'}  # of metafile.yml
@@ -38,8 +38,8 @@ proposals and 100 detections).
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0], epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__.partition('\n\n')[0], epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true',
                         help='write nothing; status 2 where configs are missing in the table')
     parser.add_argument('--metafiles', metavar='FOLDER', help="mmdetection's configs folder, with metafile.yml files")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command
+from boxdet.errors import CommandParser, DataError, run_command
 
 SPLITS = ('train', 'val', 'test')
 _IMAGE, _INSTANCES, _CLASSES = 'leftImg8bit.png', 'gtFine_instanceIds.png', 'gtFine_labelIds.png'
@@ -36,8 +36,8 @@ class Files(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('cityscapes_path', type=Path, help='folder of the data set')
     parser.add_argument('--img-dir', default='leftImg8bit', help='folder of the pictures in it (default: %(default)s)')
     parser.add_argument('--gt-dir', default='gtFine', help='folder of the ground truth in it (default: %(default)s)')

@@ -23,15 +23,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command
+from boxdet.errors import CommandParser, DataError, run_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from boxdet.datasets.label_formats import WRITERS
 
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('coco', type=Path, help='COCO file with images and categories')
     parser.add_argument('out', type=Path, help='folder to write into')
     parser.add_argument('--to', required=True, choices=WRITERS, help='the form to write')

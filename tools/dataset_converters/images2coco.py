@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command
+from boxdet.errors import CommandParser, DataError, run_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('img_path', type=Path, help='folder of the pictures')
     parser.add_argument('classes', help='text file with the class names, one a line')
     parser.add_argument('out', help='name, or path, of the JSON file')

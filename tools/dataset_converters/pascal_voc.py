@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command
+from boxdet.errors import CommandParser, DataError, run_command
 
 _SPLITS = ('train', 'val', 'trainval')
 _YEARS = ('2007', '2012')
@@ -38,8 +38,8 @@ class Image(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('devkit_path', type=Path, help='folder that holds VOC2007 or VOC2012')
     parser.add_argument('-o', '--out-dir', type=Path, help='where the files go (default: devkit_path)')
     parser.add_argument('--out-format', default='pkl', choices=('pkl', 'coco'),

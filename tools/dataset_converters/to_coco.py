@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import DataError, run_command
+from boxdet.errors import CommandParser, DataError, run_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,8 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     summary, _, details = __doc__.partition('\n\n')
     forms = '\n'.join(f'  {name:15s} {text}' for name, text in READERS.items())
-    parser = argparse.ArgumentParser(description=summary, epilog=f'{details}\n\nforms:\n{forms}',
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=f'{details}\n\nforms:\n{forms}',
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help='file or folder of the labels')
     parser.add_argument('out', type=Path, help="folder to write 'annotations' into")
     parser.add_argument('--format', choices=list(READERS), metavar='FORM',

@@ -18,15 +18,15 @@ from typing import Any
 # The checkout also works when it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from boxdet.errors import ConfigError, DataError, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 _LOADING = ('LoadImageFromFile', 'LoadAnnotations', 'FilterAnnotations')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Draw what the pipeline makes of a data set.',
-                                     epilog=__doc__.partition('\n\n')[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description='Draw what the pipeline makes of a data set.',
+                           epilog=__doc__.partition('\n\n')[2],
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train',
                         help='data.SPLIT; val and test are read with the train pipeline of their own annotations only when '

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import run_command
+from boxdet.errors import CommandParser, run_command
 
 EXAMPLES = """
 examples:
@@ -28,8 +28,8 @@ examples:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=EXAMPLES,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file: .py, .json or .yaml')
     parser.add_argument('--cfg-options', '--options', nargs='+', default=[], metavar='KEY=VALUE', dest='options',
                         help='set these keys first, as the other tools do (--options is the older name)')

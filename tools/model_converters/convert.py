@@ -10,7 +10,7 @@ from types import ModuleType
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
 from boxdet.checkpoints.convert import format_named, formats, recognise
-from boxdet.errors import CheckpointError, run_command
+from boxdet.errors import CheckpointError, CommandParser, run_command
 
 EXAMPLES = """
 examples:
@@ -27,8 +27,8 @@ that is written is a checkpoint of boxdet's; with --to it is a bare state dict, 
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=EXAMPLES,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SRC',
                         help="the file to convert: .pth, or detectron2's or Detectron's .pkl; or its address")
     parser.add_argument('target', metavar='DST', help='the file to write')

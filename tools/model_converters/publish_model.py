@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout also works when it is not installed
 
-from boxdet.errors import CheckpointError, run_command
+from boxdet.errors import CheckpointError, CommandParser, run_command
 
 EXAMPLES = """
 example:
@@ -22,8 +22,8 @@ Optimizer, random numbers and the rest of what --resume-from needs are left out,
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=EXAMPLES,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='IN', help='the checkpoint, or its address')
     parser.add_argument('target', metavar='OUT', help='the file to write; its hash is put before the ending .pth')
     return parser.parse_args(arguments)
