@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.datasets.fields import BOXES, FIELD_KINDS, IMAGES, companions
-from boxdet.datasets.warps import clip_boxes, visible_keypoints
+from boxdet.datasets.warps import BOXES, FIELD_KINDS, IMAGES, clip_boxes, companions, visible_keypoints
 from boxdet.errors import ConfigError, nearest
 from boxdet.registry import PIPELINES
 from boxdet.structures.masks import BitmapMasks
