@@ -72,9 +72,8 @@ class StoredResults(Sequence):
             return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix='boxdet-results-')  # noqa: SIM115  lives as long as this
-            self._file.seek(self._written)
-            self._file.write(data)
+                self._file = _Spill()
+            self._file.write(self._written, data)
         except OSError as error:
             raise DataError(f'results of more than {self._limit >> 20} MiB are kept in {tempfile.gettempdir()}: '
                             f'{error.strerror or error} (choose another folder with TMPDIR)') from error
@@ -87,11 +86,7 @@ class StoredResults(Sequence):
         if part is None or isinstance(part, bytes):
             return part
         offset, length = part
-        self._file.flush()
-        if hasattr(os, 'pread'):  # threads may read at once; not on Windows
-            return os.pread(self._file.fileno(), length, offset)
-        self._file.seek(offset)
-        return self._file.read(length)
+        return self._file.read(offset, length)
 
     def arrays(self, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         """Of each image the ``wanted`` fields as ``Instances.numpy()`` gives them; they may not be written to."""
@@ -132,6 +127,28 @@ class StoredResults(Sequence):
 
     def __repr__(self) -> str:
         return f'StoredResults({len(self)} images, {self._held} bytes in memory, {self._written} on disk)'
+
+
+class _Spill:
+    """An unnamed temporary file, which views of the same results share; it is closed with the last of them."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix='boxdet-results-')  # noqa: SIM115  lives as long as this
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        self._file.write(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._file.flush()
+        if hasattr(os, 'pread'):  # threads may read at once; not on Windows
+            return os.pread(self._file.fileno(), length, offset)
+        self._file.seek(offset)
+        return self._file.read(length)
+
+    def __del__(self) -> None:
+        if hasattr(self, '_file'):
+            self._file.close()
 
 
 def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[dict[str, Any]]:
