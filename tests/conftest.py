@@ -112,7 +112,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='MultiScaleFlipAug', img_scale=(160, 128), flip=False, transforms=[
         dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='Normalize', **norm),
-        dict(type='Pad', size_divisor=32), dict(type='ImageToTensor', keys=['img']),
+        dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=['img'])])]
 data = dict(samples_per_gpu=2, workers_per_gpu=0, test=dict(
     type='CocoDataset', ann_file='FOLDER/ann.json', img_prefix='FOLDER/images/', classes=('disc', 'bar', 'cross'),

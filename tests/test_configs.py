@@ -113,3 +113,7 @@ def test_configs_of_mmdetection_load_check_and_build_unchanged(mmdetection_confi
 def test_shipped_configs_hold_the_values_of_mmdetections(mmdetection_configs, reference):
     for name in (reference / 'config_names.txt').read_text().split():
         assert load_config(CONFIGS / name).to_dict() == load_config(mmdetection_configs / name).to_dict(), name
+
+
+def test_no_stock_config_asks_for_what_is_deprecated():
+    assert not [str(path) for path in CONFIGS.rglob('*.py') if 'ImageToTensor' in path.read_text()]
