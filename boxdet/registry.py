@@ -167,6 +167,8 @@ def _missing_keywords(cls: Any, keywords: Mapping[str, Any]) -> list[str]:
 # The detector families beyond the core, a file each: what each one registers, in whichever registry.
 FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'double_heads': ('DoubleConvFCBBoxHead', 'DoubleHeadRoIHead'),
+    'single_mask_cascade': ('SingleMaskCascadeRoIHead',),
+    'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),
     'mask_scoring': ('MaskIoUHead', 'MaskScoringRCNN', 'MaskScoringRoIHead'),
 }.items()}
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from boxdet.checkpoints.convert import recognise
@@ -101,12 +103,13 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint without running code from it.
 
     Args:
-        address: path, URL, ``torchvision://`` or ``open-mmlab://`` name. ``.pkl`` is read as a plain pickle.
+        address: path, URL, ``torchvision://`` or ``open-mmlab://`` name. ``.pkl`` is read as a plain pickle, ``.npz``
+            as numpy's archive.
         map_location: where tensors go, as in torch.load.
 
     Returns:
         the dict in the file; a bare state dict comes as ``{'meta': {}, 'state_dict': …}``. Weights of torchvision,
-        detectron2, Detectron or maskrcnn-benchmark are converted.
+        detectron2, Detectron, Detectron.pytorch, maskrcnn-benchmark or tensorpack are converted.
 
     Raises:
         CheckpointError: not found, damaged, or it holds objects that are not allowed.
@@ -117,7 +120,10 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
 def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
     """As ``load_checkpoint``, but the weights of other projects keep their names."""
     path = find_checkpoint(address)
-    content = read_pickle(path, CHECKPOINT, CheckpointError) if path.suffix == '.pkl' else _read(path, map_location)
+    if path.suffix == '.pkl':
+        content = read_pickle(path, CHECKPOINT, CheckpointError)
+    else:
+        content = _read_arrays(path) if path.suffix == '.npz' else _read(path, map_location)
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint')
     if isinstance(content.get('state_dict'), Mapping):
@@ -140,6 +146,14 @@ def _in_boxdets_names(checkpoint: dict, source: str) -> dict:
         raise CheckpointError(f'{source}: {error}') from None
     logging.getLogger('boxdet').info('%s: converted %d entries from %s', source, len(state), other.NAME)
     return {**checkpoint, 'meta': {**(checkpoint.get('meta') or {}), 'converted_from': other.NAME}, 'state_dict': state}
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged or no numpy archive of plain arrays: {error}") from error
 
 
 def _read(path: Path, map_location: Any) -> Any:
@@ -177,6 +191,15 @@ def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
         CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was.
     """
     return write_whole(path, lambda file: torch.save(dict(checkpoint), file), _check_archive, CheckpointError)
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: str | Path) -> Path:
+    """As ``save_checkpoint``, numpy's archive of arrays (``.npz``).
+
+    Raises:
+        CheckpointError: it cannot be written; an older file at ``path`` is as it was.
+    """
+    return write_whole(path, lambda file: np.savez(file, **arrays), _read_arrays, CheckpointError)
 
 
 def save_pickle(raw: bytes, path: str | Path) -> Path:

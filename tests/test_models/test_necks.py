@@ -128,7 +128,7 @@ def test_initial_weights():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(num_outs=2), 'num_outs=2, but levels 0 to 2 make 3 or more'),
+    (dict(num_outs=0), 'num_outs=0, but levels 0 to 2 make 3'),
     (dict(num_outs=3, end_level=1), 'num_outs=3, but levels 0 to 1 make 2'),
     (dict(num_outs=3, end_level=3), 'end_level=3'), (dict(num_outs=3, start_level=3), 'start_level=3'),
     (dict(num_outs=4, add_extra_convs='on_inputs'), "did you mean 'on_input'")])
@@ -167,3 +167,15 @@ def test_levels_are_let_go_when_they_are_read(extra):
     freed = neck(given, keep=False)
     assert given == [] and len(levels) == 2
     assert all(torch.equal(one, other) for one, other in zip(kept, freed))
+
+
+def test_p2_alone():
+    """Detectron.pytorch's P2only: the sums come down to the finest level, and that one goes on."""
+    whole = FPN([8, 16, 32], 12, num_outs=3)
+    finest = FPN([8, 16, 32], 12, num_outs=1)
+    left = finest.load_state_dict(whole.state_dict(), strict=False)
+    assert not left.missing_keys
+    assert {name[:11] for name in left.unexpected_keys} == {'fpn_convs.1', 'fpn_convs.2'}
+    levels = [torch.randn(1, c, s, s) for c, s in zip((8, 16, 32), (16, 8, 4))]
+    only, = finest(levels)
+    assert torch.equal(only, whole(levels)[0])

@@ -14,15 +14,18 @@ from boxdet.errors import CheckpointError, CommandParser, run_command
 
 EXAMPLES = """
 examples:
-  a file of torchvision, detectron2, Detectron or maskrcnn-benchmark, recognised by the names of its entries
+  a file of torchvision, detectron2, Detectron, Detectron.pytorch, maskrcnn-benchmark or tensorpack, recognised by the
+  names of its entries
     python tools/model_converters/convert.py fasterrcnn_resnet50_fpn_coco-258fb6c6.pth fasterrcnn.pth
     python tools/model_converters/convert.py model_final_f10217.pkl mask_rcnn.pth
+    python tools/model_converters/convert.py COCO-MaskRCNN-R50FPN2x.npz mask_rcnn.pth
   a model trained here for torchvision's maskrcnn_resnet50_fpn
     python tools/model_converters/convert.py work_dirs/maskrcnn/latest.pth theirs.pth --to torchvision
 
 Conversion is automatic in init_detector, load_from, init_cfg=dict(type='Pretrained', ...) and tools/test.py;
-configs/torchvision, configs/detectron2 and configs/detectron (also for maskrcnn-benchmark) hold the models. The file
-that is written is a checkpoint of boxdet's; with --to it is a bare state dict, and for Detectron a .pkl of blobs.
+configs/torchvision, detectron2, detectron (also for maskrcnn-benchmark and Detectron.pytorch) and tensorpack hold the
+models. The file that is written is a checkpoint of boxdet's; with --to it is a bare state dict, for Detectron a .pkl of
+blobs, for tensorpack a .npz.
 """
 
 
@@ -30,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__, epilog=EXAMPLES,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SRC',
-                        help="the file to convert: .pth, or detectron2's or Detectron's .pkl; or its address")
+                        help="the file to convert: .pth, detectron2's or Detectron's .pkl, tensorpack's .npz; or its address")
     parser.add_argument('target', metavar='DST', help='the file to write')
     parser.add_argument('--to', metavar='PROJECT', help=f'write the weights for this project: {", ".join(formats())}')
     return parser.parse_args(arguments)
@@ -62,13 +65,16 @@ def main() -> None:
 
 
 def _write(state: dict, target: ModuleType, path: str) -> None:
-    from boxdet.checkpoints.io import save_checkpoint, save_pickle
-    if target.NAME != 'Detectron':
+    from boxdet.checkpoints.io import save_arrays, save_checkpoint, save_pickle
+    ending = {'Detectron': '.pkl', 'tensorpack': '.npz'}.get(target.NAME, '')
+    if not path.endswith(ending):
+        raise CheckpointError(f'{path}: {target.NAME} reads {ending} files; give the file such a name')
+    if ending == '.pkl':
+        save_pickle(target.pickled(state), path)
+    elif ending == '.npz':
+        save_arrays(target.arrays(state), path)
+    else:
         save_checkpoint(state, path)
-        return
-    if not path.endswith('.pkl'):
-        raise CheckpointError(f'{path}: Detectron reads .pkl files; give the file such a name')
-    save_pickle(target.pickled(state), path)
 
 
 if __name__ == '__main__':

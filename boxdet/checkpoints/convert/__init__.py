@@ -13,7 +13,8 @@ from types import ModuleType
 from boxdet.errors import CheckpointError, nearest
 
 _MODULES = {'torchvision': 'torchvision', 'detectron2': 'detectron2', 'detectron': 'detectron',
-            'maskrcnn-benchmark': 'maskrcnn_benchmark'}
+            'maskrcnn-benchmark': 'maskrcnn_benchmark', 'Detectron.pytorch': 'detectron_pytorch',
+            'tensorpack': 'tensorpack'}
 
 
 def formats() -> list[str]:

@@ -35,7 +35,10 @@ class Architecture:
         rpn: there is a region proposal network.
         box_convs: convolutions before the linear layers.
         norm: of the backbone: 'bn', 'gn', or 'affine', a batch norm of which scale and shift are written only.
-        head_norms: the convolutions of pyramid, box and mask head have group norms and no biases.
+        head_norm: 'gn' or 'bn' where the convolutions of pyramid, box and mask head have norms; else ''.
+        head_biases: convolutions with norms have biases, too (tensorpack's).
+        rpn_convs: convolutions of the region proposal network.
+        stages: box heads in a row (a cascade); 0 for the one of other models.
     """
     blocks: tuple[int, ...]
     bottleneck: bool
@@ -47,7 +50,10 @@ class Architecture:
     rpn: bool = True
     box_convs: int = 0
     norm: str = 'bn'
-    head_norms: bool = False
+    head_norm: str = ''
+    head_biases: bool = False
+    rpn_convs: int = 1
+    stages: int = 0
 
     @classmethod
     def of_boxdet(cls, names: Iterable[str]) -> Architecture:
@@ -56,7 +62,9 @@ class Architecture:
 
         def head(which: str, convs: str = 'convs') -> int | None:
             there = any(name.startswith(f'roi_head.{which}.') for name in names)
-            return (count(names, rf'roi_head\.{which}\.{convs}\.(\d+)\.') or 0) if there else None
+            stage = r'(?:0\.)?' if which == 'bbox_head' else ''
+            return (count(names, rf'roi_head\.{which}\.{stage}{convs}\.(\d+)\.') or 0) if there else None
+        norms = {match[1] for match in map(re.compile(r'(?:neck|roi_head)\..*\.(gn|bn)\.').match, names) if match}
         return cls(
             blocks=count_blocks(names, r'(?:backbone|roi_head\.shared_head)\.layer(\d+)\.(\d+)\.'),
             bottleneck='backbone.layer1.0.conv3.weight' in names,
@@ -65,18 +73,26 @@ class Architecture:
             box_fcs=head('bbox_head', 'shared_fcs'), mask_convs=head('mask_head'), keypoint_convs=head('keypoint_head'),
             rpn=any(name.startswith('rpn_head.') for name in names), box_convs=head('bbox_head', 'shared_convs') or 0,
             norm='gn' if 'backbone.gn1.weight' in names else 'bn',
-            head_norms=any(re.match(r'(?:neck|roi_head)\..*\.gn\.', name) for name in names))
+            head_norm=min(norms, default=''),
+            head_biases=bool(norms) and 'neck.lateral_convs.0.conv.bias' in names,
+            rpn_convs=count(names, r'rpn_head\.rpn_conv\.(\d+)\.') or 1,
+            stages=count(names, r'roi_head\.bbox_head\.(\d+)\.fc_cls\.') or 0)
 
     def entries(self) -> Iterator[str]:
         """The names of boxdet's entries, but for the counters of batch norms."""
         yield from self._backbone()
         for stem in self._head_convs():
             yield f'{stem}.conv.weight'
-            yield from (f'{stem}.gn.{leaf}' for leaf in _PLAIN) if self.head_norms else (f'{stem}.conv.bias',)
-        plain = [f'rpn_head.{part}' for part in ('rpn_conv', 'rpn_cls', 'rpn_reg') if self.rpn]
-        if self.box_fcs is not None:
-            plain += [f'roi_head.bbox_head.shared_fcs.{i}' for i in range(self.box_fcs)]
-            plain += ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
+            leaves = _NORM if self.head_norm == 'bn' else _PLAIN
+            if self.head_norm:
+                yield from (f'{stem}.{self.head_norm}.{leaf}' for leaf in leaves)
+            if self.head_biases or not self.head_norm:
+                yield f'{stem}.conv.bias'
+        several = [f'rpn_conv.{i}.conv' for i in range(self.rpn_convs)] if self.rpn_convs > 1 else ['rpn_conv']
+        plain = [f'rpn_head.{part}' for part in (*several, 'rpn_cls', 'rpn_reg') if self.rpn]
+        for head in self._box_heads():
+            plain += [f'{head}.shared_fcs.{i}' for i in range(self.box_fcs or 0)]
+            plain += [f'{head}.fc_cls', f'{head}.fc_reg']
         if self.mask_convs is not None:
             plain += ['roi_head.mask_head.upsample', 'roi_head.mask_head.conv_logits']
         if self.keypoint_convs is not None:
@@ -84,10 +100,14 @@ class Architecture:
             plain += ['roi_head.keypoint_head.upsample']
         yield from (f'{stem}.{leaf}' for stem in plain for leaf in _PLAIN)
 
+    def _box_heads(self) -> Iterator[str]:
+        if self.box_fcs is not None:
+            yield from ([f'roi_head.bbox_head.{stage}' for stage in range(self.stages)] or ['roi_head.bbox_head'])
+
     def _head_convs(self) -> Iterator[str]:
         for i in range(len(self.blocks) if self.pyramid else 0):
             yield from (f'neck.{part}.{i}' for part in ('lateral_convs', 'fpn_convs'))
-        yield from (f'roi_head.bbox_head.shared_convs.{i}' for i in range(self.box_convs))
+        yield from (f'{head}.shared_convs.{i}' for head in self._box_heads() for i in range(self.box_convs))
         yield from (f'roi_head.mask_head.convs.{i}' for i in range(self.mask_convs or 0))
 
     def _backbone(self) -> Iterator[str]:

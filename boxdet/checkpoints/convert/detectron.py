@@ -96,7 +96,7 @@ def _read(names: Iterable[str]) -> Architecture:
                     if any_is(r'_\[mask\]_|_mask_fcn|conv5_mask_|mask_fcn_logits_') else None),
         keypoint_convs=count(names, r'conv_fcn(\d+)_'), rpn=any_is('(?:conv_)?rpn_'),
         norm='gn' if any_is(r'res2_.*_gn_s') else 'bn' if any_is(r'res2_.*_bn_riv') else 'affine',
-        head_norms=any_is(r'(?:fpn_|head_conv|_mask_fcn).*_gn_s'))
+        head_norm='gn' if any_is(r'(?:fpn_|head_conv|_mask_fcn).*_gn_s') else '')
 
 
 def _as_batch_norms(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -157,7 +157,7 @@ def _pyramid_rule(blocks: tuple[int, ...]) -> Callable[[re.Match], str]:
 
 
 def _mask_prefix(architecture: Architecture) -> str:
-    return '_mask' if architecture.head_norms else '_[mask]'
+    return '_mask' if architecture.head_norm else '_[mask]'
 
 
 def pickled(state: Mapping[str, torch.Tensor]) -> bytes:

@@ -1,4 +1,4 @@
-"""detectron2's Faster, Mask and Keypoint R-CNN: on a pyramid (FPN), on stage 4 (C4), on the dilated stage 5 (DC5).
+"""detectron2's Faster, Mask, Keypoint and Cascade R-CNN: on a pyramid (FPN), stage 4 (C4), the dilated stage 5 (DC5).
 
 Classes and boxes are in boxdet's order already (the background is the last class). Files are ``.pth``, or the model
 zoo's ``.pkl`` with the weights under 'model'.
@@ -37,9 +37,9 @@ _RULES = (
     (r'^rpn_head\.rpn_conv', 'proposal_generator.rpn_head.conv'),
     (r'^rpn_head\.rpn_cls', 'proposal_generator.rpn_head.objectness_logits'),
     (r'^rpn_head\.rpn_reg', 'proposal_generator.rpn_head.anchor_deltas'),
-    (r'^roi_head\.bbox_head\.shared_fcs\.(\d+)', lambda m: f'roi_heads.box_head.fc{int(m[1]) + 1}'),
-    (r'^roi_head\.bbox_head\.fc_cls', 'roi_heads.box_predictor.cls_score'),
-    (r'^roi_head\.bbox_head\.fc_reg', 'roi_heads.box_predictor.bbox_pred'),
+    (r'^roi_head\.bbox_head\.((?:\d+\.)?)shared_fcs\.(\d+)', lambda m: f'roi_heads.box_head.{m[1]}fc{int(m[2]) + 1}'),
+    (r'^roi_head\.bbox_head\.((?:\d+\.)?)fc_cls', r'roi_heads.box_predictor.\1cls_score'),
+    (r'^roi_head\.bbox_head\.((?:\d+\.)?)fc_reg', r'roi_heads.box_predictor.\1bbox_pred'),
     (r'^roi_head\.mask_head\.convs\.(\d+)\.conv', lambda m: f'roi_heads.mask_head.mask_fcn{int(m[1]) + 1}'),
     (r'^roi_head\.mask_head\.upsample', 'roi_heads.mask_head.deconv'),
     (r'^roi_head\.mask_head\.conv_logits', 'roi_heads.mask_head.predictor'),
@@ -71,7 +71,8 @@ def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         blocks=count_blocks(state, r'(?:backbone|backbone\.bottom_up|roi_heads)\.res(\d+)\.(\d+)\.'),
         bottleneck=any(re.match(r'backbone\.(?:bottom_up\.)?res2\.\d+\.conv3', name) for name in state),
         stage_in_head=stage_in_head, pyramid=pyramid,
-        box_fcs=count(state, r'roi_heads\.box_head\.fc(\d+)\.') or (0 if stage_in_head else 2),
+        box_fcs=count(state, r'roi_heads\.box_head\.(?:0\.)?fc(\d+)\.') or (0 if stage_in_head else 2),
+        stages=count(state, r'roi_heads\.box_predictor\.(\d+)\.') or 0,
         mask_convs=(count(state, r'roi_heads\.mask_head\.mask_fcn(\d+)\.') or 0) if masks else None,
         keypoint_convs=count(state, r'roi_heads\.keypoint_head\.conv_fcn(\d+)\.'))
     return take_names(state, architecture.entries(), lambda name: _theirs(name, pyramid), _WHAT)
@@ -85,7 +86,7 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     found = Architecture.of_boxdet(state)
     architecture = replace(found, box_fcs=found.box_fcs or (0 if found.stage_in_head else 2), rpn=True, box_convs=0,
-                           norm='bn', head_norms=False)
+                           norm='bn', head_norm='', rpn_convs=1)
     return give_names(without_counters(state), architecture.entries(),
                       lambda name: _theirs(name, found.pyramid), _WHAT)
 

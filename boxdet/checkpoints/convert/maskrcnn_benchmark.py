@@ -82,7 +82,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         box_fcs=box_fcs if boxes else None, box_convs=len(convs) // (3 if norms else 2),
         mask_convs=(count(state, r'roi_heads\.mask\.feature_extractor\.mask_fcn(\d+)\.') or 0) if masks else None,
         keypoint_convs=count(state, r'roi_heads\.keypoint\.feature_extractor\.conv_fcn(\d+)\.'),
-        norm='bn' if any(name.endswith('.running_mean') for name in state) else 'gn', head_norms=norms)
+        norm='bn' if any(name.endswith('.running_mean') for name in state) else 'gn', head_norm='gn' if norms else '')
     found = take_names(state, architecture.entries(), lambda name: _theirs(name, norms), _WHAT)
     return background_last(_with_variances(found, -NORM_EPS))
 
@@ -99,7 +99,7 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     refuse_class_agnostic(state, (MASKS,), _WHAT)
     theirs = give_names(
         _with_variances(background_first(without_counters(state)), NORM_EPS), replace(architecture, rpn=True).entries(),
-        lambda name: _theirs(name, architecture.head_norms), _WHAT)
+        lambda name: _theirs(name, bool(architecture.head_norm)), _WHAT)
     if architecture.stage_in_head and architecture.mask_convs is not None:
         theirs.update({name.replace('.box.', '.mask.'): value for name, value in theirs.items()
                        if name.startswith('roi_heads.box.feature_extractor.')})

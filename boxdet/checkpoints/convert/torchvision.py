@@ -1,4 +1,4 @@
-"""torchvision's ``fasterrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn`` and ``keypointrcnn_resnet50_fpn``.
+"""torchvision's ``fasterrcnn_``, ``maskrcnn_`` and ``keypointrcnn_resnet50_fpn``, and the first two's ``_v2``.
 
 Their class 0 is the background (see ``classes``).
 """
@@ -18,18 +18,22 @@ _WHAT = "torchvision's R-CNN"
 # boxdet's names to torchvision's.
 _RULES = (
     (r'^backbone\.', 'backbone.body.'),
-    (r'^neck\.lateral_convs\.(\d+)\.conv', r'backbone.fpn.inner_blocks.\1.0'),
-    (r'^neck\.fpn_convs\.(\d+)\.conv', r'backbone.fpn.layer_blocks.\1.0'),
+    (r'^neck\.lateral_convs\.(\d+)\.', r'backbone.fpn.inner_blocks.\1.'),
+    (r'^neck\.fpn_convs\.(\d+)\.', r'backbone.fpn.layer_blocks.\1.'),
+    (r'^rpn_head\.rpn_conv\.(\d+)\.conv', r'rpn.head.conv.\1.0'),
     (r'^rpn_head\.rpn_conv', 'rpn.head.conv.0.0'),
     (r'^rpn_head\.rpn_cls', 'rpn.head.cls_logits'),
     (r'^rpn_head\.rpn_reg', 'rpn.head.bbox_pred'),
-    (r'^roi_head\.bbox_head\.shared_fcs\.(\d+)', lambda m: f'roi_heads.box_head.fc{int(m[1]) + 6}'),
+    (r'^roi_head\.bbox_head\.shared_convs\.(\d+)\.', r'roi_heads.box_head.\1.'),
+    (r'^roi_head\.bbox_head\.shared_fcs\.(\d+)', r'roi_heads.box_head.FC\1'),
     (r'^roi_head\.bbox_head\.fc_cls', 'roi_heads.box_predictor.cls_score'),
     (r'^roi_head\.bbox_head\.fc_reg', 'roi_heads.box_predictor.bbox_pred'),
-    (r'^roi_head\.mask_head\.convs\.(\d+)\.conv', r'roi_heads.mask_head.\1.0'),
+    (r'^roi_head\.mask_head\.convs\.(\d+)\.', r'roi_heads.mask_head.\1.'),
     (r'^roi_head\.mask_head\.upsample', 'roi_heads.mask_predictor.conv5_mask'),
     (r'^roi_head\.mask_head\.conv_logits', 'roi_heads.mask_predictor.mask_fcn_logits'),
     # A ReLU stands between two convolutions and has a number, too.
+    (r'^(backbone\.fpn\.\w+|roi_heads\.(?:box|mask)_head)((?:\.\d+)+)\.conv\.', r'\1\2.0.'),
+    (r'^(backbone\.fpn\.\w+|roi_heads\.(?:box|mask)_head)((?:\.\d+)+)\.bn\.', r'\1\2.1.'),
     (r'^roi_head\.keypoint_head\.convs\.(\d+)\.conv', lambda m: f'roi_heads.keypoint_head.{2 * int(m[1])}'),
     (r'^roi_head\.keypoint_head\.upsample', 'roi_heads.keypoint_predictor.kps_score_lowres'),
 )
@@ -53,13 +57,16 @@ def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         CheckpointError: entries too many or too few, by name, or of shapes that do not go together.
     """
     state = {rename(name, _OLD_NAMES): value for name, value in state.items()}
+    box_convs = count(state, r'roi_heads\.box_head\.(\d+)\.0\.') or 0
     architecture = Architecture(
         blocks=count_blocks(state, r'backbone\.body\.layer(\d+)\.(\d+)\.'),
         bottleneck=any(re.match(r'backbone\.body\.layer1\.\d+\.conv3', name) for name in state),
-        stage_in_head=False, pyramid=True, box_fcs=2,
+        stage_in_head=False, pyramid=True, box_fcs=1 if box_convs else 2, box_convs=box_convs,
         mask_convs=count(state, r'roi_heads\.mask_head\.(\d+)\.'),
-        keypoint_convs=count(state, r'roi_heads\.keypoint_head\.(\d+)\.'))
-    return background_last(take_names(state, architecture.entries(), _theirs, _WHAT))
+        keypoint_convs=count(state, r'roi_heads\.keypoint_head\.(\d+)\.'),
+        head_norm='bn' if 'backbone.fpn.inner_blocks.0.1.weight' in state else '',
+        rpn_convs=count(state, r'rpn\.head\.conv\.(\d+)\.') or 1)
+    return background_last(take_names(state, architecture.entries(), lambda n: _theirs(n, architecture), _WHAT))
 
 
 def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -70,12 +77,17 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     found = Architecture.of_boxdet(state)
     architecture = Architecture(
-        blocks=found.blocks, bottleneck=found.bottleneck, stage_in_head=False, pyramid=True, box_fcs=2,
-        mask_convs=found.mask_convs or None, keypoint_convs=found.keypoint_convs or None)
-    theirs = give_names(background_first(state), architecture.entries(), _theirs, _WHAT)
+        blocks=found.blocks, bottleneck=found.bottleneck, stage_in_head=False, pyramid=True,
+        box_fcs=1 if found.box_convs else 2, mask_convs=found.mask_convs or None,
+        keypoint_convs=found.keypoint_convs or None, box_convs=found.box_convs,
+        head_norm='bn' if found.head_norm == 'bn' else '', rpn_convs=found.rpn_convs)
+    theirs = give_names(background_first(state), architecture.entries(), lambda n: _theirs(n, architecture), _WHAT)
     refuse_class_agnostic(state, (BOXES, MASKS), _WHAT)
     return theirs
 
 
-def _theirs(name: str) -> str:
-    return rename(name, _RULES)
+def _theirs(name: str, architecture: Architecture) -> str:
+    # Among convolutions the linear layer has a number, after that of the flattening.
+    first = architecture.box_convs + 1 if architecture.box_convs else 6
+    prefix = '' if architecture.box_convs else 'fc'
+    return re.sub(r'\.FC(\d+)\.', lambda m: f'.{prefix}{int(m[1]) + first}.', rename(name, _RULES))

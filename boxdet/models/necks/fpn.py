@@ -25,7 +25,8 @@ class FPN(nn.Module):
     Args:
         in_channels: channels of each backbone level.
         out_channels: C of every output level.
-        num_outs: output levels; those above the backbone's are made by ``add_extra_convs``.
+        num_outs: output levels; those above the backbone's are made by ``add_extra_convs``. Fewer than the backbone's
+            are the finest ones (1 is P2 alone, Detectron.pytorch's ``P2only``).
         start_level: first backbone level used.
         end_level: last one used; -1 the topmost. With another one there are no extra levels.
         add_extra_convs: False makes extra levels by taking every second pixel. 'on_input' (or True),
@@ -63,7 +64,7 @@ class FPN(nn.Module):
         self.lateral_convs = nn.ModuleList(
             ConvModule(c, out_channels, 1, norm_cfg=lateral_norm, **layers) for c in used)
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **layers) for _ in used)
+            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **layers) for _ in used[:num_outs])
         if self.add_extra_convs:
             for i in range(num_outs - len(used)):
                 source = used[-1] if i == 0 and self.add_extra_convs == 'on_input' else out_channels
@@ -78,10 +79,9 @@ class FPN(nn.Module):
             raise ConfigError(f'FPN: start_level={start}, end_level={end} do not name levels of the {levels} '
                               'in in_channels')
         used = last + 1 - start
-        if self.num_outs < used or (last != levels - 1 and self.num_outs != used):
-            more = '' if last != levels - 1 else ' or more'
+        if self.num_outs < 1 or (last != levels - 1 and self.num_outs > used):
             raise ConfigError(f'FPN: num_outs={self.num_outs}, but levels {start} to {last} make {used}'
-                              f'{more}')
+                              + ' or less' * (self.num_outs > used))
         return last + 1
 
     @staticmethod
