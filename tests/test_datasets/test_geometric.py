@@ -227,6 +227,8 @@ def test_expand():
     outside[top:top + 48, left:left + 64] = False
     assert (results['img'][outside] == [30, 20, 10]).all() and (results['gt_semantic_seg'][outside] == 9).all()
     assert Expand(prob=0.0)(sample())['img'].shape == (48, 64, 3)
+    grown = [Expand(prob=0.3, ratio_range=(2, 2))(sample())['img'].shape[0] > 48 for _ in range(300)]
+    assert 0.22 < np.mean(grown) < 0.38
 
 
 def long_sample(boxes, height=40, width=200):
@@ -290,6 +292,16 @@ def test_aspect_crop_of_upright_empty_and_ordinary_images():
     assert np.array_equal(results['img'], before) and results['gt_bboxes'].tolist() == [[3, 4, 30, 20]]
     with pytest.raises(ConfigError, match='aspect_lo=3 and aspect_hi=2'):
         AspectCrop(aspect_lo=3, aspect_hi=2)
+
+
+def test_min_iou_random_crop_drops_what_has_its_centre_on_the_edge(monkeypatch):
+    transform, patch = MinIoURandomCrop(), np.array([10, 10, 30, 30])
+    monkeypatch.setattr(transform, '_draw_patch', lambda results, least: patch)
+    results = sample(objects=3)
+    results['gt_bboxes'] = np.float32([[5, 12, 15, 20], [25, 12, 35, 20], [12, 24, 20, 34]])
+    np.random.seed(1)  # another mode than the whole image
+    assert transform(results)['gt_labels'].tolist() == [2]
+    assert results['gt_bboxes'].tolist() == [[2, 14, 10, 20]]
 
 
 def test_min_iou_random_crop():
