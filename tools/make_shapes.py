@@ -19,8 +19,11 @@ What is in it
 Letters in comments: H, W image height and width; S the supersampling factor; shapes are drawn at (S*H, S*W).
 """
 import argparse
+import contextlib
+import functools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import sys
@@ -391,15 +394,15 @@ def keypoints(shape):
     return flat
 
 
-def annotate(shape, annotation_id, image_id):
-    """The COCO annotation of a shape, or None where nothing of it can be seen at image resolution."""
+def annotate(shape, image_id):
+    """The COCO annotation of a shape, or None where nothing of it can be seen at image resolution; its id comes later."""
     segments, mask = segmentation(shape)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
     x, y = int(columns[0]), int(rows[0])
     annotation = {
-        'id': annotation_id, 'image_id': image_id, 'category_id': shape.label + 1, 'iscrowd': int(shape.is_crowd),
+        'id': None, 'image_id': image_id, 'category_id': shape.label + 1, 'iscrowd': int(shape.is_crowd),
         'bbox': [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y], 'area': int(mask.sum()),
         'segmentation': segments}
     if shape.joints is not None:
@@ -418,24 +421,39 @@ def categories():
     return entries
 
 
+def draw_image(folder, split, settings, index):
+    """Draw image `index` of a split into its folder; its entry and its annotations, which have no ids yet."""
+    # a stream of its own for each image: image 7 is the same whatever the number of images
+    rng = np.random.default_rng([settings['seed'], ('train', 'val').index(split), index])
+    long_side, short_side = settings['size'], settings['size'] * 4 // 5
+    image_hw = (short_side, long_side) if rng.random() < 0.5 else (long_side, short_side)
+    shapes = compose(image_hw, rng)
+    name = f'{index:06d}.jpg'
+    write_jpeg(folder / split / name, paint(shapes, image_hw, rng))
+    entry = {'id': index + 1, 'file_name': name, 'width': image_hw[1], 'height': image_hw[0]}
+    return entry, [annotation for annotation in (annotate(shape, index + 1) for shape in shapes) if annotation]
+
+
+@contextlib.contextmanager
+def on_all_cores(count):
+    """A `map` in order over `count` items, in a process for each core where processes can be forked."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if min(cores, count // 50) < 2 or 'fork' not in multiprocessing.get_all_start_methods():
+        yield map
+        return
+    with multiprocessing.get_context('fork').Pool(cores, initializer=cv2.setNumThreads, initargs=(0, )) as pool:
+        yield functools.partial(pool.imap, chunksize=8)
+
+
 def write_split(folder, split, count, settings, progress):
     """Draw `count` images of a split into `folder` and write its annotation file."""
     images, annotations = [], []
     (folder / split).mkdir(parents=True)
-    for index in range(count):
-        # a stream of its own for each image: image 7 is the same whatever the number of images
-        rng = np.random.default_rng([settings['seed'], ('train', 'val').index(split), index])
-        long_side, short_side = settings['size'], settings['size'] * 4 // 5
-        image_hw = (short_side, long_side) if rng.random() < 0.5 else (long_side, short_side)
-        shapes = compose(image_hw, rng)
-        name = f'{index:06d}.jpg'
-        write_jpeg(folder / split / name, paint(shapes, image_hw, rng))
-        images.append({'id': index + 1, 'file_name': name, 'width': image_hw[1], 'height': image_hw[0]})
-        for shape in shapes:
-            annotation = annotate(shape, len(annotations) + 1, index + 1)
-            if annotation:
-                annotations.append(annotation)
-        progress(split, index + 1, count)
+    with on_all_cores(count) as each:
+        for entry, own in each(functools.partial(draw_image, folder, split, settings), range(count)):
+            images.append(entry)
+            annotations += [dict(annotation, id=len(annotations) + i) for i, annotation in enumerate(own, 1)]
+            progress(split, len(images), count)
     content = {'info': {'description': 'shapes, drawn by tools/make_shapes.py', 'settings': settings},
                'licenses': [], 'images': images, 'annotations': annotations, 'categories': categories()}
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))

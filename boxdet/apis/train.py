@@ -77,7 +77,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size)
     check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None)
     model.CLASSES = datasets[0].CLASSES
-    model = _place(model, device, cfg)
+    model = place_for_training(model, device, cfg)
     frozen = freeze(model, cfg.frozen_modules) if cfg.get('frozen_modules') else ()
     step = build_update_step(build_optimizer(model, cfg.optimizer, scale), cfg.get('optimizer_config'), cfg.get('fp16'),
                              device.type)
@@ -132,7 +132,7 @@ def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
     return {**meta, **(given or {})}
 
 
-def _place(model: nn.Module, device: torch.device, cfg: Any) -> nn.Module:
+def place_for_training(model: nn.Module, device: torch.device, cfg: Any) -> nn.Module:
     """Move the model; ``channels_last=True`` in the config stores its convolutions that way (for GPUs in fp16)."""
     if cfg.get('channels_last', False):
         return model.to(device=device, memory_format=torch.channels_last)
