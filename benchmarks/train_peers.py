@@ -2,13 +2,15 @@
 """One training step of Mask R-CNN R50-FPN in boxdet and in its peers: time by part, memory, losses.
 
     python benchmarks/train_peers.py [--rounds 7] [--threads 1] [--batch 2] [--size 480 640] [--json out.json]
-    python benchmarks/train_peers.py --detectron2 PATH --mmdetection PATH      # their sources, where they can be imported
-    python benchmarks/train_peers.py --profile boxdet                          # the operators that take longest
+    python benchmarks/train_peers.py --detectron2 PATH --mmdetection PATH      # their sources, where they can be
+    imported python benchmarks/train_peers.py --profile boxdet                          # the operators that take
+    longest
 
-All sides start from the same weights and see the same drawn images, boxes and masks, one step each in every round. The stem
-and the first stage are frozen, all batch norms are; 256 anchors and 512 rois an image enter the losses. Random weights
-propose nothing that fits: every side is given the same rois around the objects besides its own proposals, so that a quarter of
-the rois is positive, as in a training that has got going. The losses are printed: they differ by what is drawn at random.
+All sides start from the same weights and see the same drawn images, boxes and masks, one step each in every round. The
+stem and the first stage are frozen, all batch norms are; 256 anchors and 512 rois an image enter the losses. Random
+weights propose nothing that fits: every side is given the same rois around the objects besides its own proposals, so
+that a quarter of the rois is positive, as in a training that has got going. The losses are printed: they differ by what
+is drawn at random.
 
 boxdet is prepared as tools/train.py prepares it, torchvision as its reference script does (SGD with momentum, planar
 memory). Times are medians over the rounds, of the wall clock and of the processor (which other programs disturb less).
@@ -44,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=2, help='images (default: %(default)s)')
     parser.add_argument('--size', type=int, nargs=2, default=[480, 640], metavar=('H', 'W'))
     parser.add_argument('--detectron2', metavar='PATH', help="folder that holds detectron2's package")
-    parser.add_argument('--mmdetection', metavar='PATH', help="folder that holds mmdetection 2.x's package (mmcv installed)")
+    parser.add_argument('--mmdetection', metavar='PATH',
+                        help="folder that holds mmdetection 2.x's package (mmcv installed)")
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help="change boxdet's config")
     parser.add_argument('--profile', choices=PEERS, help="print a side's operators and end")
     parser.add_argument('--json', type=Path, help='also write the figures there')
@@ -55,13 +58,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 # --- what all sides see ---
 
 def drawn_batch(count: int, height: int, width: int) -> list[dict[str, Any]]:
-    """Images (H, W, 3) uint8 with boxes (N, 4), labels (N,) from 0, polygons of 40 corners, and rois around the boxes."""
+    """Samples: image (H, W, 3) uint8, boxes (N, 4), labels (N,) from 0, polygons of 40 corners, rois around the boxes."""
     import cv2
     import numpy as np
     rng, samples = np.random.default_rng(0), []
     for _ in range(count):
         image = cv2.resize(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8), (width, height))
-        size = np.exp(rng.uniform(np.log(24), np.log(height * 0.7), (OBJECTS, 1))) * rng.uniform(0.7, 1.4, (OBJECTS, 2))
+        size = np.exp(rng.uniform(np.log(24), np.log(height * 0.7), (OBJECTS, 1)))
+        size = size * rng.uniform(0.7, 1.4, (OBJECTS, 2))
         size = np.minimum(size, [width - 8, height - 8])
         corner = rng.uniform(0, 1, (OBJECTS, 2)) * ([width, height] - size)
         angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -140,7 +144,7 @@ class Side:
         mark()
         self.optimizer.step()
         mark()
-        self.losses = {name: float(value) for name, value in losses.items()}
+        self.losses = {name: float(value.detach()) for name, value in losses.items()}
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(times, times[1:])]
 
 
@@ -242,11 +246,13 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
     def with_candidates(*inputs: Any, **options: Any) -> Any:
         found = propose(*inputs, **options)
         more = [Instances(p.image_size, proposal_boxes=Boxes(torch.from_numpy(s['rois']).to(args.device)),
-                          objectness_logits=torch.zeros(len(s['rois']), device=args.device)) for p, s in zip(found, samples)]
+                          objectness_logits=torch.zeros(len(s['rois']), device=args.device))
+                for p, s in zip(found, samples)]
         return [Instances.cat([own, extra]) for own, extra in zip(found, more)]
     model.proposal_generator.predict_proposals = with_candidates
     size = samples[0]['image'].shape[:2]
-    inputs = [dict(image=torch.from_numpy(np.ascontiguousarray(s['image'].transpose(2, 0, 1))), height=size[0], width=size[1],
+    inputs = [dict(image=torch.from_numpy(np.ascontiguousarray(s['image'].transpose(2, 0, 1))), height=size[0],
+                   width=size[1],
                    instances=Instances(size, gt_boxes=Boxes(torch.from_numpy(s['boxes'])),
                                        gt_classes=torch.from_numpy(s['labels']),
                                        gt_masks=PolygonMasks([[p] for p in s['polygons']]))) for s in samples]
@@ -286,7 +292,8 @@ def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
 
     def forward(batch: dict[str, Any]) -> dict[str, Any]:
         losses = model.forward_train(**batch)
-        return {name: sum(value) if isinstance(value, list) else value for name, value in losses.items() if 'loss' in name}
+        return {name: sum(value) if isinstance(value, list) else value
+                for name, value in losses.items() if 'loss' in name}
     trained = [p for p in model.parameters() if p.requires_grad]
     return Side(data, forward, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
 
@@ -294,7 +301,8 @@ def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
 def build(name: str, args: argparse.Namespace) -> Side:
     import torch
     torch.manual_seed(0)
-    make = dict(torchvision=torchvision_side, boxdet=boxdet_side, detectron2=detectron2_side, mmdetection=mmdetection_side)
+    make = dict(torchvision=torchvision_side, boxdet=boxdet_side, detectron2=detectron2_side,
+                mmdetection=mmdetection_side)
     return make[name](args, drawn_batch(args.batch, *args.size))
 
 
@@ -325,9 +333,10 @@ def print_peak(args: argparse.Namespace) -> None:
 
 
 def memory(name: str, args: argparse.Namespace) -> float:
-    own = [sys.executable, str(Path(__file__).resolve()), '--memory-of', name, '--threads', str(args.threads), '--device',
-           args.device, '--batch', str(args.batch), '--size', *map(str, args.size)]
-    own += [text for peer in ('detectron2', 'mmdetection') if getattr(args, peer) for text in (f'--{peer}', getattr(args, peer))]
+    own = [sys.executable, str(Path(__file__).resolve()), '--memory-of', name, '--threads', str(args.threads)]
+    own += ['--device', args.device, '--batch', str(args.batch), '--size', *map(str, args.size)]
+    for peer in ('detectron2', 'mmdetection'):
+        own += [f'--{peer}', getattr(args, peer)] if getattr(args, peer) else []
     own += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     runs = [subprocess.run(own, capture_output=True, text=True, check=True) for _ in range(3)]
     return statistics.median(float(done.stdout.split()[-1]) for done in runs)
@@ -384,8 +393,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.quick:
         for name in names:
             figures[name]['memory'] = memory(name, args)
-    print(f"Mask R-CNN R50-FPN, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.device}, {args.threads} threads, torch "
-          f'{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores')
+    print(f'Mask R-CNN R50-FPN, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.device}, {args.threads} threads, '
+          f'torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores')
     report(figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))

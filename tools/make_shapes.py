@@ -395,7 +395,7 @@ def keypoints(shape):
 
 
 def annotate(shape, image_id):
-    """The COCO annotation of a shape, or None where nothing of it can be seen at image resolution; its id comes later."""
+    """The COCO annotation of a shape without its id, or None where nothing of it can be seen at image resolution."""
     segments, mask = segmentation(shape)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

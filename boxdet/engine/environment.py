@@ -124,13 +124,18 @@ def slow_in(dtype: torch.dtype, device: torch.device | str) -> bool:
     return not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])())
 
 
-def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.memory_format:
-    """The memory format in which convolutions of ``dtype`` are fastest for inference on ``device``.
+def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32,
+                  training: bool = False) -> torch.memory_format:
+    """The memory format in which convolutions of ``dtype`` are fastest on ``device``.
 
-    Channels last on processors (RoIAlign and Winograd's convolution read it) and where a GPU multiplies on tensor
-    cores: in half precision, and from Ampere on in float32 too. Before that cuDNN would turn every map back and forth.
+    Processors (measured, docs/performance.md): channels last for inference, where RoIAlign and Winograd's convolution
+    read it, and for training with AVX-512; for training without it planar. GPUs (not measured): channels last where
+    tensor cores multiply, which is in half precision, and from Ampere on in float32 too; before that cuDNN would turn
+    every map back and forth.
     """
     device = torch.device(device)
+    if device.type == 'cpu' and training and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
+        return torch.contiguous_format
     if device.type == 'cuda' and dtype == torch.float32 and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.contiguous_format
     return torch.channels_last

@@ -60,9 +60,21 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], lr_scale: float = 
     check_keywords(cls, options, 'optimizer')
     if 'lr' in options:
         options['lr'] = options['lr'] * lr_scale
+    if _can_be_fused(cls, options, model):
+        options['fused'] = True
     if not paramwise:
         return cls(model.parameters(), **options)
     return cls(_parameter_groups(model, options, dict(paramwise)), **options)
+
+
+def _can_be_fused(cls: type[Optimizer], options: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether torch has a fused step of this optimizer, which passes over each number once, for all parameters."""
+    if cls.__module__.partition('.')[0] != 'torch' or 'fused' not in inspect.signature(cls).parameters:
+        return False
+    if any(options.get(name) is not None for name in ('fused', 'foreach')) or options.get('differentiable'):
+        return False
+    return all(p.device.type in ('cpu', 'cuda') and p.dtype in (torch.float32, torch.float64)
+               for p in model.parameters())
 
 
 def _parameter_groups(model: nn.Module, options: Mapping, paramwise: Mapping) -> list[dict]:

@@ -68,6 +68,7 @@ class _Detector(nn.Module):
 
     train_settings = TrainSettings
     test_settings = TestSettings
+    memory_format: torch.memory_format = torch.preserve_format  # of the images; set by ``models.folding.lay_out``
 
     def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None, pretrained: str | None,
                  init_cfg: InitCfg):
@@ -135,7 +136,8 @@ class _Detector(nn.Module):
 
     def extract_feat(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map images (B, 3, H, W) to the levels that the heads read."""
-        feats = self.backbone(images.to(next(self.parameters()).dtype))  # a model in half precision reads half
+        # A model in half precision reads half.
+        feats = self.backbone(images.to(next(self.parameters()).dtype, memory_format=self.memory_format))
         if not self.with_neck:
             return tuple(feats)
         levels = list(feats)

@@ -87,7 +87,8 @@ def use_fast_convolutions(model: nn.Module) -> nn.Module:
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """Store the weights of the convolutions in ``memory_format``; what they read is best in the same one."""
+    """Store the weights of the convolutions in ``memory_format``; a detector then brings images into it, too."""
+    model.memory_format = memory_format
     return model.to(memory_format=memory_format)
 
 

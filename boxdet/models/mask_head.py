@@ -106,7 +106,7 @@ class FCNMaskHead(nn.Module):
         if self.upsample is not None:
             x = self.upsample(x)
             if self.relu_after_upsample:
-                x = F.relu(x)
+                x = F.relu(x, inplace=True)
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -131,8 +131,13 @@ class FCNMaskHead(nn.Module):
         if type(last) is not nn.Conv2d:
             return self.forward(x)[torch.arange(len(labels), device=labels.device), labels]
         x = self.features(x)                                                            # (R, C, h, w)
-        weight = last.weight[labels].flatten(2).transpose(1, 2)                          # (R, 1, C)
-        logits = torch.bmm(weight, x.flatten(2)).squeeze(1).view(len(x), *x.shape[2:])   # (R, h, w)
+        weight = last.weight[labels].flatten(1)                                          # (R, C)
+        # Either way the gradient comes in the memory format of the features, and is not turned.
+        if x.is_contiguous(memory_format=torch.channels_last):
+            logits = torch.bmm(x.flatten(2).transpose(1, 2), weight[:, :, None])         # (R, h * w, 1)
+        else:
+            logits = torch.bmm(weight[:, None], x.flatten(2))                            # (R, 1, h * w)
+        logits = logits.view(len(x), *x.shape[2:])                                       # (R, h, w)
         logits = logits if last.bias is None else logits + last.bias[labels, None, None]
         return self._enlarged(logits[:, None])[:, 0]
 

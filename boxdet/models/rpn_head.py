@@ -192,7 +192,7 @@ class RPNHead(nn.Module):
         """Return objectness (B, A * C, H, W) and deltas (B, A * 4, H, W) of each of the L levels."""
         outs = []
         for x in feats:  # a level after the other: what is hidden of the largest one is as large as the level
-            hidden = F.relu(self.rpn_conv(x), inplace=not torch.is_grad_enabled())
+            hidden = F.relu(self.rpn_conv(x), inplace=True)
             outs.append((self.rpn_cls(hidden), self.rpn_reg(hidden)))
         return [cls for cls, _ in outs], [reg for _, reg in outs]
 

@@ -116,6 +116,12 @@ def test_memory_format_of_gpus(capability, dtype, expected, monkeypatch):
     assert memory_format('cuda:0', dtype) == expected and memory_format('cpu') == torch.channels_last
 
 
+@pytest.mark.parametrize('capability, expected', [('AVX2', torch.contiguous_format), ('AVX512', torch.channels_last)])
+def test_memory_format_of_processors_in_training(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    assert memory_format('cpu', training=True) == expected and memory_format('cpu') == torch.channels_last
+
+
 def test_half_precision_that_a_processor_has_no_instructions_for(monkeypatch):
     assert not slow_in(torch.float32, 'cpu') and not slow_in(torch.bfloat16, 'cuda:0')
     for dtype, name in ((torch.bfloat16, '_is_mkldnn_bf16_supported'), (torch.float16, '_is_mkldnn_fp16_supported')):

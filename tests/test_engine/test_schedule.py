@@ -159,3 +159,22 @@ def test_modules_are_frozen_by_pattern():
         freeze(model, 'bakcbone')
     with pytest.raises(ConfigError, match='no weight is left'):
         freeze(model, '*')
+
+
+@pytest.mark.parametrize('cfg', [dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-2), dict(type='AdamW', lr=0.1)])
+def test_steps_are_fused_unless_the_config_says_otherwise(cfg):
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    fused, plain = (build_optimizer(model, dict(cfg, **more)) for model, more in zip(models, ({}, dict(foreach=False))))
+    assert fused.defaults['fused'] is True and not plain.defaults['fused']
+    x = torch.randn(8, 3)
+    for _ in range(3):
+        for model, optimizer in zip(models, (fused, plain)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(one, other)
+    half = torch.nn.Linear(2, 2).half()
+    assert not build_optimizer(half, cfg).defaults['fused'] and not build_optimizer(models[0], dict(
+        type='Rprop', lr=0.1)).defaults.get('fused')
