@@ -119,7 +119,7 @@ class _Translator:
         found: dict[str, Piece] = {}
         model = self._section('model')
         if model is not None:
-            found['model'] = _in_2x_form(model)
+            found['model'] = _in_2x_form(Section(_with_sampling(model.value), model.key, self.context))
         data = mmdet3_data.data(self.values, self.context, self.datasets)
         if data is not None:
             found['data'] = data
@@ -261,6 +261,16 @@ MODEL: Table = {'data_preprocessor': Idle('see Preprocessing'), 'seg_scale_facto
                 'use_box_type': Only(False, advice='boxes are horizontal'),
                 'predict_box_type': Only('hbox', advice='boxes are horizontal'),
                 'box_type': Only('hbox', advice='boxes are horizontal')}
+
+
+def _with_sampling(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model with ``sampling`` in the stages of CascadeRPNHead, which in 3.x follows from the stage's train_cfg."""
+    head = model.get('rpn_head')
+    if not isinstance(head, Mapping) or str(head.get('type')).rpartition('.')[2] != 'CascadeRPNHead':
+        return model
+    settings = (model.get('train_cfg') or {}).get('rpn') or []
+    stages = [{'sampling': 'sampler' in one, **stage} for stage, one in zip(head.get('stages') or [], settings)]
+    return {**model, 'rpn_head': {**head, 'stages': stages or head.get('stages')}}
 
 
 def _in_2x_form(section: Section) -> Piece:

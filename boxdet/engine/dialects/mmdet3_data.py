@@ -138,8 +138,15 @@ class Datasets:
     def _pipeline(self, section: Section, training: bool, loaded: Loaded, packs: bool) -> Piece:
         transforms, key = section.get('pipeline'), (*section.key, 'pipeline')
         if training:
-            return train_pipeline(transforms, key, self.context, self.preprocessing, loaded, packs)
+            found = train_pipeline(transforms, key, self.context, self.preprocessing, loaded, packs)
+            return _with_shares(found) if str(section.kind).startswith('OpenImages') else found
         return test_pipeline(transforms, key, self.context, self.preprocessing)
+
+
+def _with_shares(pipeline: Piece) -> Piece:
+    """OpenImages' boxes are shares of the image: 3.x's data set makes pixels of them, in 2.x LoadAnnotations does."""
+    steps = [{**step, 'denorm_bbox': True} if step['type'] == 'LoadAnnotations' else step for step in pipeline.value]
+    return Piece(steps, pipeline.origins)
 
 
 # --- loaders ---
@@ -222,8 +229,11 @@ EVALUATORS: Mapping[str, Table] = {
     'CityScapesMetric': {**_COMMON, 'seg_prefix': Idle('found beside leftImg8bit'), **same('outfile_prefix'),
                          'dump_matches': Only(False, advice='matches are not written'),
                          'file_client_args': Only(None)},
-    'OpenImagesMetric': {**_COMMON, 'iou_thrs': 'iou_thr', **same('ioa_thrs', 'use_group_of', 'get_supercategory',
-                                                                   'filter_labels')}}
+    'OpenImagesMetric': {**_COMMON, 'iou_thrs': 'iou_thr', 'ioa_thrs': 'ioa_thr', **same('use_group_of'),
+                         'get_supercategory': Idle("the data set's"), 'filter_labels': Only(True)}}
+
+
+_METRICS = dict(CityScapesMetric=['cityscapes'], OpenImagesMetric='mAP')  # of evaluators that have one only
 
 
 def evaluation(name: str, values: Mapping[str, Any], context: Context, data_of: Piece | None) -> dict[str, Piece]:
@@ -249,8 +259,8 @@ def evaluation(name: str, values: Mapping[str, Any], context: Context, data_of: 
             one.fail('type', f"no evaluation by '{one.get('type')}': {known}; --cfg-options {name}=None leaves it out")
         _check_ann_file(one, data_of)
         options = one.read(EVALUATORS[one.kind])
-        if one.kind == 'CityScapesMetric':
-            options['metric'] = one.made(['cityscapes'], 'type')
+        if one.kind in _METRICS:
+            options['metric'] = one.made(_METRICS[one.kind], 'type')
         if one.get('format_only'):
             options['format_only'] = one.piece('format_only')
         found = _together(found, options)

@@ -297,7 +297,7 @@ def _bundle(pack: Section, loaded: Loaded) -> list[Piece]:
 
 # What 3.x's packing names that boxdet's metas hold anyway.
 _METAS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'pad_shape',
-          'homography_matrix', 'sample_idx', 'img', 'batch_input_shape')
+          'homography_matrix', 'sample_idx', 'img', 'batch_input_shape', 'instances', 'image_level_labels')
 _META_KEYS_2X = ('filename', 'ori_filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip',
                  'flip_direction', 'img_norm_cfg')
 
