@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,12 +50,22 @@ class Registry(_MMEngineRegistry):
             importlib.import_module(self._on_demand[key])
         return self.module_dict.get(key)
 
-    def _register_module(self, module: type, module_name: str | list[str] | None = None, force: bool = False) -> None:
-        # A class of the user's may have taken the name of a family that nobody had asked for yet: theirs stays.
-        ours = getattr(module, '__module__', None) == self._on_demand.get(module.__name__)
-        if ours and module.__name__ in self.module_dict:
-            return
-        super()._register_module(module, module_name, force)
+    def _register_module(self, module: Any, module_name: str | list[str] | None = None, force: bool = False) -> None:
+        """As mmengine's, but a user's class takes the place of ours of that name, whichever comes first."""
+        names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
+        for name in names:
+            old = self.module_dict.get(name)
+            if old is None or force or self._is_ours(old) == self._is_ours(module):
+                super()._register_module(module, name, force)
+                continue
+            if not self._is_ours(module):
+                super()._register_module(module, name, force=True)
+            users = self.module_dict[name].__module__
+            warnings.warn(f"{self.name} '{name}' is that of {users}, in the place of boxdet's", stacklevel=3)
+
+    def _is_ours(self, module: Any) -> bool:
+        home = getattr(module, '__module__', '')
+        return home.startswith('boxdet.') or home in self._on_demand.values()
 
     def names(self) -> list[str]:
         """All registered type names, sorted; imports every module that holds one."""

@@ -54,7 +54,9 @@ def test_a_class_of_the_users_keeps_the_name_that_it_took_first(late):
         pass
 
     assert late.get('LateHead') is LateHead and 'late_family' not in sys.modules
-    assert late.get('LateLoss').__module__ == 'late_family' and late.get('LateHead') is LateHead
+    with pytest.warns(UserWarning, match="part 'LateHead' is that of tests.test_registry"):
+        assert late.get('LateLoss').__module__ == 'late_family'
+    assert late.get('LateHead') is LateHead
 
 
 # ------------------------------------------------------------------------------ keywords
@@ -114,3 +116,18 @@ def test_pretrained_goes_to_the_keyword_that_a_backbone_has(monkeypatch):
     assert build_detector(cfg | dict(backbone=dict(type='Plain'))).backbone.pretrained == 'weights.pth'
     with pytest.raises(ConfigError, match=r'model\.pretrained: Neither takes neither init_cfg nor pretrained'):
         build_detector(cfg | dict(backbone=dict(type='Neither')))
+
+
+# ------------------------------------------------------------------------------ names that two have
+
+
+def test_a_users_class_takes_the_place_of_boxdets():
+    ours, users = type('Albu', (), dict(__module__='boxdet.datasets.x')), type('Albu', (), dict(__module__='mine'))
+    for first, second in ((ours, users), (users, ours)):
+        registry = Registry('pipeline')
+        registry.register_module(module=first)
+        with pytest.warns(UserWarning, match="pipeline 'Albu' is that of mine, in the place of boxdet's"):
+            registry.register_module(module=second)
+        assert registry.get('Albu') is users
+    with pytest.raises(KeyError, match='already registered'):
+        registry.register_module(module=type('Albu', (), dict(__module__='other')))
