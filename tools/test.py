@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     options = evaluation_options(args, cfg, dataset)
     # What would end in an error is told before the hours of inference.
     model = build_for_inference(cfg)
-    check_evaluation(model, dataset, ignored_codes(cfg), args.eval)
+    check_evaluation(dataset, ignored_codes(cfg), args.eval)
     if args.report and not getattr(model, 'with_roi_head', True):
         raise ConfigError('--report shows detections by class; an RPN gives proposals: use --eval proposal_fast')
     measured = args.eval or args.format_only

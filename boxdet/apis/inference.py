@@ -24,6 +24,9 @@ from boxdet.checkpoints.loading import classes_of, compare_classes, describe, lo
 from boxdet.datasets.collate import collate
 from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options, translated
 from boxdet.engine.environment import choose_device, give_back_memory, memory_format, slow_in
+from boxdet.engine.findings import ignored_codes, report
+from boxdet.engine.model_check import model_findings
+from boxdet.engine.preflight import head_classes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
 from boxdet.models.folding import PRECISIONS, fuse_conv_bn, ready_for_inference
@@ -73,6 +76,7 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         model.CLASSES = configured_classes(cfg)
     else:
         load_into(model, checkpoint, configured_classes(cfg))
+    _warn_of_other_classes(model, checkpoint)
     model.cfg = cfg
     model = place_for_inference(model, device, precision)
     give_back_memory()  # the checkpoint's: as much again as the weights
@@ -131,7 +135,7 @@ def build_for_inference(cfg: Any) -> nn.Module:
     """Build ``cfg.model`` without what only training needs: pretrained weights and ``train_cfg``.
 
     Raises:
-        ConfigError: as ``build_detector``.
+        ConfigError: as ``build_detector``, or parts of the model that do not fit one another.
     """
     if not isinstance(cfg.get('model'), Mapping):
         raise ConfigError(f"{getattr(cfg, 'filename', None) or 'the config'} has no 'model'")
@@ -139,7 +143,9 @@ def build_for_inference(cfg: Any) -> nn.Module:
     if 'train_cfg' in model:
         model['train_cfg'] = None
     # Configs before mmdetection 2.4 have test_cfg beside model.
-    return build_detector(model, test_cfg=None if model.get('test_cfg') is not None else cfg.get('test_cfg'))
+    built = build_detector(model, test_cfg=None if model.get('test_cfg') is not None else cfg.get('test_cfg'))
+    report(model_findings(built), ignored_codes(cfg))
+    return built
 
 
 def _without_pretrained(value: Any) -> Any:
@@ -182,6 +188,16 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     if difference:
         warnings.warn(difference, stacklevel=3)
     return content.get('meta') or {}
+
+
+def _warn_of_other_classes(model: nn.Module, checkpoint: str | os.PathLike | None) -> None:
+    """Warn where the heads tell another number of classes apart than there are names for them."""
+    heads = [f'model.{name}.num_classes = {count}' for name, count in head_classes(model)
+             if model.CLASSES is not None and count != len(model.CLASSES)]
+    if heads:
+        source = 'the config' if checkpoint is None else f'{checkpoint} (or else the config)'
+        warnings.warn(f"{'; '.join(heads)}, and {source} names {len(model.CLASSES)} classes: names of results would be "
+                      'wrong; set num_classes to that, or model.CLASSES to the names', stacklevel=3)
 
 
 def configured_classes(cfg: Any) -> tuple[str, ...] | None:

@@ -45,6 +45,7 @@ class CustomDataset(Evaluated):
         on_error: what an image (or annotation) that cannot be read does to a training: 'raise' ends it, 'skip' has the
             loader take another image, and say so. In testing it is always an error.
         max_errors: with 'skip', so many different ones may be skipped before the training ends.
+        max_images: use so many images, evenly spread over the file: for a quick look. The log says so.
         evaluators: types or configs of evaluators in place of the class's ``EVALUATORS`` (see boxdet/evaluation/evaluator.py).
 
     Attributes:
@@ -63,7 +64,7 @@ class CustomDataset(Evaluated):
                  data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,
                  seg_suffix: str = '.png', proposal_file: str | None = None, test_mode: bool = False,
                  filter_empty_gt: bool = True, file_client_args: dict | None = None, min_size: int = 32,
-                 on_error: str = 'raise', max_errors: int = 100,
+                 on_error: str = 'raise', max_errors: int = 100, max_images: int | None = None,
                  evaluators: Sequence[Any] | None = None):
         if evaluators is not None:
             self.EVALUATORS = tuple(evaluators)
@@ -77,6 +78,9 @@ class CustomDataset(Evaluated):
         if on_error not in ('raise', 'skip'):
             raise ConfigError(f"{type(self).__name__}.on_error is '{on_error}': it is 'raise' or 'skip'")
         self.on_error, self.max_errors = on_error, max_errors
+        if max_images is not None and (not isinstance(max_images, int) or max_images < 1):
+            raise ConfigError(f'{type(self).__name__}.max_images is a whole number, 1 at least, not {max_images!r}')
+        self.max_images = max_images
         self.backend = check_file_client(file_client_args)
         self.classes_given = classes is not None
         self.CLASSES = self.get_classes(classes)
@@ -195,6 +199,10 @@ class CustomDataset(Evaluated):
         total = len(self.data_infos)
         if not self.test_mode:
             self._keep(self._filter_imgs(self.min_size))
+        there = len(self.data_infos)
+        if self.max_images is not None and self.max_images < there:
+            self._keep([i * there // self.max_images for i in range(self.max_images)])
+            self.filter_report['beyond_max_images'] = there - self.max_images
         self.filter_report = {'images': total, 'kept': len(self.data_infos), **self.filter_report}
 
     def _keep(self, numbers: Sequence[int]) -> None:

@@ -53,21 +53,22 @@ class CheckpointHook(Hook):
     """Saves ``epoch_N.pth`` or ``iter_N.pth`` and points ``latest.pth`` to it: 2.x's ``checkpoint_config``.
 
     Args:
-        interval: epochs (iterations without ``by_epoch``) between checkpoints; -1 saves the last one only.
+        interval: epochs (iterations without ``by_epoch``) between checkpoints; None saves the last one only, -1 none.
         by_epoch: count epochs.
         save_optimizer: keep what a resume needs besides the weights.
         out_dir: default the work_dir; else a folder of the work_dir's name is made in it.
         max_keep_ckpts: delete older ones beyond so many; -1 keeps all. The newest and the best are never deleted.
-        save_last: also save when the training ends.
+        save_last: also save when the training ends; by default unless ``interval`` is -1.
     """
     priority = 'NORMAL'
 
-    def __init__(self, interval: int = -1, by_epoch: bool = True, save_optimizer: bool = True,
-                 out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool = True):
+    def __init__(self, interval: int | None = None, by_epoch: bool = True, save_optimizer: bool = True,
+                 out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool | None = None):
         if interval == 0 or max_keep_ckpts == 0:
             raise ConfigError('checkpoint_config: interval and max_keep_ckpts must not be 0 (-1 means never and all)')
         self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
-        self.out_dir, self.max_keep_ckpts, self.save_last = out_dir, max_keep_ckpts, save_last
+        self.out_dir, self.max_keep_ckpts = out_dir, max_keep_ckpts
+        self.save_last = interval != -1 if save_last is None else save_last
         self._folder = Path()
 
     def before_run(self, runner: Any) -> None:
@@ -101,7 +102,7 @@ class CheckpointHook(Hook):
             self._save(runner, f'epoch_{runner.epoch}.pth' if self.by_epoch else f'iter_{runner.iter}.pth')
 
     def _is_due(self, count: int) -> bool:
-        return self.interval > 0 and count % self.interval == 0
+        return self.interval is not None and self.interval > 0 and count % self.interval == 0
 
     def _save(self, runner: Any, name: str) -> None:
         runner.logger.info('Saving checkpoint %s', name)

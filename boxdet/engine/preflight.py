@@ -70,12 +70,11 @@ def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: 
             yield from evaluated_sample_findings(validation, 'data.val')
 
 
-def check_evaluation(model: nn.Module, dataset: Any, ignore: Sequence[str] = (), metric: Any = None,
+def check_evaluation(dataset: Any, ignore: Sequence[str] = (), metric: Any = None,
                      name: str = 'data.test') -> None:
     """Check what is evaluated: images that are there, annotations that can be measured by, a pipeline for testing.
 
     Args:
-        model: built.
         dataset: the data to evaluate on.
         ignore: as in ``check_training``.
         metric: what is measured; None for nothing.
@@ -83,11 +82,10 @@ def check_evaluation(model: nn.Module, dataset: Any, ignore: Sequence[str] = (),
 
     Raises: as ``check_training``.
     """
-    report(_evaluation_findings(model, dataset, metric, name), ignore)
+    report(_evaluation_findings(dataset, metric, name), ignore)
 
 
-def _evaluation_findings(model: nn.Module, dataset: Any, metric: Any, name: str) -> Iterator[Finding]:
-    yield from model_findings(model)
+def _evaluation_findings(dataset: Any, metric: Any, name: str) -> Iterator[Finding]:
     there = True
     for part in parts_of(dataset):
         found = list(_missing(part, name))

@@ -238,6 +238,19 @@ def test_without_a_checkpoint_classes_are_those_of_the_config(tiny_detector):
     assert other.CLASSES == ('x', 'y', 'z')
 
 
+def test_heads_of_another_number_of_classes_than_names_warn(tiny_detector):
+    heads = {f'model.roi_head.{kind}_head.num_classes': 4 for kind in ('bbox', 'mask')}
+    with pytest.warns(UserWarning, match=r'bbox_head.num_classes = 4; .*mask_head.num_classes = 4, and .* names 3 classes'):
+        init_detector(tiny_detector.config, device='cpu', cfg_options=heads)
+
+
+def test_parts_that_do_not_fit_are_told_when_the_model_is_built(tiny_detector):
+    wrong = {'model.rpn_head.anchor_generator.strides': [8, 16, 32, 64, 128]}
+    with pytest.raises(ConfigError, match=r'anchors would lie elsewhere.*\[model.strides\]'):
+        init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu', wrong)
+    init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu', {**wrong, 'preflight.ignore': ['model.strides']})
+
+
 def test_a_checkpoint_without_classes_warns(tiny_detector, tmp_path):
     save_checkpoint(dict(meta={}, state_dict=load_checkpoint(tiny_detector.checkpoint)['state_dict']),
                     tmp_path / 'c.pth')

@@ -325,3 +325,16 @@ def test_records():
     with pytest.raises(IndexError):
         records[3]
     assert len(Records([])) == 0
+
+
+def test_some_images_for_a_quick_look(tmp_path):
+    images = [image(i) for i in range(1, 11)]
+    path = write(tmp_path, [annotation(i, image=i) for i in range(1, 11)], images=images)
+    for test_mode in (False, True):
+        dataset = open_dataset(path, max_images=4, test_mode=test_mode)
+        assert [info['id'] for info in dataset.data_infos] == dataset.img_ids == [1, 3, 6, 8]
+        assert dataset.get_ann_info(2)['names'][0].endswith('annotation 6')
+        assert (dataset.filter_report['images'], dataset.filter_report['beyond_max_images']) == (10, 6)
+        assert len(open_dataset(path, max_images=99, test_mode=test_mode)) == 10
+    with pytest.raises(ConfigError, match='max_images is a whole number, 1 at least, not 0'):
+        open_dataset(path, max_images=0)

@@ -14,6 +14,7 @@ from boxdet.datasets.pipelines.color import (
     PhotoMetricDistortion,
     normalize,
 )
+from boxdet.datasets.pipelines.compose import Compose
 from boxdet.errors import ConfigError
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -121,3 +122,22 @@ def test_cut_out():
                   dict(n_holes=(3, 1), cutout_shape=(1, 2)), dict(n_holes=1, cutout_shape=(1, 2, 3))):
         with pytest.raises(ConfigError, match='CutOut'):
             CutOut(**wrong)
+
+
+@pytest.mark.parametrize('color_type, dtype', [('grayscale', np.uint8), ('unchanged', np.uint16)])
+def test_images_of_one_channel_are_normalised(tmp_path, color_type, dtype):
+    pixels = (np.arange(48, dtype=dtype) * (5 if dtype == np.uint8 else 1300)).reshape(6, 8)
+    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
+    for to_rgb in (True, False):  # True is the default, and turns nothing
+        pipeline = Compose([dict(type='LoadImageFromFile', color_type=color_type),
+                            dict(type='Normalize', mean=[100.], std=[50.], to_rgb=to_rgb), dict(type='Pad', size_divisor=8),
+                            dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img'])])
+        image = pipeline(dict(img_info=dict(filename='a.png'), img_prefix=str(tmp_path)))['img']
+        assert image.shape == (1, 8, 8) and (image[0, 6:] == 0).all()
+        np.testing.assert_allclose(image[0, :6], (pixels.astype(np.float32) - 100) / 50, rtol=1e-6)
+
+
+def test_channels_behind_the_colours_keep_their_place():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    result = normalize(image, np.zeros(4, np.float32), np.ones(4, np.float32), to_rgb=True)
+    assert result.tolist() == image[..., [2, 1, 0, 3]].tolist()

@@ -58,10 +58,7 @@ def test_single_view_is_one_batch():
             pipeline(**wrong)
 
 
-def test_image_to_tensor_warns_once_and_is_replaced():
-    formatting._WARNED.clear()
-    with pytest.warns(UserWarning, match='deprecated'):
-        ImageToTensor(['img'])
+def test_image_to_tensor_is_as_good_and_is_replaced_for_batches():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         ImageToTensor(['img'])

@@ -1,4 +1,5 @@
 """Every finding: what brings it, what its line names, its entry in docs/checks.md, and the switch that lets it pass."""
+import ast
 import copy
 import json
 import logging
@@ -439,6 +440,30 @@ def test_nothing_is_found_where_nothing_is_wrong(tmp_path, log):
     assert [r.message for r in log.records if r.levelno > logging.INFO] == []
 
 
+ADVICE = re.compile(r'set (?:to )?(model\.[\w.]+)=(\[[\d, ]+\]|\w+)')
+
+
+@pytest.mark.parametrize('code, fragments, change', [
+    one for one in CASES if one.values[0] in ('model.channels', 'model.strides', 'model.loss-form', 'model.mask-size')])
+def test_the_advice_helps(tmp_path, code, fragments, change):
+    one = Case(tmp_path)
+    change(one)
+    with pytest.raises(ConfigError) as found:
+        one.train()
+    where = str(found.value).partition(' = ')[0].partition(' is ')[0]
+    parent, _, last = where.rpartition('.')
+    advised = ADVICE.findall(str(found.value)) or [
+        (f'{parent}.{name}' if name != 'loss_mask.use_mask' else f'{where}.use_mask', value) for name, value in
+        re.findall(r'set (strides|featmap_strides|mask_size|loss_mask.use_mask)=(\[[\d, ]+\]|\w+)', str(found.value))]
+    if not advised:  # 'set the one to the other', or 'take it out'
+        return
+    cfg = Config(dict(model=one.model_cfg))
+    for key, value in advised:
+        cfg.merge_from_dict({key: ast.literal_eval(value)})
+    one.model_cfg = cfg.model.to_dict()
+    one.train()
+
+
 def test_an_ignored_finding_is_told(tmp_path, log):
     one = Case(tmp_path)
     relative_boxes(one)
@@ -483,13 +508,12 @@ def test_a_switch_that_is_wrong(section, message):
 
 def test_an_evaluation_is_checked_too(tmp_path):
     one = Case(tmp_path)
-    model = build_detector(one.model_cfg)
-    check_evaluation(model, one.dataset('val'), metric='segm')
+    check_evaluation(one.dataset('val'), metric='segm')
     crowds(one)
     with pytest.raises(DataError, match=r'data.test: .*none of the 18 objects .*\[data.all-crowd\]'):
-        check_evaluation(model, one.dataset('val'), metric='segm')
-    check_evaluation(model, one.dataset('val'))  # nothing is measured
+        check_evaluation(one.dataset('val'), metric='segm')
+    check_evaluation(one.dataset('val'))  # nothing is measured
     relative_masks(again := Case(tmp_path))
-    check_evaluation(model, again.dataset('val'), metric='bbox')
+    check_evaluation(again.dataset('val'), metric='bbox')
     with pytest.raises(DataError, match=r'relative numbers.*\[data.masks\]'):
-        check_evaluation(model, again.dataset('val'), metric='segm')
+        check_evaluation(again.dataset('val'), metric='segm')

@@ -40,11 +40,15 @@ def test_rates_are_set_for_every_group(tmp_path):
     (dict(interval=2, save_last=False), ['epoch_2.pth', 'epoch_4.pth', 'latest.pth']),
     (dict(interval=1, max_keep_ckpts=2), ['epoch_4.pth', 'epoch_5.pth', 'latest.pth']),
     (dict(interval=3, by_epoch=False), ['iter_10.pth', 'iter_3.pth', 'iter_6.pth', 'iter_9.pth', 'latest.pth']),
+    (dict(interval=-1), []), (dict(interval=-1, by_epoch=False), []),
+    (dict(interval=-1, save_last=True), ['epoch_5.pth', 'latest.pth']),
     (dict(), ['epoch_5.pth', 'latest.pth'])])
 def test_what_is_saved(tmp_path, options, expected):
     toy_runner(tmp_path, 5, hooks=[CheckpointHook(**options)], loader=toy_loader(4)).train()
     assert names(tmp_path) == expected
-    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == (8 if 'save_last' in options else 10)
+    if not expected:
+        return
+    assert load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == (10 if options.get('save_last', True) else 8)
 
 
 def test_out_dir_and_no_optimizer(tmp_path):

@@ -46,7 +46,7 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool
     """A new float32 image (H, W, C): ``(image - mean) * (1 / std)``, each step rounded to float32.
 
     Args:
-        image: (H, W, C).
+        image: (H, W, C), or (H, W) of one channel.
         mean: (C,) in the order of the channels after ``to_rgb``.
         std: (C,) likewise.
         to_rgb: turn BGR into RGB first.
@@ -55,14 +55,18 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, to_rgb: bool
     Raises:
         ConfigError: an image of other channels than ``mean`` has, e.g. one loaded as 'grayscale' or 'unchanged'.
     """
+    if image.ndim == 2 and len(mean) == 1:
+        return normalize(image[..., None], mean, std, to_rgb, hw)[..., 0]
     if image.ndim != 3 or image.shape[2] != len(mean):
         raise ConfigError(f'Normalize: an image of shape {image.shape}, and a mean of {len(mean)} channels; '
                           "LoadImageFromFile(color_type='color') makes three of any image")
     height, width, channels = image.shape
     if image.dtype != np.uint8:  # OpenCV reorders the channels of no float64 image
         image = image.astype(np.float32)
-    if to_rgb:
+    if to_rgb and channels == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    elif to_rgb and channels > 3:  # what else there is stays behind the colours: transparency, infrared
+        image = image[..., [2, 1, 0, *range(3, channels)]]
     # Only the border is filled with zeros: fresh zero pages for all of it cost more than normalising does.
     result = torch.empty(*(hw or (height, width)), channels)
     result[height:] = 0

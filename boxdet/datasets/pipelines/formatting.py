@@ -4,7 +4,6 @@ A transform with ``can_defer`` may run after a ``Normalize`` that waits for the 
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,19 +112,12 @@ class DefaultFormatBundle:
         return results
 
 
-_WARNED: set[str] = set()
-
-
 @PIPELINES.register_module()
 class ImageToTensor:
-    """Deprecated, use DefaultFormatBundle: images under ``keys`` from (H, W, C) to (C, H, W) tensors."""
+    """Images under ``keys`` from (H, W, C) to (C, H, W) tensors."""
     can_defer = True
 
     def __init__(self, keys: Sequence[str]):
-        if 'ImageToTensor' not in _WARNED:
-            _WARNED.add('ImageToTensor')
-            warnings.warn('ImageToTensor is deprecated: write DefaultFormatBundle in the test pipeline instead',
-                          stacklevel=2)
         self.keys = list(keys)
 
     def __call__(self, results: dict) -> dict:
