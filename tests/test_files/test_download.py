@@ -2,6 +2,7 @@
 import hashlib
 import http.server
 import os
+import random
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from boxdet.errors import CheckpointError, DataError
 from boxdet.files import download
 from boxdet.files.download import fetch, hash_in_name
 
-CONTENT = os.urandom(3000)
+CONTENT = random.Random(0).randbytes(3000)  # the same in every process: names of tests follow from it
 NAME = f'net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth'
 
 
