@@ -1,4 +1,4 @@
-"""The config files of mmdetection's wheels: fetched with pip, which is the one part of these tests that needs an index."""
+"""The config files of mmdetection's wheels, fetched with pip."""
 from __future__ import annotations
 
 import os

@@ -32,7 +32,7 @@ from boxdet.structures.instances import Instances
 from boxdet.visualization import draw
 
 _OWN_CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# 3.x's names of palettes -> ours; the data set's colours of COCO and Cityscapes are told apart as well by the vivid ones.
+# 3.x's names of palettes -> ours; the vivid colours tell the classes of COCO and Cityscapes apart as well as theirs.
 _PALETTES = {'none': None, 'coco': 'vivid', 'voc': 'voc', 'citys': 'vivid', 'random': 'random'}
 _OF_TEXTS = ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')
 

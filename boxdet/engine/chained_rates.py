@@ -1,8 +1,8 @@
 """mmdetection 3.x's ``param_scheduler``: several schedules of one learning rate, one after and upon another.
 
-Each schedule works from its ``begin`` to before its ``end``, counted in epochs or iterations, and changes the rate as it
-finds it; so the rate is the outcome of all steps so far (mmengine 0.10, optim/scheduler). It still is a function of the
-progress of the training, and nothing has to be stored for a resume.
+Each schedule works from its ``begin`` to before its ``end``, counted in epochs or iterations, and changes the rate as
+it finds it; so the rate is the outcome of all steps so far (mmengine 0.10, optim/scheduler). It still is a function of
+the progress of the training, and nothing has to be stored for a resume.
 """
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _linear(rate: float, base: float, step: int, span: _Span, start_factor: floa
     return rate * (start_factor + slope * step) / (start_factor + slope * (step - 1))
 
 
-def _multi_step(rate: float, base: float, step: int, span: _Span, milestones: Sequence[int], gamma: float = 0.1) -> float:
+def _multi_step(rate: float, base: float, step: int, span: _Span, milestones: Sequence[int],
+                gamma: float = 0.1) -> float:
     return rate * gamma ** list(milestones).count(step)
 
 

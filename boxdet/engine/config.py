@@ -4,7 +4,7 @@ The format is mmdetection 2.x's: every top-level variable is a key; ``_base_`` n
 is merged into the base's dict of that name unless it holds ``_delete_=True``; ``{{_base_.key}}`` is a base's value;
 ``{{ fileDirname }}``, ``{{ fileBasename }}``, ``{{ fileBasenameNoExtension }}`` and ``{{ fileExtname }}`` stand for
 the file's own name. mmengine's Config holds the result; its loader is not used, because it forgets which file set what.
-Configs of mmdetection 3.x, mmengine's ``with read_base()`` files among them, are translated as they are read (dialects/).
+Configs of mmdetection 3.x, mmengine's ``with read_base()`` files among them, are translated as they are read.
 
     cfg = load_config('configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', ['model.backbone.depth=101'])
     check_config(cfg)                      # wrong keys are found before anything runs (config_check.py)
@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """``file:line``, or the name of the command-line option; then the key as it is written there, if it is another."""
+        """``file:line``, or the command-line option; then the key as it is written there, if it is another."""
         line = self.source.line_of(self.written or self.key) if isinstance(self.source, SourceFile) else None
         place = f'{self.source}:{line}' if line else str(self.source)
         return f'{place}, {_dotted(self.written)}' if self.written and self.written != self.key else place
@@ -196,8 +196,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
 
     Raises:
         ConfigError: a file that is missing, cannot be parsed or fails (with its line), bases that contradict each
-            other, a merge that cannot be, an option that cannot be set, an import that fails, a key of 3.x that cannot be
-            translated.
+            other, a merge that cannot be, an option that cannot be set, an import that fails, a key of 3.x that cannot
+            be translated.
     """
     settings: list[Setting] = []
     files: list[SourceFile] = []
@@ -217,8 +217,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
 
 
 def translated(cfg: Any) -> Any:
-    """A config of mmdetection 3.x in mmdetection 2.x's sections, as all of boxdet reads them; another one is returned as
-    it is. Every value keeps its origin: the file, the line and 3.x's key.
+    """A config of mmdetection 3.x in mmdetection 2.x's sections; another one is returned as it is.
+
+    Every value keeps its origin: the file, the line and 3.x's key.
 
     Args:
         cfg: Config, or a config of mmengine's.

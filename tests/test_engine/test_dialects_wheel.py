@@ -32,7 +32,7 @@ _WORDS = {'mstrain': 'ms', 'fp16': 'amp', 'pretrain': 'pre', 'r2': 'res2net', 'o
 
 
 def words(name: str) -> tuple[str, ...]:
-    """What a file's name says, whichever way it is written: 'mask-rcnn_r50_fpn_ms-1x' and 'mask_rcnn_..._mstrain_1x'."""
+    """What a file's name says, in either spelling: 'mask-rcnn_r50_fpn_ms-1x' and 'mask_rcnn_r50_fpn_mstrain_1x'."""
     parts = [_WORDS.get(part, part) for part in re.split('[-_]', name.removesuffix('.py').lower())]
     parts = [word for part in parts if not re.fullmatch(r'\d+xb?\d+', part) for word in part.split()]
     return tuple(sorted(word for word in parts if word not in ('backbone', '4conv1fc', '4conv1f', 'rcnn')))
@@ -234,7 +234,7 @@ def differences(theirs, ours):
 
 def stands_in_the_3x_file(cfg, key):
     """Whether a value was taken as it is from the 3.x config, or is a path made of one there."""
-    settings = [one for one in cfg.explain(key)] if key else []
+    settings = cfg.explain(key) if key else []
     if not settings or settings[-1].written is None and not key.startswith(('model', 'auto_scale_lr')):
         return False
     last = settings[-1]

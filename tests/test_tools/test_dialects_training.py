@@ -70,7 +70,9 @@ def test_the_same_numbers_as_from_the_2x_file(tools, folder, name, capsys):
     checkpoint = str(runs['3'] / 'epoch_2.pth')
     metrics = ['bbox', 'segm'] if name == 'mask' else ['bbox']
     printed = []
-    for arguments in ([str(folder / f'{name}3.py'), checkpoint], [str(folder / f'{name}2.py'), checkpoint, '--eval', *metrics]):
+    by_itself = [str(folder / f'{name}3.py'), checkpoint]
+    asked = [str(folder / f'{name}2.py'), checkpoint, '--eval', *metrics]
+    for arguments in (by_itself, asked):
         test.main([*arguments, '--device', 'cpu'])
         printed.append([line for line in capsys.readouterr().out.splitlines() if line.startswith('bbox_mAP')])
     assert printed[0] == printed[1] and len(printed[0]) == 1
@@ -135,7 +137,8 @@ def test_tta(tools, folder):
 def test_what_a_test_does_by_itself(tools, folder):
     test = tools[1]
     (folder / 'server.py').write_text(WHOLE + "test_evaluator = dict(format_only=True, outfile_prefix='w/t')\n")
-    for name, expected in (('mask3', (['bbox', 'segm'], False)), ('faster3', (['bbox'], False)), ('server', (None, True))):
+    cases = dict(mask3=(['bbox', 'segm'], False), faster3=(['bbox'], False), server=(None, True))
+    for name, expected in cases.items():
         args = test.parse_args(['c.py', 'x.pth'])
         test.settle_actions(args, load_config(folder / f'{name}.py'))
         assert (args.eval, args.format_only) == expected

@@ -34,10 +34,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--cfg-options', '--options', nargs='+', default=[], metavar='KEY=VALUE', dest='options',
                         help='set these keys first, as the other tools do (--options is the older name)')
     parser.add_argument('--explain', metavar='KEY', help='only this key, such as model.roi_head.bbox_head.num_classes: '
-                        'its value, the file and line that set it, and what was overridden; of a config of mmdetection 3.x by its key there or '
-                        'here')
-    parser.add_argument('--to', choices=['2.x'], help="a config of mmdetection 3.x in mmdetection 2.x's sections; without "
-                        'it such a config is printed as it is written')
+                        'its value, the file and line that set it, and what was overridden; of a config of mmdetection '
+                        '3.x by its key there or here')
+    parser.add_argument('--to', choices=['2.x'], help="a config of mmdetection 3.x in mmdetection 2.x's sections; "
+                        'without it such a config is printed as it is written')
     parser.add_argument('--check', action='store_true', help='only look for wrong keys and unknown types')
     return parser.parse_args(arguments)
 

@@ -29,8 +29,8 @@ SECTIONS: Mapping[str, str] = {
     'auto_scale_lr': 'auto_scale_lr', 'resume': 'auto_resume, resume_from', 'load_from': 'load_from',
     'randomness': 'seed, deterministic', 'custom_imports': 'custom_imports', 'model_wrapper_cfg':
     'find_unused_parameters', 'tta_model': 'tta_model', 'tta_pipeline': 'tta_pipeline', 'default_scope': '',
-    'launcher': '', 'experiment_name': '', 'log_level': 'log_level', 'work_dir': 'work_dir', 'sync_bn': '',
-    'compile': ''}
+    'launcher': '', 'experiment_name': '', 'log_level': 'log_level', 'work_dir': 'work_dir', 'sync_bn':
+    'refused: norm_cfg says it', 'compile': 'refused: init_detector(compile=True) is for inference'}
 # Only 3.x has these: a config with one of them is one of 3.x.
 _SIGNS = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'default_hooks',
           'val_evaluator', 'test_evaluator', 'env_cfg', 'visualizer', 'default_scope', 'data_preprocessor')
@@ -49,9 +49,12 @@ _BOTH = ('device', 'channels_last', 'frozen_modules', 'find_unused_parameters', 
 
 @dataclass(frozen=True)
 class Translation:
-    """Attributes:
-    value: the config in 2.x's sections.
-    origins: pairs (key in it, key of 3.x's config), the whole before its parts. notes: what the user is told.
+    """A config in 2.x's sections.
+
+    Attributes:
+        value: the config.
+        origins: pairs (key in it, key of 3.x's config), the whole before its parts.
+        notes: what the user is told.
     """
     value: dict[str, Any]
     origins: tuple[tuple[Key, Key], ...]
@@ -75,7 +78,8 @@ def translate(values: Mapping[str, Any], place_of: Callable[[Key], str] = lambda
     """Translate a whole config, or any part of one.
 
     Args:
-        values: plain dicts. place_of: key -> ``file:line``, for messages.
+        values: plain dicts.
+        place_of: key -> ``file:line``, for messages.
         used: variables that the config's files use in their own expressions.
 
     Raises:
@@ -317,7 +321,8 @@ def _variables(values: Mapping[str, Any], context: Context, used: Collection[str
             continue
         if name in OF_2X or name in found:
             if name not in used:
-                context.note((name,), f'{NAME} has no such section, so that it has no effect; its place is {OF_2X.get(name)}')
+                context.note((name,), f'{NAME} has no such section, so that it has no effect; its place is '
+                                      f'{OF_2X.get(name)}')
             continue
         near = '' if name in used or name in _BOTH else nearest(name, SECTIONS)
         if near and context.place_of((name,)).startswith('--'):

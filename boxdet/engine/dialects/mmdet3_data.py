@@ -93,7 +93,8 @@ DATASET: Table = {
 _WRAPPER: Table = {**same('times', 'oversample_thr', 'filter_empty_gt', 'skip_type_keys', 'max_refetch'),
                    'dataset': Idle('see _dataset'), 'datasets': Idle('see _dataset'), 'pipeline': Idle('see _dataset'),
                    'ignore_keys': Idle('metainfo is compared by its classes'),
-                   'lazy_init': Only(False, advice='data sets open at once'), 'verify_meta': Idle('classes are compared')}
+                   'lazy_init': Only(False, advice='data sets open at once'),
+                   'verify_meta': Idle('classes are compared')}
 
 
 class Datasets:
@@ -110,7 +111,10 @@ class Datasets:
         """A data set's config in 2.x's form.
 
         Args:
-            loaded: what is in the samples, see ``Loaded``. packs: its pipeline ends with the packing.
+            section: 3.x's.
+            training: it is trained on; else it is tested.
+            loaded: what is in the samples, see ``Loaded``.
+            packs: its pipeline ends with the packing.
         """
         loaded, kind = loaded or Loaded(), section.kind
         known = section.value.keys() <= DATASET.keys() | {'type'} or not isinstance(kind, str)
@@ -213,7 +217,8 @@ def _iou_thrs(section: Section, key: str) -> dict[str, Piece]:
 
 
 _COMMON: Table = {
-    **_DISK, 'ann_file': Idle('the data set has the annotations; see _check_ann_file'), 'format_only': Idle('see below'),
+    **_DISK, 'ann_file': Idle('the data set has the annotations; see _check_ann_file'),
+    'format_only': Idle('see evaluation'),
     'collect_device': Idle('results travel on the CPU'), 'collect_dir': Idle('results travel on the CPU'),
     'prefix': Only(None, 'coco', advice="metrics have 2.x's names")}
 EVALUATORS: Mapping[str, Table] = {
@@ -237,10 +242,14 @@ _METRICS = dict(CityScapesMetric=['cityscapes'], OpenImagesMetric='mAP')  # of e
 
 
 def evaluation(name: str, values: Mapping[str, Any], context: Context, data_of: Piece | None) -> dict[str, Piece]:
-    """``val_evaluator`` or ``test_evaluator`` as the keys of ``evaluation``; 'format_only' is among them where 3.x
-    only writes files.
+    """``val_evaluator`` or ``test_evaluator`` as the keys of ``evaluation``.
+
+    'format_only' is among them where 3.x only writes files.
 
     Args:
+        name: of the section.
+        values: the config.
+        context: of the config.
         data_of: the data set that is evaluated, translated.
 
     Raises:

@@ -122,8 +122,8 @@ class Preprocessing:
         if section is None:
             return
         if section.kind not in (*PREPROCESSORS, None):
-            section.fail('type', f"'{section.get('type')}' is no data preprocessor that boxdet could translate; it reads "
-                                 f"{', '.join(PREPROCESSORS)}")
+            section.fail('type', f"'{section.get('type')}' is no data preprocessor that boxdet could translate; it "
+                                 f"reads {', '.join(PREPROCESSORS)}")
         section.read(PREPROCESSOR)
 
     def class_maps(self) -> list[Piece]:
@@ -147,8 +147,8 @@ class Preprocessing:
         fixed = [one for one in section.sections('batch_augments') if training]
         for one in fixed:
             if one.kind != 'BatchFixedSizePad':
-                one.fail('type', f"'{one.get('type')}' changes whole batches in the model, which boxdet does image by image: "
-                                 'put RandomChoiceResize into the pipeline instead')
+                one.fail('type', f"'{one.get('type')}' changes whole batches in the model, which boxdet does image by "
+                                 'image: put RandomChoiceResize into the pipeline instead')
             parts.append(_typed('Pad', one, one.read(_BATCH_PAD)))
         if not fixed:
             divisor = section.made(section.get('pad_size_divisor', 1), 'pad_size_divisor')
@@ -182,6 +182,10 @@ class Loaded:
         return ['img', *(name for name, there in chosen if there)]
 
 
+_NO_PACKING = ('no PackDetInputs in this pipeline: normalisation, padding and the choice of keys stand in its place in '
+               'boxdet')
+
+
 def train_pipeline(transforms: Sequence[Any], key: Key, context: Context, preprocessing: Preprocessing,
                    loaded: Loaded, packs: bool = True) -> Piece:
     """A training pipeline in 2.x's form.
@@ -207,8 +211,7 @@ def train_pipeline(transforms: Sequence[Any], key: Key, context: Context, prepro
             loaded.note(section)
             parts.append(transform(section))
     if packs:
-        context.fail(key, 'no PackDetInputs in this pipeline: normalisation, padding and the choice of keys stand in its '
-                          'place in boxdet')
+        context.fail(key, _NO_PACKING)
     return Piece.sequence(_resized_again(parts)[0], key)
 
 
@@ -221,7 +224,8 @@ def _resized_again(parts: Sequence[Piece], resized: bool = False) -> tuple[list[
             part = Piece({**part.value, 'override': True}, part.origins)
         if kind == 'AutoAugment':
             branches = [_resized_again([Piece(one) for one in branch], resized) for branch in part.value['policies']]
-            part = Piece({**part.value, 'policies': [[one.value for one in ones] for ones, _ in branches]}, part.origins)
+            policies = [[one.value for one in ones] for ones, _ in branches]
+            part = Piece({**part.value, 'policies': policies}, part.origins)
             resized = resized or any(ended for _, ended in branches)
         resized = resized or kind == 'Resize'
         found.append(part)
@@ -250,8 +254,7 @@ def test_pipeline(transforms: Sequence[Any], key: Key, context: Context, preproc
             view, inside = _view_of_resize(section)
         else:
             (outside if inside is None else inside).append(transform(section))
-    context.fail(key, 'no PackDetInputs in this pipeline: normalisation, padding and the choice of keys stand in its place '
-                      'in boxdet')
+    context.fail(key, _NO_PACKING)
 
 
 def transform(section: Section) -> Piece:
@@ -337,8 +340,8 @@ def _random_resize(section: Section) -> Piece:
 def _choice(section: Section) -> Piece:
     """RandomChoice: one of several pipelines, each as likely, is 2.x's AutoAugment."""
     if section.get('prob') is not None:
-        section.fail('prob', 'every one of the pipelines is as likely as the others in boxdet; take the key out, or list a '
-                             'pipeline several times')
+        section.fail('prob', 'every one of the pipelines is as likely as the others in boxdet; take the key out, or '
+                             'list a pipeline several times')
     branches = []
     for i, branch in enumerate(section.get('transforms') or ()):
         key = (*section.key, 'transforms', i)
@@ -407,7 +410,8 @@ def _views(section: Section) -> tuple[dict[str, Piece], list[Piece], Section]:
             pack = ones[0]
         elif kinds != {'LoadAnnotations'}:
             if len(ones) > 1:
-                section.context.fail(key, f"boxdet's views differ in scale and flip, not in {', '.join(map(str, kinds))}")
+                section.context.fail(key, "boxdet's views differ in scale and flip, not in "
+                                          f"{', '.join(map(str, kinds))}")
             inside.append(transform(ones[0]))
     if pack is None:
         section.fail('transforms', 'no PackDetInputs among them')

@@ -33,7 +33,8 @@ def loop(section: Section, batches: int) -> tuple[Piece, dict[str, Piece]]:
     found = section.read({**LOOPS[kind], 'by_epoch': Idle('tells the type where that is absent')})
     if found.get('start') is not None and found['start'].value <= found['interval'].value:
         del found['start']  # 3.x begins at the first interval anyway
-    name, runner = ('max_epochs', 'EpochBasedRunner') if kind == 'EpochBasedTrainLoop' else ('max_iters', 'IterBasedRunner')
+    by_epoch = kind == 'EpochBasedTrainLoop'
+    name, runner = ('max_epochs', 'EpochBasedRunner') if by_epoch else ('max_iters', 'IterBasedRunner')
     if name not in found:
         section.fail(None, f"{kind} needs '{name}'")
     length = found.pop(name)
@@ -126,10 +127,11 @@ def schedule(values: Mapping[str, Any], context: Context, by_epoch: bool, batche
         return Piece.mapping(dict(policy=only.made('OneCycle', 'type'), **only.read(_ONE_CYCLE)), only.key)
     for one in sections:
         if one.kind not in SCHEDULERS:
-            one.fail('type', f"'{one.get('type')}' is no schedule of the learning rate that boxdet could combine; it has "
-                             f"{', '.join(SCHEDULERS)}, and OneCycleLR alone")
+            one.fail('type', f"'{one.get('type')}' is no schedule of the learning rate that boxdet could combine; it "
+                             f"has {', '.join(SCHEDULERS)}, and OneCycleLR alone")
         if one.get('by_epoch', True) and not by_epoch and not one.get('convert_to_iter_based'):
-            one.fail('by_epoch', 'a training by iterations has no epochs: by_epoch=False, with begin and end in iterations')
+            one.fail('by_epoch', 'a training by iterations has no epochs: by_epoch=False, with begin and end in '
+                                 'iterations')
     if not sections:
         return None
     found = _steps(sections, by_epoch, batches)

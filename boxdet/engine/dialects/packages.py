@@ -63,8 +63,8 @@ def _roots(package: str) -> list[Path]:
     given = os.environ.get(FOLDER)
     if given:
         base = Path(given).expanduser()
-        folders += [base / package / '.mim/configs', base / '.mim/configs', base / package / 'configs', base / 'configs',
-                    base]
+        folders += [base / package / '.mim/configs', base / '.mim/configs', base / package / 'configs',
+                    base / 'configs', base]
     found = _package_folder(package)
     if found is not None:
         folders += [found / '.mim/configs', found / 'configs', found.parent / 'configs']

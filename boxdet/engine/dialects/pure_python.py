@@ -42,6 +42,7 @@ class Named:
         return Named(f'{self._path}.{name}')
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the object itself."""
         return self.imported()(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict) -> Named:
@@ -115,7 +116,8 @@ def is_pure_python(tree: ast.Module) -> bool:
     """Whether a file is of this kind: it uses read_base(), or has no ``_base_`` and imports classes to name."""
     if any(_is_read_base(node) for node in ast.walk(tree)):
         return True
-    names = {t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+    names = {target.id for node in tree.body if isinstance(node, ast.Assign)
+             for target in node.targets if isinstance(target, ast.Name)}
     return '_base_' not in names and any(
         isinstance(node, ast.ImportFrom) and not node.level
         and (node.module or '').partition('.')[0] in (*OPENMMLAB, 'torch') for node in tree.body)
