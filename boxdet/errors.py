@@ -107,6 +107,11 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         _leave_note('', end.code if isinstance(end.code, int) else int(end.code is not None), 'exit')
         raise
     except Exception as error:  # ours to mend: it keeps its traceback
+        if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # torch's
+            _tell_others(error)
+            first = (str(error).splitlines() or ['no more of it'])[0]
+            say_last(f'error: out of memory: {first}; see docs/troubleshooting.md#out-of-memory', 1)
+            sys.exit(1)
         _tell_others(error)
         _leave_note(f'{type(error).__name__}: {" ".join(str(error).split())}', 1, 'crash')
         raise

@@ -197,7 +197,8 @@ def _warn_of_other_classes(model: nn.Module, checkpoint: str | os.PathLike | Non
     if heads:
         source = 'the config' if checkpoint is None else f'{checkpoint} (or else the config)'
         warnings.warn(f"{'; '.join(heads)}, and {source} names {len(model.CLASSES)} classes: names of results would be "
-                      'wrong; set num_classes to that, or model.CLASSES to the names', stacklevel=3)
+                      'wrong; set num_classes to that, or model.CLASSES to the names; see '
+                      'docs/troubleshooting.md#the-classes-are-wrong', stacklevel=3)
 
 
 def configured_classes(cfg: Any) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.datasets.annotation_facts import NO_MASK, AnnotationFacts, mask_kind
+from boxdet.datasets.annotation_facts import NO_MASK, AnnotationFacts, mask_kinds
 from boxdet.datasets.class_names import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_CLASSES_BY_ID
 from boxdet.datasets.coco_values import settle_values
 from boxdet.datasets.custom import CustomDataset
@@ -217,9 +217,7 @@ class CocoDataset(CustomDataset):
         self._usable = (~degenerate & ~ignored)[order] & (self._labels >= 0)
         self.filter_report['degenerate_boxes'] = self._ann_ids[degenerate[order]].tolist()
         self._order = order
-        sizes = self._sizes.tolist()
-        masks = np.array([mask_kind(a.get('segmentation'), sizes[row]) for a, row in zip(annotations, rows.tolist())],
-                         dtype=np.int8)
+        masks = mask_kinds(annotations, self._sizes[rows])
         self.annotation_facts = AnnotationFacts(
             self._ann_ids, rows[order], boxes[order], areas[order], self._crowd, ignored[order], degenerate[order],
             self._labels, self._categories, self._file_categories, masks[order], self._sizes)

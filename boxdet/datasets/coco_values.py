@@ -6,6 +6,7 @@ pandas writes ids as 3.0, web tools as "3", spreadsheets names as numbers. What 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 from boxdet.errors import DataError
@@ -30,9 +31,9 @@ def settle_values(data: dict, ann_file: str) -> None:
     for key in ('images', 'annotations', 'categories'):
         if key in data and not isinstance(data[key], list):
             fail(key, data[key], 'a list')
-        for place, entry in enumerate(data.get(key) or ()):
-            if not isinstance(entry, dict):
-                fail(f'{key}[{place}]', entry, 'an object { … }')
+        if set(map(type, data.get(key) or ())) - {dict}:
+            place, entry = next((i, one) for i, one in enumerate(data[key]) if not isinstance(one, dict))
+            fail(f'{key}[{place}]', entry, 'an object { … }')
     images, annotations, categories = (data.get(key) or [] for key in ('images', 'annotations', 'categories'))
 
     _each(images, 'images', 'id', (int, str), _whole_or_text, 'a number or a text', fail)
@@ -52,8 +53,7 @@ def settle_values(data: dict, ann_file: str) -> None:
 def _each(entries: list[dict], what: str, key: str, usual: tuple[type, ...], read: Callable[[Any], Any], wanted: str,
           fail: Callable[[str, Any, str], None], none_is_absent: bool = False) -> None:
     """Read ``key`` of every entry; absent keys are for others to complain about."""
-    odd = {type(entry[key]) for entry in entries if key in entry} - set(usual)  # nearly always empty: quick
-    if not odd:
+    if not _kinds(entries, key) - set(usual):  # nearly always, and quick
         return
     for place, entry in enumerate(entries):
         if key not in entry or type(entry[key]) in usual:
@@ -67,11 +67,19 @@ def _each(entries: list[dict], what: str, key: str, usual: tuple[type, ...], rea
         entry[key] = value
 
 
+def _kinds(entries: list[dict], key: str) -> set[type]:
+    """The types of what stands under ``key``, where it does."""
+    try:
+        return set(map(type, map(itemgetter(key), entries)))
+    except KeyError:
+        return {type(entry[key]) for entry in entries if key in entry}
+
+
 def _match_images(images: Iterable[dict], annotations: list[dict]) -> None:
     """Image ids that are numbers on one side and the same numbers as texts on the other."""
     ids = {image.get('id') for image in images}
     kinds = {type(i) for i in ids}
-    theirs = {type(annotation.get('image_id')) for annotation in annotations}
+    theirs = _kinds(annotations, 'image_id')
     if len(kinds) != 1 or not theirs - kinds - {type(None)}:
         return
     for annotation in annotations:

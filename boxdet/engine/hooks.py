@@ -146,6 +146,13 @@ def point_to(link: Path, target: Path) -> None:
     new.rename()
 
 
+def is_zero(metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation gave mean average precisions, and none of them is above 0."""
+    values = [value for name, value in metrics.items() if name.endswith(('mAP', 'AP50', 'mAP_50'))
+              and isinstance(value, (int, float))]
+    return bool(values) and max(values) <= 0
+
+
 _GREATER = ('acc', 'top', 'AR@', 'auc', 'precision', 'mAP', 'mDice', 'mIoU', 'mAcc', 'aAcc', 'recall')
 _LESS = ('loss',)
 
@@ -230,6 +237,8 @@ class EvaluationHook(Hook):
         runner.set_training()
         set_random_states(states)
         runner.report_metrics(metrics, epoch, step, len(self.dataloader))
+        if is_zero(metrics):
+            runner.logger.warning('nothing was found that counts: see docs/troubleshooting.md#the-ap-is-0')
         if self.save_best is not None:
             self._keep_best(runner, metrics, count)
 

@@ -163,7 +163,7 @@ class TextLoggerHook(LoggerHook):
             if share > _WAITING_SHARE:
                 self._hinted = True
                 runner.logger.warning('%d %% of the time goes into waiting for images: more data.workers_per_gpu may '
-                                      'help', round(100 * share))
+                                      'help; see docs/troubleshooting.md#the-data-is-slow', round(100 * share))
 
     @staticmethod
     def _write_json(runner: Any, entry: Mapping[str, Any]) -> None:

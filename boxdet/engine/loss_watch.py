@@ -127,7 +127,8 @@ class LossWatch:
         if any('loss' in name and not math.isfinite(value) for name, value in by_name.items()):
             files = ', '.join(str(meta.filename) for meta in metas)
             parts = ', '.join(f'{name} {value:.4g}' for name, value in by_name.items())
-            raise TrainingError(f'the loss is not finite at iteration {iteration}: {parts}; images: {files}')
+            raise TrainingError(f'the loss is not finite at iteration {iteration}: {parts}; images: {files}; '
+                                'see docs/troubleshooting.md#the-loss-is-nan')
         # With a loss scale a gradient norm may overflow now and then: that update is not made, and counts in no mean.
         self._buffer.update({name: value for name, value in by_name.items() if math.isfinite(value)})
 

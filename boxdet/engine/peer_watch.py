@@ -199,7 +199,8 @@ def _who_am_i() -> str:
 
 def _farewell(rank: int, who: str, problem: OSError | None) -> str:
     if problem is None or isinstance(problem, ConnectionResetError):
-        return f'rank {rank} ({who}) ended without a word: it was killed, or its machine ran out of memory'
+        return (f'rank {rank} ({who}) ended without a word: it was killed, or its machine ran out of memory; see '
+                'docs/troubleshooting.md#it-hangs')
     return (f'rank {rank} ({who}) has not answered for {SILENCE} s: its machine or the network between is gone '
             f'({problem.strerror or problem})')
 

@@ -30,4 +30,4 @@ def test_a_collective_that_fails_while_the_watch_says_why_adds_nothing():
     done = subprocess.run([sys.executable, '-c', _RACE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == ('error: rank 1 (elsewhere, process 5) ended without a word: it was killed, or its machine ran out '
-                           'of memory\n')
+                           'of memory; see docs/troubleshooting.md#it-hangs\n')

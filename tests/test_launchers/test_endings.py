@@ -67,7 +67,7 @@ def test_without_a_launcher_the_others_notice(repo_root, what, victim):
     _, err = ranks[1 - victim].communicate(timeout=120)
     who = f'rank {victim} ({socket.gethostname()}, process {ranks[victim].pid})'
     why = 'failed: ValueError: a mistake of ours' if what == 'crash' else \
-        'ended without a word: it was killed, or its machine ran out of memory'
+        'ended without a word: it was killed, or its machine ran out of memory; see docs/troubleshooting.md#it-hangs'
     assert (err, ranks[1 - victim].returncode) == (f'error: {who} {why}\n', 1)
 
 
