@@ -34,5 +34,6 @@ def test_out_of_memory_is_one_line():
                'def main(): raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\\nmore")\n'
                'run_command(main)')
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, 'error: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; see '
-                                                 'docs/troubleshooting.md#out-of-memory\n')
+    assert done.returncode == 1
+    assert done.stderr == ('error: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; see '
+                           'docs/troubleshooting.md#out-of-memory\n')

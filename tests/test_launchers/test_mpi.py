@@ -13,7 +13,8 @@ def test_two_processes_of_mpirun_train(toy_config, repo_root, tmp_path, need):
     done = subprocess.run(
         ['mpirun', '--allow-run-as-root', '--oversubscribe', '-np', '2', '-x', 'PYTHONPATH', sys.executable,
          str(repo_root / 'tools/train.py'), str(toy_config), '--launcher', 'mpi', '--device', 'cpu', '--seed', '0',
-         '--work-dir', str(tmp_path), '--no-validate', '--cfg-options', f'dist_params.port={20000 + os.getpid() % 12000}'],
+         '--work-dir', str(tmp_path), '--no-validate', '--cfg-options',
+         f'dist_params.port={20000 + os.getpid() % 12000}'],
         capture_output=True, text=True, timeout=300, env={**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
     assert '2 processes x 1 images' in done.stdout + done.stderr and len(list(tmp_path.glob('*.log.json'))) == 1
