@@ -38,12 +38,15 @@ class RoITrainSettings(Settings):
         assigner: config for the matching registry.
         sampler: config for the matching registry.
         mask_size: side of the square mask targets in pixels, or (height, width).
+        mask_samples: positives of an image that the mask head learns from, drawn at random; all when <= 0. The mask
+            head takes a large part of the time and memory of a step.
         pos_weight: loss weight of positives, 1 when <= 0.
         debug: log how many proposals were matched.
     """
     assigner: Cfg | contracts.Assigner | None = None
     sampler: Cfg | contracts.Sampler | None = None
     mask_size: int | tuple[int, int] = 28
+    mask_samples: int = integer(-1)
     pos_weight: float = number(-1)
     debug: bool = False
 

@@ -24,6 +24,7 @@ from boxdet.models.standard_roi_head import (
     build_matching,
     draw_samples,
     mask_loss,
+    mask_samples,
     predict_boxes,
     predict_padded,
 )
@@ -147,11 +148,12 @@ class CascadeRoIHead(nn.Module):
             targets = head.targets(samples, settings)
             parts = head.loss(scores, deltas, targets)
             if self.with_mask:
+                drawn, index = mask_samples(samples, settings)
                 if self.shares_extractor:
-                    pooled = pooled[targets.pos_index]
+                    pooled = pooled[targets.pos_index[index]]
                 else:
-                    pooled = self.mask_features(stage, feats, boxes_to_rois([s.pos_boxes for s in samples]))
-                parts.update(mask_loss(self.mask_head[stage], pooled, samples, gt, settings))
+                    pooled = self.mask_features(stage, feats, boxes_to_rois([s.pos_boxes for s in drawn]))
+                parts.update(mask_loss(self.mask_head[stage], pooled, drawn, gt, settings))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in parts.items()})
             if stage + 1 < self.num_stages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -167,11 +168,12 @@ class StandardRoIHead(nn.Module):
         targets = self.bbox_head.targets(samples, self.train_cfg)
         losses = self.bbox_head.loss(scores, deltas, targets)
         if self.with_mask:
+            drawn, index = mask_samples(samples, self.train_cfg)
             if self.shares_extractor:
-                pooled = pooled[targets.pos_index]
+                pooled = pooled[targets.pos_index[index]]
             else:
-                pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in samples]))
-            losses.update(self.mask_losses(pooled, samples, gt))
+                pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in drawn]))
+            losses.update(self.mask_losses(pooled, drawn, gt))
         if self.with_keypoint:
             losses.update(self._keypoint_loss(feats, samples, gt))
         return losses
@@ -314,6 +316,18 @@ def box_losses(bbox_head: nn.Module, forward: Callable, feats: Sequence[torch.Te
         labels = torch.full((len(boxes),), bbox_head.num_classes, device=boxes.device)
     losses = bbox_head.loss_cls(at_least_float32(scores), labels, reduction_override='none')
     return dict(loss_cls=losses.flatten(1).sum(dim=1) if losses.dim() > 1 else losses)  # a sigmoid's (N, K + 1)
+
+
+def mask_samples(samples: Sequence[SampledRois],
+                 settings: RoITrainSettings) -> tuple[Sequence[SampledRois], slice | torch.Tensor]:
+    """The samples of B images that the mask head learns from, and the places (p,) of their positives among all."""
+    most = settings.mask_samples
+    if most <= 0 or all(len(s.pos_boxes) <= most for s in samples):
+        return samples, slice(None)
+    chosen = [torch.randperm(len(s.pos_boxes), device=s.pos_boxes.device)[:most] for s in samples]
+    begins = accumulate((len(s.pos_boxes) for s in samples), initial=0)
+    return ([s.with_positives(index) for s, index in zip(samples, chosen)],
+            torch.cat([index + begin for index, begin in zip(chosen, begins)]))
 
 
 def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[SampledRois],

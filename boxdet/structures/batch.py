@@ -183,6 +183,11 @@ class SampledRois:
         """(P + Q, 4): the positives, then the negatives."""
         return torch.cat([self.pos_boxes, self.neg_boxes])
 
+    def with_positives(self, index: torch.Tensor) -> SampledRois:
+        """With the positives at ``index`` (p,) alone."""
+        names = ('pos_boxes', 'pos_inds', 'pos_gt_index', 'pos_gt_boxes', 'pos_gt_labels', 'pos_is_gt')
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
 
 def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, int]] | torch.Tensor:
     """(height, width) of B images, from their metas.

@@ -1,13 +1,15 @@
 """The second stage as a whole: sampling, shared layers, cascades, OHEM."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.standard_roi_head import StandardRoIHead, mask_loss
+from boxdet.models.standard_roi_head import StandardRoIHead, mask_loss, mask_samples
 from boxdet.registry import HEADS
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
@@ -94,6 +96,38 @@ def test_one_extractor_and_shared_layers_for_both_heads():
     results = head.eval().predict(levels, proposals(batch), batch.metas)
     assert [len(r) for r in results] == [len(r.mask_probs) for r in results]
     assert results[0].mask_probs.shape[1:] == (14, 14)
+
+
+@pytest.mark.parametrize('family', ['mask_rcnn', 'cascade_mask_rcnn', 'c4_mask_rcnn'])
+def test_the_mask_head_learns_from_as_many_positives_as_the_settings_say(family):
+    size = 14 if family == 'c4_mask_rcnn' else 28
+    head, batch = build(getattr(tiny_models, family)()['roi_head']), tiny_models.batch((2, 1))
+    if family == 'cascade_mask_rcnn':
+        head.stage_settings = [replace(s, mask_samples=3) for s in head.stage_settings]
+    else:
+        head.train_cfg = replace(head.train_cfg, mask_size=size, mask_samples=3)
+    seen, mask_heads = [], [head.mask_head] if hasattr(head.mask_head, 'loss') else list(head.mask_head)
+    for mask_head in mask_heads:
+        targets = mask_head.targets
+        mask_head.targets = lambda samples, *rest, targets=targets: seen.append(samples) or targets(samples, *rest)
+    levels = [torch.randn(2, 256, 6, 8, requires_grad=True)] if family == 'c4_mask_rcnn' else feats()
+    losses = head.loss(levels, proposals(batch), batch.gt, batch.ignored, batch.metas)
+    assert len(seen) == len(mask_heads) and all(len(s.pos_boxes) <= 3 for samples in seen for s in samples)
+    assert len(seen[0][0].pos_boxes) == len(seen[0][0].pos_gt_labels) == 3
+    tiny_models.total(losses).backward()
+
+
+def test_mask_samples_are_rows_of_the_positives():
+    generator = torch.Generator().manual_seed(0)
+    samples = [SampledRois(*(torch.rand(n, 4, generator=generator) for n in (count, 2)), torch.arange(count),
+                           torch.arange(2), torch.arange(count), torch.rand(count, 4), torch.arange(count),
+                           torch.ones(count, dtype=torch.bool)) for count in (7, 2, 0)]
+    every = torch.cat([s.pos_boxes for s in samples])
+    for most, expected in ((4, (4, 2, 0)), (1, (1, 1, 0)), (-1, (7, 2, 0)), (9, (7, 2, 0))):
+        drawn, index = mask_samples(samples, StandardRoIHead.train_settings(mask_samples=most))
+        assert tuple(len(s.pos_boxes) for s in drawn) == expected
+        assert torch.equal(torch.cat([s.pos_boxes for s in drawn]), every[index])
+        assert all(torch.equal(s.pos_boxes, own.pos_boxes[s.pos_inds]) for s, own in zip(drawn, samples))
 
 
 def test_cascade_stages_refine_the_samples_and_drop_ground_truth():

@@ -15,7 +15,7 @@ from torch import nn
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.cascade_roi_head import CascadeRoIHead
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.standard_roi_head import draw_samples, mask_loss
+from boxdet.models.standard_roi_head import draw_samples, mask_loss, mask_samples
 from boxdet.registry import HEADS, ROI_EXTRACTORS
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
 from boxdet.structures.instances import Instances, image_rows, joined, of_images, split_like
@@ -54,6 +54,7 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
                            for name, value in head.loss(scores, deltas, targets).items()})
             boxes = _next_boxes(head, samples, scores, deltas, metas)
         if self.with_mask:
+            first, _ = mask_samples(first, self.stage_settings[0])
             pooled = self.mask_roi_extractor(feats, boxes_to_rois([s.pos_boxes for s in first]))
             losses.update(mask_loss(self.mask_head, pooled, first, gt, self.stage_settings[0]))
         return losses
