@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from boxdet.visualization.palette import ColorSpec, PaletteSpec
 
 
+_EXPORT = ("export it with boxdet.apis.export_onnx(model, 'model.onnx') or export_program(model, 'model.pt2') "
+           '(tools/export.py, docs/export.md)')
+
+
 @dataclass(frozen=True)
 class TrainSettings(Settings):
     """``model.train_cfg``; a section that is absent is None, and of the type that its reader declares.
@@ -135,7 +139,12 @@ class _Detector(nn.Module):
         initialize(self)
 
     def extract_feat(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map images (B, 3, H, W) to the levels that the heads read."""
+        """Map images (B, 3, H, W) to the levels that the heads read.
+
+        Raises:
+            ConfigError: it is being traced by TorchScript.
+        """
+        _refuse_tracing()
         # A model in half precision reads half.
         feats = self.backbone(images.to(next(self.parameters()).dtype, memory_format=self.memory_format))
         if not self.with_neck:
@@ -149,13 +158,26 @@ class _Detector(nn.Module):
         """Return ``loss(batch)`` or ``predict(batch, **options)``: what parallel wrappers call.
 
         Raises:
-            ValueError: another mode.
+            ValueError: another mode. TypeError: a tensor in the place of a Batch. ConfigError: it is being traced by
+                TorchScript.
         """
+        _refuse_tracing()
+        if isinstance(batch, torch.Tensor):
+            raise TypeError(f'a {type(self).__name__} takes a Batch and not a tensor: detect on images with '
+                            f'boxdet.apis.inference_detector, {_EXPORT}')
         if mode == 'loss':
             return self.loss(batch, **options)
         if mode == 'predict':
             return self.predict(batch, **options)
         raise ValueError(f"mode is '{mode}'; it is 'loss' or 'predict'")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks a module for.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f'torch.jit.script cannot read a detector: {_EXPORT}')
 
     def _on_device(self, batch: Batch) -> Batch:
         here = batch.images.device == self.device and batch.images.dtype != torch.uint8
@@ -431,6 +453,17 @@ class RPN(_Detector):
             if found.settled:
                 return found.instances(image_sizes(batch.metas))
         return self.rpn_head.predict(*outs, batch.metas, settings)
+
+
+def _refuse_tracing() -> None:
+    """A trace keeps the numbers of one image (how many boxes, which sizes) as constants, without a word.
+
+    Raises:
+        ConfigError: torch.jit.trace, or the ONNX exporter that uses it, is at work.
+    """
+    if torch.jit.is_tracing():
+        raise ConfigError('torch.jit.trace, which torch.onnx.export(dynamo=False) uses too, makes a detector that '
+                          f'gives wrong boxes on other images: {_EXPORT}')
 
 
 def _no_fixed_size(head: nn.Module, section: str = '', settings: Any = None, limit: str = '') -> str:

@@ -128,8 +128,11 @@ class FPN(nn.Module):
 
     def _add(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """``coarse``, upsampled, plus ``fine``, which nobody else needs."""
-        (height, width), doubled = coarse.shape[2:], tuple(2 * side for side in coarse.shape[2:])
-        if torch.is_grad_enabled() or self.upsample_cfg != {'mode': 'nearest'} or fine.shape[2:] != doubled:
+        # A graph is for sizes that are not known yet, and TorchScript's exporter loses what is written into a view.
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        plain = in_graph or torch.is_grad_enabled() or self.upsample_cfg != {'mode': 'nearest'}
+        height, width = coarse.shape[2:]
+        if plain or fine.shape[2:] != (2 * height, 2 * width):
             # The sum lands in the fresh upsampled tensor: no third one is made.
             return self._upsample(coarse, fine).add_(fine)
         # Every pixel is added to its four: no upsampled tensor is made. (Autograd may hold on to a layer's output.)
