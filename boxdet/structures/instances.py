@@ -10,9 +10,9 @@ Letters: B images, N objects of an image, n rows of each image where all have as
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from boxdet.errors import DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.geometry.masks import encode_window
 from boxdet.structures.masks import RleMasks
+
+
+_NOT_BY_CLASS = ("Instances {}: mmdetection 2.x's lists by class are result.per_class() (with its bool masks "
+                 "result.per_class(masks='bitmap')); object i is result[i:i + 1], a field result.bboxes")
 
 
 class Instances:
@@ -66,14 +70,31 @@ class Instances:
     def __len__(self) -> int:
         return len(next(iter(self._fields.values()))) if self._fields else 0
 
-    def __iter__(self) -> Iterator[Instances]:
-        return (self[i] for i in range(len(self)))
+    # Code for mmdetection 2.x unpacks a result, walks over it by class, and indexes it by class. Any of these would
+    # give something here, and something else: they are refused.
 
-    def __getitem__(self, index: Any) -> Instances:
-        """Select rows by an int (kept as one row), a slice, or a boolean or integer tensor, array or list.
+    def __iter__(self) -> NoReturn:
+        """Refused, and with it unpacking.
 
         Raises:
-            TypeError: what chooses no rows, such as a field's name. IndexError: an int beyond the ends.
+            UserError: always; it names ``per_class`` and the index form.
+        """
+        raise UserError(_NOT_BY_CLASS.format('is not iterated over or unpacked'))
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused.
+
+        Raises:
+            UserError: always; it names ``per_class`` and the index form.
+        """
+        raise UserError(_NOT_BY_CLASS.format('is no array'))
+
+    def __getitem__(self, index: Any) -> Instances:
+        """Select rows by a slice, or a boolean or integer tensor, array or list of one dimension.
+
+        Raises:
+            TypeError: what chooses no rows, such as a field's name. IndexError: a row beyond the ends.
+            UserError: an int, which in mmdetection 2.x's results is a class.
         """
         rows = _rows(index, len(self))
         return self._with({name: _select(value, rows) for name, value in self._fields.items()})
@@ -115,16 +136,23 @@ class Instances:
             raise ValueError(f'parts hold different fields: {[sorted(p._fields) for p in parts]}')
         return first._with({name: _join([p._fields[name] for p in parts]) for name in first._fields})
 
-    def per_class(self, num_classes: int | None = None) -> Any:
+    def per_class(self, num_classes: int | None = None, masks: str = 'rle') -> Any:
         """Mmdetection 2.x's result of one image; ``from_per_class`` reads it.
+
+        Args:
+            num_classes: K, where the result does not know it.
+            masks: 'rle' for COCO RLE dicts, as 2.x's files of results hold them; 'bitmap' for (H, W) bool arrays, as
+                2.x's ``inference_detector`` gives them, one byte a pixel each.
 
         Returns:
             a list of K float32 arrays (n, 5) as x1, y1, x2, y2, score; with masks a tuple of that and a list of K
-            lists of RLE dicts.
+            lists of masks.
 
         Raises:
-            ValueError: K is neither given nor known.
+            ValueError: K is neither given nor known, or another form of masks.
         """
+        if masks not in ('rle', 'bitmap'):
+            raise ValueError(f"masks is {masks!r}; it is 'rle' or 'bitmap'")
         num_classes = self.num_classes if num_classes is None else num_classes
         if num_classes is None:
             raise ValueError('per_class() needs num_classes')
@@ -134,8 +162,8 @@ class Instances:
         boxes = [rows[index] for index in members]
         if 'masks' not in self:
             return boxes
-        masks = list(self.masks)
-        return boxes, [[masks[i] for i in index] for index in members]
+        own = list(self.masks_bitmaps().astype(bool)) if masks == 'bitmap' else list(self.masks)
+        return boxes, [[own[i] for i in index] for index in members]
 
     @classmethod
     def from_per_class(cls, result: Any, image_size: tuple[int, int] | None = None) -> Instances:
@@ -248,12 +276,9 @@ def _rows(index: Any, length: int) -> slice | torch.Tensor:
         raise TypeError(f'Instances are indexed by rows, not {index!r}; a field is an attribute: result.bboxes')
     rows = index if isinstance(index, torch.Tensor) else _as_tensor(index)
     if rows.ndim == 0 and rows.dtype in _WHOLE:
-        place = int(rows)
-        if not -length <= place < length:
-            raise IndexError(f'index {place} of {length} instances')
-        return slice(place, place + 1 or None)
+        raise UserError(_NOT_BY_CLASS.format(f'[{int(rows)}] is no class and no row'))
     if rows.ndim != 1 or rows.dtype not in (torch.bool, *_WHOLE):
-        raise TypeError('Instances are indexed by an int, a slice, or bools or ints in one dimension, '
+        raise TypeError('Instances are indexed by a slice, or bools or ints in one dimension, '
                         f'not by {type(index).__name__} ({rows.dtype}, shape {tuple(rows.shape)})')
     return rows
 

@@ -34,10 +34,9 @@ def three() -> Instances:
                                              ([True, False, True], [0, 2]), (torch.tensor([2, 0]), [2, 0]),
                                              (np.array([2, 0]), [2, 0]), ([2, 0], [2, 0]),
                                              (slice(1, None), [1, 2]), (slice(None, None, 2), [0, 2]),
-                                             (1, [1]), (-1, [2]), (np.int64(0), [0]),
                                              (torch.zeros(3, dtype=torch.bool), []), ([], []),
                                              (torch.tensor([], dtype=torch.long), []), (slice(0, 0), []),
-                                             (torch.tensor(1), [1]), (np.array(-1), [2]), ((0, 2), [0, 2]),
+                                             (slice(-1, None), [2]), ((0, 2), [0, 2]),
                                              (slice(None, None, -1), [2, 1, 0]), (slice(1, None, -2), [1]),
                                              (np.array([0, 2])[::-1], [2, 0]), (np.array([2, 0], np.uint8), [2, 0])])
 def test_one_index_filters_every_field(three, index, expected):
@@ -60,16 +59,16 @@ def test_what_chooses_no_rows(three, index, message, recwarn):
     assert not recwarn.list
 
 
-def test_an_index_beyond_the_end(three):
-    for index in (3, -4, torch.tensor(3)):
-        with pytest.raises(IndexError, match='of 3 instances'):
-            three[index]
-
-
-def test_iteration_gives_single_rows(three):
-    assert [one.names for one in three] == [['a'], ['b'], ['c']]
-    with pytest.raises(IndexError):
-        three[3]
+@pytest.mark.parametrize('habit', [
+    lambda found: found[0], lambda found: found[-1], lambda found: found[np.int64(0)], lambda found: found[torch.tensor(1)],
+    lambda found: found[np.array(1)], lambda found: [len(of_class) for of_class in found], lambda found: np.vstack(found),
+    lambda found: np.concatenate(found), np.asarray, np.array, lambda found: (lambda boxes, masks: boxes)(*found),
+    lambda found: dict(zip('abc', found)), lambda found: list(enumerate(found))])
+def test_what_code_of_mmdetection_2x_does_with_a_result_is_refused(three, habit):
+    with pytest.raises(UserError, match=r'per_class\(\).*bitmap.*result\[i:i \+ 1\]') as caught:
+        habit(three)
+    assert '\n' not in str(caught.value)
+    assert [three[i:i + 1].names for i in range(3)] == [['a'], ['b'], ['c']]  # the advice
 
 
 def test_fields_of_different_lengths():
@@ -89,7 +88,7 @@ def test_replace_and_without_leave_the_original(three):
 
 
 def test_cat_in_order(three):
-    joined = Instances.cat([three, three[1]])
+    joined = Instances.cat([three, three[1:2]])
     assert joined.names == ['a', 'b', 'c', 'b'] and len(joined.masks) == len(joined) == 4
     with pytest.raises(ValueError, match='different fields'):
         Instances.cat([three, three.without('masks')])
@@ -127,6 +126,12 @@ def test_per_class_with_bitmaps(three):
     boxes, rles = three.per_class()
     bitmaps = [[coco_masks.decode(rle).astype(bool) for rle in of_class] for of_class in rles]
     assert list(Instances.from_per_class((boxes, bitmaps)).masks) == [three.masks[k] for k in (1, 0, 2)]
+    _, ours = three.per_class(masks='bitmap')  # 2.x's inference_detector
+    assert [[mask.tolist() for mask in of_class] for of_class in ours] == [[m.tolist() for m in k] for k in bitmaps]
+    assert ours[0][0].shape == (6, 8) and ours[0][0].dtype == bool and ours[1] == []
+    assert empty_result((6, 8), 3, masks=True).per_class(masks='bitmap')[1] == [[], [], []]
+    with pytest.raises(ValueError, match="'rle' or 'bitmap'"):
+        three.per_class(masks='polygon')
 
 
 @pytest.mark.parametrize('result, message', [
