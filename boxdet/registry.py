@@ -16,6 +16,7 @@ from typing import Any
 
 from mmengine.registry import Registry as _MMEngineRegistry
 
+from boxdet import idle_overrides
 from boxdet.errors import ConfigError, nearest
 
 Cfg = Mapping[str, Any]  # what ``Registry.build`` takes: a dict with a ``type``; or a part of a config
@@ -28,11 +29,14 @@ class Registry(_MMEngineRegistry):
         name: what the registry holds, in a word; used in errors.
         modules: imported on the first lookup, so that their classes register themselves.
         on_demand: names of classes by the module that is imported when one of them is asked for.
+        idle_is_error: a class with a method that nothing calls (``boxdet.idle_overrides``) is not built; with a
+            warning it is, otherwise.
     """
 
     def __init__(self, name: str, modules: tuple[str, ...] = (),
-                 on_demand: Mapping[str, tuple[str, ...]] | None = None):
+                 on_demand: Mapping[str, tuple[str, ...]] | None = None, idle_is_error: bool = False):
         super().__init__(name, scope='boxdet')
+        self._idle_is_error = idle_is_error
         self._modules = modules
         self._pending = bool(modules)
         self._on_demand = {key: module for module, keys in (on_demand or {}).items() for key in keys}
@@ -98,7 +102,8 @@ class Registry(_MMEngineRegistry):
         changed.
 
         Raises:
-            ConfigError: ``cfg`` has no ``type``, an unknown one, or a keyword that the constructor does not take.
+            ConfigError: ``cfg`` has no ``type``, an unknown one, or a keyword that the constructor does not take; or a
+            model's class overrides a method of mmdetection 2.x that nothing calls (``boxdet.idle_overrides``).
         """
         if not isinstance(cfg, Mapping):
             return cfg
@@ -106,6 +111,7 @@ class Registry(_MMEngineRegistry):
             raise ConfigError(f"a {self.name} config needs a 'type': {dict(cfg)}")
         kwargs = {**defaults, **cfg}
         cls = self.get(kwargs.pop('type'))
+        idle_overrides.check(cls, is_error=self._idle_is_error)
         check_keywords(cls, kwargs)
         try:
             return cls(**kwargs)
@@ -188,7 +194,8 @@ MODELS = Registry('model', (
     'boxdet.models.necks.fpn',
     'boxdet.models.rpn_head', 'boxdet.models.roi_extractor', 'boxdet.models.bbox_head', 'boxdet.models.mask_head',
     'boxdet.models.keypoint_head', 'boxdet.models.shared_head', 'boxdet.models.standard_roi_head',
-    'boxdet.models.cascade_roi_head', 'boxdet.models.losses', 'boxdet.models.detectors'), FAMILIES)
+    'boxdet.models.cascade_roi_head', 'boxdet.models.losses', 'boxdet.models.detectors'), FAMILIES,
+    idle_is_error=True)
 DETECTORS = BACKBONES = NECKS = HEADS = ROI_EXTRACTORS = SHARED_HEADS = LOSSES = MODELS
 
 LAYERS = Registry('layer', ('boxdet.models.layers', 'boxdet.models.roi_extractor', 'boxdet.models.roi_sampling'),

@@ -27,6 +27,7 @@ from mmengine.config import Config as _MMEngineConfig
 from mmengine.config import ConfigDict
 from mmengine.config.config import RESERVED_KEYS
 
+from boxdet import idle_overrides
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import (
     ABSENT,
@@ -211,6 +212,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
         cfg.merge_from_dict({key: value for key, value in options.items() if key not in ours})
         cfg, options = translated(cfg), ours
     cfg.merge_from_dict(options)
+    idle_overrides.allow(cfg.get('allow_idle_overrides', False))
     if import_custom_modules and cfg.get('custom_imports'):
         _import_modules(cfg)
     return cfg

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from boxdet import registry
+from boxdet import idle_overrides, registry
 from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
@@ -146,6 +146,7 @@ class _Checker:
         names, open_ended = accepted_keywords(cls)
         if not open_ended:
             self.keys(value, path, {*names, *beside, 'type'}, reader=getattr(cls, '__name__', str(value['type'])))
+        self.read(lambda: idle_overrides.check(cls, is_error=wanted is registry.MODELS), f'{path}.type')
         ours = boxdet_keywords(cls)
         for key, item in _items(value):
             if ours is None or key in ours or key == 'init_cfg':

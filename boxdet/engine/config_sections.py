@@ -7,7 +7,7 @@ SECTIONS = ('model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'mome
             'custom_hooks', 'custom_imports', 'dist_params', 'log_level', 'fp16', 'work_dir', 'auto_scale_lr', 'seed',
             'deterministic', 'device', 'opencv_num_threads', 'mp_start_method', 'cudnn_benchmark', 'channels_last',
             'find_unused_parameters', 'frozen_modules', 'preflight', 'train_cfg', 'test_cfg', 'test_evaluation',
-            'tta_pipeline', 'tta_model')
+            'tta_pipeline', 'tta_model', 'allow_idle_overrides')
 # Variables that 2.x configs share by habit; nothing reads them.
 HABITS = ('dataset_type', 'data_root', 'img_norm_cfg', 'train_pipeline', 'test_pipeline', 'classes', 'norm_cfg',
           'gpu_ids')
