@@ -189,8 +189,8 @@ def check(cls: type, is_error: bool) -> None:
         _told.add(cls)
         return
     rows = '; '.join(f"{name} (mmdetection 2.x's {owner}): override {ours}" for name, (owner, ours) in found.items())
-    line = (f'{cls.__name__} overrides what boxdet never calls: {rows}. Classes that import mmdet run as they are through '
-            'boxdet.compat (docs/migrating.md)')
+    line = (f'{cls.__name__} overrides what boxdet never calls: {rows}. Classes that import mmdet run as they are '
+            'through boxdet.compat (docs/migrating.md)')
     if is_error and not _allowed:
         raise ConfigError(f'{line}; allow_idle_overrides=True in the config makes this a warning')
     _told.add(cls)

@@ -1,5 +1,6 @@
 """A method of mmdetection 2.x that nothing calls is told before its class is built."""
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -67,8 +68,9 @@ def test_a_config_may_allow_it(tmp_path):
         'from boxdet.models import HEADS\nfrom boxdet.models.standard_roi_head import StandardRoIHead\n'
         '@HEADS.register_module(force=True)\nclass IdleHead(StandardRoIHead):\n    def forward_train(self): pass\n')
     config = tmp_path / 'c.py'
-    text = ("_base_ = '{}'\ncustom_imports = dict(imports=['idle_part'])\nmodel = dict(roi_head=dict(type='IdleHead'))\n")
-    base = (__import__('pathlib').Path(__file__).parents[1] / 'configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py')
+    text = ("_base_ = '{}'\ncustom_imports = dict(imports=['idle_part'])\n"
+            "model = dict(roi_head=dict(type='IdleHead'))\n")
+    base = (Path(__file__).parents[1] / 'configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py')
     config.write_text(text.format(base))
     pytest.MonkeyPatch().syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r'model\.roi_head\.type .*c\.py.*IdleHead overrides .*forward_train'):

@@ -60,8 +60,10 @@ def test_what_chooses_no_rows(three, index, message, recwarn):
 
 
 @pytest.mark.parametrize('habit', [
-    lambda found: found[0], lambda found: found[-1], lambda found: found[np.int64(0)], lambda found: found[torch.tensor(1)],
-    lambda found: found[np.array(1)], lambda found: [len(of_class) for of_class in found], lambda found: np.vstack(found),
+    lambda found: found[0], lambda found: found[-1], lambda found: found[np.int64(0)],
+    lambda found: found[torch.tensor(1)],
+    lambda found: found[np.array(1)], lambda found: [len(of_class) for of_class in found],
+    lambda found: np.vstack(found),
     lambda found: np.concatenate(found), np.asarray, np.array, lambda found: (lambda boxes, masks: boxes)(*found),
     lambda found: dict(zip('abc', found)), lambda found: list(enumerate(found))])
 def test_what_code_of_mmdetection_2x_does_with_a_result_is_refused(three, habit):
@@ -204,7 +206,8 @@ def test_supervisions_detections():
     assert detections.mask.dtype == bool and np.array_equal(detections.mask, found.masks_bitmaps() > 0)
     assert detections['class_name'].tolist() == ['dog', 'cat'] and detections['keypoints'].shape == (2, 17, 3)
     assert found.to_supervision(masks=False).mask is None
-    nothing = Instances((6, 8), 2, bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long))
+    nothing = Instances((6, 8), 2, bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
+                        labels=torch.zeros(0, dtype=torch.long))
     assert len(nothing.to_supervision(('cat', 'dog'))) == 0
 
 
