@@ -517,3 +517,10 @@ def test_an_evaluation_is_checked_too(tmp_path):
     check_evaluation(again.dataset('val'), metric='bbox')
     with pytest.raises(DataError, match=r'relative numbers.*\[data.masks\]'):
         check_evaluation(again.dataset('val'), metric='segm')
+
+
+def test_the_switch_stands_in_a_config_of_mmdetection_3x(tmp_path):
+    from boxdet.engine.config import load_config
+    (tmp_path / 'c.py').write_text("default_scope = 'mmdet'\npreflight = dict(ignore=['data.boxes'])\n")
+    assert ignored_codes(load_config(tmp_path / 'c.py')) == ('data.boxes',)
+    assert ignored_codes(load_config(tmp_path / 'c.py', ['preflight.ignore=[data.areas]'])) == ('data.areas',)

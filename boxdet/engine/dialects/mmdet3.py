@@ -44,7 +44,7 @@ OF_2X: Mapping[str, str] = {
     'env_cfg.mp_cfg', 'mp_start_method': 'env_cfg.mp_cfg', 'cudnn_benchmark': 'env_cfg', 'workflow': 'train_cfg',
     'gpu_ids': 'nothing'}
 # boxdet's own, in configs of either kind.
-_BOTH = ('device', 'channels_last', 'frozen_modules', 'find_unused_parameters', 'requeue')
+_BOTH = ('device', 'channels_last', 'frozen_modules', 'find_unused_parameters', 'preflight', 'requeue')
 
 
 @dataclass(frozen=True)
