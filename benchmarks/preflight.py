@@ -48,12 +48,13 @@ def write_annotations(path: Path, images: int, objects: int, seed: int = 0) -> N
 
 
 class Clock:
-    """Adds up the seconds spent in a function."""
+    """A function, and the seconds spent in it."""
 
     def __init__(self, function: Any):
         self.function, self.seconds = function, 0.
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
         start = time.perf_counter()
         try:
             return self.function(*args, **kwargs)
