@@ -209,7 +209,7 @@ _SECONDS_TO_FINISH = 30.  # what Slurm gives a job between SIGTERM and SIGKILL
 def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = False,
                      shuffle: bool = True, seed: int | None = None, runner_type: str = 'EpochBasedRunner',
                      persistent_workers: bool = False, rank: int | None = None, world_size: int | None = None,
-                     **kwargs: Any) -> BatchLoader:
+                     group_by_aspect: bool = True, **kwargs: Any) -> BatchLoader:
     """Make the loader of a data set.
 
     Args:
@@ -222,6 +222,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         seed: of the order and of random transforms.
         runner_type: 'IterBasedRunner' gives batches without an end.
         persistent_workers: keep workers from epoch to epoch.
+        group_by_aspect: False makes shuffled batches of images of any aspect, as mmdetection 3.x does without its
+            AspectRatioBatchSampler.
         rank: number of this process; asked of torch.distributed when left out.
         world_size: how many there are; likewise.
         **kwargs: for torch's DataLoader: prefetch_factor, pin_memory (True when there is a GPU), drop_last, ...
@@ -236,7 +238,7 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     batch_size, workers = samples_per_gpu * factor, workers_per_gpu * factor
     if seed is None:  # every rank must come to the same
         seed = 0 if world_size > 1 else torch.initial_seed() % 2 ** 31
-    sampler = _build_sampler(dataset, batch_size, rank, world_size, shuffle, seed, runner_type)
+    sampler = _build_sampler(dataset, batch_size, rank, world_size, shuffle, seed, runner_type, group_by_aspect)
     # Without a GPU in use nothing is page-locked: that would occupy one that belongs to somebody else.
     options = dict(pin_memory=torch.cuda.is_initialized(), collate_fn=_collate_or_fail,
                    # Its own generator: torch would draw a number from the global one for each epoch.
@@ -260,10 +262,10 @@ def data_set_of(loader: Any) -> Any:
 
 
 def _build_sampler(dataset: Any, batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int,
-                   runner_type: str) -> EpochSampler:
+                   runner_type: str, by_aspect: bool) -> EpochSampler:
     if not shuffle:
         return DistributedSampler(dataset, world_size, rank, shuffle=False, seed=seed)
     if ability(dataset, 'flag') is None:
         return DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
     kind = InfiniteGroupSampler if runner_type == 'IterBasedRunner' else GroupSampler
-    return kind(dataset, batch_size, world_size, rank, seed)
+    return kind(dataset, batch_size, world_size, rank, seed, by_aspect)

@@ -82,12 +82,15 @@ class GroupSampler(EpochSampler):
 
     Args:
         samples_per_gpu: S.
+        by_aspect: False puts all images into one group: batches hold images of any aspect.
     """
 
-    def __init__(self, dataset: Any, samples_per_gpu: int = 1, num_replicas: int = 1, rank: int = 0, seed: int = 0):
+    def __init__(self, dataset: Any, samples_per_gpu: int = 1, num_replicas: int = 1, rank: int = 0, seed: int = 0,
+                 by_aspect: bool = True):
         super().__init__(dataset, num_replicas, rank, seed)
         self.samples_per_gpu = samples_per_gpu
-        self.groups = [np.flatnonzero(dataset.flag == value) for value in np.unique(dataset.flag)]
+        flag = dataset.flag if by_aspect else np.zeros(len(dataset), np.uint8)
+        self.groups = [np.flatnonzero(flag == value) for value in np.unique(flag)]
         batch = samples_per_gpu * num_replicas
         self._length = sum(math.ceil(len(group) / batch) for group in self.groups) * samples_per_gpu
 

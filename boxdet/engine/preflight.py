@@ -402,6 +402,19 @@ def learning_rate_scale(samples_per_gpu: int, world_size: int, accumulation: int
     return 1.
 
 
+def _scaled_scheduler(entry: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """One of the policy 'param_scheduler', if it counts iterations."""
+    found = dict(entry)
+    if entry.get('by_epoch', True):
+        return found
+    for key in ('begin', 'end', 'T_max', 'step_size'):
+        if found.get(key):
+            found[key] = max(round(found[key] / scale), 1)
+    if 'milestones' in found:
+        found['milestones'] = [round(one / scale) for one in found['milestones']]
+    return found
+
+
 def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
                 **sections: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, ...]:
     """Make a schedule that is counted in iterations as much shorter as the batch is larger: the same images are seen.
@@ -428,6 +441,8 @@ def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str,
                 rates[key] = max(round(value / scale), 1)
             elif value is not None:
                 rates[key] = [round(one / scale) for one in value]
+    if rates is not None and 'schedulers' in rates:
+        rates['schedulers'] = [_scaled_scheduler(one, scale) for one in rates['schedulers']]
     scaled = [_scaled_interval(section, scale, by_epoch) for section in sections.values()]
     told = ''.join(f', {name} {new}' for name, new, old in zip(sections, scaled, sections.values()) if new != old)
     logger.info('auto_scale_lr.scale_steps: the schedule is %g times as long: runner %s, lr_config %s%s', 1 / scale,

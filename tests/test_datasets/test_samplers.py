@@ -96,3 +96,11 @@ def test_infinite():
     assert [k.index for k in keys[12:24]] == indices(plain)
     sampler.advance(26)
     assert [key for key, _ in zip(sampler, range(4))] == keys[26:]
+
+
+def test_batches_of_any_aspect():
+    flag = np.array([0, 1] * 8, dtype=np.uint8)
+    grouped, mixed = (GroupSampler(Fake(flag=flag), 4, seed=3, by_aspect=value).order(0).reshape(-1, 4)
+                      for value in (True, False))
+    assert all(len(set(flag[batch])) == 1 for batch in grouped)
+    assert any(len(set(flag[batch])) == 2 for batch in mixed) and sorted(mixed.ravel()) == list(range(16))

@@ -178,6 +178,13 @@ FORMS = {
         "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), "
         "dict(type='PackDetInputs')]\ntest_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n",
         {'data.test.pipeline.1.scale_factor': 1.0, 'data.test.pipeline.1.transforms.0.type': 'Resize'}),
+    'batches of any aspect': (
+        "train_dataloader = dict(batch_sampler=None)\n", {'data.train_dataloader.group_by_aspect': False}),
+    'a mode of VOC': (
+        "voc = dict(type='VOCDataset', data_root='d', ann_file='VOC2012/v.txt', data_prefix=dict(sub_data_root='VOC2012/'), "
+        "pipeline=_base_.test_pipeline)\nval_dataloader = dict(dataset=dict(_delete_=True, **voc))\n"
+        "val_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='area', iou_thrs=[0.5])\n",
+        {'evaluation': dict(interval=1, metric='mAP', iou_thr=[0.5]), 'data.val.img_prefix': 'd/VOC2012/'}),
     'caffe weights': (
         "model = dict(data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1., 1., 1.], bgr_to_rgb=False), "
         "backbone=dict(style='caffe'))\n",
@@ -287,6 +294,15 @@ def test_sections_of_2x_in_a_config_of_3x_are_told(load):
         cfg = load(WHOLE + "evaluation = dict(save_best='auto')\noptimizer = 'SGD'\n"
                            "optim_wrapper = dict(optimizer=dict(type=optimizer))\n")
     assert 'save_best' not in cfg.evaluation and cfg.optimizer.type == 'SGD'
+
+
+def test_a_rule_of_voc_that_is_not_the_years_is_told(load):
+    text = WHOLE + FORMS['a mode of VOC'][0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load(text)
+    with pytest.warns(ConfigWarning, match=r'val_evaluator\.eval_mode .*data\.val\.year=2007 .*gives that of 3\.x'):
+        load(text.replace("'area'", "'11points'"))
 
 
 def test_annotations_that_the_evaluator_was_left_with(load):

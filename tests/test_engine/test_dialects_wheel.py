@@ -24,7 +24,6 @@ REFUSED = {
     'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': "'BatchResize' changes whole batches",
     'crowddet/crowddet-rcnn_refine_r50_fpn_8xb2-30e_crowdhuman.py': "'BatchResize' changes whole batches",
     'dsdl/openimagesv6.py': 'boxdet reads files from the disk',
-    'objects365/faster-rcnn_r50_fpn_16xb4-1x_objects365v1.py': 'categories are in the order of the classes',
 }
 _WORDS = {'mstrain': 'ms', 'fp16': 'amp', 'pretrain': 'pre', 'r2': 'res2net', 'obj365v1': 'objects365v1',
           'obj365v2': 'objects365v2', 'faste': 'faster', 'attn0010': 'attention 0010', 'attn1111': 'attention 1111',
@@ -163,6 +162,7 @@ EXPLAINED = [
     (r"\.pipeline.*: \{'keys': \['img'\], 'type': 'ImageToTensor'\}", 'DefaultFormatBundle is its newer form'),
     (r"\.pipeline.*: \{'flip_ratio': 0\.5, 'type': 'RandomFlip'\} -> \{'type': 'RandomFlip'\}",
      'in a test MultiScaleFlipAug says what is flipped'),
+    (r"train_dataloader\.group_by_aspect: '-' -> False", "3.x's file has no AspectRatioBatchSampler"),
     (r"lr_config\.warmup_iters: (\d+) -> (\d+)", "3.x's factor is 1 in the last iteration of its warmup"),
     (r"lr_config\.by_epoch: '-' -> False", 'of a training by iterations the default'),
     (r"with_label': False.*-> .*LoadAnnotations|'gt_bboxes'\], 'type': 'Collect'\} ->", "3.x's RPN loads labels too"),

@@ -263,6 +263,10 @@ def test_what_counts_iterations_is_scaled_along(log):
     epochs = dict(type='EpochBasedRunner', max_epochs=12)
     assert scale_steps(2., epochs, None, evaluation=every)[2] == every
     assert scale_steps(2., length, None, evaluation=None)[2] is None
+    chain = dict(policy='param_scheduler', schedulers=[dict(type='LinearLR', by_epoch=False, begin=0, end=500),
+                                                       dict(type='MultiStepLR', milestones=[8])])
+    assert scale_steps(2., length, chain)[1]['schedulers'] == [
+        dict(type='LinearLR', by_epoch=False, begin=0, end=250), chain['schedulers'][1]]
 
 
 def test_folders_are_tried_before(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from boxdet.engine.config import load_config
+from tests.mmdet3_forms import WHOLE, write_bases
 
 
 @pytest.fixture
@@ -84,3 +85,21 @@ def test_help_teaches_without_importing_torch(run):
     assert '--explain model.backbone.depth' in done.stdout and '--cfg-options' in done.stdout
     imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines() if line.startswith('import time:')}
     assert 'argparse' in imported and not {'torch', 'mmengine', 'cv2', 'numpy'} & imported
+
+
+def test_a_config_of_mmdetection_3x(run, tmp_path):
+    write_bases(tmp_path)
+    (tmp_path / 'three.py').write_text(WHOLE + "optim_wrapper = dict(optimizer=dict(lr=0.5))\n")
+    as_written = run(str(tmp_path / 'three.py')).stdout
+    assert 'optim_wrapper = dict(' in as_written and 'lr_config' not in as_written
+    done = run(str(tmp_path / 'three.py'), '--to', '2.x')
+    assert 'optim_wrapper' not in done.stdout, done.stderr
+    (tmp_path / 'two.py').write_text(done.stdout)
+    assert load_config(tmp_path / 'two.py').to_dict() == load_config(tmp_path / 'three.py').to_dict()
+    explained = run(str(tmp_path / 'three.py'), '--explain', 'optimizer.lr').stdout.splitlines()
+    assert explained[0] == 'optimizer.lr = 0.5' and explained[1].endswith('three.py:2, optim_wrapper.optimizer.lr')
+    assert explained[2].strip().startswith('overrides 0.01 (') and '_base_/schedule.py:8' in explained[2]
+    assert run(str(tmp_path / 'three.py'), '--explain', 'optim_wrapper.optimizer.lr').stdout.splitlines()[0] == \
+        'optim_wrapper.optimizer.lr = 0.5'
+    done = run(str(tmp_path / 'three.py'), '--to', '2.x', '--cfg-options', 'train_dataloader.sampler.type=MySampler')
+    assert done.returncode == 2 and done.stderr.startswith('error: train_dataloader.sampler.type (--cfg-options)')

@@ -196,6 +196,8 @@ def data(values: Mapping[str, Any], context: Context, datasets: Datasets) -> Pie
         section = Section(values[name], (name,), context)
         options = section.read(LOADER)
         if split == 'train':
+            if section.get('batch_sampler') is None:
+                options['group_by_aspect'] = section.made(False, 'batch_sampler')
             found.update({key: options.pop(key) for key in _SHARED if key in options})
             options = {k: v for k, v in options.items() if (k, v.value) != ('drop_last', False)}
         else:
@@ -223,8 +225,8 @@ _COMMON: Table = {
     'prefix': Only(None, 'coco', advice="metrics have 2.x's names")}
 EVALUATORS: Mapping[str, Table] = {
     'CocoMetric': {**_COMMON, **same('metric', 'classwise', 'proposal_nums', 'iou_thrs', 'metric_items'),
-                   'outfile_prefix': 'jsonfile_prefix', 'sort_categories': Only(False, advice='categories are in the '
-                   'order of the classes'), 'use_mp_eval': Idle('evaluation uses all cores'),
+                   'outfile_prefix': 'jsonfile_prefix', 'sort_categories': Idle('labels are told apart by the names of '
+                   'the classes'), 'use_mp_eval': Idle('evaluation uses all cores'),
                    'eval_mode': Idle("VOC's; CocoMetric of 3.x takes and ignores it")},
     'LVISMetric': {**_COMMON, **same('metric', 'classwise', 'proposal_nums', 'iou_thrs'),
                    'metric_items': Only(None, advice='LVIS has one set of items'),
@@ -267,6 +269,8 @@ def evaluation(name: str, values: Mapping[str, Any], context: Context, data_of: 
                 f"boxdet has {', '.join(EVALUATORS)}"
             one.fail('type', f"no evaluation by '{one.get('type')}': {known}; --cfg-options {name}=None leaves it out")
         _check_ann_file(one, data_of)
+        if one.kind == 'VOCMetric':
+            _check_rule(one, data_of)
         options = one.read(EVALUATORS[one.kind])
         if one.kind in _METRICS:
             options['metric'] = one.made(_METRICS[one.kind], 'type')
@@ -283,6 +287,16 @@ def _together(found: dict[str, Piece], more: dict[str, Piece]) -> dict[str, Piec
                  for one in (found, more)]
         more = {**more, 'metric': Piece(list(dict.fromkeys(lists[0] + lists[1])), more['metric'].origins)}
     return {**found, **more}
+
+
+def _check_rule(metric: Section, data_of: Piece | None) -> None:
+    """The area under VOC's curve follows the data set's year here, and ``eval_mode`` in 3.x."""
+    dataset = data_of.value if data_of is not None else {}
+    year = 2007 if metric.get('eval_mode', '11points') == '11points' else 2012
+    paths = f"{dataset.get('ann_file')} {dataset.get('img_prefix')}"
+    if 'VOC2007' in paths and year == 2012 or 'VOC2012' in paths and 'VOC2007' not in paths and year == 2007:
+        metric.note('eval_mode' if 'eval_mode' in metric.value else 'type', "boxdet measures by the rule of the data set's "
+                    f'year; data.val.year={year} (and data.test.year) gives that of 3.x')
 
 
 def _check_ann_file(metric: Section, data_of: Piece | None) -> None:
