@@ -155,13 +155,17 @@ def _areas(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
 
 def _masks(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Finding]:
     """Objects without a mask for the mask head, and masks that are elsewhere than their boxes."""
-    objects = facts.usable
+    objects = facts.labels >= 0 if dataset.test_mode else facts.usable
     absent = objects & (facts.masks == NO_MASK)
+    if absent.any() and dataset.test_mode:
+        yield Finding('data.no-masks', (
+            f"{where}: {int(absent.sum())} of {int(objects.sum())} objects have no 'segmentation' "
+            f"{_ids(facts, absent)}, and masks are measured: set evaluation.metric (--eval) to 'bbox', or draw them"))
+        return
     if absent[objects].all():
         yield Finding('data.no-masks', (
-            f"{where}: none of the {int(objects.sum())} objects has a 'segmentation' that the "
-            'mask head could learn from: take a model without mask_head (faster_rcnn), or '
-            'annotations with masks'))
+            f"{where}: none of the {int(objects.sum())} objects has a 'segmentation' that the mask head could learn "
+            'from: take a model without mask_head (faster_rcnn), or annotations with masks'))
         return
     if absent.any():
         yield Finding('data.some-masks', (

@@ -513,6 +513,10 @@ def test_an_evaluation_is_checked_too(tmp_path):
     with pytest.raises(DataError, match=r'data.test: .*none of the 18 objects .*\[data.all-crowd\]'):
         check_evaluation(one.dataset('val'), metric='segm')
     check_evaluation(one.dataset('val'))  # nothing is measured
+    one_without_mask(holey := Case(tmp_path))
+    check_evaluation(holey.dataset('val'), metric='bbox')
+    with pytest.raises(DataError, match=r"1 of 18 objects have no 'segmentation' .*set evaluation.metric .*no-masks"):
+        check_evaluation(holey.dataset('val'), metric='segm')
     relative_masks(again := Case(tmp_path))
     check_evaluation(again.dataset('val'), metric='bbox')
     with pytest.raises(DataError, match=r'relative numbers.*\[data.masks\]'):
