@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the smallest member of every model family on the shapes data set and write the table of docs/results.md.
 
-    make demo                                                   first: its Mask R-CNN gives the bodies
+    python tools/demo.py --config configs/shapes/mask_rcnn_r18_fpn_shapes.py    first: its Mask R-CNN gives the bodies
     python benchmarks/family_table.py                           all of it; a rerun goes on where it stopped
     python benchmarks/family_table.py --only faster cascade     some of them, and those they build on
     python benchmarks/family_table.py --table                   train nothing, write the table anew
@@ -187,7 +187,8 @@ def body_for(member: Member, args: argparse.Namespace) -> list[str]:
     path = args.out / f'body_{"_".join(member.body)}.pth'
     if not path.exists():
         if not args.body.exists():
-            raise UserError(f'{args.body} is not there: run `make demo`, or name its checkpoint with --body')
+            raise UserError(f'{args.body} is not there: run `python tools/demo.py --config '
+                            'configs/shapes/mask_rcnn_r18_fpn_shapes.py`, or name its checkpoint with --body')
         weights = {key: value for key, value in load_state(args.body).items() if key.startswith(member.body)}
         save_checkpoint(dict(meta={}, state_dict=weights), path)
     return ['--load-from', str(path.resolve())]

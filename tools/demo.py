@@ -5,8 +5,8 @@
     python tools/demo.py --data DIR --work-dir DIR  another folder for the pictures, another one for the results
     python tools/demo.py --cfg-options runner.max_epochs=2
 
-It draws the data set when it is not there, trains (a line with losses, learning rate and ETA every few seconds),
-evaluates boxes and masks on the val split after each epoch, and draws predictions beside the ground truth and the
+It draws the data set when it is not there, trains (a line with losses, learning rate and the time that is left every few
+seconds), evaluates boxes and masks on the val split half way and at the end, and draws predictions beside the ground truth and the
 curves of the training. A rerun starts afresh: what an earlier run left in the work_dir is deleted first.
 """
 from __future__ import annotations
@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))  # the checkout also works when it is not installe
 
 from boxdet.errors import CommandParser, UserError, run_command  # noqa: E402  (everything heavier is imported where it is needed)
 
-CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_fpn_shapes.py'
+CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py'
 # What a run writes into its work_dir, and a rerun deletes; anything else in there is left alone.
-OWN_FILES = ('epoch_*.pth', 'latest.pth', '*.log', '*.log.json', CONFIG.name, 'metrics.json', 'predictions.png',
-             'curves.png')
+OWN_FILES = ('epoch_*.pth', 'latest.pth', '*.log', '*.log.json', 'mask_rcnn_r18*_fpn_shapes.py', 'metrics.json',
+             'predictions.png', 'curves.png')
 SHOWN_IMAGES, ENLARGED = 12, 3
 
 
@@ -151,11 +151,14 @@ def draw_enlarged(image: Any, instances: Any, classes: Any) -> Any:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     began, work_dir, timestamp = time.monotonic(), Path(args.work_dir), time.strftime('%Y%m%d_%H%M%S')
+    print('1 of 3: the data set', flush=True)
     draw_data_set(Path(args.data))
     cfg = read_config(args)
     start_afresh(work_dir)
+    print('2 of 3: training; "eta" at the head of each line is the time that is left, h:mm:ss', flush=True)
     train(cfg, timestamp)
 
+    print('3 of 3: predictions and curves', flush=True)
     from boxdet.visualization.figures import training_curves
 
     log, checkpoint = work_dir / f'{timestamp}.log', work_dir / 'latest.pth'

@@ -18,7 +18,14 @@ from torch import nn
 from boxdet.datasets import build_dataloader, build_dataset, inference_settings
 from boxdet.engine.config_check import require
 from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
-from boxdet.engine.environment import choose_device, choose_seed, memory_format, set_random_seed, setup_logger
+from boxdet.engine.environment import (
+    choose_device,
+    choose_seed,
+    keep_memory,
+    memory_format,
+    set_random_seed,
+    setup_logger,
+)
 from boxdet.engine.findings import ignored_codes
 from boxdet.engine.hooks import EvaluationHook, output_folder
 from boxdet.engine.learning_rate import POLICIES
@@ -140,6 +147,8 @@ def place_for_training(model: nn.Module, device: torch.device, cfg: Any) -> nn.M
     measured (``engine.environment.memory_format``). The state dict stays as it is.
     """
     wanted, dtype = cfg.get('channels_last'), torch.float32 if cfg.get('fp16') is None else torch.bfloat16
+    if device.type == 'cpu':
+        keep_memory()
     chosen = memory_format(device, dtype, training=True)
     if wanted is not None:
         chosen = torch.channels_last if wanted else torch.contiguous_format

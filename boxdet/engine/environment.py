@@ -68,6 +68,10 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states['cuda'].cpu())
 
 
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
 # --- device ---
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -139,6 +143,17 @@ def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32
     if device.type == 'cuda' and dtype == torch.float32 and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed for the next step of a training; with another C library nothing happens.
+
+    By default large tensors are mapped anew each time, page by page, zeros written: 5 % of a step on the CPU.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def give_back_memory() -> None:

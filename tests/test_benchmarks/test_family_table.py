@@ -61,7 +61,7 @@ def test_bodies_are_the_named_parts_of_the_demos_model(families, tmp_path):
     args = families.parse_args(['--out', str(tmp_path / 'out'), '--body', str(demo)])
     (tmp_path / 'out').mkdir()
     assert families.body_for(families.MEMBERS['vgg'], args) == []
-    with pytest.raises(UserError, match='demo.pth is not there: run `make demo`'):
+    with pytest.raises(UserError, match='demo.pth is not there: run `python tools/demo.py --config .*`'):
         families.body_for(families.MEMBERS['faster'], args)
     keys = ('backbone.conv1.weight', 'neck.x', 'rpn_head.y', 'roi_head.z')
     save_checkpoint(dict(meta={}, state_dict={key: torch.ones(1) for key in keys}), demo)

@@ -183,3 +183,25 @@ def test_environment_is_told():
     assert facts['PyTorch'] == torch.__version__
     assert {'Python', 'torchvision', 'OpenCV', 'boxdet', 'CPU cores'} <= set(facts)
     assert f'PyTorch: {torch.__version__}' in env_text()
+
+
+_KEPT = """
+import resource, torch
+from boxdet.engine.environment import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2 ** 22)  # 16 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+keep_memory()
+faults()
+print(first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_memory_is_kept_for_the_next_step():
+    done = subprocess.run([sys.executable, '-c', _KEPT], capture_output=True, text=True, check=True)
+    mapped, kept = map(int, done.stdout.split())
+    assert mapped > 100 and kept < mapped / 10
