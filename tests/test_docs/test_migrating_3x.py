@@ -1,4 +1,4 @@
-"""docs/migrating_3x.md shows the tables of engine/dialects: no section, transform, evaluator or schedule is left out."""
+"""docs/migrating_3x.md shows the tables of engine/dialects, every section, transform, evaluator and schedule."""
 import pytest
 
 from boxdet.engine.chained_rates import SCHEDULERS

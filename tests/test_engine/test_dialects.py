@@ -1,6 +1,7 @@
 """Configs of mmdetection 3.x as people write them: what they become, where each value came from, what is refused.
 
-Each case of ``FORMS`` is of a kind found in public repositories, written anew: a file on top of ``mmdet3_forms``' bases.
+Each case of ``FORMS`` is of a kind found in public repositories, written anew: a file on top of the bases of
+``mmdet3_forms``.
 """
 import warnings
 from pathlib import Path
@@ -94,7 +95,8 @@ FORMS = {
         "optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=512.)\n",
         {'fp16.dtype': 'bfloat16', 'fp16.loss_scale': 512.}),
     'gradients of several batches': (
-        "optim_wrapper = dict(accumulative_counts=4)\ndefault_hooks = dict(checkpoint=dict(by_epoch=False, interval=8))\n",
+        "optim_wrapper = dict(accumulative_counts=4)\n"
+        "default_hooks = dict(checkpoint=dict(by_epoch=False, interval=8))\n",
         {'optimizer_config.cumulative_iters': 4, 'optimizer_config.type': 'GradientCumulativeOptimizerHook',
          'checkpoint_config.interval': 2, 'lr_config.batches_per_update': 4}),
     'a training by iterations': (
@@ -104,7 +106,8 @@ FORMS = {
         "train_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True))\n"
         "log_processor = dict(by_epoch=False)\n",
         {'runner': dict(type='IterBasedRunner', max_iters=9000), 'evaluation.interval': 1000,
-         'lr_config': dict(policy='step', step=[6000, 8000], by_epoch=False), 'checkpoint_config': dict(interval=1000)}),
+         'lr_config': dict(policy='step', step=[6000, 8000], by_epoch=False),
+         'checkpoint_config': dict(interval=1000)}),
     'the loop without its type': (
         "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=7, val_begin=5, val_interval=2)\n",
         {'runner': dict(type='EpochBasedRunner', max_epochs=7), 'evaluation.start': 5, 'evaluation.interval': 2}),
@@ -181,8 +184,9 @@ FORMS = {
     'batches of any aspect': (
         "train_dataloader = dict(batch_sampler=None)\n", {'data.train_dataloader.group_by_aspect': False}),
     'a mode of VOC': (
-        "voc = dict(type='VOCDataset', data_root='d', ann_file='VOC2012/v.txt', data_prefix=dict(sub_data_root='VOC2012/'), "
-        "pipeline=_base_.test_pipeline)\nval_dataloader = dict(dataset=dict(_delete_=True, **voc))\n"
+        "voc = dict(type='VOCDataset', data_root='d', ann_file='VOC2012/v.txt', "
+        "data_prefix=dict(sub_data_root='VOC2012/'), pipeline=_base_.test_pipeline)\n"
+        "val_dataloader = dict(dataset=dict(_delete_=True, **voc))\n"
         "val_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='area', iou_thrs=[0.5])\n",
         {'evaluation': dict(interval=1, metric='mAP', iou_thr=[0.5]), 'data.val.img_prefix': 'd/VOC2012/'}),
     'caffe weights': (
@@ -203,7 +207,8 @@ FORMS = {
         {'test_evaluation.format_only': True, 'test_evaluation.jsonfile_prefix': './work/test',
          'evaluation.metric': ['bbox', 'segm']}),
     'goes on': (
-        "resume = True\nload_from = 'work/epoch_3.pth'\nrandomness = dict(seed=7, deterministic=True)\nwork_dir = 'w'\n",
+        "resume = True\nload_from = 'work/epoch_3.pth'\nrandomness = dict(seed=7, deterministic=True)\n"
+        "work_dir = 'w'\n",
         {'resume_from': 'work/epoch_3.pth', 'load_from': None, 'seed': 7, 'deterministic': True, 'work_dir': 'w'}),
     'goes on where it was': ("resume = True\n", {'auto_resume': True, 'resume_from': None}),
     'several processes': (
@@ -264,7 +269,7 @@ def test_every_value_knows_its_file_and_3x_key(load):
 
 def test_errors_of_the_check_name_the_3x_key(load):
     cfg = load(WHOLE + "custom_hooks = [dict(type='ProfilerHok')]\noptim_wrapper = dict(optimizer=dict(typ='SGD'))\n")
-    with pytest.raises(ConfigError, match=r'optimizer\.typ \(config\.py:3, optim_wrapper\.optimizer\.typ\): SGD takes no'):
+    with pytest.raises(ConfigError, match=r'optimizer\.typ \(config\.py:3, optim_wrapper\.optimizer\.typ\): SGD tak'):
         check_config(cfg)
     del cfg.optimizer['typ']
     with pytest.raises(ConfigError, match=r'custom_hooks\.0\.type \(config\.py:2.*unknown hook type'):
@@ -284,13 +289,13 @@ def test_options_by_either_dialects_keys(load):
 
 def test_a_variable_that_reaches_nothing_is_told(load):
     cfg = load(WHOLE + "train_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]\n")
-    with pytest.warns(ConfigWarning, match=r'train_pipeline \(config\.py:2\): the new value reaches nothing.*train_data'):
+    with pytest.warns(ConfigWarning, match=r'train_pipeline \(config\.py:2\): the new value reaches nothing.*train'):
         check_config(cfg)
 
 
 def test_sections_of_2x_in_a_config_of_3x_are_told(load):
-    with pytest.warns(ConfigWarning, match=r"evaluation \(config\.py:2\): mmdetection 3\.x has no such section, so that it "
-                                           r"has no effect; its place is val_evaluator"):
+    with pytest.warns(ConfigWarning, match=r"evaluation \(config\.py:2\): mmdetection 3\.x has no such section, so "
+                                           r"that it has no effect; its place is val_evaluator"):
         cfg = load(WHOLE + "evaluation = dict(save_best='auto')\noptimizer = 'SGD'\n"
                            "optim_wrapper = dict(optimizer=dict(type=optimizer))\n")
     assert 'save_best' not in cfg.evaluation and cfg.optimizer.type == 'SGD'
@@ -306,7 +311,7 @@ def test_a_rule_of_voc_that_is_not_the_years_is_told(load):
 
 
 def test_annotations_that_the_evaluator_was_left_with(load):
-    with pytest.warns(ConfigWarning, match=r'val_evaluator\.ann_file .*the data set that is evaluated has new/val\.json'):
+    with pytest.warns(ConfigWarning, match=r'val_evaluator\.ann_file .*data set that is evaluated has new/val\.json'):
         load(WHOLE + "val_dataloader = dict(dataset=dict(data_root='new', ann_file='val.json'))\n")
 
 
@@ -322,14 +327,14 @@ def test_annotations_that_the_evaluator_was_left_with(load):
      r"test_evaluator\.0\.type .*--out writes all results"),
     ("train_dataloader = dict(sampler=dict(type='MultiSourceSampler'))\n",
      r"train_dataloader\.sampler\.type .*they know no MultiSourceSampler"),
-    ("model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', random_size_range=(9, 9))]))\n",
+    ("model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize')]))\n",
      r"model\.data_preprocessor\.batch_augments\.0\.type .*put RandomChoiceResize into the pipeline"),
     ("model = dict(data_preprocessor=dict(type='MultiBranchDataPreprocessor'))\n",
      r"model\.data_preprocessor\.type .*is no data preprocessor"),
     ("visualizer = dict(vis_backends=[dict(type='WandBVisBackend')])\n", r"did you mean 'WandbVisBackend'"),
     ("train_cfg = dict(type='SemiTrainLoop')\n", r"train_cfg\.type \(config\.py:2\): boxdet trains by Epoch"),
     ("optim_wrapper = dict(type='DeepSpeedOptimWrapper')\n", r"optim_wrapper\.type .*boxdet updates weights by"),
-    ("optim_wrapper = dict(clip_grad=dict(type='value', clip_value=1.))\n", r"optim_wrapper\.clip_grad\.type .*'value'"),
+    ("optim_wrapper = dict(clip_grad=dict(type='value', clip_value=1.))\n", r"wrapper\.clip_grad\.type .*'value'"),
     ("default_hooks = dict(checkpoint=dict(save_best=['coco/bbox_mAP', 'coco/segm_mAP']))\n",
      r'default_hooks\.checkpoint\.save_best .*the best checkpoint of one metric'),
     ("p = _base_.train_pipeline\np.insert(2, dict(type='RandAugment', aug_num=2))\n" + TRAIN.format('pipeline=p'),
@@ -403,12 +408,13 @@ def test_read_base_of_chosen_names_and_a_packages_config(load, tmp_path, monkeyp
     (wheel / 'mask_rcnn').mkdir()
     (wheel / 'mask_rcnn/mine.py').write_text("_base_ = ['../_base_/model.py', '../_base_/schedule.py']\n")
     monkeypatch.setenv('BOXDET_MMDET_CONFIGS', str(tmp_path / 'wheel'))
-    text = ("from mmengine.config import read_base\nwith read_base():\n    from mmdet.configs.mask_rcnn.mine import model "
-            "as base_model\n    from ._base_.data import (train_dataloader, metainfo)\nmodel = base_model\n"
+    text = ("from mmengine.config import read_base\nwith read_base():\n    from mmdet.configs.mask_rcnn.mine import "
+            "model as base_model\n    from ._base_.data import (train_dataloader, metainfo)\nmodel = base_model\n"
             "model.backbone.depth = 34\n")
     cfg = load(text, translate=False)
     assert set(cfg) == {'base_model', 'model', 'train_dataloader', 'metainfo'} and cfg.model.backbone.depth == 34
-    assert load("_base_ = 'mmdet::mask_rcnn/mine.py'\nmodel = dict(backbone=dict(depth=50))\n").model.backbone.depth == 50
+    text = "_base_ = 'mmdet::mask_rcnn/mine.py'\nmodel = dict(backbone=dict(depth=50))\n"
+    assert load(text).model.backbone.depth == 50
     with pytest.raises(ConfigError, match=r"mine\.py \(a '_base_' of config\.py\)|no such config file"):
         load("_base_ = 'mmdet::mask_rcnn/mien.py'\n")
     monkeypatch.delenv('BOXDET_MMDET_CONFIGS')
@@ -420,7 +426,8 @@ def test_read_base_of_chosen_names_and_a_packages_config(load, tmp_path, monkeyp
 
 def test_a_file_that_only_names_classes(load):
     text = ("from mmdet.models import MaskRCNN\nfrom torch.optim import SGD\n"
-            "optim_wrapper = dict(optimizer=dict(type=SGD, lr=1.))\nmodel = dict(type=MaskRCNN, data_preprocessor=dict())\n")
+            "optim_wrapper = dict(optimizer=dict(type=SGD, lr=1.))\n"
+            "model = dict(type=MaskRCNN, data_preprocessor=dict())\n")
     cfg = load(text)
     assert cfg.model.type == 'MaskRCNN' and cfg.optimizer == dict(type='SGD', lr=1.)
 
@@ -430,8 +437,8 @@ def test_values_that_are_computed_by_a_package_are_computed(load):
                "    from ._base_.schedule import *\nlr = float(np.linspace(0, 1, 3)[1])\nother = math.sqrt(4)\n")
     assert cfg.lr == 0.5 and cfg.other == 2
     with pytest.raises(ConfigError, match=r'config\.py:5: ImportError: no_such\.thing is not installed'):
-        load("from mmengine.config import read_base\nimport no_such\nwith read_base():\n    from ._base_.data import *\n"
-             "x = no_such.thing()\n")
+        load("from mmengine.config import read_base\nimport no_such\nwith read_base():\n"
+             "    from ._base_.data import *\nx = no_such.thing()\n")
 
 
 def test_bases_changed_in_place(load):

@@ -295,8 +295,8 @@ def _check_rule(metric: Section, data_of: Piece | None) -> None:
     year = 2007 if metric.get('eval_mode', '11points') == '11points' else 2012
     paths = f"{dataset.get('ann_file')} {dataset.get('img_prefix')}"
     if 'VOC2007' in paths and year == 2012 or 'VOC2012' in paths and 'VOC2007' not in paths and year == 2007:
-        metric.note('eval_mode' if 'eval_mode' in metric.value else 'type', "boxdet measures by the rule of the data set's "
-                    f'year; data.val.year={year} (and data.test.year) gives that of 3.x')
+        metric.note('eval_mode' if 'eval_mode' in metric.value else 'type', 'boxdet measures by the rule of the data '
+                    f"set's year; data.val.year={year} (and data.test.year) gives that of 3.x")
 
 
 def _check_ann_file(metric: Section, data_of: Piece | None) -> None:
