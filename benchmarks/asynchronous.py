@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""inference_detector in a row against async_inference_detector in many asyncio tasks, as 2.x's tests/async_benchmark.py.
+"""inference_detector in a row against async_inference_detector in asyncio tasks, as 2.x's tests/async_benchmark.py.
 
     python benchmarks/asynchronous.py FOLDER [--config CONFIG --checkpoint FILE] [--images 32] [--streams 3]
         [--device cuda] [--quick] [--json out.json]
 
-All tasks start at once, and a queue of --streams CUDA streams (on the CPU: of so many permits) lets that many of them work.
-The two ways alternate; the medians are printed, and how late the event loop was at most: what a service's other requests
-would have waited. On the CPU set --threads to the cores divided by the networks that are to run at once.
+All tasks start at once, and a queue of --streams CUDA streams (on the CPU: of so many permits) lets that many of them
+work. The two ways alternate; the medians are printed, and how late the event loop was at most: what a service's other
+requests would have waited. On the CPU set --threads to the cores divided by the networks that are to run at once.
 """
 import argparse
 import asyncio
@@ -81,7 +81,8 @@ def main() -> None:
         late.append(asyncio.run(in_tasks(model, files, args.streams, args.device)))
         times['in tasks'].append((time.perf_counter() - start) / len(files))
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    print(f'{len(files)} pictures, {args.device}, {args.threads} threads a network, {args.streams} at once, {args.precision}')
+    print(f'{len(files)} pictures, {args.device}, {args.threads} threads a network, {args.streams} at once, '
+          f'{args.precision}')
     for name, value in seconds.items():
         print(f"{name}: {1e3 * value:8.1f} ms a picture, ratio {value / seconds['in a row']:.2f}")
     print(f'the event loop was late by {1e3 * max(late):.0f} ms at most')

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """One picture through boxdet and through torchvision, with the same weights: time, memory, results.
 
-    python benchmarks/inference.py [--models fasterrcnn maskrcnn] [--rounds 5] [--quick] [--device cuda] [--json out.json]
+    python benchmarks/inference.py [--models fasterrcnn maskrcnn] [--rounds 5] [--quick] [--device cuda] [--json FILE]
 
-torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both get one
-uint8 picture of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the float tensor that
-it wants, made of the picture, boxdet by inference_detector. Whole calls are timed, one after the other in every round; the
-medians are printed. Results are compared by the rule of the reference numbers (label, 0.05 pixel, 5e-4, mask IoU 0.995).
-Memory is the peak of a process of its own for each, less what it held before the model was made: the median of three, as the C
-library keeps more or less of what is freed, by chance.
+torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both
+get one uint8 picture of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the
+float tensor that it wants, made of the picture, boxdet by inference_detector. Whole calls are timed, one after the
+other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label, 0.05
+pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the model
+was made: the median of three, as the C library keeps more or less of what is freed, by chance.
 """
 import argparse
 import json
@@ -88,7 +88,7 @@ def runner(variant: str, model: str, image, device: str) -> Callable[[], object]
                 return {name: value.cpu() for name, value in found.items()}
         return run
     from boxdet.apis import inference_detector, init_detector
-    del theirs
+    theirs = None  # its memory is not to count
     with tempfile.TemporaryDirectory() as folder:
         torch.save(weights, f'{folder}/theirs.pth')
         del weights

@@ -5,7 +5,8 @@
 
 The other way is what torchvision and pycocotools users do: paste_masks_in_image, >= 0.5, encode. boxdet does the same
 arithmetic in the window of each object (paste_to_rle with whole_pixels=True, and without it the way of mmdetection and
-detectron2, whose boxes are not cut to whole pixels). Memory is the peak of a process of its own beyond what it held before.
+detectron2, whose boxes are not cut to whole pixels). Memory is the peak of a process of its own beyond what it held
+before.
 """
 import argparse
 import json
@@ -98,7 +99,8 @@ def main() -> None:
         megabytes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         worst = min(coco_mask.iou([a], [b], [0])[0, 0] if coco_mask.area(b) else 1.0
                     for a, b in zip(codes[way], codes['bitmaps']))
-        print(f"{way:18s} {1e3 * seconds[way]:8.1f} {seconds['bitmaps'] / seconds[way]:14.1f} {megabytes:7.0f}   {worst:.5f}")
+        print(f"{way:18s} {1e3 * seconds[way]:8.1f} {seconds['bitmaps'] / seconds[way]:14.1f} {megabytes:7.0f}   "
+              f"{worst:.5f}")
         numbers[way] = dict(seconds=seconds[way], megabytes=megabytes, least_iou=worst)
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1))

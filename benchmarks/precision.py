@@ -4,8 +4,8 @@
     python benchmarks/precision.py CONFIG CHECKPOINT [--folder ../shared/data/coco_mini/val2017] [--precision bf16]
         [--score-thr 0.05] [--quick] [--device cuda] [--cfg-options KEY=VALUE ...] [--json out.json]
 
-A result of float32 stays when half precision has one of its label with an IoU of 0.9 or more; each is the counterpart of one
-only, the best first. AP is that of boxdet.evaluation on the same data for both.
+A result of float32 stays when half precision has one of its label with an IoU of 0.9 or more; each is the counterpart
+of one only, the best first. AP is that of boxdet.evaluation on the same data for both.
 """
 import argparse
 import json
@@ -76,7 +76,8 @@ def main() -> None:
         numbers[name] = evaluate(data, inference_detector(model, files), metric=metric)
     for key in (f'{m}_mAP' for m in metric):
         plain, half = numbers['fp32'][key], numbers[args.precision][key]
-        print(f'{key}: fp32 {100 * plain:.2f}, {args.precision} {100 * half:.2f}, difference {100 * (half - plain):+.2f} points')
+        print(f'{key}: fp32 {100 * plain:.2f}, {args.precision} {100 * half:.2f}, '
+              f'difference {100 * (half - plain):+.2f} points')
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1, default=str))
 

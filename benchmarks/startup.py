@@ -3,8 +3,8 @@
 
     python benchmarks/startup.py [--rounds 7] [--quick] [--device cuda] [--json out.json]
 
-Each is a fresh Python process; all run once in every round, and the medians are printed. The first round, which fills the
-file system's cache, does not count. With --device cuda the import is followed by a first tensor on the GPU.
+Each is a fresh Python process; all run once in every round, and the medians are printed. The first round, which fills
+the file system's cache, does not count. With --device cuda the import is followed by a first tensor on the GPU.
 """
 import argparse
 import json
@@ -45,7 +45,8 @@ def main() -> None:
     for name, value in seconds.items():
         print(f'{name:40s} {value:6.2f} s')
     floor, own = seconds['import torch, torchvision'], seconds['from boxdet.apis import init_detector']
-    print(f'the API takes {own - floor:.2f} s more than torch and torchvision (goal: 0.7), {own / floor:.2f} of their time')
+    print(f'the API takes {own - floor:.2f} s more than torch and torchvision (goal: 0.7), {own / floor:.2f} of their '
+          f'time')
     if args.json:
         Path(args.json).write_text(json.dumps(seconds, indent=1))
 

@@ -4,9 +4,9 @@
     python benchmarks/throughput.py FOLDER [--config CONFIG --checkpoint FILE] [--images 64] [--precision bf16]
         [--device cuda] [--quick] [--json out.json]
 
-Every setting runs over the same pictures once in every round; the medians are printed. Without a config it is Mask R-CNN
-R50-FPN with weights that find nothing: reading, backbone, neck and proposals. The video is made of the pictures, all of one
-size, with OpenCV.
+Every setting runs over the same pictures once in every round; the medians are printed. Without a config it is Mask
+R-CNN R50-FPN with weights that find nothing: reading, backbone, neck and proposals. The video is made of the pictures,
+all of one size, with OpenCV.
 """
 import argparse
 import json

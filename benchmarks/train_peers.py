@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 # --- what all sides see ---
 
 def drawn_batch(count: int, height: int, width: int) -> list[dict[str, Any]]:
-    """Samples: image (H, W, 3) uint8, boxes (N, 4), labels (N,) from 0, polygons of 40 corners, rois around the boxes."""
+    """Samples: image (H, W, 3) uint8, boxes (N, 4), labels (N,) from 0, polygons of 40 corners, rois around them."""
     import cv2
     import numpy as np
     rng, samples = np.random.default_rng(0), []
@@ -211,7 +211,8 @@ def boxdet_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side
     rois = [torch.from_numpy(sample['rois']).to(device) for sample in samples]
 
     def with_candidates(*inputs: Any, **options: Any) -> Any:
-        return [Instances(bboxes=torch.cat([own.bboxes, more]), scores=torch.cat([own.scores, more.new_zeros(len(more))]))
+        return [Instances(bboxes=torch.cat([own.bboxes, more]),
+                          scores=torch.cat([own.scores, more.new_zeros(len(more))]))
                 for own, more in zip(propose(*inputs, **options), rois)]
     model.rpn_head.predict = with_candidates
     norm = dict(mean=np.array([123.675, 116.28, 103.53]), std=np.array([58.395, 57.12, 57.375]), to_rgb=True)
@@ -358,7 +359,8 @@ def report(figures: dict[str, Any]) -> None:
     print('|---' * 12 + '|')
     for name, one in figures.items():
         step, processor = sum(one['wall']), sum(one['processor'])
-        cells = [f'{1e3 * value:.0f}' for value in one['wall']] + [f'{1e3 * step:.0f}', f"**{step / sum(base['wall']):.2f}**"]
+        cells = [f'{1e3 * value:.0f}' for value in one['wall']] + [f'{1e3 * step:.0f}',
+                                                                   f"**{step / sum(base['wall']):.2f}**"]
         cells += [f'{1e3 * processor:.0f}', f"{processor / sum(base['processor']):.2f}"]
         cells += [f"{one['memory']:.0f}", f"**{one['memory'] / base['memory']:.2f}**"] if 'memory' in one else ['', '']
         print(f'| {name} | ' + ' | '.join(cells) + ' |')
@@ -393,7 +395,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.quick:
         for name in names:
             figures[name]['memory'] = memory(name, args)
-    print(f'Mask R-CNN R50-FPN, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.device}, {args.threads} threads, '
+    print(f'Mask R-CNN R50-FPN, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.device}, {args.threads} '
+          f'threads, '
           f'torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores')
     report(figures)
     if args.json:

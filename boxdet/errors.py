@@ -87,6 +87,7 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
 
     Args:
         main: returns the exit status; None is 0.
+        interrupted: the line after Ctrl-C.
     """
     warnings.showwarning = _show_warning
     try:
@@ -128,7 +129,10 @@ def say_last(text: str, status: int, kind: str = 'error', aloud: bool = True) ->
     here; ranks after the first wait a moment, in which rank 0 says the same and the launcher ends them.
 
     Args:
-        kind: 'error', or 'lost' when another rank's end is the cause. aloud: print it where there are no notes.
+        text: the line.
+        status: the exit status of this process.
+        kind: 'error', or 'lost' when another rank's end is the cause.
+        aloud: print it where there are no notes.
     """
     if not _word.acquire(blocking=False):
         time.sleep(5)  # the other thread ends the process

@@ -2,7 +2,8 @@
 
     python demo/draw_media.py [FOLDER]
 
-They show the shapes of tools/make_shapes.py, so that nobody's pictures are handed on; the video moves over a larger one.
+They show the shapes of tools/make_shapes.py, so that nobody's pictures are handed on; the video moves over a larger
+one.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(1, str(ROOT / 'tools'))
 
-from boxdet.errors import CommandParser, run_command
+from boxdet.errors import CommandParser, run_command  # noqa: E402 - after the path is set
 
 PICTURE, PANORAMA, VIEW = (320, 400), (240, 640), (192, 240)  # height, width in pixels
 FRAMES, RATE, SEED = 48, 12, 5

@@ -1,6 +1,6 @@
-"""Detect on pictures and show or save them.
+r"""Detect on pictures and show or save them.
 
-    python demo/image_demo.py street.jpg configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \\
+    python demo/image_demo.py street.jpg configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \
         --device cpu --out-file result.jpg
     python demo/image_demo.py 'pictures/*.jpg' CONFIG CHECKPOINT --out-dir drawn
     python demo/image_demo.py a.jpg b.jpg demo/demo.jpg CONFIG CHECKPOINT

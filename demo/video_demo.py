@@ -1,6 +1,6 @@
-"""Detect on every frame of a video; write the video with the objects drawn in, or watch it.
+r"""Detect on every frame of a video; write the video with the objects drawn in, or watch it.
 
-    python demo/video_demo.py street.mp4 configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \\
+    python demo/video_demo.py street.mp4 configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \
         --device cpu --out result.mp4
 
 The next frames are read and the last ones drawn and written while the network is at work.

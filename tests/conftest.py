@@ -172,13 +172,14 @@ def tiny_detector(tmp_path_factory):
 
     torch.manual_seed(0)
     model = init_detector(folder / 'config.py', device='cpu')
-    save_checkpoint(dict(meta=dict(CLASSES=('disc', 'bar', 'cross')), state_dict=model.state_dict()), folder / 'tiny.pth')
+    save_checkpoint(dict(meta=dict(CLASSES=('disc', 'bar', 'cross')), state_dict=model.state_dict()),
+                    folder / 'tiny.pth')
     return SimpleNamespace(folder=folder, config=folder / 'config.py', checkpoint=folder / 'tiny.pth', images=paths,
                            ann_file=folder / 'ann.json', classes=('disc', 'bar', 'cross'))
 
 
 @pytest.fixture(scope='session')
 def cityscapes_dir(tmp_path_factory) -> Path:
-    """A small folder in Cityscapes' shape, drawn and converted: leftImg8bit, gtFine, annotations. Do not write there."""
+    """A small folder in Cityscapes' shape, drawn and converted: leftImg8bit, gtFine, annotations. Read only."""
     from tests import cityscapes_folder
     return cityscapes_folder.draw_and_convert(tmp_path_factory.mktemp('cityscapes'))

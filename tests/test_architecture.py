@@ -32,7 +32,7 @@ MODULES = {module_name(path) for path in FILES}
 
 
 def imported(path: Path) -> list[tuple[str, int]]:
-    """The modules that a file imports (absolute) with line numbers; ``from x import y`` counts as x.y where that is one."""
+    """The modules that a file imports (absolute), by line; ``from x import y`` counts as x.y where that is one."""
     name = module_name(path)
     package = name if path.name == '__init__.py' else name.rpartition('.')[0]
     found = []
@@ -80,7 +80,8 @@ def test_imports_go_down(path):
 
 def test_a_name_in_a_text_counts_as_an_import(tmp_path):
     path = tmp_path / 'somewhere.py'
-    path.write_text('"""boxdet.engine"""\nimport importlib\nW = dict(a=importlib.import_module("boxdet.evaluation.evaluate"))\n')
+    path.write_text('"""boxdet.engine"""\nimport importlib\nW = '
+                    'dict(a=importlib.import_module("boxdet.evaluation.evaluate"))\n')
     assert named(path) == [('boxdet.evaluation.evaluate', 3)]
 
 
@@ -134,9 +135,9 @@ def test_functions_stay_short_and_finished(folder):
     faults = []
     for path in (ROOT / folder).rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                if node.end_lineno - node.body[0].lineno + 1 > 60:
-                    faults.append(f'{path.relative_to(ROOT)}:{node.lineno} {node.name} is longer than 60 lines')
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) \
+                    and node.end_lineno - node.body[0].lineno + 1 > 60:
+                faults.append(f'{path.relative_to(ROOT)}:{node.lineno} {node.name} is longer than 60 lines')
             if isinstance(node, ast.Raise) and node.exc is not None and 'NotImplementedError' in ast.unparse(node.exc):
                 faults.append(f'{path.relative_to(ROOT)}:{node.lineno} is not implemented')
             if isinstance(node, ast.ImportFrom) and any(alias.name == '*' for alias in node.names):

@@ -36,7 +36,8 @@ def test_they_differ_in_nothing_else():
     one = {k: v for k, v in tutorial(1).to_dict().items() if k not in schedule}
     for gpus in (2, 4, 8):
         assert {k: v for k, v in tutorial(gpus).to_dict().items() if k not in schedule} == one
-    scales = [one['data'][part]['pipeline'][step]['img_scale'] for part, step in (('train', 2), ('val', 1), ('test', 1))]
+    scales = [one['data'][part]['pipeline'][step]['img_scale'] for part,
+              step in (('train', 2), ('val', 1), ('test', 1))]
     assert scales == [(833, 500)] * 3
 
 

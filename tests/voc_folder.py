@@ -20,8 +20,9 @@ def write_xml(path: Path, objects: list[dict], size: tuple | None = (128, 96), e
 
 
 def draw(root: Path, names: list[str], split: str = 'trainval', seed: int = 0, classes: tuple = ('cat', 'dog')) -> Path:
-    """Pictures of 128 x 96 pixels (every third one is turned) with two rectangles each, annotated from 1; adds to the
-    list SPLIT.txt.
+    """Images of 128 x 96 pixels (every third one is turned) with two rectangles each, annotated from 1.
+
+    Adds to the list SPLIT.txt.
     """
     for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         (root / folder).mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout also works when it is not installed
 
-from boxdet.errors import CommandParser, UserError, run_command  # noqa: E402  (everything heavier is imported where it is needed)
+from boxdet.errors import CommandParser, UserError, run_command  # noqa: E402 - after the path is set
 
 CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py'
 # What a run writes into its work_dir, and a rerun deletes; anything else in there is left alone.
@@ -35,7 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description='Draw a data set, train Mask R-CNN on it, evaluate and show it.',
                            epilog=__doc__.partition('\n\n')[2],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=str(CONFIG), metavar='FILE', help='config to train (default: the shapes one)')
+    parser.add_argument('--config', default=str(CONFIG), metavar='FILE',
+                        help='config to train (default: the shapes one)')
     parser.add_argument('--data', default='data/shapes', metavar='DIR', help='the data set (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/demo', metavar='DIR',
                         help='where everything goes (default: %(default)s)')

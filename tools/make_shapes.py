@@ -488,7 +488,8 @@ def make_shapes(out, train=1000, val=120, size=160, seed=0, force=False, progres
 
     Args:
         out: folder to write; its parent is made when missing.
-        train, val: number of images of each split.
+        train: number of images of the training split.
+        val: number of images of the validation split.
         size: longer side of every image in pixels; the shorter one is 4/5 of it.
         seed: the same seed and settings give the same bytes (with the same versions of OpenCV and numpy).
         force: draw again even when the folder holds this very data set.
@@ -506,7 +507,8 @@ def make_shapes(out, train=1000, val=120, size=160, seed=0, force=False, progres
     if existing == settings and not force:
         return None
     if existing is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} exists and was not written by make_shapes.py; move it away or choose another --out')
+        raise FileExistsError(f'{out} exists and was not written by make_shapes.py; move it away or choose another '
+                              f'--out')
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f'.{out.name}.partial-{os.getpid()}'
     try:

@@ -85,7 +85,8 @@ def cause(notes: dict[int, dict[str, Any]], failures: dict[int, Any]) -> tuple[i
     A signal from outside explains more than an error, an error more than what it did to the other ranks.
 
     Args:
-        notes: what each rank left (``boxdet.errors``). failures: torchrun's ProcessFailure by rank.
+        notes: what each rank left (``boxdet.errors``).
+        failures: torchrun's ProcessFailure by rank.
     """
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and rank not in notes:

@@ -116,7 +116,11 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
 
     Args:
         model: of ``init_detector``.
+        folder: where the images are.
+        names: of its images.
+        journal: notes what is done, and knows what was.
         score_thr: what scores less is left out.
+        batch_size: images that go through the network together.
         on_result: called with each picture's name and result before it is noted as done.
         advance: called with the number of pictures that are through.
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
 
-Picture = Union[str, os.PathLike, np.ndarray, bytes, Any]  # Any: a PIL image, or what can read() bytes
+Picture = str | os.PathLike | np.ndarray | bytes | Any  # Any: a PIL image, or what can read() bytes
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the picture that it is at; a camera may never
 _MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any network
@@ -41,7 +41,8 @@ class Preparation:
     """A test pipeline, ready for pictures from files and from memory; threads may share it.
 
     Args:
-        from_file, in_memory: the pipeline as it is, and with the step that takes an array in place of the one that reads.
+        from_file, in_memory: the pipeline as it is, and with the step that takes an array in place of the one that
+            reads.
         color_type, backend: what the config's first step says of reading.
         channel_order: of arrays that are given, 'bgr' or 'rgb'.
         exif_orientation: turn pictures upright by their EXIF orientation; None leaves it to the config's first step.
@@ -57,6 +58,7 @@ class Preparation:
         """The sample, compact where that can be (see ``pipelines.compose``).
 
         Args:
+            picture: path, array, bytes, PIL image or file object.
             index: what a message calls a picture that has no name.
 
         Raises:
@@ -200,6 +202,8 @@ def prepared_ahead(prepare: Preparation, pictures: Iterable[Picture],
     """Each picture with its sample, in order; ``ahead`` of them at most are read before they are asked for.
 
     Args:
+        prepare: what makes a sample of a picture.
+        pictures: any number of them.
         ahead: 0 reads and prepares in the caller's thread.
 
     Raises:

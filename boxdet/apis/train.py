@@ -57,7 +57,8 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
         cfg: Config; it is not changed.
         distributed: ``init_dist`` was called, this process is one of several.
         validate: evaluate on ``cfg.data.val`` as ``cfg.evaluation`` says.
-        timestamp: names the log files. meta: goes into checkpoints and the JSON log.
+        timestamp: names the log files.
+        meta: goes into checkpoints and the JSON log.
 
     Returns:
         the trained detector, unwrapped.

@@ -46,7 +46,8 @@ class CustomDataset(Evaluated):
             loader take another image, and say so. In testing it is always an error.
         max_errors: with 'skip', so many different ones may be skipped before the training ends.
         max_images: use so many images, evenly spread over the file: for a quick look. The log says so.
-        evaluators: types or configs of evaluators in place of the class's ``EVALUATORS`` (see boxdet/evaluation/evaluator.py).
+        evaluators: types or configs of evaluators in place of the class's ``EVALUATORS`` (see
+            boxdet/evaluation/evaluator.py).
 
     Attributes:
         flag: (len,) uint8, 1 for images wider than high; batches are made of one kind.

@@ -277,10 +277,11 @@ class _Moves:
 def check_config(cfg: Any, needed: Sequence[str] = ()) -> None:
     """Check every key and type of a Config (or dict) against what will read it; nothing is built.
 
-    Variables of a file that look like misspelt keys, or that no longer reach anything, are ConfigWarnings; of the options
-    they are errors: see ``refuse_misspelt_options``.
+    Variables of a file that look like misspelt keys, or that no longer reach anything, are ConfigWarnings; of the
+    options they are errors: see ``refuse_misspelt_options``.
 
     Args:
+        cfg: Config or dict; it is not changed.
         needed: sections without which the caller cannot work: 'model', 'data.train'.
 
     Raises:
@@ -314,8 +315,10 @@ def refuse_misspelt_options(cfg: Any) -> None:
 
 
 class _Variables(dict):
-    """By variable, what gives it the options' value: ``--cfg-options data_root=/my/coco/`` moves every path that a file
-    makes from it. Sections (``model``, ``data``, …) get theirs at the end, when all files are merged.
+    """By variable, what gives it the options' value.
+
+    ``--cfg-options data_root=/my/coco/`` moves every path that a file makes from it. Sections (``model``,
+    ``data``, …) get theirs at the end, when all files are merged.
     """
 
     def __init__(self, options: Mapping[str, Any]):

@@ -71,8 +71,10 @@ def _contradictions(cfg: Any) -> Iterator[Finding]:
     runner, epochs = cfg.get('runner') or {}, cfg.get('total_epochs')
     for key in ('max_epochs', 'max_iters'):
         if epochs is not None and key in runner and (key, runner[key]) != ('max_epochs', epochs):
-            yield Finding('config.contradiction', f'total_epochs = {epochs}{_at(origin("total_epochs"))} and runner.{key} = '
-                                                  f'{runner[key]}{_at(origin(f"runner.{key}"))} both say how long to train: '
+            yield Finding('config.contradiction', f'total_epochs = {epochs}{_at(origin("total_epochs"))} and '
+                                                  f'runner.{key} = '
+                                                  f'{runner[key]}{_at(origin(f"runner.{key}"))} both say how long to '
+                                                  f'train: '
                                                   'take one of them out, or set both to one number')
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
@@ -81,7 +83,8 @@ def _contradictions(cfg: Any) -> Iterator[Finding]:
     if model.get('pretrained') and weights and weights != model['pretrained']:
         yield Finding('config.contradiction', (
             f"model.pretrained = '{model['pretrained']}'{_at(origin('model.pretrained'))} and model.backbone.init_cfg."
-            f"checkpoint = '{weights}'{_at(origin('model.backbone.init_cfg.checkpoint'))} both name the backbone's weights: "
+            f"checkpoint = '{weights}'{_at(origin('model.backbone.init_cfg.checkpoint'))} both name the backbone's "
+            f"weights: "
             'take one of them out'))
 
 

@@ -16,8 +16,9 @@ def differences(before: str, now: str) -> list[str]:
     """One line for each value that differs between two configs' texts: ``optimizer.lr: 0.02 -> 0.01``.
 
     Args:
-        before, now: ``Config.pretty_text``; nothing differs from an empty one. A text that is no plain assignments,
-            as foreign checkpoints may hold, is compared by lines.
+        before: ``Config.pretty_text``; nothing differs from an empty one. A text that is no plain assignments, as
+            foreign checkpoints may hold, is compared by lines.
+        now: another such text.
     """
     if not before or not now:
         return []

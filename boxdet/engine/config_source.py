@@ -53,8 +53,9 @@ def lookup(value: Any, key: Key) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A copy in plain dicts, lists and tuples, paths as texts, that shares no container: one variable is often used in
-    many places.
+    """A copy in plain dicts, lists and tuples, paths as texts, that shares no container.
+
+    One variable is often used in many places.
     """
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in dict.items(value)}
@@ -113,7 +114,7 @@ class SourceFile:
         return [str(name) for name in names]
 
     def values(self, base: dict, settle: Settle | None = None) -> tuple[dict, dict]:
-        """The keys that the file itself sets, with ``_delete_`` marks still inside, and its bases' keys as it left them.
+        """The keys that the file itself sets, with ``_delete_`` marks inside, and its bases' keys as it left them.
 
         ``_base_.model.backbone.depth = 101`` changes those in place.
 
@@ -428,8 +429,9 @@ def _brackets(value: Any) -> tuple[str, str, list[tuple[str, Any]]]:
 
 
 def read_literal_python(text: str) -> dict:
-    """Evaluate assignments of literals and ``dict(...)`` calls: all that dumped config text holds. Nothing is executed,
-    so that text from a checkpoint is as safe to read as its weights.
+    """Evaluate assignments of literals and ``dict(...)`` calls: all that dumped config text holds.
+
+    Nothing is executed, so that text from a checkpoint is as safe to read as its weights.
 
     Raises:
         ConfigError: a statement or expression of another kind; names the line.

@@ -1,7 +1,7 @@
 """Learning rates: mmdetection 2.x's ``lr_config`` as a pure function of the progress of the training.
 
-Nothing has to be stored for a resume, and the rate of any iteration can be asked for. The formulas are 2.x's (mmcv 1.x),
-iteration for iteration.
+Nothing has to be stored for a resume, and the rate of any iteration can be asked for. The formulas are 2.x's (mmcv
+1.x), iteration for iteration.
 """
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _one_cycle(base: float, at: _Clock, max_lr: float | Sequence[float], total_s
 
 
 def _chained(base: float, at: _Clock, schedulers: Sequence[Mapping[str, Any]], batches_per_update: int = 1) -> float:
-    """mmdetection 3.x's ``param_scheduler``: ``ChainedRates`` works it out."""
+    """Mmdetection 3.x's ``param_scheduler``: ``ChainedRates`` works it out."""
     return base
 
 

@@ -1,4 +1,4 @@
-"""mmdetection 2.x's ``optimizer``, ``optimizer_config`` and ``fp16`` as objects. (``lr_config``: learning_rate.py.)"""
+"""mmdetection 2.x's ``optimizer``, ``optimizer_config`` and ``fp16`` as objects; ``lr_config`` is elsewhere."""
 from __future__ import annotations
 
 import contextlib
@@ -44,6 +44,8 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], lr_scale: float = 
     appears twice.
 
     Args:
+        model: its parameters are optimised.
+        cfg: 2.x's ``optimizer`` section.
         lr_scale: multiplies ``lr`` (linear scaling rule).
 
     Raises:
@@ -151,6 +153,7 @@ def freeze(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:
     """Take what ``patterns`` name out of the training: its weights get no gradient.
 
     Args:
+        model: it is changed in place.
         patterns: names of modules, with all that is in them, or of parameters; ``*``, ``?`` and ``[12]`` as in file
             names: 'backbone.layer[12]', 'roi_head.*.fc_reg', '*.bias'.
 
@@ -267,7 +270,8 @@ def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = N
             raise ConfigError(f"fp16 takes no '{key}'{nearest(key, ['loss_scale', 'dtype'])}")
     dtype = _amp_dtype(precision.get('dtype'), device_type) if precision else None
     if dtype is not None and slow_in(dtype, device_type):
-        logger.warning('fp16: this processor has no instructions for %s: training takes many times as long as in float32, '
+        logger.warning('fp16: this processor has no instructions for %s: training takes many times as long as in '
+                       'float32, '
                        'which it is without fp16 in the config', str(dtype).removeprefix('torch.'))
     accumulation = options.get('cumulative_iters', 1)
     if not isinstance(accumulation, int) or accumulation < 1:

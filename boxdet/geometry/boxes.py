@@ -30,7 +30,8 @@ def box_overlaps(boxes1: torch.Tensor, boxes2: torch.Tensor, mode: str = 'iou', 
     """Overlap of boxes (N, 4) with boxes (M, 4), differentiable.
 
     Args:
-        boxes1, boxes2: (N, 4) and (M, 4); of equal length when ``is_aligned``.
+        boxes1: (N, 4).
+        boxes2: (M, 4); M = N when ``is_aligned``.
         mode: ``iou``, intersection over union; ``iof``, over the area of ``boxes1`` (its foreground); ``giou``,
             generalised IoU in [-1, 1] (Rezatofighi et al. 2019).
         is_aligned: compare row by row and not every pair.

@@ -41,7 +41,8 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, n
     float32, which rounds the boxes of the last of 80 classes to 1/128 of a pixel; here they are shifted in float64.
 
     Args:
-        boxes: (N, 4). scores: (N,). Half precision is computed in float32.
+        boxes: (N, 4). Half precision is computed in float32.
+        scores: (N,).
         idxs: (N,) group of each box.
         nms_cfg: see the top of the file; None sorts by score only.
         class_agnostic: all boxes are one group; ``nms_cfg['class_agnostic']`` wins over it.
@@ -282,7 +283,10 @@ def _take_by_group(boxes: np.ndarray, current: np.ndarray, table: np.ndarray,
     """In all groups at once: take the best box, lower the scores of those it overlaps, until none is left.
 
     Args:
-        boxes: (G, S, 4). current: (G, S) scores, -inf for what is gone; overwritten.
+        boxes: (G, S, 4).
+        current: (G, S) scores, -inf for what is gone; overwritten.
+        table: (G, S) place of each box among all.
+        options: the completed ``nms_cfg``.
 
     Returns:
         places and lowered scores of the taken boxes, (n,) each, best first, equal scores by place.

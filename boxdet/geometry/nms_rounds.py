@@ -99,6 +99,7 @@ def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor
         valid: (B, n) bool, False for rows that only fill up.
         nms_cfg: one that ``SuppressionInRounds`` supports; None keeps every valid box.
         groups: (B, n): only boxes of one group suppress each other; None: all of a set do.
+        rounds: how many are run; a round settles what no unsettled box overlaps.
 
     Returns:
         keep: (B, n) bool. settled: () bool, False where the rounds did not suffice and ``keep`` may be wrong.

@@ -145,7 +145,10 @@ class MaxIoUAssigner:
         """Match boxes (N, 4), a fifth column being left out, with ``gt_bboxes`` (G, 4) of labels (G,).
 
         Args:
+            bboxes: (N, 4) or (N, 5) candidates.
+            gt_bboxes: (G, 4) ground truth.
             gt_bboxes_ignore: (M, 4) regions to be ignored, or None.
+            gt_labels: (G,), or None where only objectness is asked for.
         """
         num_gts = len(gt_bboxes)
         gt_inds = bboxes.new_full((len(bboxes),), IGNORED, dtype=torch.long)
@@ -221,7 +224,11 @@ class MaxIoUAssigner:
         """Step 4 with every best box of each ground truth.
 
         Args:
-            best, best_box: (C, G) overlap and place of the first best box of each chunk.
+            best: (C, G) best overlap in each of C chunks.
+            best_box: (C, G) place of the first box that has it.
+            chunks: the slices of ``bboxes``.
+            bboxes: (N, 4).
+            gt_bboxes: (G, 4).
             max_overlaps: (N,), -1 for boxes in ignored regions.
 
         Returns:

@@ -48,7 +48,8 @@ class DeltaXYWHBBoxCoder:
         deltas = torch.cat([(gt_center - center) / size, (gt_size / size).log()], dim=1)
         if self._is_plain:
             return deltas
-        return torch.stack([(delta - mean) / std for delta, mean, std in zip(deltas.unbind(-1), self.means, self.stds)], -1)
+        return torch.stack([(delta - mean) / std for delta, mean, std in zip(deltas.unbind(-1), self.means, self.stds)],
+                           -1)
 
     def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
                max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:

@@ -75,6 +75,9 @@ class RandomSampler:
         """Draw from candidates (N, 4) that were matched with ``gt_bboxes`` (G, 4).
 
         Args:
+            assign_result: of the candidates.
+            bboxes: (N, 4) candidates.
+            gt_bboxes: (G, 4).
             gt_labels: (G,), needed where ground truth is added to an assignment with labels.
             rank_losses: see the top of the file.
 
@@ -281,6 +284,8 @@ def _choose_by_group(groups: torch.Tensor, quota: int, wanted: int) -> torch.Ten
 
     Args:
         groups: (n,) group of each element, from 0; n >= wanted.
+        quota: at most so many of a group at first.
+        wanted: how many in all.
     """
     shuffled = torch.randperm(len(groups), device=groups.device)
     order = shuffled[groups[shuffled].argsort(stable=True)]  # by group, shuffled inside

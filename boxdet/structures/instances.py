@@ -3,8 +3,8 @@
 Fields in use: ``bboxes`` (N, 4) xyxy in pixels, ``scores`` (N,), ``labels`` (N,) from 0, ``masks`` (a container of
 ``structures.masks``), ``keypoints`` (N, J, 3) as x, y, score or visibility. Any further field travels by its name.
 
-``PaddedInstances`` are those of a batch in tensors of one size, as long as only the device knows how many there are; below
-it is what works on such tensors as it does on lists of one tensor an image.
+``PaddedInstances`` are those of a batch in tensors of one size, as long as only the device knows how many there are;
+below it is what works on such tensors as it does on lists of one tensor an image.
 
 Letters: B images, N objects of an image, n rows of each image where all have as many, K classes, J joints.
 """
@@ -196,8 +196,10 @@ class Instances:
 
     def to_coco(self, image_id: int, category_ids: Sequence[int],
                 keypoint_offset: float = HALF_PIXEL) -> list[dict]:
-        """COCO result dicts: ``bbox`` as x, y, width, height; ``segmentation`` as RLE with text counts; ``keypoints``
-        as x, y, score of each joint in a row.
+        """COCO result dicts.
+
+        ``bbox`` is x, y, width, height; ``segmentation`` an RLE with text counts; ``keypoints`` x, y, score of each
+        keypoint in a row.
 
         Args:
             image_id: the image's id in the annotation file.
@@ -240,7 +242,9 @@ class Instances:
         except ImportError as error:
             raise UserError('to_supervision() needs the package supervision: pip install supervision') from error
         arrays = self.numpy()
-        data = {} if class_names is None else {'class_name': np.array([class_names[k] for k in arrays['labels']], dtype=str)}
+        data = {}
+        if class_names is not None:
+            data['class_name'] = np.array([class_names[k] for k in arrays['labels']], dtype=str)
         if 'keypoints' in arrays:
             data['keypoints'] = arrays['keypoints']
         bitmaps = self.masks_bitmaps().astype(bool) if masks and 'masks' in self else None
@@ -346,7 +350,10 @@ def empty_result(image_size: tuple[int, int] | None = None, num_classes: int | N
     """A result without objects: the same type and fields as one with objects.
 
     Args:
-        masks: also an empty ``masks`` field. joints: J of an empty ``keypoints`` field, 0 for none.
+        image_size: (height, width) of the image.
+        num_classes: K.
+        masks: also an empty ``masks`` field.
+        joints: J of an empty ``keypoints`` field, 0 for none.
     """
     fields: dict[str, Any] = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
                                   labels=torch.zeros(0, dtype=torch.int64))

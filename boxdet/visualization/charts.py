@@ -54,7 +54,10 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], out_file: str | o
 
     Args:
         matrix: (K + 1, K + 1) counts; rows are the truth, columns the detections, background last.
-        names: K. out_file: None shows a window. color_theme: name of a matplotlib colour map.
+        names: K.
+        out_file: None shows a window.
+        title: above the matrix.
+        color_theme: name of a matplotlib colour map.
 
     Raises:
         ConfigError: unknown theme.
@@ -74,7 +77,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], out_file: str | o
     bar.set_label('% of the row')
     bar.outline.set_visible(False)
     size = 9 if len(names) <= 14 else 7.5 if len(names) <= _MOST_NUMBERS else 5.5
-    axis.set_xticks(range(len(names)), names, rotation=45 if len(names) <= _MOST_NUMBERS else 90, ha='left', fontsize=size)
+    axis.set_xticks(range(len(names)), names, rotation=45 if len(names) <= _MOST_NUMBERS else 90, ha='left',
+                    fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
     axis.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
     if len(names) > _MOST_NUMBERS:
@@ -103,7 +107,12 @@ def error_figure(curves: np.ndarray, causes: Sequence[str], sizes: Sequence[str]
     """Precision over recall, one panel a size, filled between the curves of ``causes`` (one more excused each).
 
     Args:
-        curves: (C, R, A), 0 where there is nothing. objects: A counts.
+        curves: (C, R, A), 0 where there is nothing.
+        causes: C names.
+        sizes: A names.
+        objects: A counts.
+        out_file: the figure; its ending names the format.
+        title: above the panels.
     """
     figure, axes = new_figure(len(sizes), 3.9, 4.3)
     recall = np.linspace(0, 1, curves.shape[1])
@@ -115,7 +124,8 @@ def error_figure(curves: np.ndarray, causes: Sequence[str], sizes: Sequence[str]
             axis.plot(recall, curve, color='#22222a', linewidth=0.5)
             below = np.maximum(below, curve)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel='recall', title=f'{size}: {objects[a]} objects')
-        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncol=2, frameon=False, fontsize=8, title='area below')
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncol=2, frameon=False, fontsize=8,
+                    title='area below')
     axes[0].set_ylabel('precision')
     figure.suptitle(title, fontsize=13, fontweight='bold')
     return save_figure(figure, out_file)
@@ -163,6 +173,7 @@ def _show() -> None:
 
     if matplotlib.get_backend().lower() in ('agg', 'pdf', 'svg', 'ps', 'cairo', 'template'):
         pyplot.close()
-        raise UserError('cannot open a window: no display (matplotlib draws into files only here); name a file to write '
+        raise UserError('cannot open a window: no display (matplotlib draws into files only here); name a file to '
+                        'write '
                         'instead')
     pyplot.show()

@@ -63,9 +63,12 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
         class_names: name of each label.
         score_thr: instances with a score at or below it are left out; without ``scores`` all are drawn.
         palette: see ``palette.class_colors``; fixed vivid colours without it.
-        thickness, font_scale: line width in pixels and OpenCV's font scale; from the image's size without
-            them.
-        bbox_color, text_color, mask_color: one RGB colour (or its name) for all boxes, texts, masks.
+        thickness: line width in pixels; from the image's size by default.
+        font_scale: OpenCV's font scale; from the image's size by default.
+        show_mask: draw ``masks`` where the instances have them.
+        bbox_color: one RGB colour (or its name) for all boxes.
+        text_color: the same for all texts.
+        mask_color: the same for all masks.
         skeleton: joints, counted from 0, that lines connect.
         joint_thr: joints with a score (or, of ground truth, a visibility) at or below it are left out.
 
@@ -336,6 +339,7 @@ def check_out_file(path: str | os.PathLike, endings: Sequence[str] = ()) -> None
     """Find out before the work whether ``write_image`` will write ``path``; its folder is made.
 
     Args:
+        path: the file that will be written.
         endings: others, that somebody else writes: '.pdf'.
 
     Raises:
@@ -388,7 +392,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
 
 
 def _lend_fonts() -> None:
-    """Where OpenCV names a folder of fonts that its wheel lacks, name matplotlib's: Qt complains of each text otherwise."""
+    """Where OpenCV names a folder of fonts that its wheel lacks, name matplotlib's: Qt complains of texts otherwise."""
     if not os.path.isdir(os.environ.get('QT_QPA_FONTDIR', '.')):
         import matplotlib
         os.environ['QT_QPA_FONTDIR'] = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
@@ -416,9 +420,7 @@ def _is_open(win_name: str) -> bool:
 
 
 def _display_problem() -> str:
-    """Why no window can open, '' when one can. Qt ends the whole process without a display, so ask
-    beforehand.
-    """
+    """Why no window can open, '' when one can; ask first, as Qt ends the whole process without a display."""
     if not sys.platform.startswith('linux') or os.environ.get('WAYLAND_DISPLAY'):
         return ''
     display = os.environ.get('DISPLAY', '')

@@ -50,6 +50,7 @@ def curves(rows: Sequence[Mapping[str, Any]], epoch_length: int | None = None) -
     """The numeric values of log rows by key.
 
     Args:
+        rows: of a JSON log.
         epoch_length: iterations of an epoch: x is then the number of epochs behind a row, ``iter`` being
             counted within its epoch; None: x is ``iter``.
     """
@@ -94,8 +95,7 @@ def unfinished_epoch(train: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]
 
 
 def training_curves(log: str | os.PathLike, out_file: str | os.PathLike, title: str = '') -> Path:
-    """Draw the losses, the learning rate and the validation metrics of a JSON log; the ending names the
-    format.
+    """Draw the losses, the learning rate and the validation metrics of a JSON log; the ending names the format.
 
     Raises:
         DataError: the log holds nothing to draw.
@@ -169,7 +169,8 @@ def save_figure(figure: Any, out_file: str | os.PathLike) -> Path:
     try:
         write_whole(out_file, lambda file: figure.savefig(file, dpi=130, format=kind))
     except ValueError as error:
-        raise DataError(f"{out_file}: figures have no format '{out_file.suffix}' (.png, .pdf and .svg are usual)") from error
+        raise DataError(f"{out_file}: figures have no format '{out_file.suffix}' "
+                        '(.png, .pdf and .svg are usual)') from error
     return out_file
 
 
@@ -178,8 +179,11 @@ def picture_grid(images: Sequence[np.ndarray], columns: int = 0, tile: int = 420
     """Lay BGR images out on a white sheet, each fitted into a square of ``tile`` pixels with its shape kept.
 
     Args:
+        images: (H, W, 3) uint8 each.
         columns: 0 for as many as make the sheet about 4:3.
+        tile: side of a square in pixels.
         titles: a line below each image.
+        gap: pixels between squares.
 
     Returns:
         (H, W, 3) uint8.

@@ -8,13 +8,12 @@ from __future__ import annotations
 import colorsys
 import random
 from collections.abc import Sequence
-from typing import Union
 
 from boxdet.errors import UserError, nearest
 
 Color = tuple[int, int, int]
-ColorSpec = Union[str, Sequence[int]]
-PaletteSpec = Union[None, str, Sequence[int], Sequence[Sequence[int]]]
+ColorSpec = str | Sequence[int]
+PaletteSpec = str | Sequence[int] | Sequence[Sequence[int]] | None
 
 # Told apart at a glance, also where two classes touch; further classes are generated.
 _FIRST = ((255, 59, 92), (0, 166, 255), (46, 204, 64), (255, 176, 0), (178, 79, 255), (0, 209, 178),
@@ -36,9 +35,7 @@ def class_color(label: int) -> Color:
 
 
 def voc_color(label: int) -> Color:
-    """Pascal VOC's colour of class ``label``: the bits of the index (1 is the first class) dealt to the
-    channels.
-    """
+    """Pascal VOC's colour of class ``label``: the bits of its index (from 1) dealt to the channels."""
     index, color = label + 1, [0, 0, 0]
     for bit in range(7, -1, -1):
         for channel in range(3):
@@ -74,6 +71,7 @@ def class_colors(palette: PaletteSpec, num_classes: int) -> list[Color]:
         palette: None or 'vivid' for the fixed vivid colours, 'voc' for Pascal VOC's, 'random' (the same
             random ones every time), one colour for all classes (see ``parse_color``), or a list of colours,
             one a class; classes beyond the end of a list start it over.
+        num_classes: K.
 
     Raises:
         UserError: not a palette.

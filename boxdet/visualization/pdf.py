@@ -32,9 +32,12 @@ def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
     Args:
         image: (H, W, 3) uint8 in BGR order.
         instances: ``bboxes``, ``labels``, ``scores`` and perhaps ``masks`` and ``keypoints``, in pixels of ``image``.
-        class_names: name of each label. score_thr: what scores this or less is left out.
+        path: the file to write.
+        class_names: name of each label.
+        score_thr: what scores this or less is left out.
         palette: see ``palette.class_colors``.
-        skeleton: joints, counted from 0, that lines connect. joint_thr: joints that score this or less are left out.
+        skeleton: joints, counted from 0, that lines connect.
+        joint_thr: joints that score this or less are left out.
 
     Raises:
         DataError: the folder does not take the file.

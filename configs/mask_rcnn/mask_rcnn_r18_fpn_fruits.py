@@ -1,6 +1,6 @@
-"""Your own COCO-format data: Mask R-CNN R18-FPN from scratch on 18 photos of dates, figs and hazelnuts.
+r"""Your own COCO-format data: Mask R-CNN R18-FPN from scratch on 18 photos of dates, figs and hazelnuts.
 
-    python tools/train.py configs/mask_rcnn/mask_rcnn_r18_fpn_fruits.py --cfg-options \\
+    python tools/train.py configs/mask_rcnn/mask_rcnn_r18_fpn_fruits.py --cfg-options \
         data.train.dataset.data_root=DIR data.val.data_root=DIR data.test.data_root=DIR
 
 For other data change `data_root`, `classes`, the two `num_classes` and the names of the files below. The pictures are
@@ -59,7 +59,8 @@ data = dict(
 
 optimizer = dict(type='AdamW', lr=0.0005, weight_decay=0.05)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
-lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=100, warmup_ratio=0.01)
+lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=100,
+                 warmup_ratio=0.01)
 runner = dict(type='EpochBasedRunner', max_epochs=14)
 log_config = dict(interval=30)
 checkpoint_config = dict(interval=1, max_keep_ckpts=1)

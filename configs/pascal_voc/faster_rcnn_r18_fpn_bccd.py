@@ -1,6 +1,6 @@
-"""Your own data in VOC's form: Faster R-CNN R18-FPN from scratch on photos of blood cells, in minutes on a CPU.
+r"""Your own data in VOC's form: Faster R-CNN R18-FPN from scratch on photos of blood cells, in minutes on a CPU.
 
-    python tools/train.py configs/pascal_voc/faster_rcnn_r18_fpn_bccd.py --cfg-options \\
+    python tools/train.py configs/pascal_voc/faster_rcnn_r18_fpn_bccd.py --cfg-options \
         data.train.dataset.img_prefix=DIR/ data.train.dataset.ann_file=DIR/ImageSets/Main/train.txt ...
 
 benchmarks/bccd.sh does it with paths filled in. For other data change `data_root`, `classes` and `num_classes`.
@@ -61,7 +61,8 @@ data = dict(
 
 optimizer = dict(type='AdamW', lr=0.001, weight_decay=0.05, fused=True)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
-lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=50, warmup_ratio=0.01)
+lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=50,
+                 warmup_ratio=0.01)
 runner = dict(type='EpochBasedRunner', max_epochs=10)
 auto_scale_lr = dict(base_batch_size=4)
 log_config = dict(interval=25)

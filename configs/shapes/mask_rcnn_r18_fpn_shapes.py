@@ -25,7 +25,8 @@ model = dict(
 data = dict(samples_per_gpu=4, workers_per_gpu=0)  # loading takes 1 ms an image, less than passing it on
 optimizer = dict(type='AdamW', lr=0.001, weight_decay=0.05, fused=True)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
-lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=50, warmup_ratio=0.01)
+lr_config = dict(policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=50,
+                 warmup_ratio=0.01)
 runner = dict(type='EpochBasedRunner', max_epochs=10)
 auto_scale_lr = dict(base_batch_size=4)
 log_config = dict(interval=25)

@@ -1,6 +1,7 @@
 """torchvision.models.detection.fasterrcnn_resnet50_fpn: its weights load as they are (boxdet/checkpoints/convert).
 
-Its batch norms are torchvision's as they are built; for the published COCO weights, see fasterrcnn_resnet50_fpn_coco_v1.py.
+Its batch norms are torchvision's as they are built; for the published COCO weights, see
+fasterrcnn_resnet50_fpn_coco_v1.py.
 """
 _base_ = [
     '../_base_/models/faster_rcnn_r50_fpn.py', '../_base_/datasets/coco_detection.py',

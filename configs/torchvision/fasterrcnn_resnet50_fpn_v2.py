@@ -1,4 +1,4 @@
-"""torchvision.models.detection.fasterrcnn_resnet50_fpn_v2: batch norms in pyramid and heads, two convolutions in the RPN.
+"""torchvision's fasterrcnn_resnet50_fpn_v2: batch norms in pyramid and heads, two convolutions in the RPN.
 
 Its batch norms are trained, as torchvision trains them from ImageNet's weights.
 """

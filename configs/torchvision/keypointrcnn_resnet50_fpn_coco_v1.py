@@ -1,3 +1,3 @@
-"""For torchvision's published weights, keypointrcnn_resnet50_fpn(weights='COCO_V1'): torchvision runs those with eps 0."""
+"""For torchvision's published weights, keypointrcnn_resnet50_fpn(weights='COCO_V1'): it runs those with eps 0."""
 _base_ = './keypointrcnn_resnet50_fpn.py'
 model = dict(backbone=dict(norm_cfg=dict(eps=0.0)))

@@ -240,7 +240,8 @@ def test_without_a_checkpoint_classes_are_those_of_the_config(tiny_detector):
 
 def test_heads_of_another_number_of_classes_than_names_warn(tiny_detector):
     heads = {f'model.roi_head.{kind}_head.num_classes': 4 for kind in ('bbox', 'mask')}
-    with pytest.warns(UserWarning, match=r'bbox_head.num_classes = 4; .*mask_head.num_classes = 4, and .* names 3 classes'):
+    with pytest.warns(UserWarning, match=r'bbox_head.num_classes = 4; .*mask_head.num_classes = 4, and .* names 3 '
+                                         r'classes'):
         init_detector(tiny_detector.config, device='cpu', cfg_options=heads)
 
 
@@ -248,7 +249,8 @@ def test_parts_that_do_not_fit_are_told_when_the_model_is_built(tiny_detector):
     wrong = {'model.rpn_head.anchor_generator.strides': [8, 16, 32, 64, 128]}
     with pytest.raises(ConfigError, match=r'anchors would lie elsewhere.*\[model.strides\]'):
         init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu', wrong)
-    init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu', {**wrong, 'preflight.ignore': ['model.strides']})
+    init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu',
+                  {**wrong, 'preflight.ignore': ['model.strides']})
 
 
 def test_a_checkpoint_without_classes_warns(tiny_detector, tmp_path):

@@ -13,7 +13,8 @@ from boxdet.apis.output_names import image_names, output_names
     (['/one/0.png'], ['/one/0.png'], ['0.png']),
     (['r/a.png', 'r/a.png', 'r/a.png'], ['a.png'] * 3, ['a.png', 'a_2.png', 'a_3.png']),       # one image three times
     (['r/a', 'r/a', 'r/a_2'], ['a', 'a', 'a_2'], ['a', 'a_2', 'a_2_2']),
-    (['r/A.png', 'r/a.png'], ['A.png', 'a.png'], ['A.png', 'a_2.png'])])                       # one file on some systems
+    # one file on some systems
+    (['r/A.png', 'r/a.png'], ['A.png', 'a.png'], ['A.png', 'a_2.png'])])
 def test_names(paths, names, expected):
     found = output_names(paths, names)
     assert found == expected and len({name.casefold() for name in found}) == len(paths)

@@ -225,7 +225,8 @@ def test_camera_that_is_not_there():
 
 
 def test_a_stream_that_falls_silent(device):
-    with Camera(0, patience=0.1) as camera, pytest.raises(UserError, match='the camera 0 gave no frame for 0.1 seconds'):
+    with Camera(0, patience=0.1) as camera, pytest.raises(UserError,
+                                                          match='the camera 0 gave no frame for 0.1 seconds'):
         next(iter(camera))
 
 

@@ -71,7 +71,8 @@ def test_bodies_are_the_named_parts_of_the_demos_model(families, tmp_path):
 
 
 def saved(out: Path, name: str, metrics: dict, **changes) -> None:
-    result = dict(metrics=metrics, epochs=1, scratch_epochs=4, body='latest.pth', minutes=1.25, megabytes=700.4) | changes
+    result = dict(metrics=metrics, epochs=1, scratch_epochs=4, body='latest.pth', minutes=1.25,
+                  megabytes=700.4) | changes
     (out / name).mkdir(parents=True)
     (out / name / 'result.json').write_text(json.dumps(result))
 
@@ -87,7 +88,8 @@ def test_the_table_goes_between_its_markers(families, tmp_path):
     assert text.startswith(f'before\n{families.START}\n') and text.endswith(f'\n{families.END}\nafter\n')
     assert '\nold\n' not in text
     rows = [line for line in text.splitlines() if line.startswith('|')]
-    assert rows[0] == ('| member | body | AR | box | box AP75 | mask | mask AP75 | keypoint | keypoint AP75 | minutes | '
+    assert rows[0] == ('| member | body | AR | box | box AP75 | mask | mask AP75 | keypoint | keypoint AP75 | minutes '
+                       '| '
                        'MB |')
     assert rows[2:] == ['| Faster R-CNN | demo |  | 0.457 | 0.100 |  |  |  |  | 1.2 | 700 |',
                         '| Mask R-CNN | demo |  | 0.500 | 0.400 | 0.300 | 0.250 |  |  | 1.2 | 700 |',

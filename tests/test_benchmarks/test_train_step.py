@@ -9,7 +9,8 @@ import pytest
 @pytest.mark.slow
 def test_train_step_benchmark(repo_root, shapes_dir, tmp_path):
     out = tmp_path / 'figures.json'
-    command = [sys.executable, str(repo_root / 'benchmarks/train_step.py'), '--rounds', '1', '--batches', '1', '--scale',
+    command = [sys.executable, str(repo_root / 'benchmarks/train_step.py'), '--rounds', '1', '--batches', '1',
+               '--scale',
                '96', '96', '--threads', '1', '--json', str(out)]
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/annotations').symlink_to(shapes_dir / 'annotations')

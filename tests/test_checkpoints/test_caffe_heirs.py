@@ -183,7 +183,10 @@ def test_names_of_group_norms(repo_root):
     with torch.device('meta'):
         own = build_detector(cfg.model).state_dict()
         blobs = detectron.from_boxdet(own)
-    assert set(["conv1_gn_s", "res2_0_branch1_gn_s", "res4_22_branch2c_gn_b", "fpn_inner_res4_22_sum_lateral_gn_s", "fpn_res5_2_sum_gn_b", "head_conv1_w", "head_conv4_gn_s", "fc6_w", "_mask_fcn1_w", "_mask_fcn4_gn_b"]) <= set(blobs)
+    expected = {
+        'conv1_gn_s', 'res2_0_branch1_gn_s', 'res4_22_branch2c_gn_b', 'fpn_inner_res4_22_sum_lateral_gn_s',
+        'fpn_res5_2_sum_gn_b', 'head_conv1_w', 'head_conv4_gn_s', 'fc6_w', '_mask_fcn1_w', '_mask_fcn4_gn_b'}
+    assert expected <= set(blobs)
     assert not {'conv1_b', 'fc7_w', 'fpn_res5_2_sum_b', 'head_conv1_b', '_mask_fcn1_b'} & set(blobs)
 
 
@@ -275,7 +278,7 @@ def test_imagenets_backbones_start_a_backbone_and_a_detector(bare, models, tmp_p
 def test_the_file_for_detectron_is_one_that_python_2_reads(models, tmp_path):
     import pickletools
     raw = detectron.pickled(detectron.from_boxdet(models('faster_rcnn_R_50_FPN')[0].state_dict()))
-    assert {argument for opcode, argument, _ in pickletools.genops(raw) if 'GLOBAL' in opcode.name} == {
+    assert {argument for opcode, argument, place in pickletools.genops(raw) if 'GLOBAL' in opcode.name} == {
         'numpy.core.multiarray _reconstruct', 'numpy ndarray', 'numpy dtype', '_codecs encode'}
     assert next(pickletools.genops(raw))[1] == 2
     (tmp_path / 'x.pkl').write_bytes(raw)
@@ -314,7 +317,13 @@ def test_names_of_its_group_norms(repo_root):
     with torch.device('meta'):
         own = build_detector(cfg.model).state_dict()
         theirs = maskrcnn_benchmark.from_boxdet(own)
-    assert set(["backbone.body.stem.bn1.weight", "backbone.body.layer2.0.downsample.1.bias", "backbone.fpn.fpn_inner1.0.weight", "backbone.fpn.fpn_layer4.1.bias", "roi_heads.box.feature_extractor.xconvs.0.weight", "roi_heads.box.feature_extractor.xconvs.10.bias", "roi_heads.box.feature_extractor.fc6.weight", "roi_heads.mask.feature_extractor.mask_fcn1.0.weight", "roi_heads.mask.feature_extractor.mask_fcn4.1.bias"]) <= set(theirs)
+    expected = {
+        'backbone.body.stem.bn1.weight', 'backbone.body.layer2.0.downsample.1.bias',
+        'backbone.fpn.fpn_inner1.0.weight', 'backbone.fpn.fpn_layer4.1.bias',
+        'roi_heads.box.feature_extractor.xconvs.0.weight', 'roi_heads.box.feature_extractor.xconvs.10.bias',
+        'roi_heads.box.feature_extractor.fc6.weight', 'roi_heads.mask.feature_extractor.mask_fcn1.0.weight',
+        'roi_heads.mask.feature_extractor.mask_fcn4.1.bias'}
+    assert expected <= set(theirs)
 
 
 def test_its_frozen_norm_has_no_eps(models):
@@ -350,5 +359,6 @@ def test_what_is_nearly_right_is_told_of_the_right_project(module, name, wrong, 
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tmp_path / 'x.pth')
     assert str(caught.value) == (
-        f"{tmp_path / 'x.pth'}: these are nearly the weights of {whose}, but {wrong} is unknown; did you mean '{name}'?; "
+        f"{tmp_path / 'x.pth'}: these are nearly the weights of {whose}, but {wrong} is unknown; did you mean "
+        f"'{name}'?; "
         f'{name} is missing')

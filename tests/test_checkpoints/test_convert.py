@@ -58,7 +58,8 @@ def small_theirs(kind: type):
                 value.normal_(0, gain / value[0].numel() ** 0.5)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5), module.weight.uniform_(0.4, 0.9)
+                module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.4, 0.9)
     return model
 
 
@@ -151,7 +152,8 @@ def test_detectron2s_pkl(repo_root, tmp_path, image):
 def test_what_is_nearly_right_names_the_odd_entries(tmp_path):
     state = small_theirs(FasterRCNN).state_dict()
     state['roi_heads.box_head.fc8.weight'] = state.pop('roi_heads.box_head.fc7.weight')
-    with pytest.raises(CheckpointError, match="box_head.fc8.weight is unknown; did you mean 'roi_heads.box_head.fc7.weight'"):
+    with pytest.raises(CheckpointError, match="box_head.fc8.weight is unknown; did you mean "
+                                              "'roi_heads.box_head.fc7.weight'"):
         format_named('torchvision').to_boxdet(state)
     del state['roi_heads.box_head.fc8.weight']
     torch.save(dict(model=state), tmp_path / 'short.pth')
@@ -247,7 +249,8 @@ def test_the_tool_converts_files_both_ways(repo_root, tmp_path, tiny_detector):
     again, theirs = load_checkpoint(tmp_path / 'back.pth'), load_checkpoint(tmp_path / 'theirs.pth')
     assert again['state_dict'].keys() == theirs['state_dict'].keys()
     assert all(torch.equal(again['state_dict'][k], v) for k, v in theirs['state_dict'].items())
-    for wrong in ([tiny_detector.checkpoint, tmp_path / 'x.pth'], [tmp_path / 'theirs.pth', tmp_path / 'x.pth', '--to', 'torchvision'],
+    for wrong in ([tiny_detector.checkpoint, tmp_path / 'x.pth'],
+                  [tmp_path / 'theirs.pth', tmp_path / 'x.pth', '--to', 'torchvision'],
                   [tmp_path / 'none.pth', tmp_path / 'x.pth']):
         done = run(*wrong)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / 'x.pth').exists()

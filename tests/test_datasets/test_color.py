@@ -130,7 +130,8 @@ def test_images_of_one_channel_are_normalised(tmp_path, color_type, dtype):
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
     for to_rgb in (True, False):  # True is the default, and turns nothing
         pipeline = Compose([dict(type='LoadImageFromFile', color_type=color_type),
-                            dict(type='Normalize', mean=[100.], std=[50.], to_rgb=to_rgb), dict(type='Pad', size_divisor=8),
+                            dict(type='Normalize', mean=[100.], std=[50.], to_rgb=to_rgb),
+                            dict(type='Pad', size_divisor=8),
                             dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img'])])
         image = pipeline(dict(img_info=dict(filename='a.png'), img_prefix=str(tmp_path)))['img']
         assert image.shape == (1, 8, 8) and (image[0, 6:] == 0).all()

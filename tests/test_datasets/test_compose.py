@@ -140,7 +140,8 @@ def test_containers_are_only_checked():
 
 @pytest.mark.parametrize('field, message', [
     (dict(stack=True), "names no 'key'"), (dict(key='img', stak=True), "did you mean 'stack'"),
-    (dict(key='proposals', stack=True), "'proposals' is not stacked"), (dict(key='img', padding_value=9), 'not with 9')])
+    (dict(key='proposals', stack=True), "'proposals' is not stacked"),
+    (dict(key='img', padding_value=9), 'not with 9')])
 def test_containers_that_cannot_be_are_refused(field, message):
     with pytest.raises(ConfigError, match=message):
         PIPELINES.build(dict(type='ToDataContainer', fields=[field]))

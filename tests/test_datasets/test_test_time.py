@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from boxdet.datasets.collate import collate
-from boxdet.datasets.pipelines import formatting
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.formatting import ImageToTensor, replace_ImageToTensor, to_tensor
 from boxdet.errors import ConfigError

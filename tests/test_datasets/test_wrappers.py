@@ -49,7 +49,8 @@ def test_settings_of_a_test_reach_into_wrappers():
 def test_losses_of_validation_are_computed_by_the_training_s_pipeline():
     own, others = [dict(type='LoadImageFromFile'), dict(type='Collect')], [dict(type='LoadAnnotations')]
     one = dict(type='CocoDataset', ann_file='train.json', pipeline=own)
-    repeated = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[one, dict(one, pipeline=others)]))
+    repeated = dict(type='RepeatDataset', times=2,
+                    dataset=dict(type='ConcatDataset', datasets=[one, dict(one, pipeline=others)]))
     val = dict(type='CocoDataset', ann_file='val.json', samples_per_gpu=4, pipeline=others)
     expected = dict(type='CocoDataset', ann_file='val.json', pipeline=own)
     for train in (one, repeated, [one, val], dict(type='ClassBalancedDataset', dataset=one)):
@@ -58,7 +59,8 @@ def test_losses_of_validation_are_computed_by_the_training_s_pipeline():
     assert val['pipeline'] is others and val['samples_per_gpu'] == 4
     mixed = dict(type='MultiImageMixDataset', dataset=one, pipeline=[dict(type='CopyPaste')])
     for train in (mixed, dict(type='RepeatDataset', dataset=mixed), dict(type='OwnDataset')):
-        with pytest.raises(ConfigError, match=r"workflow \('val', n\): data.train, a (MultiImageMix|Own)Dataset, has no pipeline"):
+        with pytest.raises(ConfigError, match=r"workflow \('val', n\): data.train, a (MultiImageMix|Own)Dataset, has "
+                                              r"no pipeline"):
             loss_settings(val, train)
 
 
@@ -255,7 +257,8 @@ def test_images_are_mixed(config):
     cfg = dict(type='MultiImageMixDataset', dataset=config([[0], [1, 1], [2]]), pipeline=[dict(type='Joined')])
     mixed = build_dataset(cfg)
     assert isinstance(mixed, MultiImageMixDataset) and len(mixed) == 3 and mixed.flag.tolist() == [1, 0, 1]
-    assert mixed[0]['joined'] == [[0], [1, 1], [2]] and mixed[1]['joined'][0] == [1, 1] and 'mix_results' not in mixed[0]
+    assert mixed[0]['joined'] == [[0], [1, 1], [2]] and mixed[1]['joined'][0] == [1, 1]
+    assert 'mix_results' not in mixed[0]
     assert mixed.CLASSES == ('a', 'b', 'c') and mixed.get_cat_ids(1) == [1, 1] and mixed.filter_report['kept'] == 3
     late = build_dataset({**cfg, 'pipeline': [dict(type='Picture'), norm, dict(type='Joined'), norm]})[0]
     assert late['joined'] == [[0], [1, 1], [2]] and late['img'].max() == 0.25

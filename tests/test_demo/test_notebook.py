@@ -13,11 +13,13 @@ def test_notebook_runs_from_top_to_bottom(repo_root, tiny_detector, tmp_path, mo
     monkeypatch.setenv('BOXDET_CHECKPOINT', str(tiny_detector.checkpoint))
     monkeypatch.setenv('BOXDET_PICTURES', str(tiny_detector.folder / 'images'))
     monkeypatch.delenv('MPLBACKEND')  # the notebook shows its figures inline
-    done = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path),
+    done = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir',
+                           str(tmp_path),
                            '--ExecutePreprocessor.timeout=300', '--ExecutePreprocessor.kernel_name=python3',
                            str(repo_root / 'demo/inference_demo.ipynb')], capture_output=True, text=True, cwd=repo_root)
     assert done.returncode == 0, done.stderr
-    cells = [cell for cell in json.loads((tmp_path / 'inference_demo.ipynb').read_text())['cells'] if cell['cell_type'] == 'code']
+    cells = [cell for cell in json.loads((tmp_path / 'inference_demo.ipynb').read_text())['cells']
+             if cell['cell_type'] == 'code']
     outputs = [output for cell in cells for output in cell['outputs']]
     assert all(cell['execution_count'] for cell in cells)
     assert sum('image/png' in output.get('data', {}) for output in outputs) >= 2, 'pictures are shown'

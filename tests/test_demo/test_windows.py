@@ -85,7 +85,8 @@ def clip(tiny_detector, tmp_path):
 def test_video_demo_shows_frames_and_a_key_ends_it(start, screen, clip, tiny_detector, tmp_path):
     # Every frame stays long enough to be seen on a busy machine, too; the key is heard at once.
     shown, window = opened(
-        start, screen, 'clip.mp4', 'video_demo.py', clip, tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu',
+        start, screen, 'clip.mp4', 'video_demo.py', clip, tiny_detector.config, tiny_detector.checkpoint, '--device',
+        'cpu',
         '--show', '--wait-time', '3', '--score-thr', '1', '--out', tmp_path / 'out.mp4')
     frames = list(VideoFile(clip))
     first = number_shown(frames, screen.wait_until(lambda pixels: number_shown(frames, pixels) is not None))
@@ -116,7 +117,8 @@ def test_closing_the_window_ends_a_demo(start, screen, clip, tiny_detector, demo
 
 @pytest.mark.slow
 def test_webcam_demo_shows_a_stream_until_it_ends(start, screen, clip, tiny_detector):
-    shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id', clip,
+    shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id',
+                  clip,
                   '--score-thr', '1')
     output, errors = shown.communicate(timeout=60)
     assert shown.returncode == 0, errors
@@ -127,9 +129,11 @@ def test_webcam_demo_shows_a_stream_until_it_ends(start, screen, clip, tiny_dete
 def test_escape_ends_the_webcam_demo(start, screen, tiny_detector, tmp_path):
     """A camera that never ends: another process that writes frames into a pipe as fast as they are read."""
     os.mkfifo(tmp_path / 'camera.mjpeg')
-    writer = subprocess.Popen([sys.executable, '-c', _ENDLESS, str(tiny_detector.images[0]), str(tmp_path / 'camera.mjpeg')])
+    writer = subprocess.Popen([sys.executable, '-c', _ENDLESS, str(tiny_detector.images[0]),
+                               str(tmp_path / 'camera.mjpeg')])
     try:
-        shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id',
+        shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu',
+                      '--camera-id',
                       tmp_path / 'camera.mjpeg', '--score-thr', '1')
         window = screen.wait_for_window('camera', shown)
         screen.press(window, 'Escape')

@@ -103,7 +103,8 @@ def test_a_dict_may_replace_none_but_not_a_number(write):
     ("_base_ = 3\n", r"bad\.py:1: '_base_' must be a file name"),
     ("_base_ = 'base.py'\n\nb = {{_base_.c}}\n", r"bad\.py:3: AttributeError"),
     ("text = 'a'\n", r"bad\.py: 'text' is a name that Config keeps for itself"),
-    ("with read_base():\n    from .bse import *\n", r"bse\.py: no such config file \(a '_base_' of bad\.py\); did you mean base\.py"),
+    ("with read_base():\n    from .bse import *\n", r"bse\.py: no such config file \(a '_base_' of bad\.py\); did you "
+                                                    r"mean base\.py"),
     ("custom_imports = dict(imports=['no.such.module'])\n", r"custom_imports \(bad\.py:1\): cannot import 'no\.such"),
 ])
 def test_errors_name_file_and_line(write, text, message):

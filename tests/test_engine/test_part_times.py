@@ -69,7 +69,7 @@ def test_told_by_image():
 
 
 def test_on_a_gpu_by_events_of_its_queue(clock, monkeypatch):
-    """Kernels run later than they are launched: their times are between events, and nobody waits for one until the end."""
+    """Kernels run later than they are launched: their times are between events, and nobody waits before the end."""
     waited = []
 
     class Event:

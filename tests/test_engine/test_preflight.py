@@ -186,7 +186,8 @@ def test_an_rpn_has_no_classes():
     model.with_roi_head = False
     check_metrics(model, ['proposal', 'proposal_fast'])
     for metric in ('bbox', None, ['proposal', 'bbox']):
-        with pytest.raises(ConfigError, match="'bbox' needs classes, and an RPN's proposals have none .*evaluate 'proposal'"):
+        with pytest.raises(ConfigError, match="'bbox' needs classes, and an RPN's proposals have none .*evaluate "
+                                              "'proposal'"):
             check_metrics(model, metric)
 
 

@@ -26,8 +26,9 @@ class SimpleDataset:
 
 
 def make_random_data_set(seed: int, images: int = 14) -> tuple[SimpleDataset, list[Instances]]:
-    """Boxes on a coarse grid with scores of one digit, so that overlaps and scores are often equal; image and category
-    ids in no order; crowds; objects of all sizes; joints, some not labelled.
+    """Boxes on a coarse grid with scores of one digit, so that overlaps and scores are often equal.
+
+    Image and category ids are in no order; there are crowds, objects of all sizes, and keypoints, some not labelled.
     """
     rng = np.random.default_rng(seed)
     coco, annotations = COCO(), []
@@ -38,7 +39,8 @@ def make_random_data_set(seed: int, images: int = 14) -> tuple[SimpleDataset, li
             joints = np.concatenate([rng.uniform(0, 200, (5, 2)).round(1), rng.integers(0, 3, (5, 1))], axis=1)
             joints *= rng.random() < 0.85
             annotations.append(dict(
-                id=len(annotations) + 1, image_id=image_id, category_id=int(rng.choice(category_ids)), bbox=[x, y, w, h],
+                id=len(annotations) + 1, image_id=image_id, category_id=int(rng.choice(category_ids)),
+                bbox=[x, y, w, h],
                 area=w * h * float(rng.choice([0.2, 0.6, 1])), iscrowd=int(rng.random() < 0.15),
                 segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]], keypoints=joints.ravel().tolist(),
                 num_keypoints=int((joints[:, 2] > 0).sum())))

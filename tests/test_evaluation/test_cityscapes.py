@@ -90,7 +90,7 @@ def test_numbers_are_cityscapesscripts_own(cityscapes_dir, tmp_path, scripts, se
 def test_perfect_and_empty_results(cityscapes_dir, tmp_path):
     dataset = open_split(cityscapes_dir)
     perfect = []
-    for index, image in enumerate(dataset.img_ids):
+    for image in dataset.img_ids:
         rows = [a for a in dataset.coco.imgToAnns[image] if not a['iscrowd']]
         perfect.append(instances([coco_mask.decode(a['segmentation']) for a in rows],
                                  [dataset.cat2label[a['category_id']] for a in rows], [0.9] * len(rows)))

@@ -1,6 +1,4 @@
-"""COCO metrics against pycocotools itself, called directly on perturbed ground truth and on random cases: the
-difference is 0.0.
-"""
+"""COCO metrics against pycocotools itself, on perturbed ground truth and random cases: the difference is 0.0."""
 
 import contextlib
 import io
@@ -46,9 +44,7 @@ def results(dataset) -> list[Instances]:
 
 
 def perturbed(dataset: Dataset, seed: int = 0) -> list[Instances]:
-    """Results made of the ground truth: moved, some missing, doubled or of a wrong class, with random
-    scores.
-    """
+    """Results made of the ground truth: moved, some missing, doubled or of a wrong class, with random scores."""
     rng = np.random.default_rng(seed)
     results = []
     for image_id in dataset.img_ids:
@@ -236,7 +232,8 @@ def test_every_number_of_random_cases(random_data_set, seed, kind, options):
     options = dict(dict(limits=[100, 300, 1000]), **options)
     precision, recall = pycocotools_arrays(dataset, results, kind, **options)
     scores = coco_scores(dataset.coco, StoredResults.of(results), kind, dataset.img_ids, dataset.cat_ids,
-                         options['limits'], options.get('thrs'), options.get('agnostic', False), Joints(dataset.SIGMAS, 0.5))
+                         options['limits'], options.get('thrs'), options.get('agnostic', False),
+                         Joints(dataset.SIGMAS, 0.5))
     assert (precision > 0).any() and (precision == 0).any()
     assert np.array_equal(scores.precision, precision) and np.array_equal(scores.recall, recall)
 

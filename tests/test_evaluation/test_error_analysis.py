@@ -25,9 +25,11 @@ def plain_curve(dataset, rows: list[dict], kind: str, label: int, thr: float, ex
         truth = COCO()
         truth.dataset = changed
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([r for r in copy.deepcopy(rows) if r['category_id'] == category]), kind)
+        evaluation = COCOeval(truth, truth.loadRes([r for r in copy.deepcopy(rows) if r['category_id'] == category]),
+                              kind)
         params = evaluation.params
-        params.imgIds, params.catIds, params.maxDets, params.iouThrs = dataset.img_ids, [category], [100], np.array([thr])
+        params.imgIds, params.catIds = dataset.img_ids, [category]
+        params.maxDets, params.iouThrs = [100], np.array([thr])
         params.areaRng, params.areaRngLbl = [list(r) for r in SIZES.values()], list(SIZES)
         evaluation.evaluate()
         evaluation.accumulate()

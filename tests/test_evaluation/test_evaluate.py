@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,7 +153,8 @@ def test_as_many_detections_count_as_the_model_gives(caplog):
 def test_500_perfect_boxes_on_one_image(caplog):
     dataset, boxes = Dataset(), [[x * 3, y * 3, x * 3 + 2, y * 3 + 2] for x in range(25) for y in range(20)]
     dataset.coco.dataset['annotations'] = [
-        dict(id=i, image_id=1, category_id=9, iscrowd=0, area=4, bbox=[x, y, 2, 2]) for i, (x, y, *_) in enumerate(boxes)]
+        dict(id=i, image_id=1, category_id=9, iscrowd=0, area=4, bbox=[x, y, 2, 2])
+        for i, (x, y, *_) in enumerate(boxes)]
     dataset.coco.createIndex()
     full = Instances(SIZE, 2, bboxes=torch.tensor(boxes, dtype=torch.float32), scores=torch.linspace(1, 0.1, 500),
                      labels=torch.ones(500, dtype=torch.long))
@@ -199,7 +201,7 @@ def test_written_files_load_in_pycocotools(tmp_path):
     files = format_results(Dataset(annotated=False), perfect(), str(tmp_path / 'deep/run'))
     assert files == dict(bbox=f'{tmp_path}/deep/run.bbox.json', segm=f'{tmp_path}/deep/run.segm.json',
                          proposal=f'{tmp_path}/deep/run.bbox.json')
-    boxes = json.load(open(files['bbox']))
+    boxes = json.loads(Path(files['bbox']).read_text())
     assert boxes[0] == dict(image_id=1, category_id=3, bbox=[5.0, 5.0, 20.0, 20.0], score=pytest.approx(0.9))
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = Dataset().coco.loadRes(files['bbox'])
@@ -213,7 +215,7 @@ def test_files_of_proposals(tmp_path, num_classes):
     results = [r.replace(labels=torch.zeros(len(r), dtype=torch.long)) for r in perfect(False, num_classes)]
     files = format_results(Dataset(), results, str(tmp_path / 'rpn'))
     assert files == {'proposal': f'{tmp_path}/rpn.proposal.json'}
-    assert {row['category_id'] for row in json.load(open(files['proposal']))} == {1}
+    assert {row['category_id'] for row in json.loads(Path(files['proposal']).read_text())} == {1}
 
 
 def test_evaluate_also_writes_the_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_numbers_are_the_reference_evaluators(tmp_path, reference, seed, kind):
     results = detections(data, dataset, seed)
     files = format_results(dataset, results, jsonfile_prefix=str(tmp_path / 'r'))
     ours = evaluate(dataset, results, metric=kind, classwise=True, logger='silent')
-    judged = reference(dataset.ann_file, json.loads(open(files[kind]).read()), kind)
+    judged = reference(dataset.ann_file, json.loads(Path(files[kind]).read_text()), kind)
     theirs = judged.get_results()
     assert {item: ours[f'{kind}_{item}'] for item in ITEMS} == {item: theirs[item] for item in ITEMS}
     assert 0.05 < ours[f'{kind}_AP'] < 0.9 and len({ours[f'{kind}_AP{g}'] for g in 'rcf'}) == 3
@@ -114,7 +115,7 @@ def test_the_best_detections_of_an_image_count_whatever_their_classes(tmp_path, 
     data = federated(4)
     dataset = open_dataset(tmp_path, data)
     results = detections(data, dataset, 4, others=400)
-    rows = json.loads(open(format_results(dataset, results, jsonfile_prefix=str(tmp_path / 'r'))['bbox']).read())
+    rows = json.loads(Path(format_results(dataset, results, jsonfile_prefix=str(tmp_path / 'r'))['bbox']).read_text())
     assert min(map(len, results)) > 300
     found = {most: evaluate(dataset, results, metric='bbox', logger='silent',
                             **({} if most == 300 else dict(max_dets=most))) for most in (20, 300, 1000)}

@@ -64,7 +64,7 @@ def plain_confusion(dataset, results, score_thr, iou_thr):
         label, score, boxes = result.labels.tolist(), result.scores.tolist(), result.bboxes.tolist()
         truth = info['labels'].tolist()
 
-        def best(row, among):
+        def best(row, among, truth=truth, boxes=boxes, info=info):
             order = sorted(among, key=lambda g: (truth[g], g))
             overlaps = [(iou(boxes[row], info['bboxes'][g].tolist()), place, g) for place, g in enumerate(order)]
             overlaps = [o for o in overlaps if o[0] >= iou_thr]

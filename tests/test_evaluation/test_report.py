@@ -108,7 +108,8 @@ def test_sizes(data):
 def test_errors_are_named_for_what_they_are(data):
     wrong = {(e['kind'], e['title']) for e in data['errors']}
     bar = CLASSES[1]
-    assert wrong == {('nothing there', 'disc, score 0.85'), ('double', 'disc, score 0.81'), ('wrong class', 'disc, score 0.71'),
+    assert wrong == {('nothing there', 'disc, score 0.85'), ('double', 'disc, score 0.81'),
+                     ('wrong class', 'disc, score 0.71'),
                      ('wrong place', f'{bar}, score 0.61'), ('missed', f'{bar} missed'), ('missed', 'disc missed')}
     scores = [e['title'] for e in data['errors'] if e['kind'] != 'missed']
     assert scores[0].endswith('0.85') and scores[-1].endswith('0.61'), 'the most confident first'
@@ -150,7 +151,8 @@ def test_no_detections_at_all(dataset, tmp_path):
 
 
 def test_an_image_that_cannot_be_read_is_told(dataset, results, tmp_path):
-    broken = build_dataset(dict(type='CocoDataset', ann_file=dataset.ann_file, img_prefix=str(tmp_path), classes=CLASSES,
+    broken = build_dataset(dict(type='CocoDataset', ann_file=dataset.ann_file, img_prefix=str(tmp_path),
+                                classes=CLASSES,
                                 pipeline=[]), dict(test_mode=True))
     told = []
     data = report_data(broken, results, {}, say=told.append)
@@ -174,11 +176,13 @@ def test_wrappers_are_refused(dataset):
 @pytest.fixture(scope='module')
 def browser(need):
     """Chromium without a window, steered over its own driver; no network is needed, and none is there to be used."""
-    webdriver = pytest.importorskip('selenium.webdriver', reason='the page is tested with selenium: pip install selenium')
+    webdriver = pytest.importorskip('selenium.webdriver', reason='the page is tested with selenium: pip install '
+                                                                 'selenium')
     need('chromium', 'chromedriver', package='chromium chromium-driver')
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which('chromium')
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1200,900',
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+                     '--window-size=1200,900',
                      '--host-resolver-rules=MAP * ~NOTFOUND'):
         options.add_argument(argument)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
@@ -265,7 +269,8 @@ def test_pictures_open_with_the_keyboard(page):
         picture.onload = () => done([picture.naturalWidth, picture.naturalHeight]);
         picture.src = document.querySelector('dialog image').getAttribute('href');''')
     assert loaded == [160, 100]
-    assert page.find_elements('css selector', 'dialog .truth') and page.find_elements('css selector', 'dialog .found.focus')
+    assert page.find_elements('css selector', 'dialog .truth')
+    assert page.find_elements('css selector', 'dialog .found.focus')
     keys(page, Keys.ARROW_RIGHT)
     assert '(2 of 7)' in dialog.text
     keys(page, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
@@ -280,7 +285,8 @@ def test_pictures_open_with_the_keyboard(page):
 
 @pytest.mark.slow
 def test_fits_a_telephone(page):
-    page.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=375, height=700, deviceScaleFactor=2, mobile=True))
+    page.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+                         dict(width=375, height=700, deviceScaleFactor=2, mobile=True))
     try:
         width = page.execute_script('return document.documentElement.scrollWidth')
         assert width <= 375, 'nothing sticks out; wide tables scroll in their own frame'

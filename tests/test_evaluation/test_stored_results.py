@@ -23,7 +23,8 @@ def result(seed: int, count: int = 5, joints: bool = False) -> Instances:
 
 
 def same(one: Instances, other: Instances) -> bool:
-    return (one.image_size, one.num_classes, set(one.fields)) == (other.image_size, other.num_classes, set(other.fields)) \
+    return (one.image_size, one.num_classes, set(one.fields)) == \
+        (other.image_size, other.num_classes, set(other.fields)) \
         and all(torch.equal(one.fields[k], other.fields[k]) and one.fields[k].dtype == other.fields[k].dtype
                 for k in one.fields if k != 'masks') and list(one.masks) == list(other.masks)
 

@@ -71,12 +71,12 @@ def plain_ap(truths, results, label, thr, border, rule, sizes=None):
     def counts(box):
         return sizes is None or sizes[0] ** 2 <= plain_area(box, border) < sizes[1] ** 2
 
-    detections = [(float(s), i, b) for i, r in enumerate(results) for b, s, l in
-                  zip(r.bboxes.tolist(), r.scores.tolist(), r.labels.tolist()) if l == label]
+    detections = [(float(s), i, b) for i, r in enumerate(results) for b, s, k in
+                  zip(r.bboxes.tolist(), r.scores.tolist(), r.labels.tolist()) if k == label]
     objects = []
     for t in truths:
-        mine = [(b, False) for b, l in zip(t['bboxes'].tolist(), t['labels']) if l == label]
-        mine += [(b, True) for b, l in zip(t['bboxes_ignore'].tolist(), t['labels_ignore']) if l == label]
+        mine = [(b, False) for b, k in zip(t['bboxes'].tolist(), t['labels']) if k == label]
+        mine += [(b, True) for b, k in zip(t['bboxes_ignore'].tolist(), t['labels_ignore']) if k == label]
         objects.append(mine)
     total = sum(not difficult and counts(b) for mine in objects for b, difficult in mine)
     taken, curve, hits, misses = set(), [], 0, 0
@@ -93,8 +93,8 @@ def plain_ap(truths, results, label, thr, border, rule, sizes=None):
                 else:
                     taken.add((image, which))
                     hits += 1
-        elif counts(box):
-            misses += 1
+        else:
+            misses += counts(box)
         curve.append((hits / max(total, 1), hits / max(hits + misses, 1)))
     if not total:
         return None

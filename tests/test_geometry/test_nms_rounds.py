@@ -49,7 +49,8 @@ def chain(links: int) -> torch.Tensor:
 
 @pytest.mark.parametrize('links, rounds, done', [(10, 11, True), (10, 4, False), (40, 32, False)])
 def test_a_chain_longer_than_the_rounds_is_not_settled(links, rounds, done):
-    keep, settled = nms_in_rounds(chain(links), torch.linspace(1, 0, links)[None], torch.ones(1, links, dtype=torch.bool),
+    keep, settled = nms_in_rounds(chain(links), torch.linspace(1, 0, links)[None],
+                                  torch.ones(1, links, dtype=torch.bool),
                                   dict(iou_threshold=0.2), rounds=rounds)
     assert bool(settled) == done
     if done:

@@ -1,5 +1,7 @@
-"""What test_numbers.py asks of 1 to 4 gloo ranks. Started once, as a program: the ranks are forked from it and need not
-import everything again. ``numbers_of_ranks.py FOLDER`` leaves the answers in FOLDER/answers.pth.
+"""What test_numbers.py asks of 1 to 4 gloo ranks.
+
+Started once, as a program: the ranks are forked from it and need not import everything again.
+``numbers_of_ranks.py FOLDER`` leaves the answers in FOLDER/answers.pth.
 """
 from __future__ import annotations
 
@@ -88,8 +90,9 @@ def detector(config: dict) -> nn.Module:
 
 
 def equal_shares(**backbone: Any) -> dict:
-    """A Faster R-CNN whose every image counts alike in every normaliser: all anchors and a fixed number of proposals
-    are samples, none drawn at random.
+    """A Faster R-CNN whose every image counts alike in every normaliser.
+
+    All anchors and a fixed number of proposals are samples, none drawn at random.
     """
     config = tiny.faster_rcnn()
     config['backbone'] |= backbone

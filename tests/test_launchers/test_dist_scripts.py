@@ -20,7 +20,8 @@ def single_process(repo_root, *arguments):
 def test_showing_takes_one_process(run, option):
     refused = run('dist_test.sh', 'c.py', 'x.pth', '2', *option)
     assert refused.status == 2 and not refused.out
-    assert refused.err.strip().endswith(f"works with one process: run  python tools/test.py c.py x.pth {' '.join(option)}")
+    advice = f"works with one process: run  python tools/test.py c.py x.pth {' '.join(option)}"
+    assert refused.err.strip().endswith(advice)
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ def answers(tmp_path_factory):
 def assert_close(ours, theirs):
     assert ours.keys() == theirs.keys() and ours
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=lambda text: f'{name}: {text}')
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5,
+                                   msg=lambda text, name=name: f'{name}: {text}')
 
 
 @pytest.mark.parametrize('name, shares', [

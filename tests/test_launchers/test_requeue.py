@@ -12,7 +12,8 @@ from boxdet.checkpoints.io import load_checkpoint
 JOB = '''#!/bin/bash
 #SBATCH --job-name=requeued --ntasks=1 --requeue --open-mode=append --output={folder}/output.txt
 cd {folder}
-srun {python} {root}/tools/train.py tiny.py --work-dir {folder}/run --device cpu --launcher slurm --auto-resume --requeue
+srun {python} {root}/tools/train.py tiny.py --work-dir {folder}/run --device cpu --launcher slurm \\
+    --auto-resume --requeue
 echo "ended with $?"
 '''
 

@@ -99,8 +99,9 @@ def test_every_family_is_counted(family):
 
 
 def test_totals_are_the_published_ones():
-    """Swin (Liu et al. 2021, table 2) has 260 GFLOPs and 44 M for Mask R-CNN R50 at 1280 x 800; torchvision's weights
-    tell their number of parameters.
+    """Swin (Liu et al. 2021, table 2) has 260 GFLOPs and 44 M for Mask R-CNN R50 at 1280 x 800.
+
+    torchvision's weights tell their number of parameters.
     """
     model = on_meta(load_config(CONFIGS / 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py').model)
     assert sum(count_operations(model, 800, 1280).values()) / 1e9 == pytest.approx(260, rel=0.005)

@@ -1,6 +1,4 @@
-"""Images without objects, with nothing but crowds, and batches of nothing else: they train, and give empty
-results.
-"""
+"""Images without objects, with nothing but crowds, and batches of nothing else: they train, and give empty results."""
 from __future__ import annotations
 
 import pytest

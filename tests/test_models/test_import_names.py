@@ -20,7 +20,8 @@ NAMES = {
 def test_names(module):
     imported = importlib.import_module(module)
     for name in NAMES[module].split():
-        assert callable(getattr(imported, name)) or name.isupper() and hasattr(getattr(imported, name), 'register_module')
+        found = getattr(imported, name)
+        assert callable(found) or name.isupper() and hasattr(found, 'register_module')
         assert name in imported.__all__
     with pytest.raises(ImportError):
         exec(f'from {module} import nothing_of_that_name')
@@ -49,7 +50,8 @@ def test_one_name_imports_one_module():
     code = ('import sys\nfrom boxdet.models.backbones import ResNet\nfrom boxdet.models.builder import HEADS\n'
             'from boxdet.datasets.pipelines import Compose\n'
             'assert "boxdet.models.backbones.resnet" in sys.modules\n'
-            'unasked = {"boxdet.models.backbones.vgg", "boxdet.models.detectors", "boxdet.datasets.pipelines.geometric"}\n'
+            'unasked = {"boxdet.models.backbones.vgg", "boxdet.models.detectors", '
+            '"boxdet.datasets.pipelines.geometric"}\n'
             'assert not unasked & set(sys.modules), unasked & set(sys.modules)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

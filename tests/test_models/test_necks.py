@@ -142,7 +142,8 @@ def test_backbone_with_other_levels_is_named():
         FPN([8, 16, 32], 12, 3)(_levels()[:2])
 
 
-@pytest.mark.parametrize('sizes', [((16, 24), (8, 12), (4, 6)), ((15, 24), (8, 12), (4, 6)), ((16, 24), (8, 12), (4, 5))])
+@pytest.mark.parametrize('sizes',
+                         [((16, 24), (8, 12), (4, 6)), ((15, 24), (8, 12), (4, 6)), ((16, 24), (8, 12), (4, 5))])
 @pytest.mark.parametrize('options', [{}, dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
                                      dict(upsample_cfg=dict(mode='bilinear')), dict(start_level=1, num_outs=2)])
 def test_without_gradients_sums_are_made_in_place(sizes, options):

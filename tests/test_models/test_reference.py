@@ -90,8 +90,7 @@ def test_parameter_names_and_shapes(reference, repo_root):
 
 
 def pairs(found, ref: dict) -> list[tuple[int, int]]:
-    """Reference detections and their counterparts: the same label, a box within 0.05 pixel, a score within
-    5e-4.
+    """Reference detections and their counterparts: the same label, a box within 0.05 pixel, a score within 5e-4.
 
     Each detection is the counterpart of one only.
     """

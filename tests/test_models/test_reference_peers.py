@@ -2,7 +2,8 @@
 
 The peers' own parameter names are filled, so the converters are a part of what is compared. detectron2's inputs are not
 divided by a deviation, and with drawn weights the last bit of a convolution decides over thin masks: those cases repeat
-detectron2's way of summing (planes and not channels last in memory, its RoIAlign, two threads), and then agree to the bit.
+detectron2's way of summing (planes and not channels last in memory, its RoIAlign, two threads), and then agree to the
+bit.
 """
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from boxdet.engine.config import load_config
 from boxdet.models import build_detector
 from boxdet.models.roi_extractor import RoIAlign
 
-CASES = ['torchvision/fasterrcnn_resnet50_fpn', 'torchvision/maskrcnn_resnet50_fpn', 'torchvision/keypointrcnn_resnet50_fpn',
+CASES = ['torchvision/fasterrcnn_resnet50_fpn', 'torchvision/maskrcnn_resnet50_fpn',
+         'torchvision/keypointrcnn_resnet50_fpn',
          'detectron2/faster_rcnn_R_50_FPN', 'detectron2/mask_rcnn_R_50_FPN', 'detectron2/keypoint_rcnn_R_50_FPN',
          'detectron2/faster_rcnn_R_50_C4']
 
@@ -95,13 +97,14 @@ def test_inference(name, reference, shared_data, repo_root):
             pairs = [(i, j) for i, j in pairs
                      if np.allclose(found.keypoints[j, :, 2].numpy(), ref['keypoints'][i][:, 2], rtol=1e-2, atol=1e-12)]
     if 'keypoint_scores' in ref:
-        assert all(np.allclose(found.keypoints[j, :, 2].numpy(), ref['keypoint_scores'][i], atol=1e-2) for i, j in pairs)
+        assert all(np.allclose(found.keypoints[j, :, 2].numpy(), ref['keypoint_scores'][i], atol=1e-2)
+                   for i, j in pairs)
     assert len(found) == len(ref['bboxes'])
     assert len(pairs) >= least_share(name) * len(ref['bboxes'])
 
 
-# Where the last bit of a convolution decides, on a processor that sums otherwise than the one that made the numbers, which
-# had AVX-512. With AVX2 there are 84, 96 and 94 %; of the last float64, too, has 93 %.
+# Where the last bit of a convolution decides, on a processor that sums otherwise than the one that made the numbers,
+# which had AVX-512. With AVX2 there are 84, 96 and 94 %; of the last float64, too, has 93 %.
 _OTHERWISE = {'detectron2/mask_rcnn_R_50_FPN': 0.8, 'detectron2/keypoint_rcnn_R_50_FPN': 0.9,
               'detectron2/faster_rcnn_R_50_C4': 0.9}
 

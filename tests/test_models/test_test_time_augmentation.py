@@ -51,9 +51,7 @@ def test_frames_are_inverse(direction):
 
 
 def plainly(model, batches: list[Batch]):
-    """One image, view by view, as mmdetection's aug_test has it: boxes, scores, labels and mask
-    probabilities.
-    """
+    """One image, view by view, as mmdetection's aug_test has it: boxes, scores, labels and mask probabilities."""
     feats = [model.extract_feat(b.images) for b in batches]
     metas = [b.metas[0] for b in batches]
     rows = []

@@ -38,8 +38,10 @@ class Transfers(TorchDispatchMode):
             self.found.append(f'{func}: {args[0].device} to {result.device}')
         if func is aten.copy_.default and args[0].device != args[1].device and not (len(args) > 2 and args[2]):
             self.found.append(f'{func}: {args[1].device} to {args[0].device}')
-        if func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default) and args[0].device.type == 'cuda':
-            self.found += [f'{func} by an index on the CPU' for i in args[1] if i is not None and i.device.type == 'cpu']
+        if func in (aten.index.Tensor, aten.index_put_.default,
+                    aten.index_put.default) and args[0].device.type == 'cuda':
+            self.found += [f'{func} by an index on the CPU' for i in args[1] if i is not None
+                           and i.device.type == 'cpu']
         return result
 
 
@@ -106,7 +108,7 @@ def drawn_model(cfg: dict) -> torch.nn.Module:
     """Weights that give many results of all sizes and classes."""
     torch.manual_seed(3)
     model = build_detector(cfg).eval()
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
     for name, weight in model.named_parameters():  # boxes stay about where they are, no class is certain

@@ -51,7 +51,7 @@ def test_to_moves_everything_of_the_batch():
     assert len(moved) == 1 and moved.semantic_seg.dtype == torch.uint8
 
 
-def test_a_copy_to_the_cpu_waits(monkeypatch):
+def test_every_part_is_copied_and_waited_for_on_the_cpu_only(monkeypatch):
     batch = Batch(torch.zeros(1, 3, 4, 4), [meta(4, 4)], gt=[Instances(bboxes=torch.zeros(2, 4))],
                   ignored=[torch.zeros(1, 4)], semantic_seg=torch.zeros(1, 1, 2, 2))
     asked, whole = [], torch.Tensor.to

@@ -91,7 +91,8 @@ def case(request):
 
 @pytest.mark.parametrize('name', TOOLS)
 def test_help_teaches(repo_root, name):
-    done = subprocess.run([sys.executable, str(repo_root / f'tools/{name}.py'), '--help'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(repo_root / f'tools/{name}.py'), '--help'], capture_output=True,
+                          text=True)
     assert done.returncode == 0 and 'usage:' in done.stdout
     assert f'python tools/{name}.py' in done.stdout  # an example
 
@@ -101,7 +102,8 @@ def test_help_teaches(repo_root, name):
     ('analysis_tools/eval_metric', ['absent.py', 'r.pkl', '--eval', 'bbox'], 'absent.py'),
     ('analysis_tools/confusion_matrix', ['c.py', 'r.pkl', 'o', '--score-thr', '3'], '--score-thr 3.0: it is between'),
     ('analysis_tools/analyze_results', ['c.py', 'r.pkl', 'o', '--topk', '0'], '--topk 0: it is 1 at least'),
-    ('analysis_tools/coco_error_analysis', ['a.json', 'b.json', 'o', '--ann', 'x.json'], '2 result files for 1 --types'),
+    ('analysis_tools/coco_error_analysis', ['a.json', 'b.json', 'o', '--ann', 'x.json'],
+     '2 result files for 1 --types'),
     ('analysis_tools/coco_error_analysis', ['a.json', 'o', '--ann', 'absent.json'], 'absent.json'),
     ('analysis_tools/coco_error_analysis', ['a.json', 'o', '--areas', '9', '4', '7'], '--areas 9 4 7'),
     ('analysis_tools/analyze_logs', ['plot_curve', 'absent.json'], 'absent.json: No such file'),
@@ -208,10 +210,12 @@ def test_coco_error_analysis(run, generated, tmp_path):
 def test_coco_error_analysis_of_real_pictures(run, real, tmp_path):
     _, dataset, results, _ = real
     format_results(dataset, results, str(tmp_path / 'r'))
-    out = run('analysis_tools/coco_error_analysis', tmp_path / 'r.bbox.json', tmp_path / 'out', '--ann', dataset.ann_file)
+    out = run('analysis_tools/coco_error_analysis', tmp_path / 'r.bbox.json', tmp_path / 'out', '--ann',
+              dataset.ann_file)
     areas = json.loads((tmp_path / 'out/bbox/error_analysis.json').read_text())
     assert 'bbox, all classes: C75' in out and set(areas) <= {'allclass', *dataset.CLASSES}
-    assert areas['allclass']['all']['C50'] > 0.8 and {f'{n}.png' for n in areas} < {f.name for f in (tmp_path / 'out/bbox').iterdir()}
+    assert areas['allclass']['all']['C50'] > 0.8 and \
+        {f'{n}.png' for n in areas} < {f.name for f in (tmp_path / 'out/bbox').iterdir()}
 
 
 # --- logs ---
@@ -231,10 +235,12 @@ def log(tmp_path):
 
 def test_curves_of_logs(run, log, tmp_path):
     run('analysis_tools/analyze_logs', 'plot_curve', log, '--keys', 'loss', 'loss_cls', '--out', tmp_path / 'a.png')
-    run('analysis_tools/analyze_logs', 'plot_curve', log, log, '--legend', 'one', 'two', '--start-epoch', '2', '--style',
+    run('analysis_tools/analyze_logs', 'plot_curve', log, log, '--legend', 'one', 'two', '--start-epoch', '2',
+        '--style',
         'dark', '--title', 'T', '--out', tmp_path / 'b.svg')
     assert cv2.imread(str(tmp_path / 'a.png')).shape[1] > 800
-    assert b'<svg' in (tmp_path / 'b.svg').read_bytes() and sorted(f.suffix for f in tmp_path.iterdir() if f.is_file()) == [
+    assert b'<svg' in (tmp_path / 'b.svg').read_bytes() and sorted(f.suffix for f in tmp_path.iterdir()
+                                                                   if f.is_file()) == [
         '.png', '.svg']
     with pytest.raises(DataError, match="no 'bbox_map' in it from epoch 1 on; did you mean 'bbox_mAP'"):
         run('analysis_tools/analyze_logs', 'plot_curve', log, '--keys', 'bbox_map', '--out', tmp_path / 'c.png')
@@ -267,7 +273,8 @@ def test_an_unfinished_epoch_is_marked(run, log, tmp_path):
 # --- models and data sets ---
 
 def test_benchmark(run, tiny_detector, tmp_path):
-    out = run('analysis_tools/benchmark', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--max-iter', '4',
+    out = run('analysis_tools/benchmark', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu',
+              '--max-iter', '4',
               '--repeat-num', '2', '--log-interval', '2', '--fuse-conv-bn', '--out', tmp_path / 'b.json')
     told = json.loads((tmp_path / 'b.json').read_text())
     assert told['network_fps'] >= told['whole_fps'] > 0 and told['memory_mb'] > 50 and told['images'] == 3
@@ -287,7 +294,8 @@ def test_browse_dataset_on_real_pictures(run, real, tmp_path, poly):
 
 
 _WRAPPED = '''
-piece = dict(type='CocoDataset', ann_file='FOLDER/ann.json', img_prefix='FOLDER/images/', classes=('disc', 'bar', 'cross'),
+piece = dict(type='CocoDataset', ann_file='FOLDER/ann.json', img_prefix='FOLDER/images/',
+             classes=('disc', 'bar', 'cross'),
              pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
                        dict(type='RandomFlip', flip_ratio=1.0), dict(type='Normalize', mean=[0, 0, 0], std=[1, 1, 1]),
                        dict(type='DefaultFormatBundle'),
@@ -306,7 +314,8 @@ def test_browse_dataset_walks_through_wrappers(run, tiny_detector, tmp_path):
     difference = np.abs(files[0].astype(int) - plain[:, ::-1]).max(axis=2)
     assert 0.05 < (difference > 30).mean() < 0.9  # the mirrored picture, with objects drawn on part of it
     with pytest.raises(DataError, match="the sample has no 'gt_bboxes'"):
-        run('misc/browse_dataset', config, '--output-dir', tmp_path / 'x', '--not-show', '--skip-type', 'LoadAnnotations',
+        run('misc/browse_dataset', config, '--output-dir', tmp_path / 'x', '--not-show', '--skip-type',
+            'LoadAnnotations',
             'Normalize', 'DefaultFormatBundle', 'Collect')
 
 
@@ -335,7 +344,8 @@ data['test'].update(ann_file='{data}/annotations/instances_val2017.json', img_pr
 data['val'] = data['test']
 model['train_cfg'] = dict(
     rpn=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
-             sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False), allowed_border=-1),
+             sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False),
+             allowed_border=-1),
     rpn_proposal=dict(nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
     rcnn=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
               sampler=dict(type='RandomSampler', num=16, pos_fraction=0.25), mask_size=28))
@@ -351,6 +361,7 @@ log_config = dict(interval=5, hooks=[dict(type='TextLoggerHook')])
     run('analysis_tools/analyze_logs', 'plot_curve', log, '--keys', 'loss', 'loss_mask', '--out', tmp_path / 'a.png')
     assert cv2.imread(str(tmp_path / 'a.png')).shape[1] > 800
     assert 'average iter time' in run('analysis_tools/analyze_logs', 'cal_train_time', log)
-    out = run('analysis_tools/benchmark', tmp_path / 'c.py', tmp_path / 'work/latest.pth', '--device', 'cpu', '--max-iter', '6',
+    out = run('analysis_tools/benchmark', tmp_path / 'c.py', tmp_path / 'work/latest.pth', '--device', 'cpu',
+              '--max-iter', '6',
               '--log-interval', '3')
     assert 'peak memory' in out

@@ -8,7 +8,8 @@ import pytest
 
 
 def run_demo(repo_root, data, work_dir, *options):
-    command = [sys.executable, str(repo_root / 'tools/demo.py'), '--data', str(data), '--work-dir', str(work_dir), *options]
+    command = [sys.executable, str(repo_root / 'tools/demo.py'), '--data', str(data), '--work-dir', str(work_dir),
+               *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 

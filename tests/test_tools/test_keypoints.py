@@ -56,7 +56,8 @@ def test_training_evaluates_keypoints(project):
 @pytest.mark.slow
 def test_the_test_tool_measures_draws_and_saves(project, repo_root, shapes_dir, tmp_path):
     out = run(repo_root, 'tools/test.py', project / 'config.py', project / 'work/latest.pth', '--device', 'cpu',
-              '--eval', 'bbox', 'keypoints', '--eval-options', 'classwise=True', f'jsonfile_prefix={tmp_path}/r', '--out',
+              '--eval', 'bbox', 'keypoints', '--eval-options', 'classwise=True', f'jsonfile_prefix={tmp_path}/r',
+              '--out',
               tmp_path / 'r.pkl', '--show-dir', tmp_path / 'pictures', '--show-score-thr', '0.01')
     assert 'keypoints_mAP: ' in out and 'bbox_mAP: ' in out
     results = load_results(tmp_path / 'r.pkl')

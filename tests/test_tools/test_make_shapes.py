@@ -153,7 +153,8 @@ def test_an_interrupted_run_leaves_the_old_data_set(tmp_path):
 
 def test_a_folder_of_other_files_is_never_replaced(tmp_path):
     (tmp_path / 'thesis.tex').write_text('years of work')
-    done = subprocess.run([sys.executable, str(SCRIPT), '--out', str(tmp_path), '--train', '1', '--val', '1', '--force'],
+    done = subprocess.run([sys.executable, str(SCRIPT), '--out', str(tmp_path), '--train', '1', '--val', '1',
+                           '--force'],
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error:') and 'Traceback' not in done.stderr
     assert (tmp_path / 'thesis.tex').read_text() == 'years of work'

@@ -1,4 +1,4 @@
-"""tools/model_converters/publish_model.py: nothing but weights and their description, and a name that tells the content."""
+"""tools/model_converters/publish_model.py: only weights and their description, and a name that tells the content."""
 import hashlib
 import importlib.util
 import subprocess
@@ -61,7 +61,8 @@ def test_the_source_may_be_the_target(publish, trained):
 def test_what_cannot_be_published(publish, trained, tmp_path, repo_root):
     with pytest.raises(CheckpointError, match='is a folder: name the file'):
         publish(trained, tmp_path)
-    done = subprocess.run([sys.executable, str(repo_root / TOOL), 'missing.pth', 'a.pth'], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, str(repo_root / TOOL), 'missing.pth', 'a.pth'], capture_output=True,
+                          text=True,
                           cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith('error: ') and 'missing.pth' in done.stderr
     assert len(done.stderr.splitlines()) == 1

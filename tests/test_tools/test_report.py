@@ -1,4 +1,4 @@
-"""The HTML report from the command line: tools/test.py --report, and tools/analysis_tools/report.py on saved results."""
+"""The HTML report by command line: tools/test.py --report, and tools/analysis_tools/report.py on saved results."""
 
 import importlib.util
 import json
@@ -60,5 +60,6 @@ def test_wrong_arguments_are_one_line(tool, repo_root, tiny_detector, tmp_path):
                            str(tmp_path / 'none.pkl'), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and 'none.pkl' in done.stderr
     done = subprocess.run([sys.executable, str(repo_root / 'tools/test.py'), str(tiny_detector.config),
-                           str(tiny_detector.checkpoint), '--report', 'x', '--format-only'], capture_output=True, text=True)
+                           str(tiny_detector.checkpoint), '--report', 'x', '--format-only'], capture_output=True,
+                           text=True)
     assert done.returncode == 2 and '--report and --format-only exclude each other' in done.stderr

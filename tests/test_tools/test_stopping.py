@@ -1,4 +1,4 @@
-"""Real trainings, stopped in every way (kill -9, SIGTERM, SIGUSR1, a full disk): --auto-resume ends as if they were not."""
+"""Trainings stopped in every way (kill -9, SIGTERM, SIGUSR1, a full disk): --auto-resume ends as if they were not."""
 import contextlib
 import json
 import os
@@ -137,7 +137,7 @@ def test_kill_9_at_twenty_random_moments(server, whole, tmp_path):
         pid = server.start(work_dir)
         # Anywhere from before the first iteration to the end, on a fast machine and on a busy one.
         moment, delay = rng.randint(0, 21), rng.uniform(0, 0.03)
-        wait_for(lambda: entries(work_dir) >= moment)
+        wait_for(lambda work_dir=work_dir, moment=moment: entries(work_dir) >= moment)
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             os.kill(pid, signal.SIGKILL)

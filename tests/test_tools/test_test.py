@@ -83,7 +83,8 @@ def test_errors_are_one_line_and_status_2(tiny_detector, repo_root):
     (['--eval', 'bbox', '--options', 'a=1', '--eval-options', 'b=1'], 'old name'),
     (['--out', 'r.pkl', '--eval-options', 'classwise=True'], 'options of --eval or --format-only'),
     (['--eval', 'bbox', '--eval-options', 'clsswise=True'], "did you mean 'classwise'"),
-    (['--format-only', '--options', 'classwise=True'], "takes no 'classwise' on this data set (it takes jsonfile_prefix"),
+    (['--format-only', '--options', 'classwise=True'],
+     "takes no 'classwise' on this data set (it takes jsonfile_prefix"),
     (['--eval', 'bbox', '--gpu-id', '0'], '--device and --gpu-id'),
     (['--eval', 'bbox', '--batch-size', '0'], '1 at least'), (['--eval', 'mAP'], "unknown metric 'mAP'"),
     (['--eval', 'bbox', '--cfg-options', 'model.test_cfg.rcnn.score_thresh=0.1'], "score_thr'")])
@@ -206,17 +207,20 @@ def test_data_that_does_not_fit_is_told_before_inference(run, monkeypatch):
 
 @pytest.mark.parametrize('classes', [['disc', 'bar'], ['cross'], ['cross', 'disc', 'bar']])
 def test_some_of_the_classes_or_another_order(tool, run, tiny_detector, tmp_path, classes):
-    run('--eval', 'bbox', 'segm', '--eval-options', 'classwise=True', '--out', tmp_path / 'all.pkl', '--work-dir', tmp_path)
+    run('--eval', 'bbox', 'segm', '--eval-options', 'classwise=True', '--out', tmp_path / 'all.pkl', '--work-dir',
+        tmp_path)
     whole, everything = metrics_of(tmp_path), load_results(tmp_path / 'all.pkl')
     with pytest.warns(UserWarning, match='the data set has') as told:
-        tool.main([str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--eval', 'bbox', 'segm',
+        tool.main([str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--eval', 'bbox',
+                   'segm',
                    '--eval-options', 'classwise=True', '--out', str(tmp_path / 'some.pkl'), '--work-dir',
                    str(tmp_path / 'some'), '--show-dir', str(tmp_path / 'drawn'), '--cfg-options',
                    f"data.test.classes=[{','.join(classes)}]"])
     some = metrics_of(tmp_path / 'some')
     for kind in ('bbox', 'segm'):
         for name in tiny_detector.classes:
-            assert some.get(f'{kind}_{name}_precision') == (whole[f'{kind}_{name}_precision'] if name in classes else None)
+            assert some.get(f'{kind}_{name}_precision') == (whole[f'{kind}_{name}_precision'] if name in classes
+                                                            else None)
     left_out = [name for name in tiny_detector.classes if name not in classes]
     assert any((f"results of the others ({', '.join(left_out)}) are left out" if left_out else 'matched by name')
                in str(one.message) for one in told)
@@ -224,7 +228,8 @@ def test_some_of_the_classes_or_another_order(tool, run, tiny_detector, tmp_path
         kept = [k for k, label in enumerate(full.labels.tolist()) if tiny_detector.classes[label] in classes]
         assert [classes[label] for label in ours.labels.tolist()] == [
             tiny_detector.classes[label] for label in full.labels[kept].tolist()]
-        assert ours.scores.tolist() == full.scores[kept].tolist() and list(ours.masks) == [full.masks.rles[k] for k in kept]
+        assert ours.scores.tolist() == full.scores[kept].tolist() and list(ours.masks) == [full.masks.rles[k]
+                                                                                           for k in kept]
 
 
 def test_classes_that_the_model_does_not_know(run, tiny_detector, tmp_path):
@@ -239,7 +244,8 @@ def test_classes_that_the_model_does_not_know(run, tiny_detector, tmp_path):
 
 
 def test_heads_stay_as_in_the_training(run):
-    with pytest.raises(ConfigError, match=r'bbox_head.num_classes = 1: .*trained on 3 classes \(disc, bar, cross\); leave '
+    with pytest.raises(ConfigError, match=r'bbox_head.num_classes = 1: .*trained on 3 classes \(disc, bar, cross\); '
+                                          r'leave '
                                           'num_classes as in the training, data.test.classes alone'):
         run('--eval', 'bbox', '--cfg-options', 'data.test.classes=[disc]', 'model.roi_head.bbox_head.num_classes=1')
 
@@ -276,7 +282,8 @@ def test_images_of_one_name_in_two_folders(run, tiny_detector, tmp_path):
     for folder in ('left', 'right'):
         (tmp_path / folder).mkdir()
         shutil.copy(tiny_detector.images[0], tmp_path / folder / '0.png')
-        (tmp_path / f'{folder}.json').write_text(json.dumps(dict(json.loads(tiny_detector.ann_file.read_text()), annotations=[],
+        (tmp_path / f'{folder}.json').write_text(json.dumps(dict(json.loads(tiny_detector.ann_file.read_text()),
+                                                                 annotations=[],
             images=[dict(id=1, file_name='0.png', height=96, width=128)])))
     (tmp_path / 'two.py').write_text(tiny_detector.config.read_text() + f"""
 part = data['test']
@@ -351,6 +358,7 @@ def test_several_data_sets_as_one(run, tiny_detector, tmp_path):
 
 def test_what_cannot_be_evaluated(run, tiny_detector):
     with pytest.raises(UserError, match='RepeatDataset is no data set to evaluate'):
-        run('--eval', 'bbox', '--cfg-options', 'data.test={"_delete_": True, "type": "RepeatDataset", "times": 2, "dataset": '
+        run('--eval', 'bbox', '--cfg-options', 'data.test={"_delete_": True, "type": "RepeatDataset", "times": 2, '
+                                               '"dataset": '
             f'{{"type": "CocoDataset", "ann_file": "{tiny_detector.ann_file}", "classes": ["disc", "bar", "cross"], '
             '"pipeline": []}}')

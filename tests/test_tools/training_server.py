@@ -3,6 +3,7 @@
 Says 'ready', reads a JSON dict a line (arguments of tools/train.py, more environment, the file that what it prints goes
 to), answers 'pid N', and when that process has ended 'status N' (negative: the signal).
 """
+import functools
 import importlib.util
 import json
 import os
@@ -38,7 +39,7 @@ for line in sys.stdin:
         os.dup2(file, 1)
         os.dup2(file, 2)
         try:
-            run_command(lambda: tool.main(request['arguments']))
+            run_command(functools.partial(tool.main, request['arguments']))
         except SystemExit as end:  # taking torch apart in a forked process lasts seconds
             sys.stdout.flush()
             sys.stderr.flush()

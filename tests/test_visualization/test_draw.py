@@ -1,6 +1,4 @@
-"""What the drawing must keep: pixels where nothing is, colours where masks and boxes are, labels inside the
-image.
-"""
+"""What the drawing must keep: pixels where nothing is, colours where masks and boxes are, labels inside the image."""
 
 from types import SimpleNamespace
 

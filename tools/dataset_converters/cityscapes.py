@@ -53,7 +53,9 @@ def collect_files(images: Path, truth: Path, optional: bool = False) -> list[Fil
     """The pictures of a split, sorted, each with its file of instance ids.
 
     Args:
-        images, truth: the split's folders. optional: there may be no folder ``truth``.
+        images: the split's folder of images.
+        truth: the split's folder of ground truth.
+        optional: there may be no folder ``truth``.
 
     Raises:
         DataError: no pictures, one of another name, or one without ground truth.

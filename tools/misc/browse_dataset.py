@@ -1,11 +1,11 @@
-"""Look at what the pipeline makes of a training set: pictures with the boxes, masks and keypoints that the model would get.
+"""Look at what the pipeline makes of a training set: images with the boxes, masks and keypoints that the model gets.
 
     python tools/misc/browse_dataset.py CONFIG                                  # a window; any key goes on, Esc ends
     python tools/misc/browse_dataset.py CONFIG --output-dir out --not-show --number 20
 
-Steps of --skip-type (normalisation and formatting) are left out, so that pictures look like pictures; --original leaves out
-everything after the annotations are loaded. Wrappers (RepeatDataset, ConcatDataset, MultiImageMixDataset, ...) are walked as
-in training. The number at the end of a file's name is the place in the data set.
+Steps of --skip-type (normalisation and formatting) are left out, so that pictures look like pictures; --original
+leaves out everything after the annotations are loaded. Wrappers (RepeatDataset, ConcatDataset, MultiImageMixDataset,
+...) are walked as in training. The number at the end of a file's name is the place in the data set.
 """
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train',
-                        help='data.SPLIT; val and test are read with the train pipeline of their own annotations only when '
+                        help='data.SPLIT; val and test are read with the train pipeline of their own annotations only '
+                             'when '
                         'they have one (default: %(default)s)')
-    parser.add_argument('--skip-type', nargs='+', default=['DefaultFormatBundle', 'Normalize', 'Collect'], metavar='TYPE',
+    parser.add_argument('--skip-type', nargs='+', default=['DefaultFormatBundle', 'Normalize', 'Collect'],
+                        metavar='TYPE',
                         help='steps of the pipeline to leave out (default: %(default)s)')
     parser.add_argument('--original', action='store_true', help='show the pictures as they are stored')
     parser.add_argument('--output-dir', metavar='DIR', help='write the pictures there')
@@ -82,7 +84,8 @@ def without_steps(data: Any, keep: Any) -> Any:
         return [without_steps(part, keep) for part in data]
     if not isinstance(data, Mapping):
         return data
-    return {key: [step for step in value if keep(step.get('type'))] if key == 'pipeline' and isinstance(value, (list, tuple))
+    return {key: [step for step in value if keep(step.get('type'))] if key == 'pipeline'
+            and isinstance(value, (list, tuple))
             else without_steps(value, keep) if key in ('dataset', 'datasets') else value for key, value in data.items()}
 
 
@@ -95,7 +98,8 @@ def drawn(sample: Mapping[str, Any], dataset: Any) -> Any:
 
     for key in ('img', 'gt_bboxes', 'gt_labels'):
         if key not in sample:
-            raise DataError(f"the sample has no '{key}': leave steps that gather the sample out with --skip-type, and keep "
+            raise DataError(f"the sample has no '{key}': leave steps that gather the sample out with --skip-type, and "
+                            f"keep "
                             'LoadAnnotations(with_bbox=True) in the pipeline')
     image = np.ascontiguousarray(np.clip(sample['img'], 0, 255).astype(np.uint8))
     ignored = np.asarray(sample.get('gt_bboxes_ignore', ()), np.float32).reshape(-1, 4)

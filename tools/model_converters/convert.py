@@ -33,7 +33,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__, epilog=EXAMPLES,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SRC',
-                        help="the file to convert: .pth, detectron2's or Detectron's .pkl, tensorpack's .npz; or its address")
+                        help="the file to convert: .pth, detectron2's or Detectron's .pkl, tensorpack's .npz; or its "
+                             "address")
     parser.add_argument('target', metavar='DST', help='the file to write')
     parser.add_argument('--to', metavar='PROJECT', help=f'write the weights for this project: {", ".join(formats())}')
     return parser.parse_args(arguments)

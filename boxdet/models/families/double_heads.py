@@ -71,7 +71,8 @@ class DoubleConvFCBBoxHead(BBoxHead):
         self.fc_reg = nn.Linear(conv_out_channels, boxes)
         self.res_block = _ResidualBlock(self.in_channels, conv_out_channels, **layers)
         self.conv_branch = nn.ModuleList(
-            Bottleneck(conv_out_channels, conv_out_channels // Bottleneck.expansion, **layers) for _ in range(num_convs))
+            Bottleneck(conv_out_channels, conv_out_channels // Bottleneck.expansion, **layers)
+            for _ in range(num_convs))
         self.fc_branch = nn.ModuleList(
             nn.Linear(size if i == 0 else fc_out_channels, fc_out_channels) for i in range(num_fcs))
 
