@@ -23,7 +23,6 @@ from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.geometry.masks import encode_window
 from boxdet.structures.masks import RleMasks
 
-
 _NOT_BY_CLASS = ("Instances {}: mmdetection 2.x's lists by class are result.per_class() (with its bool masks "
                  "result.per_class(masks='bitmap')); object i is result[i:i + 1], a field result.bboxes")
 

@@ -1,4 +1,4 @@
-"""The watch over the other ranks, where two threads meet. (Real ranks that end: test_launchers/test_endings.py.)"""
+"""The watch over the other ranks, where two threads meet; real ranks end in test_launchers/test_endings.py."""
 import subprocess
 import sys
 
@@ -29,5 +29,6 @@ run_command(main)
 def test_a_collective_that_fails_while_the_watch_says_why_adds_nothing():
     done = subprocess.run([sys.executable, '-c', _RACE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == ('error: rank 1 (elsewhere, process 5) ended without a word: it was killed, or its machine ran out '
+    assert done.stderr == ('error: rank 1 (elsewhere, process 5) ended without a word: it was killed, or its machine '
+                           'ran out '
                            'of memory; see docs/troubleshooting.md#it-hangs\n')
