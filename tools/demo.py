@@ -5,9 +5,10 @@
     python tools/demo.py --data DIR --work-dir DIR  another folder for the pictures, another one for the results
     python tools/demo.py --cfg-options runner.max_epochs=2
 
-It draws the data set when it is not there, trains (a line with losses, learning rate and the time that is left every few
-seconds), evaluates boxes and masks on the val split half way and at the end, and draws predictions beside the ground truth and the
-curves of the training. A rerun starts afresh: what an earlier run left in the work_dir is deleted first.
+It draws the data set when it is not there, trains (a line with losses, learning rate and the time that is left every
+few seconds), evaluates boxes and masks on the val split half way and at the end, and draws predictions beside the
+ground truth and the curves of the training. A rerun starts afresh: what an earlier run left in the work_dir is deleted
+first.
 """
 from __future__ import annotations
 

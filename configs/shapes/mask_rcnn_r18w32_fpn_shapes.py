@@ -1,4 +1,4 @@
-"""The model of `make demo`: mask_rcnn_r18_fpn_shapes.py with a thinner body, so that two AVX2 cores train it in minutes.
+"""The model of `make demo`: mask_rcnn_r18_fpn_shapes.py with a thinner body, which two AVX2 cores train in minutes.
 
 Half the width, and three stages: no shape is so large that it needs the fourth, and without it the others learn faster
 (box mAP after a schedule of four epochs 0.41, with it 0.31). The box head, which learns last, gets four times the rois,
