@@ -6,7 +6,7 @@
     python tools/demo.py --cfg-options runner.max_epochs=2
 
 It draws the data set when it is not there, trains (a line with losses, learning rate and the time that is left every
-few seconds), evaluates boxes and masks on the val split half way and at the end, and draws predictions beside the
+few seconds), evaluates boxes and masks on the val split now and then and at the end, and draws predictions beside the
 ground truth and the curves of the training. A rerun starts afresh: what an earlier run left in the work_dir is deleted
 first.
 """
@@ -71,6 +71,8 @@ def read_config(args: argparse.Namespace) -> Any:
                for key, path in (('ann_file', f'annotations/instances_{folder}.json'), ('img_prefix', f'{folder}/'))]
     cfg = load_config(args.config, options + (args.cfg_options or []))
     cfg.work_dir, cfg.seed = args.work_dir, args.seed
+    if cfg.runner.max_epochs % cfg.evaluation.interval:  # other numbers given: the end is evaluated all the same
+        cfg.evaluation.interval = cfg.runner.max_epochs
     if args.device:
         cfg.device = args.device
     check_config(cfg)
