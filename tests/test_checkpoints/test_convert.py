@@ -197,7 +197,9 @@ VGG16, C4 = 'shapes/faster_rcnn_vgg16_shapes', 'mask_rcnn/mask_rcnn_r50_caffe_c4
 
 
 @pytest.mark.parametrize('target, config, named', [
-    *[(target, CASCADE, 'roi_head.bbox_head.0') for target in formats()],
+    # Theirs have one mask head; the others have no cascade.
+    *[(target, CASCADE, f"roi_head.{'mask' if target in ('detectron2', 'tensorpack') else 'bbox'}_head.0")
+      for target in formats()],
     *[(target, VGG16, 'backbone.features') for target in formats()],
     ('torchvision', C4, 'roi_head.shared_head.layer4'),
     ('torchvision', GN, 'backbone.gn1'), ('detectron2', GN, 'backbone.gn1'),
@@ -230,7 +232,8 @@ def test_boxdets_own_and_foreign_backbones_are_left_alone(tiny_detector):
     import torchvision
     assert recognise(load_checkpoint(tiny_detector.checkpoint)['state_dict']) is None
     assert recognise(torchvision.models.resnet18(weights=None).state_dict()) is None
-    assert formats() == ['torchvision', 'detectron2', 'detectron', 'maskrcnn-benchmark']
+    assert formats() == ['torchvision', 'detectron2', 'detectron', 'maskrcnn-benchmark', 'Detectron.pytorch',
+                         'tensorpack']
     with pytest.raises(CheckpointError, match="'torchvison' can be converted; did you mean 'torchvision'"):
         format_named('torchvison')
 

@@ -62,7 +62,7 @@ def recognises(names: Iterable[str]) -> bool:
     return any(re.match(r'res\d+_\d+_branch[12]', name) for name in names)
 
 
-def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def to_boxdet(state: Mapping[str, Any], what: str = _WHAT) -> dict[str, torch.Tensor]:
     """Detectron's blobs under boxdet's names and with boxdet's order of classes.
 
     Those of a backbone alone come without ``backbone.``, as the weights of backbones do.
@@ -73,7 +73,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     state = {name: value for name, value in state.items() if not _LEFT_OUT.match(name)}
     architecture = _read(state)
     state = {re.sub(r'^_(?:\[mask\]|mask)_', f'{_mask_prefix(architecture)}_', n): v for n, v in state.items()}
-    found = take_names(state, architecture.entries(), lambda name: _theirs(name, architecture), _WHAT)
+    found = take_names(state, architecture.entries(), lambda name: _theirs(name, architecture), what)
     if architecture.norm == 'affine':
         found = _as_batch_norms(found)
     if architecture.rpn or architecture.box_fcs is not None:
@@ -111,16 +111,16 @@ def _as_batch_norms(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return found
 
 
-def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def from_boxdet(state: Mapping[str, torch.Tensor], what: str = _WHAT) -> dict[str, torch.Tensor]:
     """The way back. Batch norms become a scale and a shift.
 
     Raises:
         CheckpointError: Detectron has no such model.
     """
-    architecture = replace(Architecture.of_boxdet(state), bottleneck=True)
+    architecture = replace(Architecture.of_boxdet(state), bottleneck=True, stages=0, rpn_convs=1)
     if architecture.norm == 'bn':
         state, architecture = _without_statistics(without_counters(state)), replace(architecture, norm='affine')
-    return give_names(background_first(state), architecture.entries(), lambda name: _theirs(name, architecture), _WHAT)
+    return give_names(background_first(state), architecture.entries(), lambda name: _theirs(name, architecture), what)
 
 
 def _without_statistics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

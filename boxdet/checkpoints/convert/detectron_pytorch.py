@@ -16,6 +16,7 @@ from boxdet.checkpoints.convert.architecture import count_blocks, rename
 from boxdet.errors import CheckpointError
 
 NAME = 'Detectron.pytorch'
+_WHAT = "Detectron.pytorch's R-CNN"
 
 # Entries that nothing maps: fixed filters of the bilinear enlargement, and copies of stage 5 that the mask head shares.
 _LEFT_OUT = re.compile(r'Keypoint_Outs\.upsample\.|Mask_Head\.res5\.')
@@ -35,7 +36,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """
     rules = _rules(state)
     return detectron.to_boxdet({_blob(name, rules): value for name, value in state.items()
-                                if not _LEFT_OUT.match(name)})
+                                if not _LEFT_OUT.match(name)}, _WHAT)
 
 
 def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: Detectron has no such model.
     """
-    blobs = detectron.from_boxdet(state)
+    blobs = detectron.from_boxdet(state, _WHAT)
     body = 'Conv_Body.conv_body.' if any(name.startswith('fpn_') for name in blobs) else 'Conv_Body.'
     blocks = count_blocks(blobs, r'res(\d+)_(\d+)_branch')
     norms = any('_gn_' in name for name in blobs if name.startswith(('fpn_', 'head_conv', '_mask_fcn')))
@@ -53,7 +54,7 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     theirs = {_blob(name, rules): name for name in names}
     missing = [name for name in blobs if name not in theirs]
     if missing:
-        raise CheckpointError(f'this model cannot be written for Detectron.pytorch: it has no place for {missing[0]}')
+        raise CheckpointError(f'this model cannot be written for {_WHAT}: it has no place for {missing[0]}')
     return {theirs[name]: value for name, value in blobs.items()}
 
 

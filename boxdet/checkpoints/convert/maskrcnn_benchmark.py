@@ -93,7 +93,7 @@ def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: maskrcnn-benchmark has no such model.
     """
-    architecture = Architecture.of_boxdet(state)
+    architecture = replace(Architecture.of_boxdet(state), stages=0, rpn_convs=1)
     if not architecture.stage_in_head and architecture.box_fcs is not None:
         architecture = replace(architecture, box_fcs=1 if architecture.box_convs else 2)
     refuse_class_agnostic(state, (MASKS,), _WHAT)
