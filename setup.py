@@ -29,7 +29,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['boxdet', 'boxdet.*']),
-    package_data={'boxdet.evaluation': ['report.html']},
+    package_data={'boxdet': ['zoo.json'], 'boxdet.evaluation': ['report.html']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require=extras,

@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def set_default_outputs(args: argparse.Namespace) -> None:
     """What is to be written and has no name goes to ``args.default_dir``: 'test' beside the checkpoint."""
-    local = '://' not in args.checkpoint
+    local = '://' not in args.checkpoint and args.checkpoint != 'zoo'
     args.default_dir = os.path.join(os.path.dirname(args.checkpoint) if local else '', 'test')
     for name, usual in (('out', 'results.pkl'), ('show_dir', 'images'), ('report', 'report')):
         if getattr(args, name) == '':
@@ -193,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     check_args(args)
     from boxdet.apis.inference import build_for_inference, place_for_inference
     from boxdet.apis.test import load_for_test, multi_gpu_test, single_gpu_test
+    from boxdet.checkpoints import zoo
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.distributed import get_dist_info, init_dist, shut_down
     from boxdet.engine.environment import choose_device, setup_processes
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = args.eval or args.format_only
     if measured:
         check_metrics(model, args.eval, dataset, writing=args.format_only)
-    load_for_test(model, args.checkpoint, dataset, strict=bool(measured))
+    load_for_test(model, zoo.address(args.checkpoint, args.config), dataset, strict=bool(measured))
     if args.fuse_conv_bn:
         warnings.warn('--fuse-conv-bn has no effect: batch norms are always folded into the convolutions',
                       stacklevel=2)

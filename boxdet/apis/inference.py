@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
+from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
 from boxdet.datasets.collate import collate
@@ -48,9 +49,9 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     """Build a detector for inference: batch norms folded into the convolutions, weights in the device's memory format.
 
     Args:
-        config: a config file or a Config; it is not changed.
-        checkpoint: a file or an address, boxdet's or mmdetection 2.x's, torchvision's or detectron2's; without one
-            the weights are random.
+        config: a config file, the short name of one in ``configs/``, or a Config; it is not changed.
+        checkpoint: a file or an address, boxdet's or another project's (see docs/weights.md); 'zoo' for those that were
+            published for this config; without one the weights are random.
         device: 'cuda:0', 'cuda' (the current GPU), 'cpu', ...
         cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``; or a list of
             texts as on a command line.
@@ -75,7 +76,7 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         model.init_weights()
         model.CLASSES = configured_classes(cfg)
     else:
-        load_into(model, checkpoint, configured_classes(cfg))
+        load_into(model, zoo.address(checkpoint, cfg.filename), configured_classes(cfg))
     _warn_of_other_classes(model, checkpoint)
     model.cfg = cfg
     model = place_for_inference(model, device, precision)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxdet.checkpoints import zoo
 from boxdet.checkpoints.convert import recognise
 from boxdet.checkpoints.loading import named_values, state_dict_of
 from boxdet.errors import CheckpointError, nearest
@@ -51,7 +52,7 @@ OPEN_MMLAB = {
 # --- where a checkpoint is ---
 
 def find_checkpoint(address: str | Path) -> Path:
-    """Return the local file behind a path, a URL or a ``torchvision://`` or ``open-mmlab://`` name.
+    """Return the local file behind a path, a URL or a ``torchvision://``, ``open-mmlab://`` or ``zoo://`` name.
 
     What is remote is downloaded once into torch.hub's cache, see ``boxdet.files.download.fetch``. With several ranks
     all of them call this.
@@ -69,14 +70,16 @@ def find_checkpoint(address: str | Path) -> Path:
         if name not in OPEN_MMLAB:
             raise CheckpointError(f"{text}: no model of that name is known{nearest(name, OPEN_MMLAB)}")
         return _fetch(_MODEL_ZOO + OPEN_MMLAB[name])
+    if scheme == 'zoo':
+        return _fetch(zoo.entry(name)['weights'])
     if scheme in ('http', 'https', 'file'):
         return _fetch(text)
-    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, file://, torchvision:// "
-                          'or open-mmlab://')
+    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, file://, torchvision://, "
+                          'open-mmlab:// or zoo://')
 
 
 def _fetch(url: str) -> Path:
-    return fetch(url, Path(torch.hub.get_dir()) / 'checkpoints', CheckpointError)
+    return fetch(url, zoo.download_folder(), CheckpointError)
 
 
 def _local_file(path: Path) -> Path:

@@ -31,6 +31,7 @@ from boxdet import idle_overrides
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import (
     ABSENT,
+    CONFIG_SUFFIXES,
     DELETE,
     ConfigWarning,
     Key,
@@ -183,6 +184,19 @@ class Config(_MMEngineConfig):
         self.__dict__.update(state)
 
 
+def named_config(path: str | Path) -> str | Path:
+    """``path`` itself, or the file in ``configs/`` (the working folder's, then the checkout's) of that short name."""
+    text = str(path)
+    is_name = text and os.path.basename(text) == text and os.path.splitext(text)[1] not in CONFIG_SUFFIXES
+    if not is_name or os.path.exists(text):
+        return path
+    for folder in (Path('configs'), Path(__file__).resolve().parents[2] / 'configs'):
+        found = sorted(one for one in folder.glob(f'*/{text}.py') if one.parent.name != '_base_')
+        if found:
+            return found[0]
+    return path
+
+
 def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None = None,
                 import_custom_modules: bool = True, translate: bool = True) -> Config:
     """Read a config file and its bases, set ``options``, import its ``custom_imports``.
@@ -190,7 +204,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
     A config of mmdetection 3.x is translated; its options may name 3.x's keys or, as ``data.samples_per_gpu``, ours.
 
     Args:
-        path: a .py, .json, .yaml or .yml file.
+        path: a .py, .json, .yaml or .yml file; or the short name of one in ``configs/``.
         options: what ``--cfg-options`` holds: ``['a.b=1', ...]`` or ``{'a.b': 1}``.
         import_custom_modules: import the modules that ``custom_imports`` names, so that their classes register.
         translate: False leaves a config of mmdetection 3.x as it is written.
@@ -203,6 +217,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
     settings: list[Setting] = []
     files: list[SourceFile] = []
     options = parse_options(options) if isinstance(options, (list, tuple)) else options or {}
+    path = named_config(path)
     values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files, _Variables(options))
     text = '\n'.join(f'# {file.path}\n{file.text}' for file in files)
     values = {name: value for name, value in values.items() if not isinstance(value, Named)}

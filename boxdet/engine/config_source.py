@@ -28,6 +28,8 @@ BASE, DELETE = '_base_', '_delete_'
 Settle = Mapping[str, Callable[[Any], Any]]  # by variable, see ``SourceFile.values``
 Key = tuple[Any, ...]  # ('data', 'train', 'pipeline', 2, 'flip_ratio'): str for dicts, int for lists
 
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
 
 class ConfigWarning(UserWarning):
     """A config that runs, but hardly as it was meant."""
@@ -152,7 +154,7 @@ def read_source(path: str, asked_by: str = '') -> SourceFile:
         asked = f" (a '{BASE}' of {show_path(asked_by)})" if asked_by else ''
         reason = 'no such config file' if isinstance(error, FileNotFoundError) else error
         raise ConfigError(f'{show_path(path)}: {reason}{asked}{_nearest_file(*os.path.split(path))}') from None
-    if extension not in ('.py', '.json', '.yaml', '.yml'):
+    if extension not in CONFIG_SUFFIXES:
         raise ConfigError(f'{show_path(path)}: a config is a .py, .json, .yaml or .yml file')
     text = _substitute_file_names(text, path)
     return SourceFile(path, text, parse_python(text, path) if extension == '.py' else None)
