@@ -1,4 +1,4 @@
-"""Install boxdet: `pip install -e .`, with `[tests]`, `[optional]` or `[all]` for more. Nothing is compiled.
+"""Install boxdet: `pip install -e .`, with `[tests]`, `[export]`, `[optional]` or `[all]` for more. Nothing is compiled.
 
 The configs and tools are used from the checkout, as in mmdetection's guide, and are not part of the wheel.
 """
@@ -18,8 +18,8 @@ def requirements(name: str) -> list[str]:
     return [line for line in stripped if line]
 
 
-extras = {name: requirements(name) for name in ('optional', 'tests')}
-extras['all'] = sorted(set(extras['optional'] + extras['tests']))
+extras = {name: requirements(name) for name in ('optional', 'export', 'tests')}
+extras['all'] = sorted(set(sum(extras.values(), [])))
 
 setup(
     name='boxdet',

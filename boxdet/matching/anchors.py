@@ -109,16 +109,17 @@ class AnchorGenerator:
             dtype: of the anchors.
             device: where they are wanted.
         """
+        if len(featmap_sizes) != self.num_levels:
+            raise ValueError(f'{len(featmap_sizes)} feature maps for {self.num_levels} strides')
+        if torch.compiler.is_compiling():  # in a graph sizes may be symbols, and nothing may outlive its making
+            return self._made(featmap_sizes, dtype, device)
         sizes, device = tuple((int(h), int(w)) for h, w in featmap_sizes), _numbered(device)
-        if len(sizes) != self.num_levels:
-            raise ValueError(f'{len(sizes)} feature maps for {self.num_levels} strides')
         key = (sizes, dtype, device, *line_of_work(device))
         grids = self._grids.get(key)
         if grids is None:
             # Grids outlive the call: made in inference mode, they could not take part in a later training step.
             with torch.inference_mode(False):
-                steps = self._steps(sizes)
-                grids = [self._grid(level, size, steps[level], dtype, device) for level, size in enumerate(sizes)]
+                grids = self._made(sizes, dtype, device)
             self._grids[key] = grids
         # Threads may share the generator: what one of them is about to touch another may have thrown away.
         with contextlib.suppress(KeyError):
@@ -131,6 +132,11 @@ class AnchorGenerator:
                      device: torch.device | str = 'cuda') -> list[torch.Tensor]:
         """``grid_priors`` under the name that 2.x gave it first."""
         return self.grid_priors(featmap_sizes, device=device)
+
+    def _made(self, sizes: Sequence[tuple[int, int]], dtype: torch.dtype,
+              device: torch.device | str) -> list[torch.Tensor]:
+        steps = self._steps(sizes)
+        return [self._grid(level, size, steps[level], dtype, device) for level, size in enumerate(sizes)]
 
     def _steps(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         """L distances in pixels from cell to cell, (horizontal, vertical), for maps of these sizes."""

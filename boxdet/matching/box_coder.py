@@ -64,7 +64,7 @@ class DeltaXYWHBBoxCoder:
         Returns:
             boxes of the shape of ``pred_bboxes``.
         """
-        deltas = at_least_float32(pred_bboxes).reshape(len(pred_bboxes), pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
+        deltas = at_least_float32(pred_bboxes).reshape(pred_bboxes.shape[0], pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
         if not self._is_plain:
             # By number: tensors of the four would be copied to the device, or shared between threads and streams.
             scaled = [delta * std + mean for delta, mean, std in zip(deltas.unbind(-1), self.means, self.stds)]

@@ -266,8 +266,8 @@ class BBoxHead(nn.Module):
         """The deltas (N, 4) that rows (N, 4 or K * 4) hold for ``labels`` (N,)."""
         if self.reg_class_agnostic:
             return bbox_pred
-        row = torch.arange(len(labels), device=labels.device)
-        return bbox_pred.view(len(bbox_pred), self.num_classes, 4)[row, labels]
+        row = torch.arange(labels.shape[0], device=labels.device)
+        return bbox_pred.view(bbox_pred.shape[0], self.num_classes, 4)[row, labels]
 
     # ------------------------------------------------------------------------------------------ results
 

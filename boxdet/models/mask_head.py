@@ -129,7 +129,7 @@ class FCNMaskHead(nn.Module):
         if self.class_agnostic:
             return self.forward(x)[:, 0]
         if type(last) is not nn.Conv2d:
-            return self.forward(x)[torch.arange(len(labels), device=labels.device), labels]
+            return self.forward(x)[torch.arange(labels.shape[0], device=labels.device), labels]
         x = self.features(x)                                                            # (R, C, h, w)
         weight = last.weight[labels].flatten(1)                                          # (R, C)
         # Either way the gradient comes in the memory format of the features, and is not turned.
@@ -137,7 +137,7 @@ class FCNMaskHead(nn.Module):
             logits = torch.bmm(x.flatten(2).transpose(1, 2), weight[:, :, None])         # (R, h * w, 1)
         else:
             logits = torch.bmm(weight[:, None], x.flatten(2))                            # (R, 1, h * w)
-        logits = logits.view(len(x), *x.shape[2:])                                       # (R, h, w)
+        logits = logits.view(x.shape[0], *x.shape[2:])                                  # (R, h, w)
         logits = logits if last.bias is None else logits + last.bias[labels, None, None]
         return self._enlarged(logits[:, None])[:, 0]
 

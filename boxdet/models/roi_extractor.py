@@ -24,7 +24,7 @@ _ROIS_AT_ONCE = 128  # pooled features that wait to be put in order: 6 MB of 7x7
 def boxes_to_rois(boxes: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     """Join the boxes of B images, each (N, 4), or one tensor (B, N, 4) of them, to rois (R, 5), images in order."""
     if isinstance(boxes, torch.Tensor):
-        images = torch.arange(len(boxes), device=boxes.device).to(boxes.dtype)[:, None, None]
+        images = torch.arange(boxes.shape[0], device=boxes.device).to(boxes.dtype)[:, None, None]
         return torch.cat([images.expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
     images = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
     return torch.cat([torch.cat(images), torch.cat(list(boxes))], dim=1)
@@ -204,7 +204,7 @@ def pool_masked(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois
                 levels: torch.Tensor) -> torch.Tensor:
     """The same without waiting for the device: every level pools all rois, each roi takes what its own level gives."""
     # In place of the rois of other levels a level pools one pixel, which costs little.
-    elsewhere = torch.cat([rois[:, :1], rois.new_zeros(len(rois), 2), rois.new_ones(len(rois), 2)], dim=1)
+    elsewhere = torch.cat([rois[:, :1], rois.new_zeros(rois.shape[0], 2), rois.new_ones(rois.shape[0], 2)], dim=1)
     out: torch.Tensor | None = None
     for level, (layer, feat) in enumerate(zip(layers, feats)):
         here = levels == level

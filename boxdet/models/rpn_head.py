@@ -366,7 +366,7 @@ class RPNHead(nn.Module):
             scores, place = suppression.best(scores, nms_pre)                           # (B, n)
             deltas, anchors = deltas.gather(1, place[..., None].expand(-1, -1, 4)), anchors[place]
         else:
-            anchors = anchors.expand(len(scores), -1, -1)
+            anchors = anchors.expand(scores.shape[0], -1, -1)
         return scores, at_least_float32(deltas), anchors
 
 
@@ -387,7 +387,7 @@ def _build_sampler(cfg: Cfg | contracts.Sampler | None) -> contracts.Sampler:
 
 def flatten_levels(maps: Sequence[torch.Tensor], channels: int) -> torch.Tensor:
     """Join L maps (B, A * channels, H, W) to (B, N, channels), in the order of the anchors."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, channels) for m in maps], dim=1)
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, channels) for m in maps], dim=1)
 
 
 def best_of_batch(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """TorchScript would keep one image's numbers as constants: it is refused, with the ways that work."""
 from __future__ import annotations
 
+import importlib
 import io
+import re
 
 import pytest
 import torch
@@ -72,3 +74,11 @@ def test_a_traced_pyramid_gives_the_same_levels():
         expected, traced = neck(list(levels)), torch.jit.trace(neck, (levels,), check_trace=False)
         for one, other in zip(expected, traced(levels)):
             torch.testing.assert_close(one, other)
+def test_the_advice_exists(model):
+    with pytest.raises(TypeError) as caught:
+        model(IMAGES)
+    apis = importlib.import_module('boxdet.apis')
+    for name in re.findall(r'export_\w+', str(caught.value)):
+        assert callable(getattr(apis, name))
+
+

@@ -1,0 +1,183 @@
+"""The graph of a detector, as a module and as files, gives what the detector gives."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from boxdet.errors import ConfigError
+from boxdet.export.graph import DetectionGraph, InputFormat
+from boxdet.export.onnx_file import write_onnx
+from boxdet.export.parity import Parity
+from boxdet.export.program import write_program
+from boxdet.export.suppression import ProgramSuppression
+from boxdet.models import build_detector
+from boxdet.structures.batch import Batch
+from tests.test_models import tiny_models as tiny
+
+INPUTS = InputFormat([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], divisor=32, scale=(160, 96))
+BGR = InputFormat([103.53, 116.28, 123.675], [57.375, 57.12, 58.395], rgb=False, divisor=32)
+SIZES = [(96, 128), (83, 101)]
+
+
+def detector(name: str = 'faster_rcnn', **rcnn):
+    torch.manual_seed(0)
+    cfg = getattr(tiny, name)()
+    cfg['test_cfg']['rcnn'] |= rcnn
+    model = build_detector(cfg)
+    model.init_weights()
+    for part in model.modules():  # far enough from one another that no two results tie
+        if hasattr(part, 'fc_cls'):
+            torch.nn.init.normal_(part.fc_cls.weight, std=0.5)
+    return model.eval()
+
+
+def images(sizes=SIZES) -> torch.Tensor:
+    """(B, 3, H, W) uint8, noise also beyond the images' sizes."""
+    height, width = (max(side) for side in zip(*sizes))
+    rng = np.random.default_rng(1)
+    return torch.from_numpy(rng.integers(0, 255, (len(sizes), 3, height, width), dtype=np.uint8))
+
+
+def expected(model, pixels: torch.Tensor, sizes, inputs=INPUTS):
+    """The detector's results, of each image alone, prepared as a pipeline does it."""
+    results = []
+    for image, (height, width) in zip(pixels, sizes):
+        image = image[:, :height, :width].float()
+        image = image if inputs.rgb else image.flip(0)
+        image = (image - torch.tensor(inputs.mean)[:, None, None]) / torch.tensor(inputs.std)[:, None, None]
+        padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+        padded[0, :, :height, :width] = image
+        results += model.predict(Batch(padded, [tiny.meta(height, width)]), rescale=False)
+    return results
+
+
+def compare(model, outputs: dict, pixels, sizes=SIZES, inputs=INPUTS) -> Parity:
+    parity = Parity()
+    for i, result in enumerate(expected(model, pixels, sizes, inputs)):
+        count = int(outputs['count'][i])
+        parity.add(result, {name: np.asarray(value[i][:count]) for name, value in outputs.items()
+                            if name not in ('count', 'settled')})
+    return parity
+
+
+def run(graph: DetectionGraph, pixels: torch.Tensor, sizes=SIZES) -> dict:
+    with torch.no_grad():
+        return dict(zip(graph.output_names, graph(pixels, torch.tensor(sizes))))
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn', 'mask_rcnn', 'cascade_mask_rcnn', 'c4_mask_rcnn', 'keypoint_rcnn'])
+@pytest.mark.parametrize('inputs', [INPUTS, BGR], ids=['rgb', 'bgr'])
+def test_the_module_gives_what_the_detector_gives(name, inputs):
+    model, pixels = detector(name), images()
+    found = run(DetectionGraph(model, inputs), pixels)
+    parity = compare(model, found, pixels, inputs=inputs)
+    assert parity.detections > 10 and parity.share == 1, str(parity)
+    assert found['settled'] and (found['labels'][0, int(found['count'][0]):] == -1).all()
+
+
+def test_masks_of_the_whole_image_and_results_without_filling():
+    model, pixels = detector('mask_rcnn'), images()
+    found = run(DetectionGraph(model, INPUTS, masks='paste'), pixels)
+    assert found['masks'].shape[2:] == (96, 128) and found['masks'].dtype == torch.bool
+    parity = compare(model, found, pixels)
+    assert parity.detections > 10 and parity.share == 1, str(parity)
+    exact = run(DetectionGraph(model, INPUTS, exact=True), pixels)
+    assert len(exact['boxes']) == int(exact['count'].sum())
+    assert torch.equal(exact['boxes'][-1], found['boxes'][1, int(found['count'][1]) - 1])
+
+
+def test_an_image_without_objects():
+    model, pixels = detector('mask_rcnn', score_thr=1.0), images()
+    for kind in (DetectionGraph(model, INPUTS), DetectionGraph(model, INPUTS, ProgramSuppression)):
+        found = run(kind, pixels)
+        assert found['count'].tolist() == [0, 0] and not found['scores'].any() and (found['labels'] == -1).all()
+
+
+def test_more_candidates_than_can_be_looked_at_are_told(monkeypatch):
+    monkeypatch.setattr('boxdet.export.graph.CANDIDATES', 1)
+    graph = DetectionGraph(detector(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.01)), INPUTS)
+    assert not run(graph, images())['settled']
+
+
+@pytest.mark.parametrize(('changes', 'line'), [
+    (dict(max_per_img=0), r'test_cfg.rcnn.max_per_img sets no limit; a graph needs one, such as 100'),
+    (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), r"test_cfg.rcnn.nms is .*soft_nms.* a graph has type='nms'")])
+def test_what_has_no_graph_is_refused_in_one_line(changes, line):
+    with pytest.raises(ConfigError, match=line):
+        DetectionGraph(detector(**changes), INPUTS)
+
+
+def test_the_model_is_not_changed():
+    model = detector()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    DetectionGraph(model, INPUTS, precision='fp16')
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.roi_head.bbox_roi_extractor.pools_every_level
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['mask_rcnn', 'cascade_mask_rcnn', 'c4_mask_rcnn', 'keypoint_rcnn'])
+def test_onnxruntime_gives_what_the_detector_gives(name, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model, pixels = detector(name), images()
+    path = write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=pixels.shape[2:], batch=2)
+    session = onnxruntime.InferenceSession(str(path))
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(None, dict(images=pixels.numpy(), sizes=np.array(SIZES)))
+    parity = compare(model, dict(zip(names, found)), pixels)
+    assert parity.detections > 10 and parity.share >= 0.99, str(parity)
+    about = json.loads(session.get_modelmeta().custom_metadata_map['boxdet'])
+    assert about['outputs'] == names and about['scale'] == [160, 96]
+    import onnx
+    assert {node.domain for node in onnx.load(path).graph.node} == {''}  # standard operators only
+    found = dict(zip(names, session.run(None, dict(images=np.zeros_like(pixels), sizes=np.array([[1, 1], [1, 1]])))))
+    assert found['boxes'].shape[:2] == found['scores'].shape
+
+
+@pytest.mark.slow
+def test_one_file_takes_any_number_of_images_of_any_size(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model = detector()
+    session = onnxruntime.InferenceSession(str(write_onnx(model, tmp_path / 'a.onnx', INPUTS)))
+    names = [output.name for output in session.get_outputs()]
+    for sizes in ([(96, 128)], [(131, 77), (90, 70), (70, 66)], [(200, 333)]):
+        pixels = images(sizes)
+        found = dict(zip(names, session.run(None, dict(images=pixels.numpy(), sizes=np.array(sizes)))))
+        parity = compare(model, found, pixels, sizes)
+        assert parity.detections >= 10 and parity.share >= 0.99, str(parity)
+
+
+_WITHOUT_BOXDET = '''
+import sys
+sys.modules['boxdet'] = None
+import torch, torchvision
+program = torch.export.load(sys.argv[1]).module()
+pixels, sizes = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save(program(pixels, sizes), sys.argv[3])
+'''
+
+
+@pytest.mark.slow
+def test_a_program_runs_where_boxdet_is_not(tmp_path):
+    model, pixels = detector('mask_rcnn'), images()
+    path = write_program(model, tmp_path / 'a.pt2', INPUTS, shape=pixels.shape[2:], batch=2)
+    torch.save((pixels, torch.tensor(SIZES)), tmp_path / 'in.pt')
+    subprocess.run([sys.executable, '-c', _WITHOUT_BOXDET, path, tmp_path / 'in.pt', tmp_path / 'out.pt'], check=True,
+                   cwd=tmp_path, capture_output=True, timeout=300)
+    found = dict(zip(DetectionGraph(model, INPUTS).output_names, torch.load(tmp_path / 'out.pt')))
+    parity = compare(model, found, pixels)
+    assert parity.detections > 10 and parity.share == 1, str(parity)
+
+
+def test_a_program_ends_in_pt2(tmp_path):
+    with pytest.raises(ConfigError, match="ends in .pt2, '.*a.pth' does not"):
+        write_program(detector(), tmp_path / 'a.pth', INPUTS)
