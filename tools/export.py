@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Everything heavier is imported in main.
+import boxdet
 from boxdet.errors import CommandParser, ConfigError, run_command
 
 WANTED = 0.99
@@ -41,6 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--exact', action='store_true',
                         help='results of all images one after the other, and not filled up to one number')
     parser.add_argument('--float-input', action='store_true', help='images are float32 in [0, 255], and not uint8')
+    parser.add_argument('--with-runtime', action='store_true',
+                        help='copy runtime.py beside the file: it detects with numpy and onnxruntime alone')
     parser.add_argument('--verify', nargs='+', metavar='IMAGE', help='compare with the detector on these')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
     args = parser.parse_args(argv)
@@ -56,16 +59,21 @@ def main(argv: list[str] | None = None) -> int:
     ending = Path(args.out).suffix
     if ending not in ('.onnx', '.pt2'):
         raise ConfigError(f"{args.out} ends in neither '.onnx' nor '.pt2'")
-    if args.verify and ending != '.onnx':
-        raise ConfigError('--verify compares .onnx files only')
+    if (args.verify or args.with_runtime) and ending != '.onnx':
+        raise ConfigError(f"{'--verify' if args.verify else '--with-runtime'} is for .onnx files only")
     from boxdet.apis.export import export_onnx, export_program, verify_onnx
     from boxdet.apis.inference import init_detector
+    from boxdet.files.writing import write_whole
     model = init_detector(args.config, args.checkpoint, device='cpu', cfg_options=args.cfg_options)
     export = export_onnx if ending == '.onnx' else export_program
     print(f'exporting to {args.out} (some minutes for a large detector)', flush=True)
     export(model, args.out, args.shape and tuple(args.shape), args.batch, precision=args.precision, masks=args.masks,
            exact=args.exact, float_input=args.float_input)
     print(f'wrote {args.out} ({Path(args.out).stat().st_size / 1e6:.1f} MB)')
+    if args.with_runtime:
+        beside = Path(args.out).with_name('runtime.py')
+        write_whole(beside, (Path(boxdet.__file__).parent / 'runtime.py').read_bytes())
+        print(f'wrote {beside}: python {beside} {args.out} IMAGE ...')
     if not args.verify:
         return 0
     parity = verify_onnx(model, args.out, args.verify)

@@ -1,0 +1,198 @@
+"""Run an exported detector: needs numpy and onnxruntime, and neither torch nor the rest of boxdet.
+
+    python runtime.py detector.onnx street.jpg --out predictions.json       # files are read with Pillow or OpenCV
+
+>>> from runtime import Detector                                            # doctest: +SKIP
+>>> found = Detector('detector.onnx')(image)                                # (H, W, 3) uint8, RGB
+
+This file may be copied to wherever the model goes (``tools/export.py --with-runtime``). Boxes are x0, y0, x1, y1 in
+pixels of the image. Letters: N results, J keypoints, H, W of the image, h, w of a mask or heatmap.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+
+
+class Detector:
+    """A detector in an ONNX file of ``boxdet.apis.export_onnx``.
+
+    Args:
+        path: of the file.
+        providers: onnxruntime's, the CPU's by default.
+    """
+
+    def __init__(self, path: str | os.PathLike, providers: Sequence[str] = ('CPUExecutionProvider',)):
+        self.session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
+        about = self.session.get_modelmeta().custom_metadata_map.get('boxdet')
+        if about is None:
+            raise ValueError(f'{path} was not written by boxdet: it has no metadata of that name')
+        self.about = json.loads(about)
+        self.classes = self.about['classes']
+        self.takes = self.session.get_inputs()[0]
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray | list]:
+        """Detect on an image (H, W, 3) uint8, RGB.
+
+        Returns:
+            boxes (N, 4), scores (N,), labels (N,), best first; masks, N COCO RLEs; keypoints (N, J, 3): x, y, score.
+        """
+        height, width = image.shape[:2]
+        scale = self.about['scale'] or (max(height, width), min(height, width))
+        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+        hw = max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+        outputs = self.session.run(None, dict(images=self._room(resize(image, hw)), sizes=self._sizes(hw)))
+        out = dict(zip(self.about['outputs'], outputs))
+        if not out['settled']:
+            print('warning: more candidates than the graph looks at; some results may be missing')
+        count = int(out['count'][0])
+        rows = {k: v[:count] if self.about['exact'] else v[0, :count] for k, v in out.items() if np.ndim(v) > 1}
+        ratio = np.array([hw[1] / width, hw[0] / height] * 2, dtype=np.float32)
+        found = dict(boxes=rows['boxes'] / ratio, scores=rows['scores'], labels=rows['labels'])
+        if 'masks' in rows:
+            raise ValueError("masks of the network's input are not brought to the image: export with --masks logits")
+        if 'mask_logits' in rows:
+            probs = 1 / (1 + np.exp(-rows['mask_logits']))
+            found['masks'] = [encode(paste(p, b, (height, width), self.about['mask_threshold']))
+                              for p, b in zip(probs, found['boxes'])]
+        if 'heatmaps' in rows:
+            found['keypoints'] = np.array([self._keypoints(*row) for row in zip(rows['heatmaps'], rows['boxes'])],
+                                          dtype=np.float32).reshape(count, rows['heatmaps'].shape[1], 3)
+            found['keypoints'][..., :2] /= ratio[:2]
+        return found
+
+    def predictions(self, image: np.ndarray, image_id: int) -> list[dict]:
+        """COCO result dicts of an image; the category of a label is the model's, or the label plus 1."""
+        found, ids = self(image), self.about['categories']
+        rows = []
+        for i, (x0, y0, x1, y1) in enumerate(found['boxes'].astype(np.float64).tolist()):
+            label = int(found['labels'][i])
+            row = dict(image_id=image_id, bbox=[x0, y0, x1 - x0, y1 - y0], score=float(found['scores'][i]),
+                       category_id=ids[label] if ids else label + 1)
+            if 'masks' in found:
+                row['segmentation'] = found['masks'][i]
+            if 'keypoints' in found:  # COCO's count pixels: half a pixel less
+                row['keypoints'] = (found['keypoints'][i] - np.float64([0.5, 0.5, 0])).ravel().tolist()
+            rows.append(row)
+        return rows
+
+    def _room(self, image: np.ndarray) -> np.ndarray:
+        """(B, 3, H, W) of the size that the file takes, the image in its corner."""
+        batch, _, height, width = (side if isinstance(side, int) else own
+                                   for side, own in zip(self.takes.shape, (1, 3, *np.maximum(image.shape[:2], 160))))
+        if height < image.shape[0] or width < image.shape[1]:
+            raise ValueError(f'the image is resized to {image.shape[:2]}, the file was made for {(height, width)}')
+        room = np.zeros((batch, 3, height, width), np.float32 if 'float' in self.takes.type else np.uint8)
+        room[0, :, :image.shape[0], :image.shape[1]] = image.transpose(2, 0, 1)
+        return room
+
+    def _sizes(self, hw: tuple[int, int]) -> np.ndarray:
+        batch = self.takes.shape[0]
+        return np.array([hw] * (batch if isinstance(batch, int) else 1), dtype=np.int64)
+
+    def _keypoints(self, heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """(J, 3) x, y, score: the highest point of heatmaps (J, h, w) enlarged (bicubic) to the box's pixels."""
+        size = np.maximum(box[2:] - box[:2], 1)
+        width, height = np.ceil(size).astype(int)
+        large = _cubic(height, heatmaps.shape[1]) @ heatmaps @ _cubic(width, heatmaps.shape[2]).T
+        place, score = large.reshape(len(large), -1).argmax(1), large.max(axis=(1, 2))
+        cell = np.stack([place % width, place // width], axis=1) + 0.5
+        if self.about['keypoint_scores'] == 'probability':
+            score = 1 / np.exp(heatmaps.reshape(len(large), -1) - score[:, None]).sum(axis=1)
+        return np.concatenate([cell * size / (width, height) + box[:2], score[:, None]], axis=1)
+
+
+def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """``cv2.resize(image, hw[::-1])`` of an image (H, W, 3) uint8, bit for bit: weights are in units of 1/2048."""
+    height, width = image.shape[:2]
+    if hw == (height, width):
+        return image
+    if (height, width) == (2 * hw[0], 2 * hw[1]):  # OpenCV averages then
+        return ((image.reshape(hw[0], 2, hw[1], 2, 3).astype(np.int32).sum(axis=(1, 3)) + 2) >> 2).astype(np.uint8)
+    left, across = _places(width, hw[1])
+    top, down = _places(height, hw[0])
+    across = np.where((left < 0) | (left >= width - 1), 0, across)
+    left = left.clip(0, width - 1)
+    right = np.minimum(left + 1, width - 1)
+    pixels = image.astype(np.int32)
+    one, other = (np.rint(v * 2048).astype(np.int32)[None, :, None] for v in (1 - across, across))
+    rows = pixels[:, left] * one + pixels[:, right] * other                              # (H, w, 3)
+    one, other = (np.rint(v * 2048).astype(np.int32)[:, None, None] for v in (1 - down, down))
+    above, below = (rows[np.clip(top + k, 0, height - 1)] >> 4 for k in (0, 1))
+    return ((((one * above) >> 16) + ((other * below) >> 16) + 2) >> 2).clip(0, 255).astype(np.uint8)
+
+
+def _places(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel before each new one, and how far behind it that lies."""
+    place = ((np.arange(wanted) + 0.5) * (1 / (wanted / size)) - 0.5).astype(np.float32)
+    first = np.floor(place).astype(int)
+    return first, place - first.astype(np.float32)
+
+
+def paste(probs: np.ndarray, box: np.ndarray, hw: tuple[int, int], threshold: float) -> np.ndarray:
+    """The mask (H, W) bool of probabilities (h, w) within a box."""
+    (x0, y0, x1, y1), weights = box, []
+    for start, end, pixels, cells in ((y0, y1, hw[0], probs.shape[0]), (x0, x1, hw[1], probs.shape[1])):
+        place = (np.arange(pixels) + 0.5 - start) / max(end - start, 1e-6) * cells - 0.5
+        weights.append(np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0).astype(np.float32))
+    return weights[0] @ probs @ weights[1].T >= threshold
+
+
+def encode(mask: np.ndarray) -> dict:
+    """COCO RLE of a mask (H, W) bool, column by column, counts as text."""
+    flat = np.concatenate([[False], mask.T.ravel()])
+    counts = np.diff(np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]), [mask.size]])).tolist()
+    text = ''
+    for i, count in enumerate(counts):
+        value, more = count - counts[i - 2] if i > 2 else count, True
+        while more:  # five bits a character, the last of them with the sign
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(bits + 32 * more + 48)
+    return dict(size=list(mask.shape), counts=text)
+
+
+def _cubic(pixels: int, cells: int) -> np.ndarray:
+    """(pixels, cells) weights of a bicubic enlargement with a = -0.75, as torch has it."""
+    place = (np.arange(pixels) + 0.5) * (cells / pixels) - 0.5
+    weights, rows = np.zeros((pixels, cells)), np.arange(pixels)
+    for k in range(-1, 3):
+        cell = np.floor(place) + k
+        t = np.abs(place - cell)
+        near, far = (1.25 * t - 2.25) * t * t + 1, -0.75 * (((t - 5) * t + 8) * t - 4)
+        np.add.at(weights, (rows, cell.clip(0, cells - 1).astype(int)), np.where(t <= 1, near, far))
+    return weights
+
+
+def read(path: str) -> np.ndarray:
+    """An image file as (H, W, 3) uint8, RGB."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        import cv2
+        return cv2.imread(path, cv2.IMREAD_COLOR)[:, :, ::-1]
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line at the top of the file."""
+    parser = argparse.ArgumentParser(description='Detect on images, and write COCO results: ids are 1, 2, ...')
+    parser.add_argument('model', help='the .onnx file')
+    parser.add_argument('images', nargs='+', help='image files')
+    parser.add_argument('--out', default='predictions.json', help='the file to write (default: %(default)s)')
+    args = parser.parse_args(argv)
+    detector = Detector(args.model)
+    rows = [row for i, path in enumerate(args.images) for row in detector.predictions(read(path), i + 1)]
+    with open(args.out, 'w', encoding='utf-8') as file:
+        json.dump(rows, file)
+    print(f'{len(rows)} detections in {len(args.images)} images: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
