@@ -24,6 +24,7 @@ from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32
 
 _COMMON_KEYS = dict(iou_threshold=None, max_num=-1, class_agnostic=False, split_thr=10000, offset=0)
+WITHOUT_FLOAT64 = ('mps',)  # types of devices
 _NMS_KEYS = {
     'nms': dict(_COMMON_KEYS, score_threshold=0.0),
     'soft_nms': dict(_COMMON_KEYS, iou_threshold=0.3, sigma=0.5, min_score=1e-3, method='linear'),
@@ -227,21 +228,27 @@ def _hard_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, o
     limit = options['split_thr'] if boxes.is_cuda else min(options['split_thr'], _JOINT_LIMIT_CPU)
     with torch.autocast(boxes.device.type, enabled=False):
         if options['class_agnostic']:
-            return torchvision_nms(boxes.double(), scores.double(), threshold)
+            return torchvision_nms(widest(boxes), widest(scores), threshold)
         if len(boxes) < limit:
-            return torchvision_nms(_set_apart(boxes, groups), scores.double(), threshold)
+            return torchvision_nms(_set_apart(boxes, groups), widest(scores), threshold)
         # A stable sort puts each group together and leaves equal scores in their order.
         order = groups.argsort(stable=True)
         sizes = groups.unique(return_counts=True)[1].tolist()
-        kept = torch.cat([part[torchvision_nms(boxes[part].double(), scores[part].double(), threshold)]
+        kept = torch.cat([part[torchvision_nms(widest(boxes[part]), widest(scores[part]), threshold)]
                           for part in order.split(sizes)]).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def _set_apart(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Shift groups so far apart that their boxes (N, 4) cannot meet, exactly: whole pixels in float64."""
-    span = (boxes.amax() - boxes.amin()).double().ceil() + 1
-    return boxes.double() + (groups.double() * span)[:, None]
+    boxes = widest(boxes)
+    span = (boxes.amax() - boxes.amin()).ceil() + 1
+    return boxes + (groups.to(boxes.dtype) * span)[:, None]
+
+
+def widest(values: torch.Tensor) -> torch.Tensor:
+    """``values`` in float64, or in float32 on a device that has no float64 (Apple's)."""
+    return values.float() if values.device.type in WITHOUT_FLOAT64 else values.double()
 
 
 def _soft_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from boxdet.geometry.nms import best_in_order, read_nms_config
+from boxdet.geometry.nms import best_in_order, read_nms_config, widest
 
 ROUNDS = 32
 # Overlaps are computed for so many pairs at a time, in float64 as in ``nms``: some 400 MB.
@@ -107,7 +107,7 @@ def nms_in_rounds(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor
     if nms_cfg is None:
         return valid, valid.new_ones(())
     _, options = read_nms_config(nms_cfg)
-    boxes = boxes.double()
+    boxes = widest(boxes)
     if options['score_threshold'] > 0:
         valid = valid & (scores > options['score_threshold'])
     if options['offset']:

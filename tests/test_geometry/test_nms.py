@@ -191,3 +191,17 @@ def test_config_is_not_changed():
     before = dict(cfg)
     N.batched_nms(*candidates(10, 2), cfg)
     assert cfg == before
+
+
+def test_devices_without_float64(monkeypatch):
+    """Apple's GPUs have none: everything stays in float32 there, and finds the same but for the last bits."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(200, 2, generator=generator) * 100
+    boxes = torch.cat([corner, corner + 5 + 30 * torch.rand(200, 2, generator=generator)], dim=1)
+    scores, groups = torch.rand(200, generator=generator), torch.arange(200) % 3
+    usual = N.batched_nms(boxes, scores, groups, dict(type='nms', iou_threshold=0.5))[1]
+    monkeypatch.setattr(N, 'WITHOUT_FLOAT64', ('cpu',))
+    monkeypatch.setattr(torch.Tensor, 'double', None)  # whoever asks for float64 fails
+    assert torch.equal(N.batched_nms(boxes, scores, groups, dict(type='nms', iou_threshold=0.5))[1], usual)
+    agnostic = dict(type='nms', iou_threshold=0.5, class_agnostic=True)
+    assert len(N.batched_nms(boxes, scores, groups, agnostic)[1]) < len(usual)
