@@ -187,6 +187,25 @@ FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'single_mask_cascade': ('SingleMaskCascadeRoIHead',),
     'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),
     'mask_scoring': ('MaskIoUHead', 'MaskScoringRCNN', 'MaskScoringRoIHead'),
+    # Backbones
+    'swin': ('SwinTransformer',),
+    'convnext': ('ConvNeXt', 'LN2d'),
+    'regnet': ('RegNet',),
+    'hrnet': ('HRFPN', 'HRNet'),
+    'res2net': ('Res2Net',),
+    'resnest': ('ResNeSt',),
+    'pvt': ('PyramidVisionTransformer', 'PyramidVisionTransformerV2'),
+    'timm_backbone': ('TIMMBackbone',),
+    'mobilenet_v2': ('MobileNetV2',),
+    'detectors': ('ConvAWS', 'DetectoRS_ResNeXt', 'DetectoRS_ResNet', 'RFP', 'SAC'),
+    'attention_plugins': ('ContextBlock', 'GeneralizedAttention', 'NonLocal2d'),
+    # Necks
+    'pafpn': ('PAFPN',),
+    'libra_rcnn': ('BFP',),
+    'fpg': ('FPG',),
+    'nas_fpn': ('NASFPN',),
+    'carafe': ('FPN_CARAFE', 'carafe', 'pixel_shuffle'),
+    'channel_mapper': ('ChannelMapper',),
 }.items()}
 
 MODELS = Registry('model', (

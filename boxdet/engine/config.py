@@ -438,6 +438,11 @@ def _record_changes(before: Mapping, after: Mapping, source: SourceFile, setting
             settings.extend(Setting(source, gone, ABSENT) for gone in _leaves(before[key], at + (key,)))
 
 
+# mmdetection's configs import these for backbones that boxdet has itself; any other type of theirs is an error that
+# names it when the model is built.
+_OUR_OWN = ('mmcls.models', 'mmpretrain.models')
+
+
 def _import_modules(cfg: Config) -> None:
     wanted = cfg.custom_imports
     if not isinstance(wanted, Mapping):
@@ -446,6 +451,8 @@ def _import_modules(cfg: Config) -> None:
         sys.path.append(os.getcwd())  # `python tools/train.py` looks for modules in tools/ only
     names = wanted.get('imports', [])
     for name in [names] if isinstance(names, str) else names:
+        if name in _OUR_OWN:
+            continue
         try:
             importlib.import_module(name)
         except ImportError as error:

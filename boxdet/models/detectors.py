@@ -74,12 +74,13 @@ class _Detector(nn.Module):
     test_settings = TestSettings
     memory_format: torch.memory_format = torch.preserve_format  # of the images; set by ``models.folding.lay_out``
 
-    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None, pretrained: str | None,
-                 init_cfg: InitCfg):
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | Sequence[Cfg] | contracts.Neck | None,
+                 pretrained: str | None, init_cfg: InitCfg):
         super().__init__()
         self.backbone = BACKBONES.build(backbone, **_pretrained(backbone, pretrained))
         if neck is not None:
-            self.neck = NECKS.build(neck)
+            in_a_row = isinstance(neck, Sequence)
+            self.neck = nn.Sequential(*map(NECKS.build, neck)) if in_a_row else NECKS.build(neck)
             self._neck_frees = ability(self.neck, 'frees_levels')
         self.init_cfg = init_cfg
         self.told_of_fixed_size = self._gives_keypoints = False
@@ -234,7 +235,8 @@ class TwoStageDetector(_Detector):
 
     Args:
         backbone: config, or the module.
-        neck: config, or the module; without one the heads read the backbone's levels.
+        neck: config, or the module; a list of them is gone through in a row. Without one the heads read the backbone's
+            levels.
         rpn_head: config, or the module; without one the batch brings proposals.
         roi_head: config, or the module.
         train_cfg: TrainSettings or a dict of them.
@@ -246,7 +248,7 @@ class TwoStageDetector(_Detector):
         ConfigError: a wrong or missing setting, or no ``roi_head``.
     """
 
-    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None = None,
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | Sequence[Cfg] | contracts.Neck | None = None,
                  rpn_head: Cfg | contracts.RPNHead | None = None, roi_head: Cfg | contracts.RoIHead | None = None,
                  train_cfg: TrainSettings | Cfg | None = None, test_cfg: TestSettings | Cfg | None = None,
                  pretrained: str | None = None, init_cfg: InitCfg = None):
@@ -400,7 +402,7 @@ class FastRCNN(TwoStageDetector):
     """Fast R-CNN (Girshick 2015), on proposals that the batch brings."""
 
     def __init__(self, backbone: Cfg | contracts.Backbone, roi_head: Cfg | contracts.RoIHead,
-                 neck: Cfg | contracts.Neck | None = None, train_cfg: TrainSettings | Cfg | None = None,
+                 neck: Cfg | Sequence[Cfg] | contracts.Neck | None = None, train_cfg: TrainSettings | Cfg | None = None,
                  test_cfg: TestSettings | Cfg | None = None, pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__(backbone, neck=neck, roi_head=roi_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          pretrained=pretrained, init_cfg=init_cfg)
@@ -410,7 +412,7 @@ class FastRCNN(TwoStageDetector):
 class RPN(_Detector):
     """The region proposal network alone; its results are proposals, all of label 0. As ``TwoStageDetector``."""
 
-    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | contracts.Neck | None,
+    def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | Sequence[Cfg] | contracts.Neck | None,
                  rpn_head: Cfg | contracts.RPNHead, train_cfg: TrainSettings | Cfg | None = None,
                  test_cfg: TestSettings | Cfg | None = None, pretrained: str | None = None, init_cfg: InitCfg = None):
         super().__init__(backbone, neck, pretrained, init_cfg)

@@ -239,14 +239,13 @@ def build_upsample_layer(cfg: Mapping, **defaults: Any) -> nn.Module:
     """Build the upsampling of ``cfg``.
 
     Args:
-        cfg: type 'nearest' or 'bilinear' with ``scale_factor``, or 'deconv' with ConvTranspose2d's keywords.
+        cfg: type 'nearest' or 'bilinear' with ``scale_factor``, 'deconv' with ConvTranspose2d's keywords, or 'carafe' or
+            'pixel_shuffle' (``families.carafe``).
         defaults: keywords for what ``cfg`` leaves out.
 
     Raises:
         ConfigError: unknown type, or a keyword that it does not take.
     """
-    if cfg.get('type') in ('carafe', 'pixel_shuffle'):
-        raise ConfigError(f"upsample_cfg: there is no '{cfg['type']}'; use 'nearest', 'bilinear' or 'deconv'")
     cls, options = _class_and_options({**defaults, **cfg}, 'upsample_cfg')
     return cls(**options)
 
@@ -254,7 +253,7 @@ def build_upsample_layer(cfg: Mapping, **defaults: Any) -> nn.Module:
 def _register_torch_layers() -> None:
     layers = {
         'Conv': nn.Conv2d, 'Conv2d': nn.Conv2d, 'Linear': nn.Linear, 'deconv': nn.ConvTranspose2d,
-        'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d,
+        'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'LN': nn.LayerNorm,
         'Swish': nn.SiLU, 'HSwish': nn.Hardswish,
         **{cls.__name__: cls for cls in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU,
                                          nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)}}

@@ -28,7 +28,7 @@ from boxdet.registry import HEADS, LOSSES, SHARED_HEADS, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 
-_UPSAMPLE = ('deconv', 'nearest', 'bilinear', None)
+_UPSAMPLE = ('deconv', 'nearest', 'bilinear', 'carafe', None)
 
 
 @HEADS.register_module()
@@ -43,7 +43,7 @@ class FCNMaskHead(nn.Module):
         conv_out_channels: of the convolutions.
         num_classes: K.
         class_agnostic: one mask a roi, and not one for each class.
-        upsample_cfg: type 'deconv', 'nearest', 'bilinear' or None, and scale_factor.
+        upsample_cfg: type 'deconv', 'nearest', 'bilinear', 'carafe' or None, and scale_factor.
         conv_cfg: layer config of the convolutions.
         norm_cfg: of their norms.
         predictor_cfg: layer config of the last one, 1x1.
@@ -184,4 +184,5 @@ def _upsample_layer(cfg: dict, channels: int, out_channels: int) -> tuple[nn.Mod
     if kind == 'deconv':
         shape = dict(in_channels=channels, out_channels=out_channels, kernel_size=scale, stride=scale)
         return build_upsample_layer({**shape, **cfg}), True
-    return build_upsample_layer({'scale_factor': scale, **cfg}), False
+    own = dict(channels=channels) if kind == 'carafe' else {}
+    return build_upsample_layer({'scale_factor': scale, **own, **cfg}), False

@@ -211,8 +211,8 @@ def test_upsampling():
     cfg = dict(type='deconv')
     deconv = build_upsample_layer(cfg, in_channels=3, out_channels=2, kernel_size=2, stride=2)
     assert deconv(torch.zeros(1, 3, 7, 7)).shape == (1, 2, 14, 14) and cfg == dict(type='deconv')
-    with pytest.raises(ConfigError, match="'carafe'; use 'nearest'"):
-        build_upsample_layer(dict(type='carafe', scale_factor=2))
+    carafe = build_upsample_layer(dict(type='carafe'), channels=4, scale_factor=2)
+    assert carafe(torch.zeros(1, 4, 3, 5)).shape == (1, 4, 6, 10)
 
 
 @pytest.mark.parametrize('build', [

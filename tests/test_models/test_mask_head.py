@@ -120,8 +120,8 @@ def test_initial_weights():
 
 
 def test_an_unknown_enlargement_is_an_error():
-    with pytest.raises(ConfigError, match="'carafe'"):
-        build(upsample_cfg=dict(type='carafe', scale_factor=2))
+    with pytest.raises(ConfigError, match="'caraffe'; did you mean 'carafe'"):
+        build(upsample_cfg=dict(type='caraffe', scale_factor=2))
 
 
 RES5 = dict(type='ResLayer', depth=50, stage=3, stride=2, style='caffe', norm_cfg=dict(type='BN', requires_grad=False))

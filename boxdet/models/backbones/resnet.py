@@ -52,18 +52,23 @@ class _Block(nn.Module):
         """The norm behind the second convolution."""
         return getattr(self, self.norm2_name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, h, w) to (B, channels * expansion, h / stride, w / stride)."""
-        if self.with_cp and x.requires_grad:
-            out = torch.utils.checkpoint.checkpoint(self._residual_sum, x, use_reentrant=False,
-                                                    context_fn=self._contexts)
-        else:
-            out = self._residual_sum(x)
-        return self.relu(out)
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """Map (B, C_in, h, w) to (B, channels * expansion, h / stride, w / stride).
 
-    def _residual_sum(self, x: Tensor) -> Tensor:
+        ``context`` is handed on to ``_residual``, for kinds of blocks that read more than ``x``.
+        """
+        return self.relu(self._sum(x, *context))
+
+    def _sum(self, x: Tensor, *context: Any) -> Tensor:
+        """The block without its last ReLU, recomputed in the backward pass where ``with_cp`` says so."""
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(self._residual_sum, x, *context, use_reentrant=False,
+                                                     context_fn=self._contexts)
+        return self._residual_sum(x, *context)
+
+    def _residual_sum(self, x: Tensor, *context: Any) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = self._residual(x)
+        out = self._residual(x, *context)
         out += identity
         return out
 
@@ -130,10 +135,7 @@ class Bottleneck(_Block):
         stride1, stride2 = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
         self._add_norm(1, norm_cfg, width)
-        middle_cfg = _middle_conv_cfg(conv_cfg, dcn, stride2)
-        self.conv2 = build_conv_layer(middle_cfg, width, width, 3, stride=stride2, padding=dilation,
-                                      dilation=dilation, groups=groups, bias=False)
-        self._add_norm(2, norm_cfg, width)
+        self._add_middle(width, stride2, dilation, groups, _middle_conv_cfg(conv_cfg, dcn, stride2), norm_cfg)
         self.conv3 = build_conv_layer(conv_cfg, width, channels * self.expansion, 1, bias=False)
         self._add_norm(3, norm_cfg, channels * self.expansion)
         self.downsample = downsample  # after the others, as 2.x's optimizer states count the parameters
@@ -162,9 +164,20 @@ class Bottleneck(_Block):
             x = getattr(self, name)(x)
         return x
 
-    def _residual(self, x: Tensor) -> Tensor:
+    def _add_middle(self, width: int, stride: int, dilation: int, groups: int, conv_cfg: Cfg | None,
+                    norm_cfg: Cfg) -> None:
+        """Add what stands between the two 1x1 convolutions: a 3x3 one and its norm; kinds of ResNet override it."""
+        self.conv2 = build_conv_layer(conv_cfg, width, width, 3, stride=stride, padding=dilation, dilation=dilation,
+                                      groups=groups, bias=False)
+        self._add_norm(2, norm_cfg, width)
+
+    def _middle(self, x: Tensor, *context: Any) -> Tensor:
+        """Map (B, width, h, w) to (B, width, h / stride, w / stride) by what ``_add_middle`` added."""
+        return self.relu(self.norm2(self.conv2(x, *context)))
+
+    def _residual(self, x: Tensor, *context: Any) -> Tensor:
         out = self._run_plugins(self.relu(self.norm1(self.conv1(x))), 'after_conv1')
-        out = self._run_plugins(self.relu(self.norm2(self.conv2(out))), 'after_conv2')
+        out = self._run_plugins(self._middle(out, *context), 'after_conv2')
         return self._run_plugins(self.norm3(self.conv3(out)), 'after_conv3')
 
 
@@ -273,13 +286,13 @@ class ResNet(nn.Module):
             dict(type='Kaiming', layer='Conv2d'),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])])
         by_default = init_cfg is None and pretrained is None
-        last_norm = 'norm3' if self.block.expansion == 4 else 'norm2'
+        last_norm = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
         self._block_init = (dict(type='Constant', val=0, override=dict(name=last_norm))
                             if by_default and zero_init_residual else None)
         stem_channels = stem_channels or base_channels
         self._make_stem(in_channels, stem_channels)
         self.res_layers = self._make_stages(stem_channels, depths[:num_stages])
-        self.feat_dim = self.block.expansion * base_channels * 2 ** (num_stages - 1)
+        self.feat_dim = self.block.expansion * self._stage_channels(num_stages - 1)
         self._freeze_stages()
 
     def _check(self) -> None:
@@ -322,25 +335,37 @@ class ResNet(nn.Module):
             self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
+    def _stem(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to what the first stage reads, (B, stem_channels, H / 4, W / 4)."""
+        return self.maxpool(self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x))))
+
     def _make_stages(self, in_channels: int, depths: Sequence[int]) -> list[str]:
         """Add layer1, layer2, ... and return their names."""
         names = []
         for i, num_blocks in enumerate(depths):
-            channels = self.base_channels * 2 ** i
+            channels = self._stage_channels(i)
             plugins = [p for p in self.plugins or () if p.get('stages') is None or p['stages'][i]]
             dcn = self.dcn if self.dcn is not None and self.stage_with_dcn[i] else None
-            layer = make_res_layer(
+            layer = self._make_layer(
                 self.block, in_channels, channels, num_blocks, stride=self.strides[i], avg_down=self.avg_down,
                 conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, dilation=self.dilations[i], style=self.style,
                 with_cp=self.with_cp, dcn=dcn, plugins=plugins, init_cfg=self._block_init,
-                **self._block_options(channels))
+                **self._block_options(i))
             names.append(f'layer{i + 1}')
             self.add_module(names[-1], layer)
             in_channels = channels * self.block.expansion
         return names
 
-    def _block_options(self, channels: int) -> dict[str, Any]:
-        """Keywords that a kind of ResNet gives the blocks of the stage of ``channels``."""
+    # What makes a kind of ResNet; stages count from 0.
+
+    _make_layer = staticmethod(make_res_layer)
+
+    def _stage_channels(self, stage: int) -> int:
+        """Width of the 3x3 convolutions of a stage."""
+        return self.base_channels * 2 ** stage
+
+    def _block_options(self, stage: int) -> dict[str, Any]:
+        """Keywords that the blocks of a stage are given beyond those that all kinds have."""
         return {}
 
     @property
@@ -371,8 +396,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, in_channels, H, W) to the levels of ``out_indices``: (B, C_i, H / s_i, W / s_i)."""
-        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
-        x = self.maxpool(x)
+        x = self._stem(x)
         outs = []
         for i, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)

@@ -23,8 +23,8 @@ class ResNeXt(ResNet):
         self.groups, self.base_width = groups, base_width  # read while the stages are made
         super().__init__(**kwargs)
 
-    def _block_options(self, channels: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> dict[str, Any]:
         if self.groups == 1:
             return {}
         return {'groups': self.groups,
-                'width': channels * self.base_width // self.base_channels * self.groups}
+                'width': self._stage_channels(stage) * self.base_width // self.base_channels * self.groups}
