@@ -1,0 +1,9 @@
+_base_ = '../faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(
+        plugins=[
+            dict(
+                cfg=dict(
+                    type='GeneralizedAttention', spatial_range=-1, num_heads=8, attention_type='0010', kv_stride=2),
+                stages=(False, False, True, True), position='after_conv2')],
+        dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False), stage_with_dcn=(False, True, True, True)))
