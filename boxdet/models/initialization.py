@@ -218,6 +218,9 @@ def load_backbone_weights(module: nn.Module, checkpoint: str, prefix: str | None
                           map_location: str | None = None) -> LoadReport:
     """Load what fits of a checkpoint into ``module``, and log a report of the rest.
 
+    A module with a method ``adapt_pretrained(state)`` is given the entries first and returns them under its own names:
+    weights of other projects, tables of other sizes.
+
     Args:
         module: the part that is initialised.
         checkpoint: path, URL, ``torchvision://`` or ``open-mmlab://`` name.
@@ -236,6 +239,8 @@ def load_backbone_weights(module: nn.Module, checkpoint: str, prefix: str | None
             raise CheckpointError(f"{checkpoint}: no entry begins with the prefix '{prefix}'"
                                   f'{nearest(prefix, prefixes)}')
         state = found
+    if hasattr(module, 'adapt_pretrained'):
+        state = module.adapt_pretrained(state)
     report = load_fitting(module, state, str(checkpoint), LEAST_OF_PRETRAINED)
     children = {name for name, _ in module.named_children()}
     deeper = any(name.partition('.')[0] in children for name in report.unexpected)  # ResNet-101's in a ResNet-50

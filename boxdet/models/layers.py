@@ -239,8 +239,8 @@ def build_upsample_layer(cfg: Mapping, **defaults: Any) -> nn.Module:
     """Build the upsampling of ``cfg``.
 
     Args:
-        cfg: type 'nearest' or 'bilinear' with ``scale_factor``, 'deconv' with ConvTranspose2d's keywords, or 'carafe' or
-            'pixel_shuffle' (``families.carafe``).
+        cfg: type 'nearest' or 'bilinear' with ``scale_factor``, 'deconv' with ConvTranspose2d's keywords, or one of
+            'carafe' and 'pixel_shuffle' (``families.carafe``).
         defaults: keywords for what ``cfg`` leaves out.
 
     Raises:

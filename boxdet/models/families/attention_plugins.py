@@ -1,5 +1,4 @@
-"""Layers that let each pixel read from all others, as ``plugins`` of ResNet: ContextBlock, GeneralizedAttention,
-NonLocal2d.
+"""Layers that let each pixel read from all others, for ``plugins`` of ResNet.
 
 B images, C channels, N pixels of a map, A attention heads, D channels of a head.
 """
@@ -161,8 +160,8 @@ class GeneralizedAttention(nn.Module):
             distance alone.
 
     Raises:
-        ConfigError: an ``attention_type`` that is not that, heads that do not divide C, or a ``spatial_range`` on maps of
-            another width than 256 or 512 channels, for which 2.x has no size.
+        ConfigError: an ``attention_type`` that is not that, or a ``spatial_range`` on maps of other than 256 or 512
+            channels, for which 2.x has no size.
     """
 
     _abbr_ = 'gen_attention_block'

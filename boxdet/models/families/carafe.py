@@ -17,6 +17,8 @@ from boxdet.models.initialization import normal_init, xavier_init
 from boxdet.models.layers import ConvModule, build_upsample_layer
 from boxdet.registry import LAYERS, NECKS, Cfg
 
+_CARAFE = {'type': 'carafe', 'up_kernel': 5, 'up_group': 1, 'encoder_kernel': 3, 'encoder_dilation': 1}
+
 
 def reassemble(x: Tensor, weights: Tensor, window: int, groups: int, factor: int) -> Tensor:
     """Upsample maps: each pixel is a weighted sum over a window around the pixel that it comes from.
@@ -117,7 +119,7 @@ class PixelShufflePack(nn.Module):
 
 
 @NECKS.register_module()
-class FPN_CARAFE(nn.Module):  # noqa: N801 (2.x's name)
+class FPN_CARAFE(nn.Module):
     """FPN that goes top-down through learned upsampling, over all output levels.
 
     Args:
@@ -140,8 +142,7 @@ class FPN_CARAFE(nn.Module):  # noqa: N801 (2.x's name)
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, start_level: int = 0,
                  end_level: int = -1, norm_cfg: Cfg | None = None, act_cfg: Cfg | None = None,
                  order: Sequence[str] = ('conv', 'norm', 'act'),
-                 upsample_cfg: Mapping = {'type': 'carafe', 'up_kernel': 5, 'up_group': 1, 'encoder_kernel': 3,
-                                          'encoder_dilation': 1},
+                 upsample_cfg: Mapping = _CARAFE,
                  init_cfg: None = None):
         super().__init__()
         if init_cfg is not None:

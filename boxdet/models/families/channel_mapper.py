@@ -10,6 +10,8 @@ from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.registry import NECKS, Cfg
 
+_RELU = {'type': 'ReLU'}
+
 
 @NECKS.register_module()
 class ChannelMapper(nn.Module):
@@ -27,7 +29,7 @@ class ChannelMapper(nn.Module):
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, kernel_size: int = 3,
-                 conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, act_cfg: Cfg | None = {'type': 'ReLU'},
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, act_cfg: Cfg | None = _RELU,
                  num_outs: int | None = None, init_cfg: InitCfg = None):
         super().__init__()
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)

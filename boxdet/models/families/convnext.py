@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from boxdet.errors import ConfigError, nearest

@@ -1,5 +1,4 @@
-"""DetectoRS (Qiao et al. 2020, "DetectoRS: Detecting Objects with Recursive Feature Pyramid and Switchable Atrous
-Convolution").
+"""DetectoRS (Qiao et al. 2020): a pyramid that is gone through twice, and switchable atrous convolution.
 
 B images, C channels.
 """
@@ -86,7 +85,8 @@ class SwitchableAtrousConv2d(ConvAWS2d):
         """Start as the plain convolution: the switch closed, no context, no offsets."""
         constant_init(self.switch, 0, bias=1)
         nn.init.zeros_(self.weight_diff)
-        for layer in (self.pre_context, self.post_context, *((self.offset_s, self.offset_l) if self.use_deform else ())):
+        offsets = (self.offset_s, self.offset_l) if self.use_deform else ()
+        for layer in (self.pre_context, self.post_context, *offsets):
             constant_init(layer, 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _Bottleneck(Bottleneck):
 
 
 @BACKBONES.register_module()
-class DetectoRS_ResNet(ResNet):  # noqa: N801 (2.x's name)
+class DetectoRS_ResNet(ResNet):
     """ResNet-50, 101 or 152 with switchable atrous convolutions, and an entry for the recursive pyramid.
 
     Args:
@@ -199,7 +199,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 (2.x's name)
 
 
 @BACKBONES.register_module()
-class DetectoRS_ResNeXt(DetectoRS_ResNet):  # noqa: N801 (2.x's name)
+class DetectoRS_ResNeXt(DetectoRS_ResNet):
     """``DetectoRS_ResNet`` with grouped 3x3 convolutions.
 
     Args:

@@ -18,6 +18,11 @@ from boxdet.registry import NECKS, Cfg
 _INIT = [dict(type='Caffe2Xavier', layer='Conv2d'),
          dict(type='Constant', val=1.0, layer=['_BatchNorm', '_InstanceNorm', 'GroupNorm', 'LayerNorm'])]
 
+# 2.x's defaults of the transitions
+_SAME_UP = {'type': 'conv', 'kernel_size': 3, 'stride': 2, 'padding': 1}
+_LATERAL, _DOWN = {'type': 'conv', 'kernel_size': 1}, {'type': 'conv', 'kernel_size': 3}
+_SKIP, _LAST = {'type': 'identity'}, {'type': 'last_conv', 'kernel_size': 3}
+
 
 class UpsampledConv(nn.Module):
     """Interpolation and a convolution behind it; key ``conv``."""
@@ -97,11 +102,11 @@ class FPG(nn.Module):
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, stack_times: int,
                  paths: Sequence[str], inter_channels: int | Sequence[int] | None = None,
                  same_down_trans: Cfg | None = None,
-                 same_up_trans: Cfg | None = {'type': 'conv', 'kernel_size': 3, 'stride': 2, 'padding': 1},
-                 across_lateral_trans: Cfg | None = {'type': 'conv', 'kernel_size': 1},
-                 across_down_trans: Cfg | None = {'type': 'conv', 'kernel_size': 3},
-                 across_up_trans: Cfg | None = None, across_skip_trans: Cfg | None = {'type': 'identity'},
-                 output_trans: Cfg = {'type': 'last_conv', 'kernel_size': 3}, start_level: int = 0,
+                 same_up_trans: Cfg | None = _SAME_UP,
+                 across_lateral_trans: Cfg | None = _LATERAL,
+                 across_down_trans: Cfg | None = _DOWN,
+                 across_up_trans: Cfg | None = None, across_skip_trans: Cfg | None = _SKIP,
+                 output_trans: Cfg = _LAST, start_level: int = 0,
                  end_level: int = -1, add_extra_convs: bool = False, norm_cfg: Cfg | None = None,
                  skip_inds: Sequence[Sequence[int]] | None = None, init_cfg: InitCfg = None):
         super().__init__()

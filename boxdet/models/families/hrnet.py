@@ -21,6 +21,7 @@ from boxdet.registry import BACKBONES, NECKS, Cfg
 _BLOCKS = {'BASIC': BasicBlock, 'BOTTLENECK': Bottleneck}
 _STAGE_KEYS = ('num_modules', 'num_branches', 'block', 'num_blocks', 'num_channels')
 _STEM = 64
+_BN = {'type': 'BN'}
 _INIT = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
 
 
@@ -105,7 +106,7 @@ class HRNet(nn.Module):
     """
 
     def __init__(self, extra: Mapping[str, Mapping], in_channels: int = 3, conv_cfg: Cfg | None = None,
-                 norm_cfg: Cfg = {'type': 'BN'}, norm_eval: bool = True, with_cp: bool = False,
+                 norm_cfg: Cfg = _BN, norm_eval: bool = True, with_cp: bool = False,
                  zero_init_residual: bool = False, multiscale_output: bool = True, pretrained: str | None = None,
                  init_cfg: InitCfg = None):
         super().__init__()

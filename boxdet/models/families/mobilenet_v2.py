@@ -20,6 +20,7 @@ from boxdet.registry import BACKBONES, Cfg
 # expansion, channels, blocks and stride of each layer
 _LAYERS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _LAST = 1280
+_BN, _RELU6 = {'type': 'BN'}, {'type': 'ReLU6'}
 _INIT = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
 
 
@@ -69,7 +70,7 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(self, widen_factor: float = 1.0, out_indices: Sequence[int] = (1, 2, 4, 7), frozen_stages: int = -1,
-                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = {'type': 'BN'}, act_cfg: Cfg = {'type': 'ReLU6'},
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = _BN, act_cfg: Cfg = _RELU6,
                  norm_eval: bool = False, with_cp: bool = False, pretrained: str | None = None,
                  init_cfg: InitCfg = None):
         super().__init__()

@@ -43,14 +43,13 @@ class MergeCell(nn.Module):
         """Map two levels (B, C, ., .) to one (B, C, *size)."""
         first, second = resized(first, size), resized(second, size)
         if self.attends:
-            merged = second + second.mean(dim=(2, 3), keepdim=True).sigmoid() * first
-        else:
-            merged = first + second
+            first = second.mean(dim=(2, 3), keepdim=True).sigmoid() * first
+        merged = second + first
         return merged if self.out_conv is None else self.out_conv(merged)
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A level (B, C, h, w) at a size: the nearest pixels where it is smaller, the largest of a window where it is not."""
+    """A level (B, C, h, w) at a size: the nearest pixels of a smaller one, the largest of each window of a larger one."""
     size, own = tuple(size), tuple(x.shape[2:])
     if own == size:
         return x
