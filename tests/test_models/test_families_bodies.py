@@ -9,7 +9,7 @@ from torch import nn
 from boxdet.errors import ConfigError
 from boxdet.models.families.carafe import reassemble
 from boxdet.models.families.detectors import ConvAWS2d, SwitchableAtrousConv2d
-from boxdet.models.families.patches import to_tokens
+from boxdet.models.patches import to_tokens
 from boxdet.models.families.swin import PatchMerging, SwinTransformer
 from boxdet.models.initialization import initialize
 from boxdet.registry import BACKBONES, LAYERS, NECKS
@@ -34,7 +34,7 @@ BACKBONES_AND_CHANNELS = [
 ]
 
 
-@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS, ids=lambda v: v['type'] if isinstance(v, dict) else '')
+@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS, ids=lambda v: v['type'] if 'type' in v else '')
 def test_backbones_give_four_levels_and_learn(cfg, channels):
     body = BACKBONES.build(cfg)
     body.init_weights()

@@ -49,7 +49,7 @@ class MergeCell(nn.Module):
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A level (B, C, h, w) at a size: the nearest pixels of a smaller one, the largest of each window of a larger one."""
+    """A level (B, C, h, w) at a size: the nearest pixels of a smaller one, the largest of windows of a larger one."""
     size, own = tuple(size), tuple(x.shape[2:])
     if own == size:
         return x
