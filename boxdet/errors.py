@@ -89,7 +89,7 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         main: returns the exit status; None is 0.
         interrupted: the line after Ctrl-C.
     """
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes whatever it is called with
     try:
         status = main()
         sys.stdout.flush()

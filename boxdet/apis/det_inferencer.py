@@ -210,5 +210,5 @@ def _pictures(inputs: Any) -> list[Picture]:
         found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs) if name.lower().endswith(PICTURES))
         if not found:
             raise DataError(f'{inputs}: no image in this folder')
-        return found
+        return list(found)
     return [inputs] if is_picture(inputs) else list(inputs)

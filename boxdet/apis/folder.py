@@ -59,7 +59,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any]):
-        self.path, self.done = path, {}
+        self.path = path
+        self.done: dict[str, dict] = {}
         header = json.dumps(made_by, sort_keys=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

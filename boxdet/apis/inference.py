@@ -12,7 +12,7 @@ import copy
 import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
     model = build_for_inference(cfg)
     if checkpoint is None:
         model.init_weights()
-        model.CLASSES = configured_classes(cfg)
+        model.CLASSES = configured_classes(cfg)  # type: ignore[assignment]  # torch types it as Tensor | Module
     else:
         load_into(model, zoo.address(checkpoint, cfg.filename), configured_classes(cfg))
     _warn_of_other_classes(model, checkpoint)
@@ -119,7 +119,7 @@ def _compile_backend(compile: bool | str) -> str:
 
 def _configured(config: Any, cfg_options: Any) -> Any:
     """A Config of a file name or a copy of a Config, with the options in it."""
-    options = parse_options(cfg_options) if isinstance(cfg_options, (list, tuple)) else cfg_options or {}
+    options = parse_options(list(cfg_options)) if isinstance(cfg_options, (list, tuple)) else cfg_options or {}
     if not isinstance(options, Mapping):
         raise ConfigError("cfg_options is a dict such as {'model.test_cfg.rcnn.score_thr': 0.3}, or a list of texts "
                           f"KEY=VALUE, not {cfg_options!r}")
@@ -178,9 +178,10 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     report = load_weights(model, content, source)
     if report.missing or report.mismatched:
         warnings.warn(describe(report), stacklevel=3)
-    model.CLASSES = classes_of(content)
+    model.CLASSES = classes_of(content)  # type: ignore[assignment]  # torch types it as Tensor | Module
     if model.CLASSES is None:
-        model.CLASSES = None if classes is None else tuple(classes)
+        # Torch types it as Tensor | Module.
+        model.CLASSES = None if classes is None else tuple(classes)  # type: ignore[assignment]
         if 'converted_from' in (content.get('meta') or {}):  # those projects never write classes down
             return content.get('meta') or {}
         warnings.warn(f'{source} does not tell its classes; those of the config are used', stacklevel=3)
@@ -212,7 +213,7 @@ def configured_classes(cfg: Any) -> tuple[str, ...] | None:
         test = test['dataset']
     if 'type' not in test:
         return None
-    kind = DATASETS.get(test['type'])
+    kind: Any = DATASETS.get(test['type'])
     classes = kind.get_classes(test.get('classes')) if hasattr(kind, 'get_classes') else kind.CLASSES
     return None if classes is None else tuple(classes)
 
@@ -248,7 +249,8 @@ def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batc
     if is_picture(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no picture
         sample = preparation(model, channel_order, exif_orientation)(imgs)
         return _predict(model, [(0, sample, collate([sample]))])[0]
-    stream = inference_stream(model, imgs, batch_size, prefetch, channel_order, exif_orientation)
+    images = cast('Iterable[Picture]', imgs)
+    stream = inference_stream(model, images, batch_size, prefetch, channel_order, exif_orientation)
     return [result for _, result in stream]
 
 
@@ -392,7 +394,8 @@ def show_result_pyplot(model: nn.Module, img: Picture, result: Any, score_thr: f
         write_image(drawn, out_file)
     height, width = drawn.shape[:2]
     figure = plt.figure(num=title, figsize=(12, 12 * height / width))
-    figure.add_axes([0, 0, 1, 1], frameon=False, xticks=[], yticks=[]).imshow(drawn[:, :, ::-1])
+    # Matplotlib takes a list.
+    figure.add_axes([0, 0, 1, 1], frameon=False, xticks=[], yticks=[]).imshow(drawn[:, :, ::-1])  # type: ignore[call-overload]
     if wait_time:
         plt.show(block=False)
         plt.pause(wait_time)

@@ -38,8 +38,9 @@ def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
 def ground_truth(dataset: Any, index: int) -> Instances:
     """The objects of image ``index`` to draw, with their masks where the annotations have some."""
     info, entry = dataset.get_ann_info(index), dataset.img_info(index)
-    fields = dict(bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4),
-                  labels=np.asarray(info['labels'], np.int64))
+    fields: dict[str, Any] = dict(
+        bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4),
+        labels=np.asarray(info['labels'], np.int64))
     masks = info.get('masks')
     if masks and all(masks) and entry.get('height'):
         fields['masks'] = BitmapMasks.from_coco(masks, entry['height'], entry['width'], info.get('names'))

@@ -196,9 +196,9 @@ def _evaluation_hook(cfg: Any, evaluation: Mapping | None, dataset: Any, batch: 
     options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': batch}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
     chosen = {'by_epoch': by_epoch, **{k: v for k, v in (evaluation or {}).items() if k != 'type'}}
-    options = option_names(dataset, metric=chosen.get('metric'))
-    if options is not None:
-        check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in (*options, 'metric')}, 'evaluation')
+    names = option_names(dataset, metric=chosen.get('metric'))
+    if names is not None:
+        check_keywords(EvaluationHook, {k: v for k, v in chosen.items() if k not in (*names, 'metric')}, 'evaluation')
     return EvaluationHook(dataset, loader, evaluate, **chosen)
 
 

@@ -159,7 +159,8 @@ class VideoWriter:
         if height % 2 or width % 2:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
         planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)  # rounds better than PyAV's own conversion
-        self._mux(self._stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))
+        # Bytes, which cv2 does not say.
+        self._mux(self._stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))  # type: ignore[arg-type]
         self.frames += 1
 
     def _mux(self, packets: Any) -> None:

@@ -6,12 +6,13 @@ A checkpoint is a dict: ``meta`` (boxdet_version, epoch, iter, CLASSES, PALETTE,
 from __future__ import annotations
 
 import logging
+import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ OPEN_MMLAB = {
 
 # --- where a checkpoint is ---
 
-def find_checkpoint(address: str | Path) -> Path:
+def find_checkpoint(address: str | os.PathLike) -> Path:
     """Return the local file behind a path, a URL or a ``torchvision://``, ``open-mmlab://`` or ``zoo://`` name.
 
     What is remote is downloaded once into torch.hub's cache, see ``boxdet.files.download.fetch``. With several ranks
@@ -102,7 +103,7 @@ def _torchvision_url(name: str) -> str:
 
 # --- reading ---
 
-def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
+def load_checkpoint(address: str | os.PathLike, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint without running code from it.
 
     Args:
@@ -120,7 +121,7 @@ def load_checkpoint(address: str | Path, map_location: Any = 'cpu') -> dict:
     return _in_boxdets_names(read_as_written(address, map_location), str(address))
 
 
-def read_as_written(address: str | Path, map_location: Any = 'cpu') -> dict:
+def read_as_written(address: str | os.PathLike, map_location: Any = 'cpu') -> dict:
     """As ``load_checkpoint``, but the weights of other projects keep their names."""
     path = find_checkpoint(address)
     if path.suffix == '.pkl':
@@ -202,7 +203,10 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: str | Path) -> Path:
     Raises:
         CheckpointError: it cannot be written; an older file at ``path`` is as it was.
     """
-    return write_whole(path, lambda file: np.savez(file, **arrays), _read_arrays, CheckpointError)
+    def save(file: BinaryIO) -> None:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # names of arrays, not of keywords
+
+    return write_whole(path, save, _read_arrays, CheckpointError)
 
 
 def save_pickle(raw: bytes, path: str | Path) -> Path:

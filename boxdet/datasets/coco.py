@@ -38,7 +38,7 @@ class CocoDataset(CustomDataset):
         DataError: what cannot be right, naming file and id: JSON syntax, no 'images', duplicate ids, an annotation of
             an unknown category or without a box, a box that is not finite, classes that the file does not know.
     """
-    CLASSES = COCO_CLASSES
+    CLASSES: tuple[str, ...] | None = COCO_CLASSES
     EVALUATORS = ('CocoEvaluator',)
 
     _coco: Any = None                    # pycocotools' COCO, see ``coco``
@@ -388,7 +388,7 @@ def check_unique(ids: Sequence[Any], what: str) -> None:
     """Raise DataError, naming the first, when one of ``ids``, called ``what``, is there twice."""
     if len(set(ids)) < len(ids):
         seen: set[Any] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]  # None is no
         raise DataError(f'{what} {twice} is used more than once')
 
 

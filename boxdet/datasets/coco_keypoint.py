@@ -54,7 +54,8 @@ class CocoKeypointDataset(CocoDataset):
     def __init__(self, *args: Any, keypoint_names: Sequence[str] | None = None, flip_pairs: Pairs | None = None,
                  skeleton: Pairs | None = None, sigmas: Sequence[float] | None = None, min_keypoints: int = 1,
                  keypoint_offset: float = HALF_PIXEL, **kwargs: Any):
-        self._given = dict(KEYPOINT_NAMES=keypoint_names, FLIP_PAIRS=flip_pairs, SKELETON=skeleton, SIGMAS=sigmas)
+        self._given: dict[str, Any] = dict(
+            KEYPOINT_NAMES=keypoint_names, FLIP_PAIRS=flip_pairs, SKELETON=skeleton, SIGMAS=sigmas)
         self.min_keypoints = min_keypoints
         self.keypoint_offset = keypoint_offset
         super().__init__(*args, **kwargs)

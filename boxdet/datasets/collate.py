@@ -86,9 +86,10 @@ def _is_object_field(key: str) -> bool:
 
 def _objects(sample: dict, meta: ImageMeta) -> Instances:
     """``gt_bboxes`` as ``bboxes``, and so on: new supervision travels by its name."""
-    fields = {key.removeprefix('gt_'): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-              for key, value in sample.items() if _is_object_field(key)}
-    return Instances(image_size=None if meta.img_shape is None else tuple(meta.img_shape[:2]), **fields)
+    fields: dict[str, Any] = {
+        key.removeprefix('gt_'): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for key, value in sample.items() if _is_object_field(key)}
+    return Instances(None if meta.img_shape is None else meta.input_size, **fields)
 
 
 def _boxes(boxes: Any) -> torch.Tensor:

@@ -258,7 +258,8 @@ class CustomDataset(Evaluated):
         prepare = self.prepare_test_img if self.test_mode else self.prepare_train_img
         # A subclass written for 2.x overrides these without 'compact'.
         ours = CustomDataset.prepare_test_img, CustomDataset.prepare_train_img
-        options = dict(compact=True) if compact and prepare.__func__ in ours else {}
+        # A bound method has it.
+        options = dict(compact=True) if compact and prepare.__func__ in ours else {}  # type: ignore[attr-defined]
         if self.test_mode:
             return prepare(index, **options)
         for _ in range(_MOST_REDRAWS):

@@ -206,7 +206,7 @@ class Records(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f'record {index} of {len(self)}')
         index %= len(self)
-        return pickle.loads(memoryview(self._bytes[self._ends[index]:self._ends[index + 1]]))
+        return pickle.loads(self._bytes[self._ends[index]:self._ends[index + 1]].data)
 
     @property
     def nbytes(self) -> int:

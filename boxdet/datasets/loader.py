@@ -123,7 +123,7 @@ class BatchLoader(DataLoader):
         super().__init__(*args, **kwargs)
         self.unreadable: list[str] = []
 
-    def __iter__(self) -> Iterator[Batch | list[Batch]]:
+    def __iter__(self) -> Iterator[Batch | list[Batch]]:  # type: ignore[override]  # torch promises its own class
         batches = super().__iter__()
         while True:
             try:
@@ -146,7 +146,7 @@ class BatchLoader(DataLoader):
 
     def _tell(self, reasons: Sequence[str]) -> None:
         """Log what is new (an image comes again in every epoch), and end the training when it is too much."""
-        most = _most_errors(self.dataset.dataset)
+        most = _most_errors(self.dataset.dataset)  # type: ignore[attr-defined]  # the one that prepares samples
         for reason in reasons:
             if reason in self.unreadable:
                 continue

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 class SampleKey(NamedTuple):
     """What a sampler yields: the image, and what its random transforms are seeded with."""
-    index: int
+    index: int  # type: ignore[assignment]  # the field hides tuple's method
     seed: int
     epoch: int
 

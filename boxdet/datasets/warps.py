@@ -174,7 +174,8 @@ class Flip(Warp):
         if flip_pairs is None:
             raise ConfigError('RandomFlip: the data set does not say which keypoints a mirror swaps: set its '
                               'flip_pairs ([] for none)')
-        flipped = flip_keypoints(torch.from_numpy(keypoints), self.out_hw, flip_pairs, self.direction)
+        flipped = flip_keypoints(torch.from_numpy(keypoints), self.out_hw, [(one, other) for one, other in flip_pairs],
+                                 self.direction)
         return visible_keypoints(flipped.numpy(), self.out_hw)
 
 
@@ -185,7 +186,7 @@ class Crop(Warp):
     top: int
 
     @classmethod
-    def of(cls, window: Sequence[int], image_hw: Sequence[int], clip: bool = True) -> Crop:
+    def of(cls, window: Sequence[int] | np.ndarray, image_hw: Sequence[int], clip: bool = True) -> Crop:
         """The window (x0, y0, x1, y1) as far as it lies on an image of ``image_hw``."""
         x0, y0, x1, y1 = (int(v) for v in window)
         return cls(out_hw=(min(y1, image_hw[0]) - y0, min(x1, image_hw[1]) - x0), left=x0, top=y0, clip=clip)
@@ -356,8 +357,9 @@ def _resized(image: np.ndarray, hw: tuple[int, int], interpolation: str, backend
     if backend == 'cv2':
         return cv2.resize(image, hw[::-1], interpolation=interpolation_flag(interpolation))
     from PIL import Image  # only this backend needs it
-    filters = dict(nearest=Image.NEAREST, bilinear=Image.BILINEAR, bicubic=Image.BICUBIC, area=Image.BOX,
-                   lanczos=Image.LANCZOS)
+    kinds = Image.Resampling
+    filters = dict(nearest=kinds.NEAREST, bilinear=kinds.BILINEAR, bicubic=kinds.BICUBIC, area=kinds.BOX,
+                   lanczos=kinds.LANCZOS)
     return np.array(Image.fromarray(image).resize(hw[::-1], filters[interpolation]))
 
 

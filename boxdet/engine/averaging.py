@@ -48,7 +48,7 @@ class _Averaging(Hook):
         if not self._average:
             self._average = {name: value.clone() for name, value in self._weights(runner).items()}
 
-    def after_train_iter(self, runner: Any) -> None:
+    def after_train_iter(self, runner: Any) -> None:  # type: ignore[override]  # hooks are called with what they take
         if (runner.iter + 1) % self.interval:
             return
         momentum, averages, weights = self.rate(runner.iter), [], []

@@ -184,7 +184,7 @@ class Config(_MMEngineConfig):
         self.__dict__.update(state)
 
 
-def named_config(path: str | Path) -> str | Path:
+def named_config(path: str | os.PathLike) -> str | os.PathLike:
     """``path`` itself, or the file in ``configs/`` (the working folder's, then the checkout's) of that short name."""
     text = str(path)
     is_name = text and os.path.basename(text) == text and os.path.splitext(text)[1] not in CONFIG_SUFFIXES
@@ -197,7 +197,7 @@ def named_config(path: str | Path) -> str | Path:
     return path
 
 
-def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None = None,
+def load_config(path: str | os.PathLike, options: Mapping[str, Any] | Sequence[str] | None = None,
                 import_custom_modules: bool = True, translate: bool = True) -> Config:
     """Read a config file and its bases, set ``options``, import its ``custom_imports``.
 
@@ -216,17 +216,17 @@ def load_config(path: str | Path, options: Mapping[str, Any] | list[str] | None 
     """
     settings: list[Setting] = []
     files: list[SourceFile] = []
-    options = parse_options(options) if isinstance(options, (list, tuple)) else options or {}
+    chosen = dict(options or {}) if options is None or isinstance(options, Mapping) else parse_options(options)
     path = named_config(path)
-    values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files, _Variables(options))
+    values = _load_file(os.path.abspath(os.path.expanduser(str(path))), (), settings, files, _Variables(chosen))
     text = '\n'.join(f'# {file.path}\n{file.text}' for file in files)
     values = {name: value for name, value in values.items() if not isinstance(value, Named)}
     cfg = Config(values, cfg_text=text, filename=str(path), settings=settings, files=files)
     if translate and mmdet3.is_mmdet3(values):
-        ours = {key: value for key, value in options.items() if mmdet3.is_ours_alone(key)}
-        cfg.merge_from_dict({key: value for key, value in options.items() if key not in ours})
-        cfg, options = translated(cfg), ours
-    cfg.merge_from_dict(options)
+        ours = {key: value for key, value in chosen.items() if mmdet3.is_ours_alone(key)}
+        cfg.merge_from_dict({key: value for key, value in chosen.items() if key not in ours})
+        cfg, chosen = translated(cfg), ours
+    cfg.merge_from_dict(chosen)
     idle_overrides.allow(cfg.get('allow_idle_overrides', False))
     if import_custom_modules and cfg.get('custom_imports'):
         _import_modules(cfg)
@@ -523,6 +523,7 @@ def _set_option(values: dict, dotted: str, value: Any, settings: list[Setting]) 
     inside: Any = values
     path: Key = ()
     parts = dotted.split('.')
+    part: int | str
     for part in parts:
         if isinstance(inside, list):
             part = _index(part, inside, path, dotted)
@@ -556,7 +557,7 @@ def _index(part: str, inside: list, path: Key, dotted: str) -> int:
     return int(part)
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Read command-line pairs.
 
     >>> parse_options(['a.b=1', 'c=[1,x]', 'd="(1,2)"', 'e=1,2', 'f=None'])

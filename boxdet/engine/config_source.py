@@ -14,7 +14,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import ConfigDict
 
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
     One variable is often used in many places.
     """
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in dict.items(value)}
+        return {key: plain(item) for key, item in dict.items(cast(dict, value))}
     if type(value) in (list, tuple):
         return type(value)(plain(item) for item in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -257,7 +257,8 @@ class _Prepared(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         return node
 
-    visit_ClassDef = visit_AsyncFunctionDef = visit_FunctionDef
+    # One reader for the three kinds.
+    visit_ClassDef = visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
 
 
 def _prepared(body: list[ast.stmt], settle: Settle, keep_base: bool = False) -> list[ast.stmt]:
@@ -351,7 +352,7 @@ def _line_in_tree(tree: ast.Module, key: Key) -> int | None:
             value = _child(value, part)
             if value is None:
                 break
-            here, depth = value.lineno, depth + 1
+            here, depth = getattr(value, 'lineno', here), depth + 1
         if depth >= deepest:
             deepest, line = depth, here
     return line
@@ -368,7 +369,9 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.AST, int]]:
                     yield path, node.value, node.lineno
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             call = node.value
-            path = _path_of(call.func.value) if isinstance(call.func, ast.Attribute) else ()
+            if not isinstance(call.func, ast.Attribute):
+                continue
+            path = _path_of(call.func.value)
             path = path[1:] if path[:1] == (BASE,) else path
             if path and call.func.attr in ('update', 'merge'):
                 yield path, call.args[0] if call.args else call, node.lineno
@@ -455,13 +458,14 @@ def _literal(node: ast.AST) -> Any:
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
     if isinstance(node, ast.Call) and ast.unparse(node) in ("float('inf')", "float('-inf')", "float('nan')"):
-        return float(node.args[0].value)
+        return float(ast.literal_eval(node.args[0]))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_literal(node.operand)
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ConfigError(f'<config text>:{node.lineno}: {ast.unparse(node)} is not a plain value') from None
+        line = getattr(node, 'lineno', 0)
+        raise ConfigError(f'<config text>:{line}: {ast.unparse(node)} is not a plain value') from None
 
 
 # ------------------------------------------------------------------------------------------------ JSON and YAML

@@ -83,9 +83,9 @@ def _classes(facts: AnnotationFacts, where: str, dataset: Any, is_training: bool
             f"none of the {len(dataset.CLASSES)} classes ({names}{', …' if len(counts) > _SHOWN else ''}); where they "
             'count, name them in data.*.classes'))
     if is_training and facts.usable.any():
-        counts = np.bincount(facts.labels[facts.usable], minlength=len(dataset.CLASSES))
+        objects = np.bincount(facts.labels[facts.usable], minlength=len(dataset.CLASSES))
         known = set(facts.names.values())  # of others 'data.missing-classes' tells
-        empty = [one for one, count in zip(dataset.CLASSES, counts) if not count and one in known]
+        empty = [one for one, count in zip(dataset.CLASSES, objects) if not count and one in known]
         if empty:
             yield Finding('data.empty-class', (
                 f"{where}: no object of {len(empty)} of the {len(dataset.CLASSES)} classes "

@@ -15,7 +15,7 @@ import socket
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -60,7 +60,7 @@ def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None, devic
     else:
         _choose_gpu(backend)
     _choose_interface()
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     if options.get('timeout'):
         kwargs['timeout'] = datetime.timedelta(seconds=float(options['timeout']))
     try:
@@ -225,7 +225,8 @@ def wrap_distributed(model: nn.Module, device: torch.device, find_unused_paramet
     per_forward = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'  # torch renamed it
     # Said of every 1x1 convolution, whose two memory layouts are the same bytes.
     warnings.filterwarnings('ignore', message='Grad strides do not match bucket view strides')
-    return _DataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters, **{per_forward: False})
+    return _DataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters,
+                         **cast(dict[str, Any], {per_forward: False}))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

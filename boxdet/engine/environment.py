@@ -51,7 +51,8 @@ def random_states() -> dict[str, Any]:
     """The states of this process's generators, of types that a checkpoint may hold."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     states = dict(python=random.getstate(), torch=torch.get_rng_state(),
-                  numpy=(kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached))
+                  # An array of this generator.
+                  numpy=(kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached))  # type: ignore[attr-defined]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states['cuda'] = torch.cuda.get_rng_state()
     return states

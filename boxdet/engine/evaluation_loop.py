@@ -118,7 +118,7 @@ def _indices(loader: Any) -> Iterator[int]:
         return iter(range(len(loader.dataset)))
     # Iterating a sampler once more does not move the loader; ours yield keys that hold the index.
     # A list, made before the loader starts: a sampler's iterator begins where the loader has come to.
-    return iter([key.index if isinstance(key, tuple) else key for key in loader.sampler])
+    return iter([key[0] if isinstance(key, tuple) else key for key in loader.sampler])
 
 
 class Progress:

@@ -43,7 +43,7 @@ class LrUpdaterHook(Hook):
             group.setdefault('initial_lr', rate)  # there already after a resume: the optimizer's state holds it
         self._base = [group['initial_lr'] for group in groups]
 
-    def before_train_iter(self, runner: Any) -> None:
+    def before_train_iter(self, runner: Any) -> None:  # type: ignore[override]  # hooks are called with what they take
         for group, base in zip(runner.optimizer.param_groups, self._base):
             group['lr'] = self.schedule.rate(base, runner.progress)
 
@@ -91,7 +91,7 @@ class CheckpointHook(Hook):
         if self.by_epoch and (self._is_due(epoch) or self.save_last and epoch == runner.max_epochs):
             self._save(runner, f'epoch_{epoch}.pth')
 
-    def after_train_iter(self, runner: Any) -> None:
+    def after_train_iter(self, runner: Any) -> None:  # type: ignore[override]  # hooks are called with what they take
         count = runner.iter + 1
         if not self.by_epoch and (self._is_due(count) or self.save_last and count == runner.max_iters):
             self._save(runner, f'iter_{count}.pth')
@@ -211,7 +211,7 @@ class EvaluationHook(Hook):
         if self.by_epoch and self._is_due(runner.epoch + 1):
             self._run(runner, runner.epoch + 1, runner.epoch + 1, runner.iter)
 
-    def after_train_iter(self, runner: Any) -> None:
+    def after_train_iter(self, runner: Any) -> None:  # type: ignore[override]  # hooks are called with what they take
         if not self.by_epoch and self._is_due(runner.iter + 1):
             self._run(runner, runner.iter + 1, runner.epoch + 1, runner.iter + 1)
 

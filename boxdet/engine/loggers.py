@@ -47,7 +47,8 @@ class LoggerHook(Hook):
         self.interval, self.ignore_last, self.by_epoch = interval, ignore_last, by_epoch
         self._seen: dict[str, tuple[float, int]] = {}
 
-    def after_train_iter(self, runner: Any, batch_idx: int) -> None:
+    # Hooks are called with what they take.
+    def after_train_iter(self, runner: Any, batch_idx: int) -> None:  # type: ignore[override]
         length = runner.train_loop.iters_per_epoch
         count = batch_idx + 1 if self.by_epoch else runner.iter + 1
         rest_is_all = not self.ignore_last or length < self.interval

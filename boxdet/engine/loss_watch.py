@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,7 +38,7 @@ def total_loss(losses: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch
     parts = [value for name, value in values.items() if 'loss' in name]
     if not parts:
         raise ValueError(f"the model returned no value with 'loss' in its name: {sorted(values)}")
-    total = sum(parts)
+    total = cast(torch.Tensor, sum(parts))
     return total, {**{name: value.detach() for name, value in values.items()}, 'loss': total.detach()}
 
 

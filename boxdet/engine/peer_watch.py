@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from boxdet.errors import UserError, last_words, say_last
 
@@ -113,10 +113,11 @@ class PeerWatch:
                 selector.register(line, selectors.EVENT_READ)
             while selector.get_map() and not self._over:
                 for key, _ in selector.select():
-                    said, problem = _read_line(key.fileobj)
-                    selector.unregister(key.fileobj)
+                    line = cast(socket.socket, key.fileobj)
+                    said, problem = _read_line(line)
+                    selector.unregister(line)
                     if said != 'bye' and not self._over:
-                        self._end(*self._lines[key.fileobj], said, problem)
+                        self._end(*self._lines[line], said, problem)
         self._heard.set()
 
     def _end(self, rank: int, who: str, said: str | None, problem: OSError | None) -> None:

@@ -416,7 +416,7 @@ def _scaled_scheduler(entry: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 
 def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
-                **sections: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, ...]:
+                **sections: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, ...]:
     """Make a schedule that is counted in iterations as much shorter as the batch is larger: the same images are seen.
 
     Detectron.pytorch's adaptive adjustment, asked for by ``auto_scale_lr.scale_steps``. Epochs stay as they are.
@@ -450,7 +450,7 @@ def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str,
     return length, rates, *scaled
 
 
-def _scaled_interval(section: Mapping[str, Any] | None, scale: float, by_epoch: bool) -> dict[str, Any] | None:
+def _scaled_interval(section: Mapping[str, Any] | None, scale: float, by_epoch: bool) -> Mapping[str, Any] | None:
     """``interval`` and ``start`` of a section that counts iterations; what is not positive has another meaning."""
     if section is None or section.get('by_epoch', by_epoch):
         return section

@@ -303,7 +303,8 @@ class Runner:
             return Path(path)
         meta = {**self.meta, **self.train_loop.completed(), **batch_of(self), 'boxdet_version': __version__,
                 'time': time.asctime(), **(more or {})}
-        checkpoint = dict(meta=meta, state_dict={k: v.cpu() for k, v in unwrap(self.model).state_dict().items()})
+        checkpoint: dict[str, Any] = dict(
+            meta=meta, state_dict={k: v.cpu() for k, v in unwrap(self.model).state_dict().items()})
         if save_optimizer:
             checkpoint.update(optimizer=self.optimizer.state_dict(), random=randoms)
             if hasattr(self.train_loop.dataloader.sampler, 'state_dict'):

@@ -107,7 +107,8 @@ class CityscapesEvaluator(Evaluator):
             values.update(self._of_coco.evaluate())
         return values
 
-    def format_results(self, dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
+    # CityscapesDataset.format_results takes these.
+    def format_results(self, dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:  # type: ignore[override]
         """Write the files of Cityscapes' server: see the function of this name."""
         return format_results(dataset, results, txtfile_prefix)
 

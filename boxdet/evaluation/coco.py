@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -143,7 +143,7 @@ class Scores:
 
 def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str, image_ids: Sequence[int],
                 category_ids: Sequence[int], limits: Sequence[int] = (100, 300, 1000),
-                iou_thrs: Sequence[float] | None = None, class_agnostic: bool = False,
+                iou_thrs: Sequence[float] | np.ndarray | None = None, class_agnostic: bool = False,
                 joints: Joints | None = None, sizes: Mapping[str, Sequence[float]] | None = None) -> Scores:
     """Evaluate ``results``, one Instances for each of ``image_ids``, with labels that count in ``category_ids``.
 
@@ -210,7 +210,7 @@ def truth_columns(ground_truth: COCO, image_ids: Sequence[int], category_ids: Se
     boxes = np.array([a['bbox'] for a in rows], dtype=np.float64).reshape(-1, 4)
     crowd = np.array([bool(a.get('iscrowd', 0)) for a in rows], dtype=bool)
     unlabelled = np.array([iou_type == 'keypoints' and not a.get('num_keypoints') for a in rows], dtype=bool)
-    shapes = None
+    shapes: list | None = None
     if iou_type == 'segm':
         shapes = [_truth_mask(ground_truth, a) for a in rows]
     elif iou_type == 'keypoints':
@@ -232,8 +232,8 @@ def _truth_mask(ground_truth: COCO, annotation: dict) -> dict:
 
 # --- matching ---
 
-def match(truths: Truths, results: Sequence[Instances], images: Sequence[dict], category_ids: Sequence[int],
-          iou_type: str = 'bbox', iou_thrs: Sequence[float] | None = None, limit: int = 100,
+def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], category_ids: Sequence[int],
+          iou_type: str = 'bbox', iou_thrs: float | Sequence[float] | np.ndarray | None = None, limit: int = 100,
           class_agnostic: bool = False, sizes: Sequence[str] | Mapping[str, Sequence[float]] = SIZES,
           with_pairs: bool = False, joints: Joints | None = None) -> Matches:
     """Match every detection, best first, with the object of its class that it overlaps most and that is still free.
@@ -267,7 +267,8 @@ def match(truths: Truths, results: Sequence[Instances], images: Sequence[dict], 
         truths = replace(truths, label=np.zeros_like(truths.label))
     groups = truths.image if class_agnostic else truths.image * len(class_order) + class_order[truths.label]
     ignored = truths.ignored | (truths.area < ranges[:, :1]) | (truths.area > ranges[:, 1:])  # (A, G)
-    overlaps = dict(bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_joint_overlaps, joints=joints))
+    overlaps: dict[str, Callable[..., np.ndarray]] = dict(
+        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_joint_overlaps, joints=joints))
     parts = []
     for found, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
         pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps[iou_type],

@@ -307,9 +307,9 @@ def _summary(metric: str, scores: Scores, limit: int, nums: Sequence[int]) -> st
         lines += [line.format('Precision', 'AP', texts[iou], size, limit, scores.ap(iou=iou, size=size, limit=limit))
                   for iou, size in rows]
     if metric == 'keypoints':
-        recalls = [(iou, size, limit) for iou, size in rows]
+        recalls: list[tuple[float | None, str, int]] = [(iou, size, limit) for iou, size in rows]
     else:
-        recalls = [(None, 'all', n) for n in nums] + [(None, size, nums[-1]) for size in scores.sizes[1:]]
+        recalls = [*((None, 'all', n) for n in nums), *((None, size, nums[-1]) for size in scores.sizes[1:])]
     lines += [line.format('Recall', 'AR', texts[iou], size, n, scores.ar(iou=iou, size=size, limit=n))
               for iou, size, n in recalls]
     return '\n'.join(lines)

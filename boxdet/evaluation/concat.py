@@ -74,7 +74,7 @@ class JoinedCoco(Joined):
         self.img_ids = list(range(1, len(dataset) + 1))
         self.cat_ids = list(range(1, len(self.CLASSES) + 1))
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
-        self._coco = None
+        self._coco: Any = None
 
     @property
     def coco(self) -> Any:
@@ -88,7 +88,8 @@ class JoinedCoco(Joined):
         return self._coco
 
     def _merged(self) -> dict[str, list[dict]]:
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for part in self._dataset.datasets:
             for image_id in part.img_ids:
                 number = self.img_ids[len(images)]

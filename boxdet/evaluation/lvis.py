@@ -130,7 +130,7 @@ def require_lists(dataset: Any) -> None:
 
 
 def lvis_scores(dataset: Any, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
-                iou_thrs: float | Sequence[float] | None = None) -> Scores:
+                iou_thrs: float | Sequence[float] | np.ndarray | None = None) -> Scores:
     """Precision and recall by LVIS's rules.
 
     Args:
@@ -157,7 +157,8 @@ def _truths(dataset: Any, iou_type: str) -> Truths:
     ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in truths.ids.tolist()], dtype=bool)
     truths = replace(truths, crowd=nowhere, shared=nowhere, ignored=ignored)
     columns = {field.name: getattr(truths, field.name) for field in fields(truths)}
-    return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)
+    # Of every column, what its type was.
+    return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)  # type: ignore[arg-type]
                      else [column[i] for i in with_area] for name, column in columns.items()})
 
 

@@ -112,7 +112,7 @@ def match_records(dataset: Any, results: Sequence[Instances], iou_thr: float = 0
     return match_at(dataset, results, [iou_thr], metric)[0]
 
 
-def match_at(dataset: Any, results: Sequence[Instances], iou_thrs: Sequence[float],
+def match_at(dataset: Any, results: Sequence[Instances], iou_thrs: Sequence[float] | np.ndarray,
              metric: str = 'bbox') -> list[Records]:
     """One ``Records`` for each overlap of ``iou_thrs``, in one pass over ``results``.
 
@@ -192,7 +192,7 @@ def confusion_matrix(dataset: Any, results: Sequence[Instances], score_thr: floa
     taken = _match_whatever_class(dataset, results, records, left, free)
     wrong = taken >= 0
     np.add.at(matrix, (truths.label[taken[wrong]], found.label[left[wrong]]), 1)
-    np.add.at(matrix, (background, found.label[left[~wrong]]), 1)
+    np.add.at(matrix[background], found.label[left[~wrong]], 1)
     free[taken[wrong]] = False
     np.add.at(matrix, (truths.label[free], background), 1)
     return matrix
@@ -251,7 +251,8 @@ def _ground_truth(dataset: Any, metric: str,
         truths = _truths_of_boxes(dataset)
         images, category_ids = [dict(id=index) for index in range(len(dataset))], range(len(dataset.CLASSES))
     if chosen is not None:
-        truths = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [
+        # Of every column, what its type was.
+        truths = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [  # type: ignore[arg-type]
             value[i] for i in np.flatnonzero(chosen)] for name, value in vars(truths).items()})
     return truths, images, category_ids
 

@@ -47,9 +47,8 @@ def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence
         DataError: 'segm' asked of objects without masks, or 'keypoints' of objects without joints.
     """
     if kind == 'proposal':
-        rows = instances.without('masks',
-                                 'keypoints').replace(labels=torch.zeros(len(instances), dtype=torch.long))
-        return rows.to_coco(image_id, [1])
+        boxes = instances.without('masks', 'keypoints')
+        return boxes.replace(labels=torch.zeros(len(instances), dtype=torch.long)).to_coco(image_id, [1])
     if kind == 'bbox':
         return instances.without('masks', 'keypoints').to_coco(image_id, category_ids)
     field, other, head = ('keypoints', 'masks', 'keypoint') if kind == 'keypoints' else ('masks', 'keypoints', 'mask')

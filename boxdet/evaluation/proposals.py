@@ -10,7 +10,8 @@ import numpy as np
 
 
 def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
-                    proposal_nums: Sequence[int], iou_thrs: Sequence[float], border: float = 0.) -> np.ndarray:
+                    proposal_nums: Sequence[int], iou_thrs: Sequence[float] | np.ndarray,
+                    border: float = 0.) -> np.ndarray:
     """Share of the ground-truth boxes that are found; a box and a proposal match once, best overlap first.
 
     Args:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def check_reportable(dataset: Any) -> None:
 def default_metrics(cfg: Mapping[str, Any], dataset: Any) -> list[str]:
     """The metrics of ``evaluation`` in a config, else the first one of the data set's."""
     named = (cfg.get('evaluation') or {}).get('metric') or default_metric(dataset)
-    return [named] if isinstance(named, (str, Mapping)) else list(named)
+    return [cast(str, named)] if isinstance(named, (str, Mapping)) else list(named)
 
 
 # --- numbers ---
@@ -325,7 +325,7 @@ def _scaled(box: np.ndarray, scale: float) -> list[float]:
 
 def _in_picture(error: dict[str, Any], picture: dict[str, Any]) -> dict[str, Any]:
     """The error's box in the picture's pixels, and which of the drawn things it is about."""
-    found = {'box': [round(v * picture['scale'], 1) for v in error.pop('source')]}
+    found: dict[str, Any] = {'box': [round(v * picture['scale'], 1) for v in error.pop('source')]}
     for key, drawn in (('detection', picture['found']), ('truth', picture['truth'])):
         place = error.pop(f'{key}_place', None)
         found[key] = next((i for i, one in enumerate(drawn) if one['place'] == place), -1) if place is not None else -1

@@ -163,8 +163,7 @@ def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[dict[str,
 
 def labels_of(results: Iterable[Instances]) -> Iterator[np.ndarray | None]:
     """Of each image the labels (N,), None where it has none; of those that are stored nothing else is read."""
-    stored = isinstance(results, StoredResults)
-    rows = results.arrays(lambda name: name == 'labels') if stored else arrays_of(results)
+    rows = results.arrays(lambda name: name == 'labels') if isinstance(results, StoredResults) else arrays_of(results)
     return (row.get('labels') for row in rows)
 
 

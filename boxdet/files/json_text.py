@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from boxdet.errors import DataError, UserError, nearest
 
 
-def read_json(path: str | Path, object_hook: Callable[[dict], Any] | None = None,
+def read_json(path: str | os.PathLike, object_hook: Callable[[dict], Any] | None = None,
               error: type[UserError] = DataError) -> Any:
     """Parse a JSON file.
 

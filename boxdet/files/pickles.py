@@ -20,7 +20,7 @@ import threading
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def _path(*parts: Any) -> str:
     return str(pathlib.PurePosixPath(*map(str, parts)))
 
 
-def _as_bytes(raw: bytes | str) -> bytes:
+def _as_bytes(raw: bytes | bytearray | str) -> bytes:
     return raw.encode('latin1') if isinstance(raw, str) else bytes(raw)
 
 
@@ -101,7 +101,7 @@ class _Array(_StandIn):
         _, shape, dtype, fortran, raw = self.state
         if not isinstance(dtype, _Dtype):
             raise pickle.UnpicklingError('a numpy array of an unknown type is not allowed')
-        order = 'F' if fortran else 'C'
+        order: Literal['F', 'C'] = 'F' if fortran else 'C'
         if dtype.dtype.kind == 'O':
             flat = np.empty(len(raw), object)
             flat[:] = inside(list(raw)) if len(raw) != 1 else [inside(raw[0])]

@@ -30,7 +30,7 @@ class Replacement:
         error: the folder cannot be made.
     """
 
-    def __init__(self, path: str | Path, error: type[UserError] = DataError):
+    def __init__(self, path: str | os.PathLike, error: type[UserError] = DataError):
         self.path, self._error = Path(path), error
         self.part = self.path.with_name(f'.{os.getpid()}-{next(_numbers)}.partial.{self.path.name}')
         try:
@@ -79,7 +79,7 @@ class Replacement:
         return self._error(f'cannot write {self.path}: {reason}{untouched}')
 
 
-def write_whole(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any],
+def write_whole(path: str | os.PathLike, content: str | bytes | Callable[[BinaryIO], Any],
                 check: Callable[[Path], Any] | None = None, error: type[UserError] = DataError) -> Path:
     """Replace the file at ``path``, or make it; its folder, too. A pipe or device is written to as it is.
 
@@ -158,7 +158,7 @@ def remove_partial_files(folder: str | Path) -> None:
 
 # --- JSON ---
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all; numpy's numbers and arrays become numbers and lists.
 
     Raises:

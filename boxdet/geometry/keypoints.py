@@ -91,19 +91,6 @@ def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Ten
     return list(zip(members, parts))
 
 
-def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Tensor]]:
-    """Each size (height, width) among ``pixels`` (R, 2), whole widths and heights, with the places (r,) that have it.
-
-    Two copies between device and host, however many sizes there are.
-    """
-    members = defaultdict(list)
-    for i, (width, height) in enumerate(pixels.long().tolist()):
-        members[height, width].append(i)
-    places = torch.tensor([i for index in members.values() for i in index], dtype=torch.long)
-    parts = places.to(pixels.device, non_blocking=True).split([len(index) for index in members.values()])
-    return list(zip(members, parts))
-
-
 def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Detectron's score of joints: the exponential of ``logits`` (R, J) over the sum of the heatmaps' (R, J, H, W).
 

@@ -25,7 +25,7 @@ from boxdet.geometry.boxes import at_least_float32
 
 _COMMON_KEYS = dict(iou_threshold=None, max_num=-1, class_agnostic=False, split_thr=10000, offset=0)
 WITHOUT_FLOAT64 = ('mps',)  # types of devices
-_NMS_KEYS = {
+_NMS_KEYS: dict[str, dict[str, Any]] = {
     'nms': dict(_COMMON_KEYS, score_threshold=0.0),
     'soft_nms': dict(_COMMON_KEYS, iou_threshold=0.3, sigma=0.5, min_score=1e-3, method='linear'),
 }
@@ -259,15 +259,15 @@ def _soft_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,
         keep (n,), best lowered score first; scores (N,), lowered where kept.
     """
     device, original = boxes.device, scores
-    boxes, scores, groups = boxes.cpu().numpy(), scores.cpu().numpy(), groups.cpu().numpy()
-    table = _group_table(groups)  # (G, S) places, -1 for none
+    values = scores.cpu().numpy()
+    table = _group_table(groups.cpu().numpy())  # (G, S) places, -1 for none
     present = table >= 0
-    current = np.where(present, scores[table], -np.inf)                                  # (G, S)
+    current = np.where(present, values[table], -np.inf)                                  # (G, S)
     # As in mmcv's joint run: below min_score nothing lives, but for the best box of all, which is taken first.
     low = present & (current < options['min_score'])
     low[np.unravel_index(current.argmax(), current.shape)] = False
     current[low] = -np.inf
-    taken, lowered = _take_by_group(boxes[table], current, table, options)
+    taken, lowered = _take_by_group(boxes.cpu().numpy()[table], current, table, options)
     result = original.clone()
     keep = torch.from_numpy(taken).to(device)
     result[keep] = torch.from_numpy(lowered).to(device)
@@ -318,9 +318,9 @@ def _take_by_group(boxes: np.ndarray, current: np.ndarray, table: np.ndarray,
         overlap = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
         np.multiply(current, _decay(overlap, options), out=current, where=current > -np.inf)   # not -inf * 0
         current[current < options['min_score']] = -np.inf
-    places, values = np.concatenate(places), np.concatenate(values)
-    order = np.lexsort((places, -values))
-    return places[order], values[order]
+    place, value = np.concatenate(places), np.concatenate(values)
+    order = np.lexsort((place, -value))
+    return place[order], value[order]
 
 
 def _decay(overlap: np.ndarray, options: dict[str, Any]) -> np.ndarray:

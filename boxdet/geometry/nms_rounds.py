@@ -64,8 +64,9 @@ class SuppressionInRounds:
         agnostic = parts is None or read_nms_config(nms_cfg)[1]['class_agnostic']
         parts = [boxes.shape[1]] if agnostic else list(parts)
         # A set for each level of each image, filled up to the size of the largest: (B, S, n).
-        sets = (_in_sets(values, parts).flatten(0, 1) for values in (boxes, scores, valid))
-        keep, settled = self._sorted_keep(*sets, nms_cfg, None)
+        own_boxes, own_scores, own_valid = (
+            _in_sets(values, parts).flatten(0, 1) for values in (boxes, scores, valid))
+        keep, settled = self._sorted_keep(own_boxes, own_scores, own_valid, nms_cfg, None)
         keep = keep.unflatten(0, (len(boxes), len(parts)))
         return torch.cat([keep[:, i, :count] for i, count in enumerate(parts)], dim=1), scores, settled
 

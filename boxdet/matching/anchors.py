@@ -140,7 +140,7 @@ class AnchorGenerator:
 
     def _steps(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         """L distances in pixels from cell to cell, (horizontal, vertical), for maps of these sizes."""
-        return self.strides
+        return self.strides  # type: ignore[return-value]  # two numbers each
 
     def _grid(self, level: int, size: tuple[int, int], step: tuple[float, float], dtype: torch.dtype,
               device: torch.device | str) -> torch.Tensor:

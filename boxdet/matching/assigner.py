@@ -130,11 +130,12 @@ class MaxIoUAssigner:
         self._check()
 
     def _check(self) -> None:
-        is_range = isinstance(self.neg_iou_thr, Sequence)
-        if is_range and (len(self.neg_iou_thr) != 2 or self.neg_iou_thr[0] >= self.neg_iou_thr[1]):
+        negative = self.neg_iou_thr
+        if isinstance(negative, Sequence) and (len(negative) != 2 or negative[0] >= negative[1]):
             raise ConfigError(f'MaxIoUAssigner: neg_iou_thr is a number or (lower, upper), not {self.neg_iou_thr}')
-        limits = dict(pos_iou_thr=[self.pos_iou_thr], min_pos_iou=[self.min_pos_iou],
-                      neg_iou_thr=self.neg_iou_thr if is_range else [self.neg_iou_thr])
+        limits: dict[str, Sequence[float]] = dict(
+            pos_iou_thr=[self.pos_iou_thr], min_pos_iou=[self.min_pos_iou],
+            neg_iou_thr=negative if isinstance(negative, Sequence) else [negative])
         for name, values in limits.items():
             if not all(0 <= value <= 1 for value in values):
                 raise ConfigError(f'MaxIoUAssigner: {name} is in [0, 1], not {getattr(self, name)}')

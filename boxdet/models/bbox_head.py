@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,14 +157,12 @@ class BBoxHead(nn.Module):
         self.loss_bbox = LOSSES.build(loss_bbox or dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
 
         cells = 1 if with_avg_pool else _pair(roi_feat_size)[0] * _pair(roi_feat_size)[1]
-        options = dict(cells=cells, conv_out=conv_out_channels, fc_out=fc_out_channels, conv_cfg=conv_cfg,
-                       norm_cfg=norm_cfg)
-        shared_convs, shared_fcs, shared = _branch(in_channels, num_shared_convs, num_shared_fcs, **options)
-        options['cells'] = 1 if num_shared_fcs else cells
-        cls_convs, cls_fcs, cls_out = _branch(shared, num_cls_convs, num_cls_fcs if with_cls else 0,
-                                              **options)
-        reg_convs, reg_fcs, reg_out = _branch(shared, num_reg_convs, num_reg_fcs if with_reg else 0,
-                                              **options)
+        branch = partial(_branch, conv_out=conv_out_channels, fc_out=fc_out_channels, conv_cfg=conv_cfg,
+                         norm_cfg=norm_cfg)
+        shared_convs, shared_fcs, shared = branch(in_channels, num_shared_convs, num_shared_fcs, cells)
+        after = 1 if num_shared_fcs else cells
+        cls_convs, cls_fcs, cls_out = branch(shared, num_cls_convs, num_cls_fcs if with_cls else 0, after)
+        reg_convs, reg_fcs, reg_out = branch(shared, num_reg_convs, num_reg_fcs if with_reg else 0, after)
         # The outputs come first, as in mmdetection's models: the state of an optimizer goes by this order.
         if with_cls:
             size = cls_out if num_shared_fcs or num_cls_fcs else cls_out * cells

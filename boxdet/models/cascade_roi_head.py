@@ -30,7 +30,7 @@ from boxdet.models.standard_roi_head import (
 )
 from boxdet.registry import HEADS, ROI_EXTRACTORS, Cfg, Registry
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
-from boxdet.structures.instances import Instances, PaddedInstances, image_rows, joined, of_images, split_like
+from boxdet.structures.instances import Instances, OfImages, PaddedInstances, image_rows, joined, of_images, split_like
 
 
 @HEADS.register_module()
@@ -174,16 +174,17 @@ class CascadeRoIHead(nn.Module):
         """As ``StandardRoIHead.predict_padded``."""
         return predict_padded(self, feats, proposals, metas, suppression)
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+    def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
-                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor]:
+                 ) -> tuple[OfImages, torch.Tensor, torch.Tensor]:
         """Run the box heads on boxes (N, 4) of B images, a list or one tensor (B, N, 4) of them.
 
         Returns:
             the boxes that the last stage saw, as ``boxes`` came; class logits (R, K + 1) averaged over the stages; the
             last stage's deltas.
         """
-        total, sizes = 0, image_sizes(metas)
+        total: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
+        sizes = image_sizes(metas)
         for stage, head in enumerate(self.bbox_head):
             scores, deltas, _ = self.box_forward(stage, feats, boxes_to_rois(boxes))
             total = total + at_least_float32(scores)

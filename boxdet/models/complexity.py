@@ -92,7 +92,7 @@ def _count_roi_head(counts: dict[str, int], head: nn.Module, proposals: int) -> 
             _counted(counts, f'{part}_head', predictor, pooled)
 
 
-def _stages(modules: nn.Module) -> Sequence[nn.Module]:
+def _stages(modules: nn.Module) -> nn.ModuleList | list[nn.Module]:
     return modules if isinstance(modules, nn.ModuleList) else [modules]
 
 

@@ -88,11 +88,11 @@ class _Detector(nn.Module):
         self.PALETTE: PaletteSpec = None
 
     def _read_settings(self, train_cfg: TrainSettings | Cfg | None, test_cfg: TestSettings | Cfg | None,
-                       **parts: Cfg | nn.Module | None) -> tuple[TrainSettings, TestSettings]:
+                       **parts: object) -> tuple[TrainSettings, TestSettings]:
         """Set ``train_cfg`` and ``test_cfg``, every section read as the class of its part declares."""
-        train_cfg, test_cfg = ({} if cfg is None else cfg for cfg in (train_cfg, test_cfg))
-        self.train_cfg = read_section(self, 'train_settings', train_cfg, 'model.train_cfg', parts)
-        self.test_cfg = read_section(self, 'test_settings', test_cfg, 'model.test_cfg', parts)
+        train, test = ({} if cfg is None else cfg for cfg in (train_cfg, test_cfg))
+        self.train_cfg = read_section(self, 'train_settings', train, 'model.train_cfg', parts)
+        self.test_cfg = read_section(self, 'test_settings', test, 'model.test_cfg', parts)
         return self.train_cfg, self.test_cfg
 
     @property
@@ -503,7 +503,7 @@ def _given_maps(batch: Batch) -> torch.Tensor:
     return batch.semantic_seg
 
 
-def _pretrained(backbone: Cfg | nn.Module, weights: str | None) -> dict[str, object]:
+def _pretrained(backbone: Cfg | contracts.Backbone, weights: str | None) -> dict[str, object]:
     """``model.pretrained`` in the keyword that the backbone's class has for it.
 
     Raises:
@@ -519,7 +519,7 @@ def _pretrained(backbone: Cfg | nn.Module, weights: str | None) -> dict[str, obj
     raise ConfigError(f"model.pretrained: {backbone['type']} takes neither init_cfg nor pretrained")
 
 
-def _if_taken(cfg: Cfg | nn.Module, **defaults: object) -> dict[str, object]:
+def _if_taken(cfg: object, **defaults: object) -> dict[str, object]:
     """Those of ``defaults`` that are not None and that the class of ``cfg`` takes: a user's head may do without."""
     if not isinstance(cfg, dict) or 'type' not in cfg:
         return {}

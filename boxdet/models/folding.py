@@ -11,9 +11,11 @@ ConvModules here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.models import winograd
@@ -48,6 +50,9 @@ def ready_for_inference(model: nn.Module, precision: str = 'fp32',
     return lay_out(use_fast_convolutions(model), memory_format)
 
 
+_Module = TypeVar('_Module', bound=nn.Module)
+
+
 # --- the four steps ---
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
@@ -76,7 +81,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def use_fast_convolutions(model: nn.Module) -> nn.Module:
     """Let large 3x3 convolutions go Winograd's way (``models.winograd``) where it pays; the model is changed."""
-    replaced: dict[nn.Module, nn.Module] = {}  # a convolution that several modules share stays one
+    replaced: dict[nn.Module, InferenceConv2d] = {}  # a convolution that several modules share stays one
     for parent in list(model.modules()):
         for name, conv in list(parent.named_children()):
             if type(conv) is nn.Conv2d and winograd.suits(conv):
@@ -88,7 +93,7 @@ def use_fast_convolutions(model: nn.Module) -> nn.Module:
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     """Store the weights of the convolutions in ``memory_format``; a detector then brings images into it, too."""
-    model.memory_format = memory_format
+    model.memory_format = memory_format  # type: ignore[assignment]  # torch types it as Tensor | Module
     return model.to(memory_format=memory_format)
 
 
@@ -107,20 +112,21 @@ def fuse_conv_bn(model: nn.Module) -> nn.Module:
     return model
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, nn.Module]]:
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, _BatchNorm]]:
     """(parent, name, convolution, name of the norm, norm); plain convolutions only: others change their weights."""
     for parent in model.modules():
         if not getattr(parent, 'norm_follows_conv', True):
             continue
-        before, before_name = None, ''
+        before: nn.Module | None = None
+        before_name = ''
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and type(before) in (nn.Conv2d, InferenceConv2d) \
+            if isinstance(child, _BatchNorm) and type(before) in (nn.Conv2d, InferenceConv2d) \
                     and before.out_channels == child.num_features and child.track_running_stats:
-                yield parent, before_name, before, name, child
+                yield parent, before_name, cast(nn.Conv2d, before), name, child
             before, before_name = child, name
 
 
-def _with_state_of(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+def _with_state_of(module: nn.Module, cls: type[_Module]) -> _Module:
     """A ``cls`` with the parameters, buffers, hooks and attributes of ``module``, which the two share."""
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__)

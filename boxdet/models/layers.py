@@ -56,7 +56,7 @@ class _DeformConv2d(nn.Module):
         if in_channels % groups or out_channels % groups or in_channels % deform_groups:
             raise ConfigError(f'a deformable convolution of {in_channels} to {out_channels} channels: groups='
                               f'{groups} and deform_groups={deform_groups} must divide them')
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups, self.deform_groups = groups, deform_groups
         self.taps = deform_groups * kernel[0] * kernel[1]

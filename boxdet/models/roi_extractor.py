@@ -5,7 +5,7 @@ the output. A *roi* is a row (image of the batch, x0, y0, x1, y1) in network-inp
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -26,8 +26,8 @@ def boxes_to_rois(boxes: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     if isinstance(boxes, torch.Tensor):
         images = torch.arange(boxes.shape[0], device=boxes.device).to(boxes.dtype)[:, None, None]
         return torch.cat([images.expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
-    images = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
-    return torch.cat([torch.cat(images), torch.cat(list(boxes))], dim=1)
+    owners = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
+    return torch.cat([torch.cat(owners), torch.cat(list(boxes))], dim=1)
 
 
 def rescale_rois(rois: torch.Tensor, factor: float) -> torch.Tensor:
@@ -169,7 +169,7 @@ class SingleRoIExtractor(nn.Module):
         return pool(self.roi_layers, feats, rois, levels)
 
 
-def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+def pool_sorted(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
     """Pool each roi from its level: sort by level, pool each stretch, put back in order. Waits for the device once."""
     order = levels.argsort(stable=True)
@@ -182,7 +182,7 @@ def pool_sorted(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois
     return torch.cat(parts).index_select(0, place)
 
 
-def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+def _pool_in_parts(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                    places: Sequence[torch.Tensor]) -> torch.Tensor:
     """Pool the rois at ``places[l]`` from level l, some at a time: what is not yet in its place stays small.
 
@@ -200,7 +200,7 @@ def _pool_in_parts(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], r
     return out
 
 
-def pool_masked(layers: Sequence[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+def pool_masked(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
     """The same without waiting for the device: every level pools all rois, each roi takes what its own level gives."""
     # In place of the rois of other levels a level pools one pixel, which costs little.

@@ -177,8 +177,8 @@ class RPNHead(nn.Module):
                 f'RPNHead shares its layers between levels: each needs as many anchors, not {anchors}')
         if num_convs > 1:
             channels = [in_channels] + [feat_channels] * num_convs
-            self.rpn_conv = nn.Sequential(*(ConvModule(a, b, 3, padding=1, inplace=False)
-                                            for a, b in zip(channels, channels[1:])))
+            self.rpn_conv: nn.Module = nn.Sequential(*(ConvModule(a, b, 3, padding=1, inplace=False)
+                                                       for a, b in zip(channels, channels[1:])))
         else:
             self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(feat_channels, anchors[0] * self.cls_out_channels, 1)
@@ -223,7 +223,7 @@ class RPNHead(nn.Module):
         picked_cls = at_least_float32(every_cls.index_select(0, targets.index))            # (P + Q, C)
         picked_reg = at_least_float32(every_reg.index_select(0, targets.index[:targets.num_pos]))  # (P, 4)
         place, ends = targets.index % sum(counts), list(accumulate(counts))
-        level = sum((place >= end).long() for end in ends)                               # (P + Q,)
+        level = torch.stack([place >= end for end in ends]).sum(dim=0)                   # (P + Q,)
         labels = torch.ones_like(targets.index)  # the background is class 1
         labels[:targets.num_pos] = 0
         weights = torch.ones_like(picked_cls[:, 0])
@@ -328,14 +328,15 @@ class RPNHead(nn.Module):
             settings: how many proposals, and which.
             suppression: how candidates are chosen and suppressed.
         """
-        anchors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
+        grids = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
         kept = [self._best_of_level(*level, settings.nms_pre, suppression)
-                for level in zip(cls_scores, bbox_preds, anchors)]
+                for level in zip(cls_scores, bbox_preds, grids)]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
         sizes = image_sizes(metas)
-        boxes = [self.bbox_coder.decode(*rows, max_shape=size) for *rows, size in image_rows(sizes, anchors, deltas)]
-        boxes = of_images(boxes, sizes, anchors)                                         # (B, N, 4)
+        decoded = [self.bbox_coder.decode(*rows, max_shape=size)
+                   for *rows, size in image_rows(sizes, anchors, deltas)]
+        boxes = of_images(decoded, sizes, anchors)                                       # (B, N, 4)
         valid = scores >= 0
         if settings.min_bbox_size >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)

@@ -16,7 +16,7 @@ import copy
 import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -61,6 +61,7 @@ class Settings:
         declared: the dataclass that this one extends by keys of one config.
     """
     declared: ClassVar[type | None] = None
+    __dataclass_fields__: ClassVar[dict[str, Field]]  # of the dataclass that derives from this
 
     def __getitem__(self, key: str) -> Any:
         if key not in self:
@@ -163,12 +164,14 @@ def parse_section(settings: type | PerStage | Open | None, cfg: Any, where: str,
         ConfigError: an unknown or missing key, or a value that cannot be right.
     """
     further = isinstance(settings, Open)
-    settings = settings.settings if further else settings
+    if isinstance(settings, Open):
+        settings = settings.settings
     if isinstance(settings, PerStage):
         one = Open(settings.settings) if further else settings.settings
         if isinstance(cfg, Sequence) and not isinstance(cfg, str):
             return tuple(parse_section(one, stage, f'{where}.{i}') for i, stage in enumerate(cfg))
         settings = settings.settings
+    assert not isinstance(settings, Open)  # there is one around it at most
     if settings is None and isinstance(cfg, (Mapping, list, tuple)):
         return _as_sections(cfg)
     if cfg is None or settings is not None and isinstance(cfg, settings):

@@ -26,7 +26,7 @@ from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import read_section
 from boxdet.registry import HEADS, MATCHING, ROI_EXTRACTORS, SHARED_HEADS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
-from boxdet.structures.instances import Instances, PaddedInstances, joined
+from boxdet.structures.instances import Instances, OfImages, PaddedInstances, joined
 
 
 @HEADS.register_module()
@@ -227,9 +227,9 @@ class StandardRoIHead(nn.Module):
         """
         return predict_padded(self, feats, proposals, metas, suppression)
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+    def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
-                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor | None]:
+                 ) -> tuple[OfImages, torch.Tensor, torch.Tensor | None]:
         """Run the box head on boxes (N, 4) of B images, a list or one tensor (B, N, 4) of them.
 
         Returns:

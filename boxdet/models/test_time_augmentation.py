@@ -55,7 +55,8 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
         B Instances(bboxes, scores, labels) in original pixels, best first.
     """
     head, counts = roi_head.last_bbox_head, [len(p) for p in proposals]
-    boxes, scores = 0, 0
+    boxes: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
+    scores: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
     for levels, own in zip(feats, metas):
         rois, logits, deltas = roi_head.classify(
             levels, [boxes_to_input(p.bboxes, meta) for p, meta in zip(proposals, own)], own)
@@ -77,7 +78,8 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
 def merge_masks(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], results: Sequence[Instances],
                 metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
     """Add ``mask_probs`` (N, h, w), averaged over V views, to results in original pixels."""
-    total, counts, labels = 0, [len(r) for r in results], [r.labels for r in results]
+    total: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
+    counts, labels = [len(r) for r in results], [r.labels for r in results]
     for levels, own in zip(feats, metas):
         boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
         probs = roi_head.mask_probs(levels, boxes, labels)
@@ -88,7 +90,8 @@ def merge_masks(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], re
 def merge_keypoints(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], results: Sequence[Instances],
                     metas: Sequence[Sequence[ImageMeta]]) -> list[Instances]:
     """Add ``keypoints`` (N, J, 3) to results in original pixels, from heatmap logits averaged over V views."""
-    head, total, counts = roi_head.keypoint_head, 0, [len(r) for r in results]
+    head, counts = roi_head.keypoint_head, [len(r) for r in results]
+    total: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
     for levels, own in zip(feats, metas):
         boxes = [boxes_to_input(r.bboxes, meta) for r, meta in zip(results, own)]
         heatmaps = at_least_float32(roi_head.keypoint_heatmaps(levels, boxes))                 # (R, J, H, W)

@@ -54,7 +54,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
 def _faster_in(dtype: torch.dtype) -> bool:
     """Whether this processor leaves something to save; AMX multiplies faster than tiles are turned."""
     if dtype == torch.bfloat16:
-        return not getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
+        return not getattr(torch.cpu, 'get_capabilities', dict[str, bool])().get('amx_bf16', False)
     return dtype == torch.float32
 
 

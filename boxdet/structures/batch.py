@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -58,6 +58,11 @@ class ImageMeta:
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image as it was loaded."""
         return int(self.ori_shape[0]), int(self.ori_shape[1])
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the image as the network sees it, without padding."""
+        return self.img_shape[0], self.img_shape[1]
 
 
 @dataclass
@@ -152,9 +157,9 @@ def normalize_pixels_(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor
     # Whole rows at once: a broadcast over three channels alone is several times slower.
     rows = pixels.view(*pixels.shape[:-2], width * channels)
     scale = (1.0 / np.asarray(std, dtype=np.float64)).astype(np.float32)
-    mean, scale = (np.tile(np.asarray(v, dtype=np.float32), width) for v in (mean, scale))
-    mean, scale = (torch.from_numpy(v).to(pixels.device, non_blocking=True) for v in (mean, scale))
-    rows.sub_(mean).mul_(scale)
+    tiled = (np.tile(np.asarray(v, dtype=np.float32), width) for v in (mean, scale))
+    shift, factor = (torch.from_numpy(v).to(pixels.device, non_blocking=True) for v in tiled)
+    rows.sub_(shift).mul_(factor)
     return pixels
 
 
@@ -189,12 +194,20 @@ class SampledRois:
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
+@overload
+def image_sizes(metas: torch.Tensor) -> torch.Tensor: ...
+
+
+@overload
+def image_sizes(metas: Sequence[ImageMeta]) -> list[tuple[int, int]]: ...
+
+
 def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, int]] | torch.Tensor:
     """(height, width) of B images, from their metas.
 
     A tensor (B, 2) of them stays one: where a graph is made of a model, the number of images need not be known.
     """
-    return metas if isinstance(metas, torch.Tensor) else [tuple(meta.img_shape[:2]) for meta in metas]
+    return metas if isinstance(metas, torch.Tensor) else [meta.input_size for meta in metas]
 
 
 # ---------------------------------------------------------------------------------------------- two frames
@@ -254,7 +267,7 @@ def to_original(result: Instances, meta: ImageMeta, pairs: FlipPairs = None) -> 
 def to_input(result: Instances, meta: ImageMeta, pairs: FlipPairs = None) -> Instances:
     """Bring ``bboxes``, ``mask_probs`` and ``keypoints`` of a result to the network's input."""
     keypoints = dict(keypoints=keypoints_to_input(result.keypoints, meta, pairs)) if 'keypoints' in result else {}
-    return _moved(result.replace(**keypoints), boxes_to_input(result.bboxes, meta), meta, tuple(meta.img_shape[:2]))
+    return _moved(result.replace(**keypoints), boxes_to_input(result.bboxes, meta), meta, meta.input_size)
 
 
 def _moved(result: Instances, boxes: torch.Tensor, meta: ImageMeta, image_size: tuple[int, int]) -> Instances:

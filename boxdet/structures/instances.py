@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -241,7 +241,7 @@ class Instances:
         except ImportError as error:
             raise UserError('to_supervision() needs the package supervision: pip install supervision') from error
         arrays = self.numpy()
-        data = {}
+        data: dict[str, np.ndarray | list] = {}
         if class_names is not None:
             data['class_name'] = np.array([class_names[k] for k in arrays['labels']], dtype=str)
         if 'keypoints' in arrays:
@@ -410,8 +410,13 @@ class PaddedInstances:
     def instances(self, image_sizes: Sequence[tuple[int, int]], num_classes: int | None = None) -> list[Instances]:
         """B Instances of the valid rows; on a GPU this waits, so ``to_host`` comes first where it can."""
         rows = [valid.nonzero().squeeze(1) for valid in self.valid]
-        return [Instances(tuple(size), num_classes, **{name: value[i, here] for name, value in self.fields.items()})
+        return [Instances((size[0], size[1]), num_classes,
+                          **{name: value[i, here] for name, value in self.fields.items()})
                 for i, (size, here) in enumerate(zip(image_sizes, rows))]
+
+
+# Values of B images: B tensors (n, ...), or one (B, n, ...).
+OfImages = TypeVar('OfImages', bound=Sequence[torch.Tensor] | torch.Tensor)
 
 
 def image_rows(sizes: Sequence[tuple[int, int]] | torch.Tensor,
@@ -426,17 +431,18 @@ def image_rows(sizes: Sequence[tuple[int, int]] | torch.Tensor,
         B of (*rows, size). Where ``sizes`` is a tensor, one of (*rows of all images, sizes (B * n, 2)).
     """
     if isinstance(sizes, torch.Tensor):
-        size = sizes[:, None].expand(-1, values[0].shape[1], -1).flatten(0, 1)
-        return [(*(v if v is None else v.flatten(0, 1) for v in values), size)]
+        tensors = cast('tuple[torch.Tensor | None, ...]', values)
+        size = sizes[:, None].expand(-1, tensors[0].shape[1], -1).flatten(0, 1)
+        return [(*(v if v is None else v.flatten(0, 1) for v in tensors), size)]
     return [(*(v if v is None else v[i] for v in values), size) for i, size in enumerate(sizes)]
 
 
 def of_images(results: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]] | torch.Tensor,
-              values: Sequence[torch.Tensor] | torch.Tensor) -> Sequence[torch.Tensor] | torch.Tensor:
+              values: OfImages) -> OfImages:
     """What was made of ``image_rows(sizes, values, ...)``: B tensors, or one (B, n, ...) where ``values`` are."""
     if isinstance(sizes, torch.Tensor):
-        return results[0].unflatten(0, values.shape[:2])
-    return torch.stack(results) if isinstance(values, torch.Tensor) else results
+        return cast(OfImages, results[0].unflatten(0, cast(torch.Tensor, values).shape[:2]))
+    return cast(OfImages, torch.stack(list(results)) if isinstance(values, torch.Tensor) else results)
 
 
 def joined(values: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:

@@ -480,12 +480,12 @@ class BitmapMasks:
         values = np.empty((len(boxes), *out_hw), dtype=np.float32)
         # RoIs of one object share its pixels: one matrix product serves them all. The products are torch's: numpy's
         # have threads of their own, which wait for one another tens of milliseconds where loaders keep the cores busy.
-        over_y, over_x, out = (torch.from_numpy(array) for array in (over_y, over_x, values))
+        along_y, along_x, out = (torch.from_numpy(array) for array in (over_y, over_x, values))
         with torch.autocast('cpu', enabled=False):
             for (_, _, bitmap), start, stop in zip(windows, starts, [*starts[1:], len(index)]):
                 height, width = bitmap.shape
-                left = over_y[at_y[start]:at_y[stop]].view(-1, height)                   # (n * h, window height)
-                right = over_x[at_x[start]:at_x[stop]].view(-1, out_hw[1], width)        # (n, w, window width)
+                left = along_y[at_y[start]:at_y[stop]].view(-1, height)                  # (n * h, window height)
+                right = along_x[at_x[start]:at_x[stop]].view(-1, out_hw[1], width)       # (n, w, window width)
                 half = (left @ torch.from_numpy(bitmap.astype(np.float32))).view(stop - start, out_hw[0], width)
                 torch.bmm(half, right.transpose(1, 2), out=out[start:stop])
         return values

@@ -45,7 +45,8 @@ def log_curves(lines: Mapping[str, Curve], out_file: str | os.PathLike | None, t
     axis.legend(frameon=False, fontsize=9, labelcolor=ink)
     if out_file is not None:
         return save_figure(figure, out_file)
-    return _show()
+    _show()
+    return None
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], out_file: str | os.PathLike | None, title: str = '',
@@ -91,7 +92,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], out_file: str | o
         _number_cells(axis, percent, matrix, colors, size)
     if out_file is not None:
         return save_figure(figure, out_file)
-    return _show()
+    _show()
+    return None
 
 
 def _number_cells(axis: Any, percent: np.ndarray, matrix: np.ndarray, colors: Any, size: float) -> None:

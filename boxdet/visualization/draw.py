@@ -330,7 +330,7 @@ def write_image(image: np.ndarray, path: str | os.PathLike) -> None:
     data = cv2.imencode(path.suffix, image)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        path.write_bytes(data.tobytes())
     except OSError as error:
         raise DataError(f'cannot write {path}: {error.strerror}') from error
 

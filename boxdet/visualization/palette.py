@@ -84,10 +84,10 @@ def class_colors(palette: PaletteSpec, num_classes: int) -> list[Color]:
         draw = random.Random(42)
         return [(draw.randrange(256), draw.randrange(256), draw.randrange(256)) for _ in range(num_classes)]
     if isinstance(palette, str) or len(palette) == 3 and not _is_color(palette[0]):
-        return [parse_color(palette)] * num_classes
+        return [parse_color(palette)] * num_classes  # type: ignore[arg-type]  # one colour, as the condition says
     if not palette:
         raise UserError('the palette is empty')
-    colors = [parse_color(c) for c in palette]
+    colors = [parse_color(c) for c in palette]  # type: ignore[arg-type]  # colours, as the condition says
     return [colors[k % len(colors)] for k in range(num_classes)]
 
 

@@ -95,7 +95,7 @@ def _draw_joints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int,
     places, seen = keypoints[..., :2], keypoints[..., 2] > threshold
     for start, end in skeleton:
         bones = places[seen[:, start] & seen[:, end]][:, [start, end]]
-        axes.add_collection(LineCollection(bones, colors=[_unit(class_color(max(start, end)))], linewidths=1.4),
+        axes.add_collection(LineCollection(list(bones), colors=[_unit(class_color(max(start, end)))], linewidths=1.4),
                             autolim=False)
     for joint in range(keypoints.shape[1]):
         x, y = places[seen[:, joint], joint].T
@@ -132,4 +132,4 @@ def _draw_boxes(axes: Any, shown: Instances, texts: Sequence[str], colors: Seque
     for (x0, y0, x1, y1), text, color in zip(plates.tolist(), texts, colors):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=_unit(color), edgecolor='none', zorder=3))
         axes.text(x0 + _MARGIN * point, (y0 + y1) / 2, text, fontproperties=font, zorder=3, clip_on=True,
-                  color=_unit(readable_on(tuple(color))), verticalalignment='center_baseline')
+                  color=_unit(readable_on((color[0], color[1], color[2]))), verticalalignment='center_baseline')

@@ -86,7 +86,7 @@ def read(source: Path, options: ReadOptions) -> LabelSet:
             images[key] = open_image(labels, finder.find(key), f'{where}: {key}',
                                      dict(valid='val', validation='val').get(split, split) if split else None)
             if images[key] is not None:
-                labels.images.append(images[key])  # type: ignore[arg-type]
+                labels.images.append(images[key])
         image = images[key]
         if image is None:
             continue

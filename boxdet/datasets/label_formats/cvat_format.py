@@ -209,9 +209,9 @@ def _mask(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
     if part.size != width * height:
         part = np.resize(np.pad(part, (0, max(width * height - part.size, 0))), width * height)
     whole = np.zeros((size[1], size[0]), dtype=bool)
-    part = part.reshape(height, width)[max(-top, 0):, max(-left, 0):]
-    part = part[:max(size[1] - max(top, 0), 0), :max(size[0] - max(left, 0), 0)]
-    whole[max(top, 0):max(top, 0) + part.shape[0], max(left, 0):max(left, 0) + part.shape[1]] = part
+    seen = part.reshape(height, width)[max(-top, 0):, max(-left, 0):]
+    seen = seen[:max(size[1] - max(top, 0), 0), :max(size[0] - max(left, 0), 0)]
+    whole[max(top, 0):max(top, 0) + seen.shape[0], max(left, 0):max(left, 0) + seen.shape[1]] = seen
     return whole
 
 

@@ -312,12 +312,13 @@ def to_coco(labels: LabelSet, images: Sequence[LabelledImage], root: Path) -> di
         root: ``file_name`` is relative to this folder.
     """
     ids = {name: number for number, name in enumerate(labels.categories, 1)}
-    categories = [dict(id=number, name=name, supercategory='none') for name, number in ids.items()]
-    for category in categories:
-        if labels.keypoints.get(category['name']):
-            category.update(keypoints=labels.keypoints[category['name']],
-                            skeleton=labels.skeletons.get(category['name'], []))
-    entries, annotations = [], []
+    categories: list[dict] = []
+    for name, number in ids.items():
+        categories.append(dict(id=number, name=name, supercategory='none'))
+        if labels.keypoints.get(name):
+            categories[-1].update(keypoints=labels.keypoints[name], skeleton=labels.skeletons.get(name, []))
+    entries: list[dict] = []
+    annotations: list[dict] = []
     for number, image in enumerate(images, 1):
         entries.append(dict(id=number, file_name=relative_name(image.path, root), width=image.size[0],
                             height=image.size[1]))

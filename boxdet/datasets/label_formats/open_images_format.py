@@ -70,7 +70,7 @@ def _read_file(labels: LabelSet, path: Path, split: str | None, names: dict[str,
             if key not in images:
                 images[key] = open_image(labels, finder.find(key), f'{where}: {key}', split)
                 if images[key] is not None:
-                    labels.images.append(images[key])  # type: ignore[arg-type]
+                    labels.images.append(images[key])
             image = images[key]
             if image is None:
                 continue

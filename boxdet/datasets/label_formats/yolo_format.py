@@ -173,8 +173,9 @@ def _darknet(path: Path) -> tuple[list[str], list[tuple[str, list[Path]]]]:
         tries = (path.parent / name, path.parent / name.removeprefix('data/'), Path(name))
         return next((place for place in tries if place.exists()), tries[0])
     names = _read_names(beside(content['names']))
-    splits = [('val' if key == 'valid' else key, _images_at(beside(content[key]), path))
-              for key in ('train', 'valid', 'test') if key in content and beside(content[key]).exists()]
+    splits: list[tuple[str, list[Path]]] = [
+        ('val' if key == 'valid' else key, _images_at(beside(content[key]), path))
+        for key in ('train', 'valid', 'test') if key in content and beside(content[key]).exists()]
     return names, splits
 
 

@@ -6,7 +6,7 @@ are warped by nearest neighbour, where 2.x mixes class numbers linearly, and key
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,9 +42,12 @@ def check_share(name: str, key: str, value: float) -> float:
     return value
 
 
+Number = TypeVar('Number', int, float)
+
+
 def _check_fill(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
     """One number a channel."""
-    fill = tuple(float(v) for v in value) if isinstance(value, (tuple, list)) else (float(value),) * 3
+    fill = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * 3
     if len(fill) != 3 or not all(0 <= v <= 255 for v in fill):
         raise ConfigError(f'{name}.img_fill_val {value!r} is neither a number from 0 to 255 nor three of them')
     return fill
@@ -91,7 +94,7 @@ class _Warping(GeometricTransform):
         self.level = level
         self.seg_ignore_label = seg_ignore_label
 
-    def _signed(self, value: float) -> float:
+    def _signed(self, value: Number) -> Number:
         return -value if np.random.rand() < self.random_negative_prob else value
 
     def _finish(self, results: dict, warp: Warp, min_size: float = 0) -> dict:
@@ -123,7 +126,7 @@ class Rotate(_Warping):
                  max_rotate_angle: float = 30, random_negative_prob: float = 0.5):
         super().__init__(level, prob, img_fill_val, seg_ignore_label, random_negative_prob)
         if center is not None:
-            center = tuple(center) if isinstance(center, (tuple, list)) else (center, center)
+            center = tuple(center) if isinstance(center, Sequence) else (center, center)
             if len(center) != 2:
                 raise ConfigError(f'Rotate.center is (x, y), not {center}')
         self.scale, self.center, self.max_rotate_angle = scale, center, max_rotate_angle

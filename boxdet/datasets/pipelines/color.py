@@ -91,8 +91,8 @@ class PhotoMetricDistortion:
     def __init__(self, brightness_delta: int = 32, contrast_range: Sequence[float] = (0.5, 1.5),
                  saturation_range: Sequence[float] = (0.5, 1.5), hue_delta: int = 18):
         self.brightness_delta = brightness_delta
-        self.contrast_range = tuple(contrast_range)
-        self.saturation_range = tuple(saturation_range)
+        self.contrast_range = contrast_range[0], contrast_range[1]
+        self.saturation_range = saturation_range[0], saturation_range[1]
         self.hue_delta = hue_delta
 
     def __call__(self, results: dict) -> dict:

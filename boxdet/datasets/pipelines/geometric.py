@@ -66,7 +66,8 @@ class GeometricTransform:
         """Apply ``warp`` to the fields of one kind, e.g. 'bbox_fields'."""
         move_fields(results, warp, [kind])
 
-    def crop(self, results: dict, window: Sequence[int], clip: bool, keep: Keep, recompute_bbox: bool = False) -> bool:
+    def crop(self, results: dict, window: Sequence[int] | np.ndarray, clip: bool, keep: Keep,
+             recompute_bbox: bool = False) -> bool:
         """Cut the sample to a window, in place, and drop objects.
 
         Args:
@@ -98,6 +99,10 @@ def _hw(results: dict) -> tuple[int, int]:
     return results[first_image(results)].shape[:2]
 
 
+def _pair(sides: Sequence[float]) -> tuple[int, int]:
+    return int(sides[0]), int(sides[1])
+
+
 def with_area(_: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(N,) bool: which boxes (N, 4) have an area."""
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -105,12 +110,12 @@ def with_area(_: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def larger_than(pixels: float) -> Keep:
     """What keeps boxes that are wider and higher than ``pixels``."""
-    return lambda _, boxes: ((boxes[:, 2:] - boxes[:, :2]) > pixels).all(axis=1)
+    return lambda _, boxes: np.all((boxes[:, 2:] - boxes[:, :2]) > pixels, axis=1)
 
 
 def inside(boxes: np.ndarray, hw: Sequence[int]) -> np.ndarray:
     """(N,) bool: which boxes (N, 4) reach into an image of size ``hw``."""
-    return (boxes[:, :2] < (hw[1], hw[0])).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    return np.all(boxes[:, :2] < (hw[1], hw[0]), axis=1) & np.all(boxes[:, 2:] > 0, axis=1)
 
 
 def alike(before: np.ndarray, after: np.ndarray, min_size: float, min_area_ratio: float,
@@ -189,7 +194,7 @@ class Resize(GeometricTransform):
         """Resize the sample."""
         self._set_scale(results)
         hw = _hw(results)
-        out_hw = rescaled_hw(hw, results['scale']) if self.keep_ratio else tuple(int(v) for v in results['scale'][::-1])
+        out_hw = rescaled_hw(hw, results['scale']) if self.keep_ratio else _pair(results['scale'][::-1])
         warp = Scale(out_hw=out_hw, clip=self.bbox_clip_border, in_hw=hw, interpolation=self.interpolation,
                      backend=self.backend)
         results['scale_factor'], results['keep_ratio'] = warp.factor, self.keep_ratio
@@ -220,7 +225,7 @@ class Resize(GeometricTransform):
         if self.ratio_range is not None:
             least, greatest = self.ratio_range
             ratio = np.random.random_sample() * (greatest - least) + least
-            return tuple(int(side * ratio) for side in self.img_scale[0]), None
+            return _pair([side * ratio for side in self.img_scale[0]]), None
         if len(self.img_scale) == 1:
             return self.img_scale[0], 0
         if self.multiscale_mode == 'value':
@@ -362,7 +367,7 @@ class SegRescale:
                 results[key] = resize_map(results[key], hw)
             else:
                 from PIL import Image  # only this backend needs it
-                results[key] = np.array(Image.fromarray(results[key]).resize(hw[::-1], Image.NEAREST))
+                results[key] = np.array(Image.fromarray(results[key]).resize(hw[::-1], Image.Resampling.NEAREST))
         return results
 
 
@@ -410,9 +415,10 @@ class RandomCrop(GeometricTransform):
         if self.crop_type == 'absolute':
             return min(int(low), height), min(int(high), width)
         if self.crop_type == 'absolute_range':
-            return (int(np.random.randint(min(height, low), min(height, high) + 1)),
-                    int(np.random.randint(min(width, low), min(width, high) + 1)))
-        share = np.array([low, high], dtype=np.float32)
+            least, most = int(low), int(high)
+            return (int(np.random.randint(min(height, least), min(height, most) + 1)),
+                    int(np.random.randint(min(width, least), min(width, most) + 1)))
+        share: np.ndarray = np.array([low, high], dtype=np.float32)
         if self.crop_type == 'relative_range':
             share = share + np.random.rand(2) * (1 - share)
         return int(height * share[0] + 0.5), int(width * share[1] + 0.5)
@@ -480,7 +486,7 @@ class Expand(GeometricTransform):
     def __init__(self, mean: Sequence[float] = (0, 0, 0), to_rgb: bool = True, ratio_range: Sequence[float] = (1, 4),
                  seg_ignore_label: int | None = None, prob: float = 0.5):
         self.mean = tuple(mean[::-1]) if to_rgb else tuple(mean)
-        self.ratio_range = tuple(ratio_range)
+        self.ratio_range = ratio_range[0], ratio_range[1]
         self.seg_ignore_label = seg_ignore_label
         self.prob = prob
 
@@ -627,7 +633,8 @@ class RandomAffine(GeometricTransform):
             raise ConfigError(f'RandomAffine.scaling_ratio_range {scaling_ratio_range}: two positive factors, the '
                               'smaller first')
         self.max_rotate_degree, self.max_shear_degree = max_rotate_degree, max_shear_degree
-        self.max_translate_ratio, self.scaling_ratio_range = max_translate_ratio, tuple(scaling_ratio_range)
+        self.max_translate_ratio = max_translate_ratio
+        self.scaling_ratio_range = scaling_ratio_range[0], scaling_ratio_range[1]
         self.border, self.border_val = tuple(border), tuple(border_val)
         self.min_bbox_size, self.min_area_ratio = min_bbox_size, min_area_ratio
         self.max_aspect_ratio = max_aspect_ratio
@@ -635,7 +642,8 @@ class RandomAffine(GeometricTransform):
 
     def __call__(self, results: dict) -> dict:
         """Warp the sample."""
-        out_hw = tuple(side + 2 * border for side, border in zip(_hw(results), self.border))
+        height, width = _hw(results)
+        out_hw = height + 2 * self.border[0], width + 2 * self.border[1]
         if min(out_hw) < 1:
             raise ConfigError(f'RandomAffine.border {self.border} leaves nothing of an image of {_hw(results)}')
         turn = math.radians(np.random.uniform(-self.max_rotate_degree, self.max_rotate_degree))

@@ -141,13 +141,14 @@ def _move_objects(sample: dict, warp: Warp) -> None:
 def _fitted(image_hw: Sequence[int], scale_hw: Sequence[int]) -> Scale:
     """As large as fits into ``scale_hw``, sizes rounded down as 2.x does."""
     ratio = min(scale_hw[0] / image_hw[0], scale_hw[1] / image_hw[1])
-    return Scale(out_hw=tuple(max(int(side * ratio), 1) for side in image_hw), in_hw=tuple(image_hw), ratio=ratio)
+    height, width = image_hw
+    return Scale(out_hw=(max(int(height * ratio), 1), max(int(width * ratio), 1)), in_hw=(height, width), ratio=ratio)
 
 
 def _check_scale(name: str, img_scale: Any) -> tuple[int, int]:
     if not isinstance(img_scale, (tuple, list)) or len(img_scale) != 2:
         raise ConfigError(f'{name}.img_scale is (h, w), not {img_scale!r}')
-    return tuple(int(side) for side in img_scale)
+    return int(img_scale[0]), int(img_scale[1])
 
 
 @PIPELINES.register_module()
@@ -176,7 +177,7 @@ class Mosaic:
         if not 0 <= prob <= 1:
             raise ConfigError(f'Mosaic.prob {prob} does not lie between 0 and 1')
         self.img_scale = _check_scale('Mosaic', img_scale)
-        self.center_ratio_range = tuple(center_ratio_range)
+        self.center_ratio_range = center_ratio_range[0], center_ratio_range[1]
         self.min_bbox_size, self.bbox_clip_border, self.skip_filter = min_bbox_size, bbox_clip_border, skip_filter
         self.pad_val, self.prob = pad_val, prob
 
@@ -262,7 +263,7 @@ class MixUp:
         if max_iters < 1:
             raise ConfigError(f'MixUp.max_iters {max_iters}: it is 1 at least')
         self.dynamic_scale = _check_scale('MixUp', img_scale)
-        self.ratio_range, self.flip_ratio, self.pad_val = tuple(ratio_range), flip_ratio, pad_val
+        self.ratio_range, self.flip_ratio, self.pad_val = (ratio_range[0], ratio_range[1]), flip_ratio, pad_val
         self.max_iters = max_iters
         self.min_bbox_size, self.min_area_ratio = min_bbox_size, min_area_ratio
         self.max_aspect_ratio = max_aspect_ratio
@@ -284,7 +285,8 @@ class MixUp:
         target_hw = results['img'].shape[:2]
         factor = np.random.uniform(*self.ratio_range)
         flip = np.random.uniform(0, 1) < self.flip_ratio
-        jittered = tuple(max(int(side * factor), 1) for side in self.dynamic_scale)
+        height, width = self.dynamic_scale
+        jittered = max(int(height * factor), 1), max(int(width * factor), 1)
         warps = [_fitted(other['img'].shape[:2], self.dynamic_scale),
                  Place(out_hw=self.dynamic_scale, img_fill=self.pad_val),
                  Scale(out_hw=jittered, in_hw=self.dynamic_scale, ratio=factor, clip=self.bbox_clip_border)]

@@ -355,7 +355,7 @@ def _view_of_resize(section: Section) -> tuple[dict[str, Piece], list[Piece]]:
     """The keys of MultiScaleFlipAug that a Resize of a test pipeline means, and the Resize inside."""
     table: Table = {**_RESIZE, 'scale': _scale, 'scale_factor': 'scale_factor'}
     found = section.read(table)
-    view = {name: found.pop(name) for name in ('img_scale', 'scale_factor') if name in found}
+    view: dict[str, Piece] = {name: found.pop(name) for name in ('img_scale', 'scale_factor') if name in found}
     if 'img_scale' in view and view['img_scale'].value is None:
         del view['img_scale']
     if view.get('scale_factor') is not None and view['scale_factor'].value is None:

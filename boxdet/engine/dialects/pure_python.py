@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from boxdet.errors import ConfigError
 
@@ -128,7 +128,7 @@ def base_imports(tree: ast.Module) -> Iterator[BaseImport]:
     for node in tree.body:
         if not _is_read_base(node):
             continue
-        for statement in node.body:
+        for statement in cast(ast.With, node).body:
             if isinstance(statement, ast.ImportFrom):
                 star = any(alias.name == '*' for alias in statement.names)
                 names = None if star else tuple((a.name, a.asname or a.name) for a in statement.names)
@@ -165,7 +165,7 @@ def _spelt(value: Any, found: list[str]) -> Any:
             found.append(value.own_module)
         return value.registered_name
     if isinstance(value, Mapping):
-        return {key: _spelt(item, found) for key, item in dict.items(value)}
+        return {key: _spelt(item, found) for key, item in dict.items(cast(dict, value))}
     if type(value) in (list, tuple):
         return type(value)(_spelt(item, found) for item in value)
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -194,12 +194,13 @@ def _middle_conv_cfg(conv_cfg: Cfg | None, dcn: Cfg | None, stride: int) -> Mapp
 
 
 # depth -> block, blocks of each stage
-ARCHITECTURES = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)),
-                 50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3)),
-                 152: (Bottleneck, (3, 8, 36, 3))}
+ARCHITECTURES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3))}
 
 
-def make_res_layer(block: Callable[..., nn.Module], in_channels: int, channels: int, num_blocks: int,
+def make_res_layer(block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, num_blocks: int,
                    stride: int = 1, avg_down: bool = False, conv_cfg: Cfg | None = None,
                    norm_cfg: Cfg = _BN, **block_options: Any) -> nn.Sequential:
     """Return one stage of blocks, of which the first strides and, where shapes change, has a shortcut convolution.

@@ -52,7 +52,9 @@ class VGG(nn.Module):
         self.bn_eval, self.bn_frozen = bn_eval, bn_frozen
         self.init_cfg = pretrained_or_default(init_cfg, pretrained, [
             dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer='_BatchNorm')])
-        layers, self.stage_ends, channels = [], [], 3
+        layers: list[nn.Module] = []
+        self.stage_ends: list[int] = []
+        channels = 3
         for stage, count in enumerate(_DEPTHS[depth][:num_stages]):
             width = 64 * 2 ** min(stage, 3)
             for _ in range(count):

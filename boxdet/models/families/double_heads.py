@@ -64,7 +64,7 @@ class DoubleConvFCBBoxHead(BBoxHead):
                  norm_cfg: Mapping | None = None, init_cfg: Any = None, **kwargs: Any):
         kwargs.setdefault('with_avg_pool', True)
         super().__init__(init_cfg=init_cfg or _INIT, **kwargs)
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg or dict(type='BN'))
+        layers: dict[str, Any] = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg or dict(type='BN'))
         boxes = 4 if self.reg_class_agnostic else 4 * self.num_classes
         size = self.roi_feat_size[0] * self.roi_feat_size[1] * self.in_channels
         self.fc_cls = nn.Linear(fc_out_channels, self.num_classes + 1)
@@ -76,7 +76,9 @@ class DoubleConvFCBBoxHead(BBoxHead):
         self.fc_branch = nn.ModuleList(
             nn.Linear(size if i == 0 else fc_out_channels, fc_out_channels) for i in range(num_fcs))
 
-    def forward(self, x_cls: torch.Tensor, x_reg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Two features of a roi, from DoubleHeadRoIHead.
+    def forward(self, x_cls: torch.Tensor,  # type: ignore[override]
+                x_reg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (R, K + 1) and deltas (R, 4 or K * 4) from features (R, C, h, w) of a roi and of its surrounding."""
         x_reg = self.res_block(x_reg)
         for conv in self.conv_branch:

@@ -18,7 +18,7 @@ from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import draw_samples, mask_loss, mask_samples
 from boxdet.registry import HEADS, ROI_EXTRACTORS
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
-from boxdet.structures.instances import Instances, image_rows, joined, of_images, split_like
+from boxdet.structures.instances import Instances, OfImages, image_rows, joined, of_images, split_like
 
 
 @HEADS.register_module()
@@ -54,16 +54,17 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
                            for name, value in head.loss(scores, deltas, targets).items()})
             boxes = _next_boxes(head, samples, scores, deltas, metas)
         if self.with_mask:
-            first, _ = mask_samples(first, self.stage_settings[0])
-            pooled = self.mask_roi_extractor(feats, boxes_to_rois([s.pos_boxes for s in first]))
-            losses.update(mask_loss(self.mask_head, pooled, first, gt, self.stage_settings[0]))
+            masked, _ = mask_samples(first, self.stage_settings[0])
+            pooled = self.mask_roi_extractor(feats, boxes_to_rois([s.pos_boxes for s in masked]))
+            losses.update(mask_loss(self.mask_head, pooled, masked, gt, self.stage_settings[0]))
         return losses
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+    def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
-                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor]:
+                 ) -> tuple[OfImages, torch.Tensor, torch.Tensor]:
         """As ``CascadeRoIHead.classify``; the logits are those of the averaged probabilities."""
-        total, sizes = 0, image_sizes(metas)
+        total: torch.Tensor = 0  # type: ignore[assignment]  # the sum starts at the number 0
+        sizes = image_sizes(metas)
         for stage, head in enumerate(self.bbox_head):
             scores, deltas, _ = self.box_forward(stage, feats, boxes_to_rois(boxes))
             total = total + at_least_float32(scores).softmax(dim=1)

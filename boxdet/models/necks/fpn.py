@@ -5,6 +5,7 @@ B images, L backbone levels, C channels; level l + 1 has half the resolution of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,18 +59,18 @@ class FPN(nn.Module):
         self.upsample_cfg = dict(upsample_cfg)
         self.init_cfg = init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform')
 
-        layers = dict(conv_cfg=conv_cfg, act_cfg=act_cfg, inplace=False)
+        layer = partial(ConvModule, conv_cfg=conv_cfg, act_cfg=act_cfg, inplace=False)
         used = self.in_channels[start_level:self.backbone_end_level]
         lateral_norm = None if no_norm_on_lateral else norm_cfg
         self.lateral_convs = nn.ModuleList(
-            ConvModule(c, out_channels, 1, norm_cfg=lateral_norm, **layers) for c in used)
+            layer(c, out_channels, 1, norm_cfg=lateral_norm) for c in used)
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **layers) for _ in used[:num_outs])
+            layer(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg) for _ in used[:num_outs])
         if self.add_extra_convs:
             for i in range(num_outs - len(used)):
                 source = used[-1] if i == 0 and self.add_extra_convs == 'on_input' else out_channels
                 self.fpn_convs.append(
-                    ConvModule(source, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, **layers))
+                    layer(source, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg))
 
     def _check_levels(self) -> int:
         """Return the number of the first backbone level that is not used."""
@@ -110,7 +111,8 @@ class FPN(nn.Module):
             levels = len(self.in_channels)
             raise ConfigError(f'FPN: in_channels has {levels} levels, the backbone gives {len(inputs)}')
         last = inputs[self.backbone_end_level - 1] if self.add_extra_convs == 'on_input' else None
-        laterals = self._top_down(list(inputs) if keep else inputs)
+        # A list, where it need not be kept.
+        laterals = self._top_down(list(inputs) if keep else inputs)  # type: ignore[arg-type]
         top = laterals[-1]
         outs = [conv(laterals.pop(0)) for conv in self.fpn_convs[:len(laterals)]]
         self._append_extra(outs, last, top)
