@@ -1,4 +1,4 @@
-"""Install boxdet: `pip install -e .`, with `[tests]`, `[export]`, `[optional]` or `[all]` for more. Nothing is compiled.
+"""Install boxdet: `pip install -e .`, with `[tests]`, `[export]`, `[optional]` or `[all]`. Nothing is compiled.
 
 The configs and tools are used from the checkout, as in mmdetection's guide, and are not part of the wheel.
 """

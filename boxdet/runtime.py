@@ -70,14 +70,14 @@ class Detector:
         """COCO result dicts of an image; the category of a label is the model's, or the label plus 1."""
         found, ids = self(image), self.about['categories']
         rows = []
-        for i, (x0, y0, x1, y1) in enumerate(found['boxes'].astype(np.float64).tolist()):
+        for i, (x0, y0, x1, y1) in enumerate(np.asarray(found['boxes'], np.float64).tolist()):
             label = int(found['labels'][i])
             row = dict(image_id=image_id, bbox=[x0, y0, x1 - x0, y1 - y0], score=float(found['scores'][i]),
                        category_id=ids[label] if ids else label + 1)
             if 'masks' in found:
                 row['segmentation'] = found['masks'][i]
             if 'keypoints' in found:  # COCO's count pixels: half a pixel less
-                row['keypoints'] = (found['keypoints'][i] - np.float64([0.5, 0.5, 0])).ravel().tolist()
+                row['keypoints'] = (found['keypoints'][i] - np.array([0.5, 0.5, 0])).ravel().tolist()
             rows.append(row)
         return rows
 

@@ -109,7 +109,8 @@ class DetectionGraph(nn.Module):
         pixels = self._normalized(images, sizes)
         model = self.model
         feats = model.extract_feat(pixels)
-        found = model.detect_padded(feats, Batch(pixels, sizes), self.suppression)
+        # A graph is made of sizes, a tensor.
+        found = model.detect_padded(feats, Batch(pixels, sizes), self.suppression)  # type: ignore[arg-type]
         fields, valid = dict(found.fields), found.valid
         if model.with_keypoint:
             heatmaps = model.roi_head.keypoint_heatmaps(feats, fields['bboxes'])
@@ -178,7 +179,7 @@ def _for_a_graph(model: nn.Module) -> nn.Module:
     """A copy on the CPU, in float32, whose parts work on tensors of one size and with torchvision's operators."""
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     model.to(memory_format=torch.contiguous_format)
-    model.memory_format = torch.contiguous_format
+    model.memory_format = torch.contiguous_format  # type: ignore[assignment]  # torch types it as Tensor | Module
     for module in model.modules():
         for name in ('pools_every_level', 'use_torchvision'):
             if hasattr(module, name):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,8 @@ def description(model: nn.Module, graph: DetectionGraph) -> dict[str, object]:
 
 
 def _translations() -> dict:
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+    op: Any = opset18  # its types want tensors of one type, and a constant has any
 
     def translated(boxes, scores, threshold: float):
         """NonMaxSuppression tells places (image, group, box): a mask of the boxes is written from them."""
