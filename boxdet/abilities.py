@@ -46,8 +46,16 @@ ABILITIES: Mapping[str, Ability] = MappingProxyType(dict(
     skeleton=Ability((), 'keypoint head: pairs of keypoints, counted from 0, that drawings connect'),
     res_layer=Ability(None, "mask head: layers of its own in the place of the RoI head's shared_head"),
     use_sigmoid=Ability(False, 'classification loss: it reads a logit for each class, and none for the background'),
+    custom_cls_channels=Ability(
+        False, 'classification loss: get_cls_channels(K) says how many scores a box head gives, in the place of K + 1'),
+    custom_activation=Ability(
+        False, 'classification loss: get_activation(scores) gives probabilities (R, K + 1), in the place of softmax'),
+    custom_accuracy=Ability(
+        False, 'classification loss: get_accuracy(scores, labels) gives what is logged in the place of acc'),
     ranks_by_loss=Ability(
         False, 'sampler: sample takes rank_losses=, which gives the losses of boxes (OHEM)'),
+    ranks_by_prediction=Ability(
+        False, 'sampler: sample takes predictions=, which gives what the box head makes of boxes (PISARoIHead)'),
     # Data
     gives_compact=Ability(
         False, 'data set: sample(index, compact=True) gives dataset[index] with the image left as it was read',

@@ -183,6 +183,17 @@ def _missing_keywords(cls: Any, keywords: Mapping[str, Any]) -> list[str]:
 
 # The detector families beyond the core, a file each: what each one registers, in whichever registry.
 FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
+    'htc': ('FusedSemanticHead', 'HTCMaskHead', 'HybridTaskCascade', 'HybridTaskCascadeRoIHead'),
+    'point_rend': ('CoarseMaskHead', 'MaskPointHead', 'PointRend', 'PointRendRoIHead', 'SimpleRoIAlign'),
+    'dynamic_rcnn': ('DynamicRoIHead',),
+    'grid_rcnn': ('GridHead', 'GridRCNN', 'GridRoIHead'),
+    'pisa': ('PISARoIHead', 'ScoreHLRSampler'),
+    'sabl': ('BucketingBBoxCoder', 'SABLHead'),
+    'scnet': ('FeatureRelayHead', 'GlobalContextHead', 'SCNet', 'SCNetBBoxHead', 'SCNetMaskHead', 'SCNetRoIHead',
+              'SCNetSemanticHead'),
+    'seesaw': ('NormedConv2d', 'NormedLinear', 'SeesawLoss'),
+    'legacy': ('LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder'),
+    'ghm': ('GHMC', 'GHMR'),
     'double_heads': ('DoubleConvFCBBoxHead', 'DoubleHeadRoIHead'),
     'single_mask_cascade': ('SingleMaskCascadeRoIHead',),
     'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),

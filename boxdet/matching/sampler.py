@@ -36,7 +36,7 @@ class PseudoSampler:
                gt_labels: torch.Tensor | None = None, rank_losses: RankLosses | None = None) -> SampledRois:
         """See ``RandomSampler.sample``."""
         is_gt = torch.zeros_like(assign_result.gt_inds, dtype=torch.bool)
-        return _gather(assign_result, bboxes[:, :4], gt_bboxes, is_gt, positives(assign_result),
+        return gather(assign_result, bboxes[:, :4], gt_bboxes, is_gt, positives(assign_result),
                        negatives(assign_result))
 
 
@@ -85,22 +85,30 @@ class RandomSampler:
             SampledRois; ``pos_inds`` and ``neg_inds`` ascend and refer to the candidates, ground truth in front where
             it was added. ``pos_gt_labels`` are 0 where the assignment knows no labels (object or not).
         """
-        bboxes, gt_bboxes = bboxes[:, :4], gt_bboxes[:, :4]
-        is_gt = torch.zeros(len(bboxes), dtype=torch.bool, device=bboxes.device)
-        if self.add_gt_as_proposals and len(gt_bboxes):
-            if assign_result.labels is not None and gt_labels is None:
-                raise ValueError('gt_labels are needed to add ground truth to an assignment with labels')
-            assign_result = assign_result.with_gt(gt_labels)
-            bboxes = torch.cat([gt_bboxes, bboxes])
-            is_gt = torch.cat([is_gt.new_ones(len(gt_bboxes)), is_gt])
+        assign_result, bboxes, is_gt = self.candidates(assign_result, bboxes, gt_bboxes, gt_labels)
         pos = positives(assign_result)
         pos = self._draw(self.choose_positives, pos, int(self.num * self.pos_fraction), assign_result, bboxes,
                          rank_losses)
-        wanted = self.num - len(pos)
-        if self.neg_pos_ub >= 0:
-            wanted = min(wanted, int(self.neg_pos_ub * max(1, len(pos))))
-        neg = self._draw(self.choose_negatives, negatives(assign_result), wanted, assign_result, bboxes, rank_losses)
-        return _gather(assign_result, bboxes, gt_bboxes, is_gt, pos, neg)
+        neg = self._draw(self.choose_negatives, negatives(assign_result), self.wanted_negatives(len(pos)),
+                         assign_result, bboxes, rank_losses)
+        return gather(assign_result, bboxes, gt_bboxes[:, :4], is_gt, pos, neg)
+
+    def candidates(self, assign_result: AssignResult, bboxes: torch.Tensor, gt_bboxes: torch.Tensor,
+                   gt_labels: torch.Tensor | None) -> tuple[AssignResult, torch.Tensor, torch.Tensor]:
+        """The assignment, the boxes (N, 4) and which of them are ground truth (N,), which comes in front if wanted."""
+        bboxes, gt_bboxes = bboxes[:, :4], gt_bboxes[:, :4]
+        is_gt = torch.zeros(len(bboxes), dtype=torch.bool, device=bboxes.device)
+        if not (self.add_gt_as_proposals and len(gt_bboxes)):
+            return assign_result, bboxes, is_gt
+        if assign_result.labels is not None and gt_labels is None:
+            raise ValueError('gt_labels are needed to add ground truth to an assignment with labels')
+        return (assign_result.with_gt(gt_labels), torch.cat([gt_bboxes, bboxes]),
+                torch.cat([is_gt.new_ones(len(gt_bboxes)), is_gt]))
+
+    def wanted_negatives(self, positive: int) -> int:
+        """How many negatives go with so many positives, at most."""
+        wanted = self.num - positive
+        return wanted if self.neg_pos_ub < 0 else min(wanted, int(self.neg_pos_ub * max(1, positive)))
 
     @staticmethod
     def _draw(choose: Callable, inds: torch.Tensor, wanted: int, *context: Any) -> torch.Tensor:
@@ -298,8 +306,9 @@ def _choose_by_group(groups: torch.Tensor, quota: int, wanted: int) -> torch.Ten
     return order[again[first[:wanted]]]
 
 
-def _gather(assign_result: AssignResult, bboxes: torch.Tensor, gt_bboxes: torch.Tensor, is_gt: torch.Tensor,
-            pos: torch.Tensor, neg: torch.Tensor) -> SampledRois:
+def gather(assign_result: AssignResult, bboxes: torch.Tensor, gt_bboxes: torch.Tensor, is_gt: torch.Tensor,
+           pos: torch.Tensor, neg: torch.Tensor) -> SampledRois:
+    """The samples at the places ``pos`` (P,) and ``neg`` (Q,) of matched boxes (N, 4), some of them ground truth."""
     gt_index = assign_result.gt_inds[pos] - 1
     labels = torch.zeros_like(pos) if assign_result.labels is None else assign_result.labels[pos]
     return SampledRois(

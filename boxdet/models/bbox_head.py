@@ -7,7 +7,7 @@ class.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.geometry.nms import EXACT, Suppression
@@ -166,7 +167,9 @@ class BBoxHead(nn.Module):
         # The outputs come first, as in mmdetection's models: the state of an optimizer goes by this order.
         if with_cls:
             size = cls_out if num_shared_fcs or num_cls_fcs else cls_out * cells
-            self.fc_cls = _predictor(cls_predictor_cfg, size, num_classes + 1)
+            custom = ability(self.loss_cls, 'custom_cls_channels')
+            channels = self.loss_cls.get_cls_channels(num_classes) if custom else num_classes + 1
+            self.fc_cls = _predictor(cls_predictor_cfg, size, channels)
         if with_reg:
             size = reg_out if num_shared_fcs or num_reg_fcs else reg_out * cells
             self.fc_reg = _predictor(reg_predictor_cfg, size, 4 if reg_class_agnostic else 4 * num_classes)
@@ -227,7 +230,7 @@ class BBoxHead(nn.Module):
             device = drawn.pos_boxes.device
             labels += [drawn.pos_gt_labels.long(), torch.full((negative,), self.num_classes, device=device)]
             weights += [torch.full((positive,), pos_weight, device=device),
-                        torch.ones(negative, device=device)]
+                        torch.ones(negative, device=device) if drawn.neg_weights is None else drawn.neg_weights]
             index.append(torch.arange(start, start + positive, device=device))
             start += positive + negative
             if settings.debug:
@@ -247,12 +250,15 @@ class BBoxHead(nn.Module):
         losses, count = {}, max(len(targets.labels), 1)
         if cls_score is not None:
             cls_score = at_least_float32(cls_score)
-            losses['loss_cls'] = self.loss_cls(cls_score, targets.labels, targets.label_weights,
-                                               avg_factor=count)
-            hits = cls_score.detach().argmax(dim=1) == targets.labels
-            losses['acc'] = hits.sum() * (100.0 / count)
+            found = self.loss_cls(cls_score, targets.labels, targets.label_weights, avg_factor=count)
+            losses.update(found if isinstance(found, Mapping) else dict(loss_cls=found))
+            if ability(self.loss_cls, 'custom_accuracy'):
+                losses.update(self.loss_cls.get_accuracy(cls_score.detach(), targets.labels))
+            else:
+                hits = cls_score.detach().argmax(dim=1) == targets.labels
+                losses['acc'] = hits.sum() * (100.0 / count)
         if bbox_pred is not None:
-            deltas = self._of_class(at_least_float32(bbox_pred[targets.pos_index]), targets.labels[targets.pos_index])
+            deltas = self.deltas_of(at_least_float32(bbox_pred[targets.pos_index]), targets.labels[targets.pos_index])
             boxes = targets.pos_gt_boxes
             if self.reg_decoded_bbox:
                 deltas = self.bbox_coder.decode(targets.pos_boxes, deltas)
@@ -261,18 +267,25 @@ class BBoxHead(nn.Module):
             losses['loss_bbox'] = self.loss_bbox(deltas, boxes, avg_factor=count)
         return losses
 
-    def _of_class(self, bbox_pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The deltas (N, 4) that rows (N, 4 or K * 4) hold for ``labels`` (N,)."""
+    def deltas_of(self, bbox_pred: torch.Tensor, labels: torch.Tensor,
+                  row: torch.Tensor | None = None) -> torch.Tensor:
+        """The deltas (N, 4) that rows (N, 4 or K * 4) hold for ``labels`` (N,); or those at ``row`` (N,)."""
         if self.reg_class_agnostic:
-            return bbox_pred
-        row = torch.arange(labels.shape[0], device=labels.device)
+            return bbox_pred if row is None else bbox_pred[row]
+        row = torch.arange(labels.shape[0], device=labels.device) if row is None else row
         return bbox_pred.view(bbox_pred.shape[0], self.num_classes, 4)[row, labels]
 
     # ------------------------------------------------------------------------------------------ results
 
     def probabilities(self, cls_score: torch.Tensor) -> torch.Tensor:
         """Class probabilities (R, K + 1) from scores (R, K + 1); the background is the last one."""
-        return at_least_float32(cls_score).softmax(dim=-1)
+        cls_score = at_least_float32(cls_score)
+        custom = ability(self.loss_cls, 'custom_activation')
+        return self.loss_cls.get_activation(cls_score) if custom else cls_score.softmax(dim=-1)
+
+    def ranked_scores(self, scores: torch.Tensor, bbox_pred: torch.Tensor | None) -> torch.Tensor:
+        """The scores of results, (B, N, K), from those that ``score_thr`` is for; here the same."""
+        return scores
 
     @torch.no_grad()
     def predict(self, boxes: torch.Tensor, cls_score: torch.Tensor, bbox_pred: torch.Tensor | None,
@@ -315,13 +328,14 @@ class BBoxHead(nn.Module):
         scores = self.probabilities(cls_score)[:, :self.num_classes].unflatten(0, (batch, count))
         above = ((scores > settings.score_thr) & valid[..., None]).flatten(1)            # (B, N * K)
         # A thousand proposals times the classes are many boxes: only the candidates are decoded.
+        scores = self.ranked_scores(scores, bbox_pred)
         room = suppression.room(above, settings.max_per_img)
         scores, place = suppression.best(scores.flatten(1).masked_fill(~above, -1), room)                 # (B, n)
         label, row = place % self.num_classes, place // self.num_classes
         row = row + count * torch.arange(batch, device=row.device)[:, None]              # among all B * N
         deltas = None
         if bbox_pred is not None:
-            deltas = self._of_class(bbox_pred[row.flatten()], label.flatten()).unflatten(0, row.shape)
+            deltas = self.deltas_of(bbox_pred, label.flatten(), row.flatten()).unflatten(0, row.shape)
         found = joined(boxes)[row]                                                       # (B, n, 4)
         found = of_images([self.decode(*rows) for rows in image_rows(sizes, found, deltas)], sizes, found)
         present = scores >= 0
@@ -352,7 +366,7 @@ class BBoxHead(nn.Module):
     def refine(self, boxes: torch.Tensor, labels: torch.Tensor, bbox_pred: torch.Tensor,
                image_hw: tuple[int, int] | torch.Tensor) -> torch.Tensor:
         """Boxes (N, 4) moved by the deltas for ``labels`` (N,) in [0, K), clipped to the image: the next stage's."""
-        return self.decode(boxes, self._of_class(bbox_pred, labels), image_hw)
+        return self.decode(boxes, self.deltas_of(bbox_pred, labels), image_hw)
 
 
 @HEADS.register_module()

@@ -119,6 +119,10 @@ class CascadeRoIHead(nn.Module):
         """Run ``init_cfg``, its own and its parts'."""
         initialize(self)
 
+    def context(self, feats: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The levels with what a subclass adds to them once for all stages; what has it stays as it is."""
+        return feats
+
     def box_forward(self, stage: int, feats: Sequence[torch.Tensor],
                     rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores (R, K + 1) and deltas of rois (R, 5) in a stage, and the features (R, C, h, w) that they came of."""
@@ -153,18 +157,24 @@ class CascadeRoIHead(nn.Module):
                     pooled = pooled[targets.pos_index[index]]
                 else:
                     pooled = self.mask_features(stage, feats, boxes_to_rois([s.pos_boxes for s in drawn]))
-                parts.update(mask_loss(self.mask_head[stage], pooled, drawn, gt, settings))
+                parts.update(self.mask_losses(stage, feats, pooled, drawn, gt))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in parts.items()})
             if stage + 1 < self.num_stages:
-                boxes = _next_boxes(head, samples, scores, deltas, targets, metas)
+                boxes = next_boxes(head, samples, scores, deltas, targets, metas)
         return losses
+
+    def mask_losses(self, stage: int, feats: Sequence[torch.Tensor], pooled: torch.Tensor,
+                    samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
+        """The losses of a stage's mask branch from the pooled features (P, C, h, w) of the positives of B images."""
+        return mask_loss(self.mask_head[stage], pooled, samples, gt, self.stage_settings[stage])
 
     # ------------------------------------------------------------------------------------------ results
 
     def predict(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances],
                 metas: Sequence[ImageMeta]) -> list[Instances]:
         """As ``StandardRoIHead.predict``: the last stage's boxes, class logits averaged over the stages."""
+        feats = self.context(feats)
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.last_bbox_head, boxes, scores, deltas, metas, self.test_cfg)
         return add_masks(self, feats, results) if self.with_mask else results
@@ -172,7 +182,7 @@ class CascadeRoIHead(nn.Module):
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
                        metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:
         """As ``StandardRoIHead.predict_padded``."""
-        return predict_padded(self, feats, proposals, metas, suppression)
+        return predict_padded(self, self.context(feats), proposals, metas, suppression)
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
@@ -189,7 +199,7 @@ class CascadeRoIHead(nn.Module):
             scores, deltas, _ = self.box_forward(stage, feats, boxes_to_rois(boxes))
             total = total + at_least_float32(scores)
             if stage + 1 < self.num_stages:
-                labels = scores[:, :-1].argmax(dim=1)
+                labels = best_class(head, scores)
                 rows = image_rows(sizes, boxes, split_like(labels, boxes), split_like(deltas, boxes))
                 boxes = of_images([head.refine(*own) for own in rows], sizes, boxes)
         return boxes, total / self.num_stages, deltas
@@ -207,12 +217,30 @@ class CascadeRoIHead(nn.Module):
                    for stage, head in enumerate(self.mask_head)) / self.num_stages
 
 
+def best_class(head: nn.Module, scores: torch.Tensor) -> torch.Tensor:
+    """The class (R,) in [0, K) that scores (R, K + 1) of a box head are highest for."""
+    # The largest score is of the largest probability, which may have underflown: only other activations are applied.
+    custom = ability(getattr(head, 'loss_cls', None), 'custom_activation')
+    return (head.probabilities(scores) if custom else scores)[:, :-1].argmax(dim=1)
+
+
 @torch.no_grad()
-def _next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.Tensor, deltas: torch.Tensor,
+def next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.Tensor, deltas: torch.Tensor,
                 targets: BoxTargets, metas: Sequence[ImageMeta]) -> list[torch.Tensor]:
-    """The proposals of the next stage: what this one made of its samples, but for those that were ground truth."""
+    """The proposals of the next stage (N, 4) of B images: what this one made of its samples.
+
+    Those that were ground truth are left out.
+
+    Args:
+        head: the stage's box head.
+        samples: B images' rois, R in all.
+        scores: (R, K + 1).
+        deltas: (R, 4 or K * 4).
+        targets: of the samples.
+        metas: B images.
+    """
     # A negative has no class: it moves by the deltas of the one it looks like most.
-    labels = torch.where(targets.labels == head.num_classes, scores[:, :-1].argmax(dim=1), targets.labels)
+    labels = torch.where(targets.labels == head.num_classes, best_class(head, scores), targets.labels)
     counts = [len(s.pos_boxes) + len(s.neg_boxes) for s in samples]
     boxes = []
     for drawn, label, delta, meta in zip(samples, labels.split(counts), deltas.split(counts), metas):

@@ -13,6 +13,7 @@ R rois, C channels.
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from boxdet.abilities import ability
+from boxdet.abilities import overrides
 from boxdet.errors import ConfigError
 from boxdet.models.bbox_head import RoITestSettings
+from boxdet.models.cascade_roi_head import CascadeRoIHead
+from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.models.standard_roi_head import StandardRoIHead
+from boxdet.structures.batch import ImageMeta
 
 PROPOSALS = 1000  # where no RPN says how many: Fast R-CNN's files hold as many
 
@@ -33,7 +38,10 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Multiply-adds of one image by part: backbone, neck, rpn_head, shared_head, bbox_head, mask_head, keypoint_head.
+    """Multiply-adds of one image by part.
+
+    The parts are backbone, neck, rpn_head, shared_head, bbox_head, mask_head, keypoint_head, grid_head, and context for
+    what a RoI head makes of whole images.
 
     Args:
         model: a detector on the meta device (``with torch.device('meta'): build_detector(...)``).
@@ -56,16 +64,18 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
             _counted(counts, 'rpn_head', model.rpn_head, feats)
         if getattr(model, 'with_roi_head', False):
             rpn = model.test_cfg.rpn
-            _count_roi_head(counts, model.roi_head, getattr(rpn, 'max_per_img', PROPOSALS))
+            _count_roi_head(counts, model.roi_head, feats, (height, width), getattr(rpn, 'max_per_img', PROPOSALS))
     return counts
 
 
 def _counted(counts: dict[str, int], part: str, run: Callable[..., Any], *inputs: Any) -> Any:
     """Run a part and add what it takes under its name."""
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d})
+    before = sum(counts.values())
     with counter:
         result = run(*inputs)
-    counts[part] = counts.get(part, 0) + counter.get_total_flops() // 2  # torch counts multiplication and addition
+    apart = sum(counts.values()) - before  # by modules that are counted as a part of their own
+    counts[part] = counts.get(part, 0) + counter.get_total_flops() // 2 - apart  # multiplication and addition: two
     return result
 
 
@@ -77,42 +87,84 @@ def _deform_conv2d(image: Sequence[int], weight: Sequence[int], *args: Any, out_
     return 2 * batch * height * width * out_channels * per_group * kernel_h * kernel_w
 
 
-def _count_roi_head(counts: dict[str, int], head: nn.Module, proposals: int) -> None:
+def _count_roi_head(counts: dict[str, int], head: nn.Module, feats: Sequence[torch.Tensor],
+                    image_hw: tuple[int, int], proposals: int) -> None:
+    """Run the box, mask, keypoint and grid branches on so many proposals, and on as many detections as are kept."""
     detections = getattr(head.test_cfg, 'max_per_img', RoITestSettings.max_per_img)
     detections = detections if detections > 0 else proposals
-    for extractor, box_head in zip(_stages(head.bbox_roi_extractor), _stages(head.bbox_head)):
-        pooled = _roi_features(counts, 'bbox_head', extractor, proposals, head)
-        _counted(counts, 'bbox_head', box_head, pooled)
-    for part in ('mask', 'keypoint'):
-        last = getattr(head, f'{part}_head', None)
-        for stage, predictor in enumerate(_stages(last) if last is not None else ()):
-            own = _stages(getattr(head, f'{part}_roi_extractor', head.bbox_roi_extractor))[stage]
-            shared = ability(predictor, 'res_layer') is None
-            pooled = _roi_features(counts, f'{part}_head', own, detections, head if shared else None)
-            _counted(counts, f'{part}_head', predictor, pooled)
+    meta = ImageMeta(img_shape=(*image_hw, 3))
+    boxes, found = (torch.empty(count, 4, device='meta') for count in (proposals, detections))
+    labels, scores = torch.empty(detections, dtype=torch.long, device='meta'), torch.empty(detections, device='meta')
+    head = _with_stand_ins(copy.deepcopy(head), counts)
+    if hasattr(head, 'context'):
+        feats = _counted(counts, 'context', head.context, feats)
+    _counted(counts, 'bbox_head', head.classify, feats, [boxes], [meta])
+    if hasattr(head, 'mask_head'):
+        if overrides(head, 'mask_fields', StandardRoIHead, CascadeRoIHead) \
+                or overrides(head, 'mask_probs', StandardRoIHead, CascadeRoIHead):
+            _counted(counts, 'mask_head', head.mask_fields, feats, [found], [labels], scores)
+        else:  # masks of every class, as the tables count them, though only those of the labels are made
+            several = isinstance(head.mask_head, nn.ModuleList)
+            stages = [(i,) for i in range(len(head.mask_head))] if several else [()]
+            for stage, predictor in zip(stages, _stages(head.mask_head)):
+                _counted(counts, 'mask_head', lambda *at, to=predictor: to(head.mask_features(*at)), *stage, feats,
+                         boxes_to_rois([found]))
+    if hasattr(head, 'keypoint_head'):
+        _counted(counts, 'keypoint_head', head.keypoint_heatmaps, feats, [found])
+    if hasattr(head, 'grid_head'):
+        _counted(counts, 'grid_head', lambda: head.grid_head(head.grid_features(feats, boxes_to_rois([found]))))
+    for part in [part for part, count in counts.items() if not count]:
+        del counts[part]
+
+
+def _with_stand_ins(head: nn.Module, counts: dict[str, int]) -> nn.Module:
+    """``head`` with pooling that gives shapes only, and a shared head that is counted by itself."""
+    for name, module in list(head.named_modules()):
+        if name and hasattr(module, 'roi_layers'):
+            parent, _, own = name.rpartition('.')
+            setattr(head.get_submodule(parent), own, _Pooling(module))
+    if getattr(head, 'shared_head', None) is not None:
+        head.shared_head = _CountedApart(head.shared_head, counts, 'shared_head')
+    return head
 
 
 def _stages(modules: nn.Module) -> nn.ModuleList | list[nn.Module]:
     return modules if isinstance(modules, nn.ModuleList) else [modules]
 
 
-def _roi_features(counts: dict[str, int], part: str, extractor: nn.Module, rois: int, head: nn.Module | None
-                  ) -> torch.Tensor:
-    """Features (rois, C, h, w) as the extractor and the shared head of ``head`` give them.
+class _Pooling(nn.Module):
+    """An extractor that gives features of the right shape.
 
-    The pooling itself multiplies nothing that is counted; layers inside of it (deformable RoI pooling) do.
+    The pooling itself multiplies nothing that is counted. Layers inside of it (deformable RoI pooling) do, and those
+    before and after the joining of levels.
     """
-    layer = extractor.roi_layers[0]
-    pooled = torch.empty(rois, extractor.out_channels, *layer.output_size, device='meta')
-    for inner in layer.children():
-        _counted(counts, part, inner, pooled.flatten(1))
-    levels = [pooled] * extractor.num_inputs
-    if getattr(extractor, 'pre_module', None) is not None:
-        levels = [_counted(counts, part, extractor.pre_module, one) for one in levels]
-    if getattr(extractor, 'aggregation', None) == 'concat':
-        pooled = torch.cat(levels, dim=1)
-    if getattr(extractor, 'post_module', None) is not None:
-        pooled = _counted(counts, part, extractor.post_module, pooled)
-    if getattr(head, 'shared_head', None) is not None:
-        pooled = _counted(counts, 'shared_head', head.shared_head, pooled)
-    return pooled
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor, self.num_inputs, self.out_channels = extractor, extractor.num_inputs, extractor.out_channels
+        self.featmap_strides = extractor.featmap_strides
+
+    def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """(R, C, h, w) for rois (R, 5)."""
+        own, layer = self.extractor, self.extractor.roi_layers[0]
+        pooled = torch.empty(len(rois), own.out_channels, *layer.output_size, device='meta')
+        for inner in layer.children():
+            inner(pooled.flatten(1))
+        levels = [pooled] * own.num_inputs
+        if getattr(own, 'pre_module', None) is not None:
+            levels = [own.pre_module(one) for one in levels]
+        if getattr(own, 'aggregation', None) == 'concat':
+            pooled = torch.cat(levels, dim=1)
+        return pooled if getattr(own, 'post_module', None) is None else own.post_module(pooled)
+
+
+class _CountedApart(nn.Module):
+    """A module whose multiplications are counted as a part of their own, and not of the parts that call it."""
+
+    def __init__(self, module: nn.Module, counts: dict[str, int], part: str):
+        super().__init__()
+        self.module, self.counts, self.part = module, counts, part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the module."""
+        return _counted(self.counts, self.part, self.module, x)

@@ -252,7 +252,7 @@ def build_upsample_layer(cfg: Mapping, **defaults: Any) -> nn.Module:
 
 def _register_torch_layers() -> None:
     layers = {
-        'Conv': nn.Conv2d, 'Conv2d': nn.Conv2d, 'Linear': nn.Linear, 'deconv': nn.ConvTranspose2d,
+        'Conv': nn.Conv2d, 'Conv1d': nn.Conv1d, 'Conv2d': nn.Conv2d, 'Linear': nn.Linear, 'deconv': nn.ConvTranspose2d,
         'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'LN': nn.LayerNorm,
         'Swish': nn.SiLU, 'HSwish': nn.Hardswish,
         **{cls.__name__: cls for cls in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU,

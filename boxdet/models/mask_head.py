@@ -97,12 +97,15 @@ class FCNMaskHead(nn.Module):
                 if getattr(layer, 'weight', None) is not None:
                     kaiming_init(layer)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Map roi features (R, C, ., .) to those of the last layer, (R, conv_out_channels, h, w)."""
+    def convolved(self, x: torch.Tensor) -> torch.Tensor:
+        """Map roi features (R, C, ., .) to those before the enlargement, (R, conv_out_channels, ., .)."""
         if self.res_layer is not None:
             x = self.res_layer(x)
         for conv in self.convs:
             x = conv(x)
+        return x
+
+    def _upsampled(self, x: torch.Tensor) -> torch.Tensor:
         if self.upsample is not None:
             x = self.upsample(x)
             if self.relu_after_upsample:
@@ -111,7 +114,10 @@ class FCNMaskHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map roi features (R, C, ., .) to mask logits (R, K, h, w), (R, 1, h, w) if class-agnostic."""
-        return self._enlarged(self.conv_logits(self.features(x)))
+        return self._every_class(self.convolved(x))
+
+    def _every_class(self, x: torch.Tensor) -> torch.Tensor:
+        return self._enlarged(self.conv_logits(self._upsampled(x)))
 
     def _enlarged(self, logits: torch.Tensor) -> torch.Tensor:
         if self.upsample_ratio == 1:
@@ -125,12 +131,16 @@ class FCNMaskHead(nn.Module):
             x: roi features (R, C, ., .).
             labels: (R,) int64 in [0, K).
         """
+        return self.logits(self.convolved(x), labels)
+
+    def logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The same from what ``convolved`` gave: mask logits (R, h, w) of the labels (R,)."""
         last = self.conv_logits
         if self.class_agnostic:
-            return self.forward(x)[:, 0]
+            return self._every_class(x)[:, 0]
         if type(last) is not nn.Conv2d:
-            return self.forward(x)[torch.arange(labels.shape[0], device=labels.device), labels]
-        x = self.features(x)                                                            # (R, C, h, w)
+            return self._every_class(x)[torch.arange(labels.shape[0], device=labels.device), labels]
+        x = self._upsampled(x)                                                            # (R, C, h, w)
         weight = last.weight[labels].flatten(1)                                          # (R, C)
         # Either way the gradient comes in the memory format of the features, and is not turned.
         if x.is_contiguous(memory_format=torch.channels_last):

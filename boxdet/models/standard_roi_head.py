@@ -20,7 +20,7 @@ from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import Suppression
 from boxdet.models import contracts
-from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
+from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import read_section
@@ -162,25 +162,35 @@ class StandardRoIHead(nn.Module):
             ignored: B boxes (M, 4); proposals on them are left out.
             metas: B images.
         """
-        rank = partial(box_losses, self.bbox_head, self.box_forward, feats) if self.ranks_by_loss else None
-        samples = draw_samples(self.assigner, self.sampler, [p.bboxes for p in proposals], gt, ignored, rank)
+        samples = self.draw(feats, [p.bboxes for p in proposals], gt, ignored)
         scores, deltas, pooled = self.box_forward(feats, boxes_to_rois([s.boxes for s in samples]))
         targets = self.bbox_head.targets(samples, self.train_cfg)
-        losses = self.bbox_head.loss(scores, deltas, targets)
+        losses = dict(self.bbox_losses(feats, samples, scores, deltas, targets))
         if self.with_mask:
             drawn, index = mask_samples(samples, self.train_cfg)
             if self.shares_extractor:
                 pooled = pooled[targets.pos_index[index]]
             else:
                 pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in drawn]))
-            losses.update(self.mask_losses(pooled, drawn, gt))
+            losses.update(self.mask_losses(feats, pooled, drawn, gt))
         if self.with_keypoint:
             losses.update(self._keypoint_loss(feats, samples, gt))
         return losses
 
-    def mask_losses(self, pooled: torch.Tensor, samples: Sequence[SampledRois],
+    def draw(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], gt: Sequence[Instances],
+             ignored: Sequence[torch.Tensor] | None) -> list[SampledRois]:
+        """The samples that B images' boxes (N, 4) are learnt from, by assigner and sampler."""
+        rank = partial(box_losses, self.bbox_head, self.box_forward, feats) if self.ranks_by_loss else None
+        return draw_samples(self.assigner, self.sampler, boxes, gt, ignored, rank)
+
+    def bbox_losses(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois], scores: torch.Tensor,
+                    deltas: torch.Tensor | None, targets: BoxTargets) -> contracts.Losses:
+        """The losses of the box branch from what the box head made of the samples of B images."""
+        return self.bbox_head.loss(scores, deltas, targets)
+
+    def mask_losses(self, feats: Sequence[torch.Tensor], pooled: torch.Tensor, samples: Sequence[SampledRois],
                     gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
-        """The losses of the mask branch from the features (P, C, h, w) of the positives of B images."""
+        """The losses of the mask branch from the pooled features (P, C, h, w) of the positives of B images."""
         return mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg)
 
     def _keypoint_loss(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
@@ -331,17 +341,22 @@ def mask_samples(samples: Sequence[SampledRois],
 
 
 def mask_loss(mask_head: nn.Module, pooled: torch.Tensor, samples: Sequence[SampledRois],
-              gt: Sequence[Instances], settings: RoITrainSettings) -> dict[str, torch.Tensor]:
-    """The mask head's loss on the features (P, C, h, w) of the positives; objects without a mask are left out."""
+              gt: Sequence[Instances], settings: RoITrainSettings,
+              forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The mask head's loss on the features (P, C, h, w) of the positives; objects without a mask are left out.
+
+    ``forward(pooled, labels)`` gives the logits (P, h, w), in the place of the head's ``forward_labels``.
+    """
+    forward = mask_head.forward_labels if forward is None else forward
     labels = torch.cat([s.pos_gt_labels for s in samples])
     targets = mask_head.targets(samples, gt, settings)
-    known = _drawn(samples, gt)
+    known = have_masks(samples, gt)
     if known is not None:
         pooled, labels, targets = pooled[known], labels[known], targets[known]
-    return mask_head.loss(mask_head.forward_labels(pooled, labels), targets)
+    return mask_head.loss(forward(pooled, labels), targets)
 
 
-def _drawn(samples: Sequence[SampledRois], gt: Sequence[Instances]) -> torch.Tensor | None:
+def have_masks(samples: Sequence[SampledRois], gt: Sequence[Instances]) -> torch.Tensor | None:
     """(P,) bool: the positives whose object has a mask; None where all have."""
     absent = [torch.from_numpy(objects.masks.absent) if hasattr(objects.masks, 'absent')
               else torch.zeros(len(objects), dtype=torch.bool) for objects in gt]

@@ -173,6 +173,7 @@ class SampledRois:
         pos_gt_index: (P,) the ground truth that each positive is matched to; pos_gt_boxes (P, 4) and pos_gt_labels
             (P,) are its box and label.
         pos_is_gt: (P,) bool, whether the positive is a ground-truth box added as a proposal.
+        neg_weights: (Q,) how much each negative counts in the loss of the classification; None: all alike.
     """
     pos_boxes: torch.Tensor
     neg_boxes: torch.Tensor
@@ -182,6 +183,7 @@ class SampledRois:
     pos_gt_boxes: torch.Tensor
     pos_gt_labels: torch.Tensor
     pos_is_gt: torch.Tensor
+    neg_weights: torch.Tensor | None = None
 
     @property
     def boxes(self) -> torch.Tensor:

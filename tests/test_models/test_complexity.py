@@ -114,6 +114,12 @@ def test_totals_are_the_published_ones():
     assert count_parameters(on_meta(cfg)) == theirs + 2 * 26560 - 4 * (1024 + 1)
 
 
+def test_a_family_is_counted_as_it_runs():
+    plain, htc, grid = (count_operations(on_meta(FAMILIES[family]()), 96, 128)
+                             for family in ('mask', 'htc', 'grid'))
+    assert 'context' not in plain and htc['context'] > 0 and grid['grid_head'] > 0
+
+
 def test_a_model_with_numbers_is_an_error():
     with pytest.raises(ConfigError, match="torch.device\\('meta'\\)"):
         count_operations(build_detector(tiny_models.faster_rcnn()), 96, 128)

@@ -100,6 +100,97 @@ def detectron_mask_head(**options) -> Callable[[], dict]:
     return lambda: changed(tiny_models.mask_rcnn, roi_head__mask_head=options)
 
 
+def htc(semantic: bool = True) -> Callable[[], dict]:
+    def make() -> dict:
+        cfg = changed(tiny_models.cascade_mask_rcnn, roi_head=dict(type='HybridTaskCascadeRoIHead', mask_head=[
+            tiny_models.mask_head(type='HTCMaskHead', with_conv_res=stage > 0) for stage in range(3)]))
+        if semantic:
+            cfg['roi_head'] |= dict(
+                semantic_roi_extractor=tiny_models.extractor(14, [8]),
+                semantic_head=dict(type='FusedSemanticHead', num_ins=5, fusion_level=1, num_convs=1, in_channels=16,
+                                   conv_out_channels=16, num_classes=7))
+        return cfg | dict(type='HybridTaskCascade')
+    return make
+
+
+def point_rend() -> dict:
+    cfg = changed(tiny_models.mask_rcnn, train_cfg__rcnn=dict(mask_size=7, num_points=49), test_cfg__rcnn=dict(
+        subdivision_steps=3, subdivision_num_points=100))
+    cfg['roi_head'] |= dict(
+        type='PointRendRoIHead',
+        mask_roi_extractor=dict(type='GenericRoIExtractor', aggregation='concat', out_channels=16, featmap_strides=[4],
+                                roi_layer=dict(type='SimpleRoIAlign', output_size=14)),
+        mask_head=dict(type='CoarseMaskHead', in_channels=16, conv_out_channels=16, fc_out_channels=16,
+                       num_classes=tiny_models.CLASSES),
+        point_head=dict(type='MaskPointHead', in_channels=16, fc_channels=16, num_classes=tiny_models.CLASSES))
+    return cfg | dict(type='PointRend')
+
+
+def grid() -> dict:
+    cfg = faster(roi_head__bbox_head=dict(with_reg=False))()
+    cfg['roi_head'] |= dict(
+        type='GridRoIHead', grid_roi_extractor=tiny_models.extractor(14),
+        grid_head=dict(type='GridHead', num_convs=2, in_channels=16, point_feat_channels=4,
+                       norm_cfg=dict(type='GN', num_groups=9)))
+    return cfg | dict(type='GridRCNN')
+
+
+def sabl_head() -> dict:
+    return dict(type='SABLHead', num_classes=tiny_models.CLASSES, cls_in_channels=16, reg_in_channels=16,
+                cls_out_channels=32, reg_offset_out_channels=16, reg_cls_out_channels=16)
+
+
+def sabl_cascade() -> dict:
+    cfg = cascade()
+    cfg['roi_head']['bbox_head'] = [sabl_head() for _ in range(3)]
+    return cfg
+
+
+def dynamic() -> dict:
+    settings = dict(iou_topk=5, beta_topk=3, update_iter_interval=1, initial_iou=0.4, initial_beta=1.0)
+    smooth = dict(loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
+    return faster(roi_head=dict(type='DynamicRoIHead'), roi_head__bbox_head=smooth,
+                  train_cfg__rcnn=dict(dynamic_rcnn=settings))()
+
+
+def pisa() -> dict:
+    return faster(roi_head=dict(type='PISARoIHead'), train_cfg__rcnn=dict(
+        sampler=dict(type='ScoreHLRSampler', num=32, pos_fraction=0.25), isr=dict(k=2, bias=0),
+        carl=dict(k=1, bias=0.2)))()
+
+
+def scnet() -> dict:
+    cfg = htc()()
+    roi_head, classes = cfg['roi_head'], tiny_models.CLASSES
+    roi_head |= dict(
+        type='SCNetRoIHead',
+        bbox_head=[tiny_models.bbox_head(type='SCNetBBoxHead', num_shared_fcs=2, reg_class_agnostic=True)] * 3,
+        mask_head=tiny_models.mask_head(type='SCNetMaskHead', num_convs=2),
+        semantic_head=roi_head['semantic_head'] | dict(type='SCNetSemanticHead', num_convs=2),
+        glbctx_head=dict(type='GlobalContextHead', num_convs=2, in_channels=16, conv_out_channels=16,
+                         num_classes=classes, conv_to_res=True),
+        feat_relay_head=dict(type='FeatureRelayHead', in_channels=32, out_conv_channels=16))
+    return cfg | dict(type='SCNet')
+
+
+def seesaw() -> dict:
+    return changed(tiny_models.mask_rcnn, roi_head__bbox_head=dict(
+        cls_predictor_cfg=dict(type='NormedLinear', tempearture=20),
+        loss_cls=dict(type='SeesawLoss', num_classes=tiny_models.CLASSES)),
+        roi_head__mask_head=dict(predictor_cfg=dict(type='NormedConv2d', tempearture=20)))
+
+
+def legacy() -> dict:
+    cfg = faster(roi_head__bbox_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')),
+                 rpn_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')))()
+    cfg['rpn_head']['anchor_generator'] |= dict(type='LegacyAnchorGenerator', center_offset=0.5)
+    return cfg
+
+
+def ghm() -> dict:
+    return faster(rpn_head=dict(loss_cls=dict(type='GHMC', momentum=0.75), loss_bbox=dict(type='GHMR')))()
+
+
 FAMILIES = {
     'rpn': rpn, 'fast': fast, 'faster': tiny_models.faster_rcnn, 'mask': tiny_models.mask_rcnn, 'cascade': cascade,
     'cascade_mask': tiny_models.cascade_mask_rcnn, 'keypoint': tiny_models.keypoint_rcnn,
@@ -122,13 +213,23 @@ FAMILIES = {
     'roi_crop': pooled_by(type='RoICrop'),
     'dpool': pooled_by(type='DeformRoIPoolPack', output_channels=16, deform_fc_channels=8),
     'mdpool': pooled_by(type='ModulatedDeformRoIPoolPack', output_channels=16, deform_fc_channels=8),
+    'htc': htc(), 'htc_without_semantic': htc(semantic=False),
+    'point_rend': point_rend, 'grid': grid, 'sabl': faster(roi_head=dict(bbox_head=sabl_head())),
+    'sabl_cascade': sabl_cascade, 'dynamic': dynamic, 'pisa': pisa,
+    'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
     'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
 }
 
 
 def mixed_batch(counts, crowds, cfg: dict) -> Batch:
-    """Random images with so many objects and crowds; keypoints for a keypoint model, proposals for Fast R-CNN."""
+    """Random images with so many objects and crowds; keypoints for a keypoint model, proposals for Fast R-CNN.
+
+    Semantic maps are an eighth of the images in size.
+    """
     batch = tiny_models.batch(counts, crowds, joints=JOINTS if cfg['type'] == 'KeypointRCNN' else 0)
+    if 'semantic_head' in cfg.get('roi_head', {}):
+        height, width = (side // 8 for side in batch.images.shape[2:])
+        batch.semantic_seg = torch.arange(len(batch) * height * width).view(-1, 1, height, width) % 7
     if cfg['type'] == 'FastRCNN':
         around = [torch.cat([boxes + shift for boxes in (gt.bboxes, crowd) for shift in (3.0, -4.0)])
                   for gt, crowd in zip(batch.gt, batch.ignored)]

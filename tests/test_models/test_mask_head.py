@@ -106,7 +106,7 @@ def test_half_precision_gives_a_float32_loss():
     head = build()
     with torch.autocast('cpu', dtype=torch.bfloat16):
         x = torch.randn(3, 16, 14, 14)
-        assert head.features(x).dtype == torch.bfloat16
+        assert head.convolved(x).dtype == torch.bfloat16
         loss = head.loss(head.forward_labels(x, torch.tensor([0, 1, 2])), torch.zeros(3, 28, 28))['loss_mask']
     assert loss.dtype == torch.float32
 

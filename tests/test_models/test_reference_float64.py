@@ -28,12 +28,15 @@ CASES = {
     'cascade_mask_rcnn_r50_fpn_1x_coco': 'cascade_rcnn',
     'cascade_rcnn_r2_101_fpn_20e_coco': 'res2net',
     'dh_faster_rcnn_r50_fpn_1x_coco': 'double_heads',
+    'dynamic_rcnn_r50_fpn_1x_coco': 'dynamic_rcnn',
     'faster_rcnn_r50_fpg_crop640_50e_coco': 'fpg',
     'faster_rcnn_r50_fpn_1x_coco': 'faster_rcnn',
     'faster_rcnn_r50_fpn_attention_0010_1x_coco': 'empirical_attention',
     'faster_rcnn_r50_fpn_dpool_1x_coco': 'dcn',
     'faster_rcnn_r50_pafpn_1x_coco': 'pafpn',
     'faster_rcnn_regnetx-3.2GF_fpn_1x_coco': 'regnet',
+    'grid_rcnn_r50_fpn_gn-head_2x_coco': 'grid_rcnn',
+    'htc_r50_fpn_1x_coco': 'htc',
     'libra_faster_rcnn_r101_fpn_1x_coco': 'libra_rcnn',
     'mask_rcnn_hrnetv2p_w18_1x_coco': 'hrnet',
     'mask_rcnn_r50_fpn_1x_coco': 'mask_rcnn',
@@ -41,9 +44,14 @@ CASES = {
     'mask_rcnn_s50_fpn_syncbn-backbone+head_mstrain_1x_coco': 'resnest',
     'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco': 'swin',
     'ms_rcnn_r50_caffe_fpn_2x_coco': 'ms_rcnn',
+    'pisa_mask_rcnn_r50_fpn_1x_coco': 'pisa',
+    'point_rend_r50_caffe_fpn_mstrain_1x_coco': 'point_rend',
+    'sabl_cascade_rcnn_r50_fpn_1x_coco': 'sabl',
+    'scnet_r50_fpn_1x_coco': 'scnet',
 }
 # No losses are given where a training draws at random. Libra R-CNN's RPN draws five negatives for a positive.
 WITHOUT_LOSSES = {
+    'grid_rcnn_r50_fpn_gn-head_2x_coco', 'point_rend_r50_caffe_fpn_mstrain_1x_coco',
     'cascade_mask_rcnn_convnext-t_p4_w7_fpn_giou_4conv1f_fp16_ms-crop_3x_coco', 'cascade_rcnn_r2_101_fpn_20e_coco',
     'faster_rcnn_r50_fpg_crop640_50e_coco', 'faster_rcnn_r50_fpn_dpool_1x_coco', 'libra_faster_rcnn_r101_fpn_1x_coco',
     'mask_rcnn_s50_fpn_syncbn-backbone+head_mstrain_1x_coco', 'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco'}
@@ -169,7 +177,7 @@ def test_losses(name, reference, shared_data, repo_root, filling):
     model = model_of(cfg, filling, expected.pop('_salt', ''), expected.pop('_cls_gain', 0.5)).train()
     root = shared_data / 'coco_mini'
     data = build_dataset(dict(type='CocoDataset', ann_file=str(root / 'annotations/instances_val2017.json'),
-                              img_prefix=str(root / 'val2017'),
+                              img_prefix=str(root / 'val2017'), seg_prefix=str(root / 'stuffthingmaps/val2017'),
                               pipeline=training_pipeline(cfg.data.train.pipeline, tuple(case['scale']))))
     places = {data.img_info(i)['id']: i for i in range(len(data))}
     batch = doubled(collate([data[places[image]] for image in (785, 2299)]))

@@ -46,7 +46,7 @@ class MaskScoringRoIHead(StandardRoIHead):
         super().__init__(**kwargs)
         self.mask_iou_head = HEADS.build(mask_iou_head)
 
-    def mask_losses(self, pooled: torch.Tensor, samples: Sequence[SampledRois],
+    def mask_losses(self, feats: Sequence[torch.Tensor], pooled: torch.Tensor, samples: Sequence[SampledRois],
                     gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
         """``loss_mask`` and ``loss_mask_iou``."""
         labels = torch.cat([s.pos_gt_labels for s in samples])

@@ -1,0 +1,69 @@
+"""What models of mmdetection 1.x were trained with: boxes whose last pixel counts, "+1", and rounded anchors.
+
+Letters: N boxes, K classes, A anchors of a cell.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from boxdet.geometry.boxes import at_least_float32, clip_boxes
+from boxdet.matching.anchors import AnchorGenerator
+from boxdet.matching.box_coder import DeltaXYWHBBoxCoder
+from boxdet.registry import ANCHOR_GENERATORS, BBOX_CODERS
+
+
+@BBOX_CODERS.register_module()
+class LegacyDeltaXYWHBBoxCoder(DeltaXYWHBBoxCoder):
+    """``DeltaXYWHBBoxCoder`` for boxes that are one pixel wider and higher than their corners say.
+
+    Decoded boxes are put about the same centre without that pixel, as in mmdetection 2.x, and clipped to the centre of
+    the image's last pixel.
+
+    Args:
+        target_means, target_stds: four each; deltas are normalised by them.
+    """
+
+    def __init__(self, target_means: Sequence[float] = (0., 0., 0., 0.),
+                 target_stds: Sequence[float] = (1., 1., 1., 1.)):
+        super().__init__(target_means, target_stds, clip_border=False)
+
+    def encode(self, bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
+        """See ``DeltaXYWHBBoxCoder``."""
+        return super().encode(_wider(bboxes), _wider(gt_bboxes))
+
+    def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
+               max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
+        """See ``DeltaXYWHBBoxCoder``."""
+        moved = super().decode(_wider(bboxes), pred_bboxes, None, wh_ratio_clip)
+        if max_shape is None:
+            return moved
+        boxes = moved.unflatten(1, (-1, 4))                                              # (N, K, 4)
+        if isinstance(max_shape, torch.Tensor):
+            return clip_boxes(boxes, max_shape[:, None] - 1).flatten(1)
+        return clip_boxes(boxes, (max_shape[0] - 1, max_shape[1] - 1)).flatten(1)
+
+
+def _wider(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes (N, 4) grown by half a pixel on every side."""
+    boxes = at_least_float32(boxes)
+    return torch.cat([boxes[:, :2] - 0.5, boxes[:, 2:] + 0.5], dim=1)
+
+
+@ANCHOR_GENERATORS.register_module()
+class LegacyAnchorGenerator(AnchorGenerator):
+    """Anchors of whole pixels, a pixel less wide and high than they are; arguments as in ``AnchorGenerator``.
+
+    >>> generator = LegacyAnchorGenerator(strides=[16], ratios=[1.], scales=[1.], base_sizes=[9], center_offset=0.5)
+    >>> generator.grid_priors([(2, 2)], device='cpu')[0].tolist()[:2]
+    [[0.0, 0.0, 8.0, 8.0], [16.0, 0.0, 24.0, 8.0]]
+    """
+
+    def _base_anchors(self, level: int) -> torch.Tensor:
+        """The anchors (A, 4) of a level's first cell."""
+        anchors = super()._base_anchors(level)
+        # The centre, too, is that of a base one pixel smaller, unless it is given.
+        shift = 0.0 if self.centers is not None else self.center_offset
+        low, high = anchors[:, :2] + 0.5 - shift, anchors[:, 2:] - 0.5 - shift
+        return torch.cat([low, high], dim=1).round()
