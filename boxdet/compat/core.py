@@ -1,0 +1,315 @@
+"""Functions of ``mmdet.core`` and ``mmdet.utils`` that plug-ins and scripts call."""
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from boxdet.geometry import boxes as box_geometry
+from boxdet.models.losses import accuracy, weight_reduce_loss
+from boxdet.registry import MATCHING
+from boxdet.structures.instances import Instances
+from boxdet.structures.masks import BitmapMasks
+
+
+def multi_apply(func: Callable, *args: Iterable, **kwargs: Any) -> tuple[list, ...]:
+    """The results of ``func`` over the zipped ``args``, a list for each of its return values."""
+    call = partial(func, **kwargs) if kwargs else func
+    return tuple(map(list, zip(*map(call, *args))))
+
+
+def unmap(data: torch.Tensor, count: int, inds: torch.Tensor, fill: float = 0) -> torch.Tensor:
+    """``data`` at the places that the bools ``inds`` (count,) pick, ``fill`` elsewhere."""
+    whole = data.new_full((count, *data.shape[1:]), fill)
+    whole[inds.bool()] = data
+    return whole
+
+
+def images_to_levels(target: Sequence[torch.Tensor], num_levels: Sequence[int]) -> list[torch.Tensor]:
+    """B tensors of all levels as L tensors of all images."""
+    return list(torch.stack(list(target)).split(list(num_levels), dim=1))
+
+
+def reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over the ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor.div_(dist.get_world_size()), op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def bbox_overlaps(bboxes1: Any, bboxes2: Any, mode: str = 'iou', is_aligned: bool = False, eps: float = 1e-6) -> Any:
+    """IoU, IoF or GIoU of boxes (..., N, 4) and (..., M, 4); arrays give an array."""
+    if isinstance(bboxes1, np.ndarray):
+        first, second = (torch.from_numpy(np.asarray(b, dtype=np.float32)) for b in (bboxes1, bboxes2))
+        return bbox_overlaps(first, second, mode, is_aligned, eps).numpy()
+    if mode not in ('iou', 'iof', 'giou'):
+        raise AssertionError(f'Unsupported mode {mode}')
+    return MATCHING.build(dict(type='BboxOverlaps2D'))(bboxes1, bboxes2, mode, is_aligned)
+
+
+def bbox_flip(bboxes: torch.Tensor, img_shape: Sequence[int], direction: str = 'horizontal') -> torch.Tensor:
+    """Boxes (..., 4K) of the mirrored image."""
+    flat = bboxes.reshape(-1, bboxes.shape[-1])
+    return box_geometry.flip_boxes(flat, img_shape, direction).reshape(bboxes.shape)
+
+
+def bbox_mapping(bboxes: torch.Tensor, img_shape: Any, scale_factor: Any, flip: bool,
+                 flip_direction: str = 'horizontal') -> torch.Tensor:
+    """Boxes of the original image in the network's input."""
+    moved = bboxes * bboxes.new_tensor(np.asarray(scale_factor))
+    return bbox_flip(moved, img_shape, flip_direction) if flip else moved
+
+
+def bbox_mapping_back(bboxes: torch.Tensor, img_shape: Any, scale_factor: Any, flip: bool,
+                      flip_direction: str = 'horizontal') -> torch.Tensor:
+    """The other way."""
+    moved = bbox_flip(bboxes, img_shape, flip_direction) if flip else bboxes
+    return (moved.view(-1, 4) / moved.new_tensor(np.asarray(scale_factor))).view(bboxes.shape)
+
+
+def bbox_cxcywh_to_xyxy(bbox: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) as corners."""
+    center, size = bbox[..., :2], bbox[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def bbox_xyxy_to_cxcywh(bbox: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) as centre and size."""
+    return torch.cat([(bbox[..., :2] + bbox[..., 2:]) / 2, bbox[..., 2:] - bbox[..., :2]], dim=-1)
+
+
+def roi2bbox(rois: torch.Tensor) -> list[torch.Tensor]:
+    """Boxes (n, 4) of each image that rois (R, 5) are of."""
+    return [rois[rois[:, 0] == i, 1:] for i in rois[:, 0].unique()]
+
+
+def bbox2distance(points: torch.Tensor, bbox: torch.Tensor, max_dis: float | None = None,
+                  eps: float = 0.1) -> torch.Tensor:
+    """Distances (N, 4) of points (N, 2) to the left, top, right and bottom of boxes (N, 4)."""
+    found = torch.cat([points - bbox[:, :2], bbox[:, 2:] - points], dim=-1)
+    return found if max_dis is None else found.clamp(min=0, max=max_dis - eps)
+
+
+def distance2bbox(points: torch.Tensor, distance: torch.Tensor, max_shape: Any = None) -> torch.Tensor:
+    """Boxes (..., N, 4) of points (..., N, 2) and distances (..., N, 4)."""
+    found = torch.cat([points - distance[..., :2], points + distance[..., 2:]], dim=-1)
+    if max_shape is None:
+        return found
+    shape = torch.as_tensor(max_shape)[..., :2].to(found).flip(-1)          # width, height
+    limit = torch.cat([shape, shape], dim=-1)
+    if found.dim() == 3:
+        limit = limit[:, None] if limit.dim() == 2 else limit
+    return torch.minimum(found.clamp(min=0), limit.expand_as(found))
+
+
+def bbox_rescale(bboxes: torch.Tensor, scale_factor: float = 1.0) -> torch.Tensor:
+    """Boxes (N, 4), or rois (N, 5), grown about their centres."""
+    head, boxes = bboxes[:, :-4], bboxes[:, -4:]
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale_factor
+    return torch.cat([head, center - half, center + half], dim=1)
+
+
+def encode_mask_results(mask_results: Any) -> list[list[dict]]:
+    """K lists of RLE dicts of K lists of (H, W) bool arrays."""
+    from pycocotools import mask as coco_masks
+    own = mask_results[0] if isinstance(mask_results, tuple) else mask_results
+    return [[one if isinstance(one, Mapping) else coco_masks.encode(np.asfortranarray(one, dtype=np.uint8))
+             for one in of_class] for of_class in own]
+
+
+def mask2bbox(masks: torch.Tensor) -> torch.Tensor:
+    """Boxes (N, 4) around masks (N, H, W)."""
+    boxes = BitmapMasks(masks.cpu().numpy().astype(np.uint8), *masks.shape[1:]).bboxes
+    return torch.from_numpy(np.asarray(boxes, dtype=np.float32)).to(masks.device)
+
+
+def mask_target(pos_proposals_list: Sequence[torch.Tensor], pos_assigned_gt_inds_list: Sequence[torch.Tensor],
+                gt_masks_list: Sequence[Any], cfg: Any) -> torch.Tensor:
+    """Target masks (P, h, w) of the positives of B images."""
+    size = (cfg.mask_size, cfg.mask_size) if isinstance(cfg.mask_size, int) else tuple(cfg.mask_size)
+    found = [masks.roi_targets(boxes, size, inds, boxes.device) for boxes, inds, masks
+             in zip(pos_proposals_list, pos_assigned_gt_inds_list, gt_masks_list) if len(boxes)]
+    return torch.cat(found) if found else pos_proposals_list[0].new_zeros((0, *size))
+
+
+def split_combined_polys(polys: Sequence, poly_lens: Sequence, polys_per_mask: Sequence) -> list[list[list]]:
+    """Polygons that were joined into one array an image, apart again."""
+    found = []
+    for points, lengths, counts in zip(polys, poly_lens, polys_per_mask):
+        ends = np.cumsum(np.asarray(lengths, dtype=int)).tolist()
+        parts = [points[start:end] for start, end in zip([0, *ends], ends)]
+        stops = np.cumsum(np.asarray(counts, dtype=int)).tolist()
+        found.append([parts[start:stop] for start, stop in zip([0, *stops], stops)])
+    return found
+
+
+def build_from_matching(cfg: Any, **default_args: Any) -> Any:
+    """Build an assigner, sampler, box coder, anchor generator or IoU calculator."""
+    return MATCHING.build(cfg, **default_args)
+
+
+def build_sampler(cfg: Any, **default_args: Any) -> Any:
+    """Build a sampler."""
+    return MATCHING.build(cfg, **default_args)
+
+
+def weighted_loss(loss_func: Callable) -> Callable:
+    """Give an elementwise loss the keywords ``weight``, ``reduction`` and ``avg_factor``."""
+    def wrapper(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, reduction: str = 'mean',
+                avg_factor: float | None = None, **kwargs: Any) -> torch.Tensor:
+        return weight_reduce_loss(loss_func(pred, target, **kwargs), weight, reduction, avg_factor)
+    wrapper.__name__, wrapper.__doc__ = loss_func.__name__, loss_func.__doc__
+    return wrapper
+
+
+def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The mean, the sum or the loss itself."""
+    return {'none': lambda: loss, 'mean': loss.mean, 'sum': loss.sum}[reduction]()
+
+
+class Accuracy(nn.Module):
+    """``accuracy`` as a module."""
+
+    def __init__(self, topk: int | Sequence[int] = (1,), thresh: float | None = None):
+        super().__init__()
+        self.topk, self.thresh = topk, thresh
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> Any:
+        """Top-k accuracy in percent."""
+        return accuracy(pred, target, self.topk, self.thresh)
+
+
+def imshow_det_bboxes(img: Any, bboxes: Any = None, labels: Any = None, segms: Any = None,
+                      class_names: Sequence[str] | None = None, score_thr: float = 0, bbox_color: Any = None,
+                      text_color: Any = None, mask_color: Any = None, thickness: float = 2, font_size: float = 8,
+                      win_name: str = '', show: bool = True, wait_time: float = 0,
+                      out_file: str | None = None) -> np.ndarray:
+    """Draw boxes (N, 4 or 5), labels (N,) and masks (N, H, W); 2.x's keywords."""
+    from boxdet.visualization import draw
+    image = draw.read_image(img)
+    rows = np.zeros((0, 5), np.float32) if bboxes is None else np.asarray(bboxes, dtype=np.float32)
+    scores = rows[:, 4] if rows.shape[1] > 4 else np.ones(len(rows), np.float32)
+    fields = dict(bboxes=torch.from_numpy(rows[:, :4]), scores=torch.from_numpy(scores),
+                  labels=torch.as_tensor(np.asarray(labels), dtype=torch.long))
+    if segms is not None and len(segms):
+        fields['masks'] = BitmapMasks(np.asarray(segms).astype(np.uint8), *image.shape[:2]).to_rle()
+    drawing = draw.draw_instances(image, Instances(image.shape[:2], **fields), class_names, score_thr,
+                                  mask_color or bbox_color, thickness=thickness, font_scale=font_size / 22)
+    if out_file is not None:
+        draw.write_image(drawing, out_file)
+    if show:
+        draw.show(drawing, win_name, wait_time)
+    return drawing
+
+
+def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[Mapping], scale_ranges: Any = None,
+             iou_thr: float = 0.5, dataset: Any = None, logger: Any = None, **ignored: Any) -> tuple[float, list[dict]]:
+    """Pascal VOC's mean AP of results by class; (mean, [dict(ap=...) of each class])."""
+    from boxdet.evaluation.voc import average_precision, match
+    num_classes = len(det_results[0])
+    truths = [dict(bboxes_ignore=np.zeros((0, 4)), labels_ignore=np.zeros(0, int), **one)
+              if 'bboxes_ignore' not in one else one for one in annotations]
+    matches = match(truths, [Instances.from_per_class(list(one)) for one in det_results], num_classes)
+    from boxdet.evaluation.voc import _class_rows
+    rows = _class_rows(matches, num_classes, iou_thr, None, 'area')
+    del average_precision
+    values = [row[-1] for row in rows]
+    return float(np.mean([v for v in values if v == v])) if values else 0.0, [dict(ap=v) for v in values]
+
+
+# ---------------------------------------------------------------------------------------------- mmdet.utils
+
+
+def find_latest_checkpoint(path: str, suffix: str = 'pth') -> str | None:
+    """The newest checkpoint of a folder."""
+    folder = Path(path)
+    latest = folder / f'latest.{suffix}'
+    if latest.exists():
+        return str(latest)
+    def number(file: Path) -> int:
+        digits = re.findall(r'_(\d+)$', file.stem)
+        return int(digits[-1]) if digits else -1
+    found = sorted(folder.glob(f'*.{suffix}'), key=number)
+    return str(found[-1]) if found else None
+
+
+def replace_cfg_vals(ori_cfg: Any) -> Any:
+    """The config with every ``${key}`` in a text replaced by the value of that key."""
+    def value_of(key: str) -> Any:
+        found = ori_cfg
+        for name in key.split('.'):
+            found = found[name]
+        return found
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: replaced(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(replaced(one) for one in value)
+        if isinstance(value, str):
+            keys = re.findall(r'\$\{([a-zA-Z\d_.]*)\}', value)
+            if len(keys) == 1 and value == f'${{{keys[0]}}}':
+                return value_of(keys[0])
+            for key in keys:
+                value = value.replace(f'${{{key}}}', str(value_of(key)))
+        return value
+
+    made = type(ori_cfg)(replaced(copy.deepcopy(ori_cfg._cfg_dict.to_dict())), filename=ori_cfg.filename)
+    return made
+
+
+def setup_multi_processes(cfg: Any) -> None:
+    """Threads of OpenCV and OpenMP, as the config says."""
+    from boxdet.engine.environment import setup_processes
+    setup_processes(cfg)
+
+
+def get_device() -> str:
+    """'cuda' where there is a GPU."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def compat_cfg(cfg: Any) -> Any:
+    """The config as it is: boxdet reads the older forms by itself."""
+    return cfg
+
+
+def update_data_root(cfg: Any, logger: Any = None) -> None:
+    """Put $MMDET_DATASETS in the place of ``data_root`` in every path of ``cfg.data``."""
+    root = os.environ.get('MMDET_DATASETS')
+    if not root or 'data_root' not in cfg:
+        return
+    old = cfg.data_root
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: moved(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(one) for one in value)
+        return value.replace(old, root) if isinstance(value, str) else value
+    cfg.data = moved(cfg.data)
+    cfg.data_root = root
+
+
+def split_batch(img: torch.Tensor, img_metas: Sequence[Mapping], kwargs: Mapping[str, Any]) -> dict[str, dict]:
+    """A batch of images of several tags, a batch for each."""
+    tags = [meta['tag'] for meta in img_metas]
+    groups = {}
+    for tag in set(tags):
+        index = [i for i, one in enumerate(tags) if one == tag]
+        own = dict(img=img[index], img_metas=[img_metas[i] for i in index], tag=[tag] * len(index))
+        for key, value in kwargs.items():
+            own[key] = value[index] if isinstance(value, torch.Tensor) else [value[i] for i in index]
+        groups[tag] = own
+    return groups

@@ -1,0 +1,147 @@
+"""Between boxdet's values and mmdetection 2.x's: image metas, ground truth, proposals, samples, results.
+
+Letters: B images, N boxes of an image, P positive and Q negative samples of an image, K classes.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxdet.structures.batch import Batch, ImageMeta, SampledRois
+from boxdet.structures.instances import Instances
+
+
+def unpacked(value: Any) -> Any:
+    """What DataContainers hold, in lists and tuples too; anything else as it is."""
+    if hasattr(value, 'data') and hasattr(value, 'cpu_only'):
+        value = value.data
+        return unpacked(value[0]) if isinstance(value, list) and len(value) == 1 else unpacked(value)
+    if isinstance(value, (list, tuple)):
+        return [unpacked(one) for one in value]
+    return value
+
+
+def meta_dict(meta: ImageMeta) -> dict[str, Any]:
+    """2.x's ``img_metas`` entry."""
+    known = {f.name: getattr(meta, f.name) for f in fields(meta) if f.name != 'extra'}
+    return {**{name: value for name, value in known.items() if value is not None}, **meta.extra}
+
+
+def metas_of(img_metas: Sequence[Mapping[str, Any] | ImageMeta]) -> list[ImageMeta]:
+    """The other way."""
+    return [meta if isinstance(meta, ImageMeta) else ImageMeta.from_dict(meta) for meta in img_metas]
+
+
+def as_training_inputs(batch: Batch) -> dict[str, Any]:
+    """The keywords of ``forward_train``: ``img``, ``img_metas``, ``gt_bboxes``, ``gt_labels`` and others."""
+    shape = tuple(batch.images.shape[-2:])
+    values = dict(img=batch.images, img_metas=[{**meta_dict(meta), 'batch_input_shape': shape} for meta in batch.metas],
+                  gt_bboxes=[gt.bboxes for gt in batch.gt])
+    for field, key in (('labels', 'gt_labels'), ('masks', 'gt_masks'), ('keypoints', 'gt_keypoints')):
+        if all(field in gt for gt in batch.gt):
+            values[key] = [getattr(gt, field) for gt in batch.gt]
+    if batch.ignored is not None:
+        values['gt_bboxes_ignore'] = batch.ignored
+    if batch.semantic_seg is not None:
+        values['gt_semantic_seg'] = batch.semantic_seg
+    if batch.proposals is not None:
+        values['proposals'] = as_rows(batch.proposals)
+    return values
+
+
+def as_batch(img: torch.Tensor, img_metas: Sequence[Any], gt_bboxes: Sequence[torch.Tensor] | None = None,
+             gt_labels: Sequence[torch.Tensor] | None = None, gt_bboxes_ignore: Sequence[torch.Tensor] | None = None,
+             gt_masks: Sequence[Any] | None = None, proposals: Sequence[torch.Tensor] | None = None,
+             gt_semantic_seg: torch.Tensor | None = None, gt_keypoints: Sequence[torch.Tensor] | None = None) -> Batch:
+    """A Batch of the arguments of 2.x's ``forward_train`` or ``simple_test``."""
+    gt = None if gt_bboxes is None else as_ground_truth(gt_bboxes, gt_labels, gt_masks, gt_keypoints)
+    return Batch(images=img, metas=metas_of(img_metas), gt=gt, ignored=as_ignored(gt_bboxes_ignore, gt_bboxes),
+                 proposals=None if proposals is None else as_instances(proposals), semantic_seg=gt_semantic_seg)
+
+
+def as_ground_truth(gt_bboxes: Sequence[torch.Tensor], gt_labels: Sequence[torch.Tensor] | None,
+                    gt_masks: Sequence[Any] | None = None,
+                    gt_keypoints: Sequence[torch.Tensor] | None = None) -> list[Instances]:
+    """B objects of 2.x's lists; without labels they are all of class 0."""
+    found = []
+    for i, boxes in enumerate(gt_bboxes):
+        labels = boxes.new_zeros(len(boxes), dtype=torch.long) if gt_labels is None else gt_labels[i]
+        more = {} if gt_masks is None else dict(masks=gt_masks[i])
+        more.update({} if gt_keypoints is None else dict(keypoints=gt_keypoints[i]))
+        found.append(Instances(bboxes=boxes, labels=labels, **more))
+    return found
+
+
+def as_ignored(regions: Sequence[torch.Tensor | None] | None,
+               gt_bboxes: Sequence[torch.Tensor] | None) -> list[torch.Tensor] | None:
+    """B boxes to ignore; 2.x has None where an image has none."""
+    if regions is None or gt_bboxes is None:
+        return None
+    return [boxes.new_zeros(0, 4) if own is None else own for own, boxes in zip(regions, gt_bboxes)]
+
+
+def as_rows(proposals: Sequence[Instances]) -> list[torch.Tensor]:
+    """B proposals (N, 5): x1, y1, x2, y2, score."""
+    return [torch.cat([p.bboxes, p.scores[:, None]], dim=1) for p in proposals]
+
+
+def as_instances(rows: Sequence[torch.Tensor]) -> list[Instances]:
+    """B Instances(bboxes, scores) of boxes (N, 4 or 5)."""
+    return [Instances(bboxes=own[:, :4], scores=own[:, 4] if own.shape[1] > 4 else own.new_ones(len(own)))
+            for own in rows]
+
+
+def bbox2result(bboxes: torch.Tensor | np.ndarray, labels: torch.Tensor | np.ndarray,
+                num_classes: int) -> list[np.ndarray]:
+    """K float32 arrays (n, 5) of boxes (N, 5) and labels (N,)."""
+    if len(bboxes) == 0:
+        return [np.zeros((0, 5), dtype=np.float32) for _ in range(num_classes)]
+    bboxes, labels = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for v in (bboxes, labels))
+    return [bboxes[labels == k, :] for k in range(num_classes)]
+
+
+@dataclass
+class SamplingResult(SampledRois):
+    """SampledRois by 2.x's names as well."""
+    num_gts: int = 0
+
+    @classmethod
+    def of(cls, drawn: SampledRois, num_gts: int = 0) -> SamplingResult:
+        """The same samples."""
+        return cls(**{f.name: getattr(drawn, f.name) for f in fields(SampledRois)}, num_gts=num_gts)
+
+    @property
+    def bboxes(self) -> torch.Tensor:
+        """(P + Q, 4)."""
+        return self.boxes
+
+    @property
+    def pos_bboxes(self) -> torch.Tensor:
+        """(P, 4)."""
+        return self.pos_boxes
+
+    @property
+    def neg_bboxes(self) -> torch.Tensor:
+        """(Q, 4)."""
+        return self.neg_boxes
+
+    @property
+    def pos_gt_bboxes(self) -> torch.Tensor:
+        """(P, 4)."""
+        return self.pos_gt_boxes
+
+    @property
+    def pos_assigned_gt_inds(self) -> torch.Tensor:
+        """(P,)."""
+        return self.pos_gt_index
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What there is to print."""
+        return dict(pos_inds=self.pos_inds, neg_inds=self.neg_inds, pos_bboxes=self.pos_bboxes,
+                    neg_bboxes=self.neg_bboxes, pos_is_gt=self.pos_is_gt, num_gts=self.num_gts,
+                    pos_assigned_gt_inds=self.pos_assigned_gt_inds)
