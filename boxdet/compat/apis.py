@@ -130,8 +130,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
             options.pop(name, None)
     options.pop('runner_type', None)
     own = data_loader.build_dataloader(dataset, samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu,
-                                       num_gpus=num_gpus, dist=dist and is_distributed(), shuffle=shuffle, seed=seed or 0,
-                                       **options)
+                                       num_gpus=num_gpus, dist=dist and is_distributed(), shuffle=shuffle,
+                                       seed=seed or 0, **options)
     return DictLoader(own)
 
 

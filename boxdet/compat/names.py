@@ -23,13 +23,15 @@ _REGISTRIES = {'BBOX_ASSIGNERS': 'boxdet.registry:MATCHING', 'BBOX_SAMPLERS': 'b
                'BBOX_CODERS': 'boxdet.registry:MATCHING', 'IOU_CALCULATORS': 'boxdet.registry:MATCHING',
                'ANCHOR_GENERATORS': 'boxdet.registry:MATCHING', 'PRIOR_GENERATORS': 'boxdet.registry:MATCHING',
                'MATCH_COST': 'boxdet.registry:MATCHING',
-               **dict.fromkeys(['DETECTORS', 'BACKBONES', 'NECKS', 'HEADS', 'ROI_EXTRACTORS', 'SHARED_HEADS', 'LOSSES', 'MODELS'], 'boxdet.registry:MODELS'),
+               **dict.fromkeys(['DETECTORS', 'BACKBONES', 'NECKS', 'HEADS', 'ROI_EXTRACTORS', 'SHARED_HEADS', 'LOSSES',
+                                'MODELS'], 'boxdet.registry:MODELS'),
                'DATASETS': 'boxdet.registry:DATASETS', 'PIPELINES': 'boxdet.registry:PIPELINES',
                'HOOKS': 'boxdet.registry:HOOKS', 'RUNNERS': 'boxdet.registry:RUNNERS',
                'OPTIMIZERS': 'boxdet.registry:OPTIMIZERS', 'PLUGIN_LAYERS': 'boxdet.registry:LAYERS',
                'NORM_LAYERS': 'boxdet.registry:LAYERS', 'CONV_LAYERS': 'boxdet.registry:LAYERS',
                'ACTIVATION_LAYERS': 'boxdet.registry:LAYERS', 'UPSAMPLE_LAYERS': 'boxdet.registry:LAYERS'}
-_BUILDERS = dict.fromkeys(['build_assigner', 'build_bbox_coder', 'build_anchor_generator', 'build_prior_generator', 'build_iou_calculator'], 'boxdet.compat.core:build_from_matching')
+_BUILDERS = dict.fromkeys(['build_assigner', 'build_bbox_coder', 'build_anchor_generator', 'build_prior_generator',
+                           'build_iou_calculator'], 'boxdet.compat.core:build_from_matching')
 _CORE = {
     **_table('boxdet.compat.core', 'multi_apply unmap images_to_levels reduce_mean bbox_overlaps bbox_flip '
              'bbox_mapping '
@@ -124,8 +126,8 @@ _CNN = {**_table('mmengine.model', 'xavier_init normal_init constant_init kaimin
 # By package; a module of a package has the names of the package.
 PACKAGES = {'mmdet.apis': _APIS, 'mmdet.core': _CORE, 'mmdet.models': _MODELS, 'mmdet.datasets': _DATASETS,
             'mmdet.utils': _UTILS}
-MMCV = {'mmcv': _ENGINE, 'mmcv.utils': _ENGINE, 'mmcv.fileio': _ENGINE, 'mmcv.runner': _RUNNER, 'mmcv.parallel': _PARALLEL,
-        'mmcv.ops': _OPS, 'mmcv.cnn': _CNN, 'mmcv.engine': _APIS}
+MMCV = {'mmcv': _ENGINE, 'mmcv.utils': _ENGINE, 'mmcv.fileio': _ENGINE, 'mmcv.runner': _RUNNER,
+        'mmcv.parallel': _PARALLEL, 'mmcv.ops': _OPS, 'mmcv.cnn': _CNN, 'mmcv.engine': _APIS}
 _HELD = {'mmdet.core': (registry.MATCHING,), 'mmdet.models': (registry.MODELS, registry.LAYERS),
          'mmdet.datasets': (registry.DATASETS, registry.PIPELINES), 'mmcv.runner': (registry.HOOKS, registry.RUNNERS)}
 # What is not there and has something else in its place.

@@ -70,9 +70,18 @@ class BboxOverlaps2D:
                  is_aligned: bool = False) -> torch.Tensor:
         """Overlap (N, M) of boxes (N, 4) and (M, 4), or (N,) when aligned; a fifth column (a score) is left out.
 
+        Boxes (B, N, 4) and (B, M, 4), of several images, give (B, N, M) or (B, N).
+
         Raises:
-            ValueError: an unknown mode, or aligned boxes of different lengths.
+            ValueError: an unknown mode, aligned boxes of different lengths, or of different numbers of images.
         """
+        if bboxes1.dim() > 2:
+            if bboxes1.shape[:-2] != bboxes2.shape[:-2]:
+                raise ValueError(f'boxes {tuple(bboxes1.shape)} and {tuple(bboxes2.shape)} are of different numbers of '
+                                 'images')
+            found = [self(one, other, mode, is_aligned) for one, other in zip(bboxes1, bboxes2)]
+            count = bboxes1.shape[-2:-1] if is_aligned else (bboxes1.shape[-2], bboxes2.shape[-2])
+            return torch.stack(found) if found else bboxes1.new_zeros((*bboxes1.shape[:-2], *count))
         first, second = self._prepare(bboxes1), self._prepare(bboxes2)
         overlaps = box_overlaps(first, second, mode, is_aligned)
         # Half precision saves memory on GPUs; on the CPU what follows has no fast half arithmetic.

@@ -56,14 +56,21 @@ class DeltaXYWHBBoxCoder:
         """Move boxes by their deltas.
 
         Args:
-            bboxes: (N, 4).
-            pred_bboxes: (N, 4) or (N, 4K).
-            max_shape: (height, width, ...) of the image, for clipping; or a tensor (N, 2) of one for each box.
+            bboxes: (N, 4), or (B, N, 4) of several images.
+            pred_bboxes: (N, 4) or (N, 4K), or (B, N, 4K).
+            max_shape: (height, width, ...) of the image, for clipping; or a tensor (N, 2) of one for each box. Of
+                several images one for all, or B of them.
             wh_ratio_clip: sizes grow at most by its inverse and shrink at most to it.
 
         Returns:
             boxes of the shape of ``pred_bboxes``.
         """
+        if pred_bboxes.dim() == 3:
+            several = max_shape is not None and len(max_shape) == len(pred_bboxes) and not isinstance(max_shape[0], int)
+            shapes = max_shape if several else [max_shape] * len(pred_bboxes)
+            shapes = [tuple(int(v) for v in shape[:2]) if several else shape for shape in shapes]
+            found = [self.decode(*own, wh_ratio_clip) for own in zip(bboxes, pred_bboxes, shapes)]
+            return torch.stack(found) if found else at_least_float32(pred_bboxes)
         deltas = at_least_float32(pred_bboxes).reshape(pred_bboxes.shape[0], pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
         if not self._is_plain:
             # By number: tensors of the four would be copied to the device, or shared between threads and streams.

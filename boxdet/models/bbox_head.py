@@ -164,15 +164,21 @@ class BBoxHead(nn.Module):
         after = 1 if num_shared_fcs else cells
         cls_convs, cls_fcs, cls_out = branch(shared, num_cls_convs, num_cls_fcs if with_cls else 0, after)
         reg_convs, reg_fcs, reg_out = branch(shared, num_reg_convs, num_reg_fcs if with_reg else 0, after)
+        # What a subclass that builds layers of its own reads.
+        self.num_shared_convs, self.num_shared_fcs = num_shared_convs, num_shared_fcs
+        self.num_cls_convs, self.num_cls_fcs = num_cls_convs, num_cls_fcs
+        self.num_reg_convs, self.num_reg_fcs = num_reg_convs, num_reg_fcs
+        self.conv_out_channels, self.fc_out_channels = conv_out_channels, fc_out_channels
+        self.shared_out_channels = shared
+        self.cls_last_dim = cls_out if num_shared_fcs or num_cls_fcs else cls_out * cells
+        self.reg_last_dim = reg_out if num_shared_fcs or num_reg_fcs else reg_out * cells
         # The outputs come first, as in mmdetection's models: the state of an optimizer goes by this order.
         if with_cls:
-            size = cls_out if num_shared_fcs or num_cls_fcs else cls_out * cells
             custom = ability(self.loss_cls, 'custom_cls_channels')
             channels = self.loss_cls.get_cls_channels(num_classes) if custom else num_classes + 1
-            self.fc_cls = _predictor(cls_predictor_cfg, size, channels)
+            self.fc_cls = _predictor(cls_predictor_cfg, self.cls_last_dim, channels)
         if with_reg:
-            size = reg_out if num_shared_fcs or num_reg_fcs else reg_out * cells
-            self.fc_reg = _predictor(reg_predictor_cfg, size, 4 if reg_class_agnostic else 4 * num_classes)
+            self.fc_reg = _predictor(reg_predictor_cfg, self.reg_last_dim, 4 if reg_class_agnostic else 4 * num_classes)
         self.shared_convs, self.shared_fcs = shared_convs, shared_fcs
         self.cls_convs, self.cls_fcs = cls_convs, cls_fcs
         self.reg_convs, self.reg_fcs = reg_convs, reg_fcs
