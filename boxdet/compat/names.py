@@ -31,9 +31,9 @@ _REGISTRIES = {'BBOX_ASSIGNERS': 'boxdet.registry:MATCHING', 'BBOX_SAMPLERS': 'b
                'NORM_LAYERS': 'boxdet.registry:LAYERS', 'CONV_LAYERS': 'boxdet.registry:LAYERS',
                'ACTIVATION_LAYERS': 'boxdet.registry:LAYERS', 'UPSAMPLE_LAYERS': 'boxdet.registry:LAYERS'}
 _BUILDERS = dict.fromkeys(['build_assigner', 'build_bbox_coder', 'build_anchor_generator', 'build_prior_generator',
-                           'build_iou_calculator'], 'boxdet.compat.core:build_from_matching')
+                           'build_iou_calculator'], 'boxdet.compat.functions:build_from_matching')
 _CORE = {
-    **_table('boxdet.compat.core', 'multi_apply unmap images_to_levels reduce_mean bbox_overlaps bbox_flip '
+    **_table('boxdet.compat.functions', 'multi_apply unmap images_to_levels reduce_mean bbox_overlaps bbox_flip '
              'bbox_mapping '
              'bbox_mapping_back bbox_cxcywh_to_xyxy bbox_xyxy_to_cxcywh roi2bbox bbox2distance '
              'distance2bbox bbox_rescale '
@@ -53,7 +53,7 @@ _MODELS = {
     **_REGISTRIES, **_BUILDERS,
     **_table('boxdet.models', 'build_detector build_backbone build_neck build_head build_loss build_roi_extractor '
              'build_shared_head'),
-    **_table('boxdet.compat.core', 'weighted_loss reduce_loss Accuracy multi_apply'),
+    **_table('boxdet.compat.functions', 'weighted_loss reduce_loss Accuracy multi_apply'),
     **_table('boxdet.models.losses', 'weight_reduce_loss accuracy binary_cross_entropy mask_cross_entropy'),
     **_table('boxdet.models.backbones.resnet', 'BasicBlock Bottleneck'),
     'BaseDetector': 'boxdet.compat.base:BaseDetector', 'BaseRoIHead': 'boxdet.compat.base:BaseRoIHead',
@@ -70,7 +70,7 @@ _DATASETS = {
     'to_tensor': 'boxdet.datasets.pipelines.formatting:to_tensor',
     'NumClassCheckHook': 'boxdet.engine.hooks:NumClassCheckHook'}
 _UTILS = {
-    **_table('boxdet.compat.core', 'find_latest_checkpoint replace_cfg_vals setup_multi_processes '
+    **_table('boxdet.compat.functions', 'find_latest_checkpoint replace_cfg_vals setup_multi_processes '
              'get_device compat_cfg '
              'update_data_root split_batch'),
     **_table('boxdet.compat.apis', 'get_root_logger'), 'collect_env': 'boxdet.engine.environment:collect_env',

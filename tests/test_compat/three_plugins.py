@@ -1,4 +1,4 @@
-"""Three plug-ins of the forms found in public, trained two steps, and the same in boxdet's own form. Prints what differs.
+"""Three plug-ins of the forms found in public, trained two steps, and the same in boxdet's own form.
 
 A process of its own: ``install()`` stays with it. The plain classes are built before, so that they are boxdet's own.
 """
