@@ -37,7 +37,8 @@ def config(detector='FasterRCNN', backbone=None, bbox_head=None, roi_head='Stand
             out_channels=16, featmap_strides=[4, 8, 16, 32]), bbox_head=dict(
                 type=bbox_head or 'Shared2FCBBoxHead', in_channels=16, fc_out_channels=32, num_classes=3), **more),
         train_cfg=dict(rpn=RPN, rpn_proposal=PROPOSALS, rcnn=RCNN),
-        test_cfg=dict(rpn=PROPOSALS, rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)))
+        test_cfg=dict(rpn=PROPOSALS, rcnn=dict(
+            score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)))
 
 
 def batch():
@@ -201,7 +202,8 @@ class MyDetector(TwoStageDetector):
 PLUG_INS = dict(backbone=config(backbone=dict(type='pyramid_b0', style='pytorch')),
                 cosine=config(bbox_head='CosineBBoxHead'),
                 contrast=config('MyDetector', roi_head='ContrastRoIHead', weight=0.5))
-EXPECTED = dict(backbone=set(), cosine={'box loss', 'get_bboxes'}, contrast={'detector', 'forward_train', 'simple_test'})
+EXPECTED = dict(backbone=set(), cosine={'box loss', 'get_bboxes'},
+                contrast={'detector', 'forward_train', 'simple_test'})
 
 
 def train(model):

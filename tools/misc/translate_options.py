@@ -9,6 +9,8 @@ table does not have are listed as comments at its end and on the screen; docs/mi
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from boxdet.errors import CommandParser, ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, run_command  # noqa: E402
 
 # Key of Detectron and Detectron.pytorch: key of boxdet. Rates and lengths go over as they are.
 DETECTRON = {
@@ -87,12 +89,14 @@ MASKRCNN_BENCHMARK = {
     'MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM': 'model.roi_head.bbox_head.fc_out_channels',
     'MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION': 'model.roi_head.mask_roi_extractor.roi_layer.output_size',
     'MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO': 'model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio',
-    'MODEL.ROI_MASK_HEAD.RESOLUTION': 'model.train_cfg.rcnn.mask_size', 'DATALOADER.NUM_WORKERS': 'data.workers_per_gpu',
+    'MODEL.ROI_MASK_HEAD.RESOLUTION': 'model.train_cfg.rcnn.mask_size',
+    'DATALOADER.NUM_WORKERS': 'data.workers_per_gpu',
     'OUTPUT_DIR': 'work_dir'}
 CLASSES = {'MODEL.NUM_CLASSES': None, 'MODEL.ROI_BOX_HEAD.NUM_CLASSES': None}
 # Read when the base config is chosen.
 ARCHITECTURE = ('MODEL.TYPE', 'MODEL.CONV_BODY', 'MODEL.FASTER_RCNN', 'MODEL.MASK_ON', 'MODEL.META_ARCHITECTURE',
-                'MODEL.BACKBONE.CONV_BODY', 'MODEL.RPN.USE_FPN', 'FPN.FPN_ON', 'FPN.MULTILEVEL_ROIS', 'FPN.MULTILEVEL_RPN',
+                'MODEL.BACKBONE.CONV_BODY', 'MODEL.RPN.USE_FPN', 'FPN.FPN_ON', 'FPN.MULTILEVEL_ROIS',
+                'FPN.MULTILEVEL_RPN',
                 'MODEL.RESNETS.BACKBONE_OUT_CHANNELS')
 
 
@@ -176,17 +180,14 @@ def read(path: str) -> Any:
 
 def flat(value: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
     """Every option with its dotted key; texts such as '(7, 14)' as what they mean."""
-    import ast
     for key, item in value.items():
         here = f'{path}.{key}' if path else str(key)
         if isinstance(item, Mapping):
             yield from flat(item, here)
             continue
         if isinstance(item, str):
-            try:
+            with contextlib.suppress(ValueError, SyntaxError):
                 item = ast.literal_eval(item)
-            except (ValueError, SyntaxError):
-                pass
         yield here, item
 
 
@@ -196,7 +197,8 @@ def base_of(options: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: there is none.
     """
-    body = str(options.get('MODEL.BACKBONE.CONV_BODY') or options.get('MODEL.CONV_BODY') or '').upper().replace('_', '-')
+    body = str(options.get('MODEL.BACKBONE.CONV_BODY') or options.get('MODEL.CONV_BODY') or '')
+    body = body.upper().replace('_', '-')
     depth = next((depth for depth in ('152', '101', '50') if depth in body), None)
     if depth is None or 'FPN' not in body:
         raise ConfigError(f"no config has the body '{body}': choose one of configs/ with --base")
