@@ -19,11 +19,13 @@ class _Module(ModuleType):
     """A module without a file; its names are those of ``names.lookup``."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') and name != '__version__' or f'{self.__name__}.{name}' in MODULES:
-            raise AttributeError(name)  # of the import system; a submodule is imported next
+        if name.startswith('__') and name != '__version__':
+            raise AttributeError(name)  # of the import system
         from boxdet.compat import names
         found = names.lookup(self.__name__, name)
         if found is names.ABSENT:
+            if f'{self.__name__}.{name}' in MODULES:
+                raise AttributeError(name)  # a submodule is imported next
             message = _missing(self.__name__, name)
             # ``from module import name`` would put words of its own in the place of an AttributeError's.
             if sys._getframe(1).f_code.co_name == '_handle_fromlist':
@@ -31,6 +33,14 @@ class _Module(ModuleType):
             raise AttributeError(message)
         setattr(self, name, found)
         return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # mmcv.parallel.collate is a module and a function: the package has the function.
+        if isinstance(value, _Module):
+            from boxdet.compat import names
+            if names.lookup(self.__name__, name) is not names.ABSENT:
+                return
+        super().__setattr__(name, value)
 
 
 def _missing(module: str, name: str) -> str:

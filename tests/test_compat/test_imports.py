@@ -37,7 +37,10 @@ from mmcv.parallel import DataContainer, collate, scatter, MMDataParallel
 from mmcv.cnn import ConvModule, build_norm_layer, normal_init, bias_init_with_prob
 from mmcv.ops import RoIAlign, nms, batched_nms
 from mmcv.utils import print_log, build_from_cfg, Registry
-import mmdet, mmcv, mmdet.core
+import mmdet, mmcv, mmdet.core, mmcv.parallel.collate, mmdet.models.losses.accuracy
+from mmdet.models.losses import accuracy
+from mmcv.parallel import collate as same
+assert same is collate and all(callable(f) for f in (collate, scatter, nms, accuracy))
 assert mmdet.__version__ == '2.28.2' and mmcv.Config is Config
 assert issubclass(Shared2FCBBoxHead, ConvFCBBoxHead) and HEADS.get('StandardRoIHead') is StandardRoIHead
 assert Config(dict(a=dict(b=1))).a.b == 1
