@@ -10,7 +10,9 @@ from boxdet.datasets.pipelines.geometric import (
     Pad,
     RandomCrop,
     RandomFlip,
+    RandomShift,
     Resize,
+    larger_than,
 )
 from boxdet.datasets.warps import flip_boxes
 from boxdet.errors import ConfigError
@@ -316,3 +318,26 @@ def test_min_iou_random_crop():
         assert np.abs(results['gt_masks'].bboxes() - results['gt_bboxes']).max(initial=0) == 0
         changed += results['img'].shape != (48, 64, 3)
     assert changed > 5
+
+
+@pytest.mark.parametrize('wrong', [dict(shift_ratio=1.5), dict(shift_ratio=-0.1), dict(max_shift_px=-1)])
+def test_a_shift_out_of_range_is_refused(wrong):
+    with pytest.raises(ConfigError, match='RandomShift: shift_ratio='):
+        RandomShift(**wrong)
+
+
+@pytest.mark.parametrize('boxes, moves', [([[10., 10., 30., 30.]], True), ([[0., 0., 2., 2.]], False)])
+def test_a_shift_that_leaves_no_object_is_not_made(monkeypatch, boxes, moves):
+    monkeypatch.setattr(np.random, 'random', lambda: 0.)
+    monkeypatch.setattr(np.random, 'randint', lambda low, high: -5)
+    image = np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)
+    sample = dict(img=image.copy(), img_fields=['img'], bbox_fields=['gt_bboxes'],
+                  gt_bboxes=np.array(boxes, np.float32), gt_labels=np.zeros(1, np.int64))
+    shifted = RandomShift(shift_ratio=1., max_shift_px=8, filter_thr_px=1)(sample)
+    assert shifted['gt_bboxes'].tolist() == [[value - 5 * moves for value in boxes[0]]]
+    assert np.array_equal(shifted['img'][:35, :35], image[5:, 5:]) is moves
+
+
+def test_boxes_as_wide_as_the_limit_are_not_larger():
+    boxes = np.array([[0, 0, 4, 5], [0, 0, 5, 4], [1, 1, 6, 6], [3, 3, 8, 7]], np.float32)
+    assert larger_than(4)(boxes, boxes).tolist() == [False, False, True, False]

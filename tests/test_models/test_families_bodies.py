@@ -9,9 +9,9 @@ from torch import nn
 from boxdet.errors import ConfigError
 from boxdet.models.families.carafe import reassemble
 from boxdet.models.families.detectors import ConvAWS2d, SwitchableAtrousConv2d
-from boxdet.models.patches import to_tokens
 from boxdet.models.families.swin import PatchMerging, SwinTransformer
 from boxdet.models.initialization import initialize
+from boxdet.models.patches import to_tokens
 from boxdet.registry import BACKBONES, LAYERS, NECKS
 
 HR_STAGES = {f'stage{i}': dict(num_modules=1, num_branches=i, block='BASIC' if i > 1 else 'BOTTLENECK',
@@ -34,7 +34,7 @@ BACKBONES_AND_CHANNELS = [
 ]
 
 
-@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS, ids=lambda v: v['type'] if 'type' in v else '')
+@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS, ids=lambda v: v.get('type', ''))
 def test_backbones_give_four_levels_and_learn(cfg, channels):
     body = BACKBONES.build(cfg)
     body.init_weights()

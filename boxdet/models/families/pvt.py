@@ -16,9 +16,9 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import StochasticDepth
 
 from boxdet.errors import ConfigError
-from boxdet.models.patches import PatchEmbed, Size, to_map, to_tokens
 from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
 from boxdet.models.layers import build_activation_layer, build_norm_layer
+from boxdet.models.patches import PatchEmbed, Size, to_map, to_tokens
 from boxdet.registry import BACKBONES, Cfg
 
 _LN, _GELU = {'type': 'LN', 'eps': 1e-6}, {'type': 'GELU'}
