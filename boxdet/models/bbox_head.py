@@ -253,7 +253,8 @@ class BBoxHead(nn.Module):
         Both losses are divided by R: one positive counts as much in an image of few as in one of many
             (Girshick 2015).
         """
-        losses, count = {}, max(len(targets.labels), 1)
+        losses: dict[str, torch.Tensor] = {}
+        count = max(len(targets.labels), 1)
         if cls_score is not None:
             cls_score = at_least_float32(cls_score)
             found = self.loss_cls(cls_score, targets.labels, targets.label_weights, avg_factor=count)

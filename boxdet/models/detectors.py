@@ -79,8 +79,7 @@ class _Detector(nn.Module):
         super().__init__()
         self.backbone = BACKBONES.build(backbone, **_pretrained(backbone, pretrained))
         if neck is not None:
-            in_a_row = isinstance(neck, Sequence)
-            self.neck = nn.Sequential(*map(NECKS.build, neck)) if in_a_row else NECKS.build(neck)
+            self.neck = nn.Sequential(*map(NECKS.build, neck)) if isinstance(neck, Sequence) else NECKS.build(neck)
             self._neck_frees = ability(self.neck, 'frees_levels')
         self.init_cfg = init_cfg
         self.told_of_fixed_size = self._gives_keypoints = False

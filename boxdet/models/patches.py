@@ -40,7 +40,7 @@ class PatchEmbed(nn.Module):
         if self.fills:
             x = fill_up(x, self.projection.kernel_size, self.projection.stride)
         x = self.projection(x)
-        size = tuple(x.shape[2:])
+        size = x.shape[2], x.shape[3]
         tokens = to_tokens(x)
         return tokens if self.norm is None else self.norm(tokens), size
 

@@ -152,7 +152,7 @@ class StandardRoIHead(nn.Module):
     # ------------------------------------------------------------------------------------------ training
 
     def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
-             ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> dict[str, torch.Tensor]:
+             ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> contracts.Losses:
         """Return ``loss_cls``, ``acc``, ``loss_bbox`` and, with the heads for it, ``loss_mask``, ``loss_keypoint``.
 
         Args:
