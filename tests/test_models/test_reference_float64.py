@@ -43,6 +43,7 @@ CASES = {
     'mask_rcnn_r50_fpn_r4_gcb_c3-c5_1x_coco': 'gcnet',
     'mask_rcnn_s50_fpn_syncbn-backbone+head_mstrain_1x_coco': 'resnest',
     'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco': 'swin',
+    'mask_rcnn_r50_fpn_random_seesaw_loss_mstrain_2x_lvis_v1': 'seesaw_loss',
     'ms_rcnn_r50_caffe_fpn_2x_coco': 'ms_rcnn',
     'pisa_mask_rcnn_r50_fpn_1x_coco': 'pisa',
     'point_rend_r50_caffe_fpn_mstrain_1x_coco': 'point_rend',
