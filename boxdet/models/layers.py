@@ -133,7 +133,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total, None
 
 
-@LAYERS.register_module(name='SyncBN')
+@LAYERS.register_module(name=['SyncBN', 'MMSyncBN'])
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over all processes, also on the CPU, where torch's own refuses; alone it is plain BN."""
 
