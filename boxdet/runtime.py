@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime
 
+_LEAST = 65  # pixels of a side: the coarsest level of a pyramid, of stride 64, has two cells then
+
 
 class Detector:
     """A detector in an ONNX file of ``boxdet.apis.export_onnx``.
@@ -84,7 +86,7 @@ class Detector:
     def _room(self, image: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) of the size that the file takes, the image in its corner."""
         batch, _, height, width = (side if isinstance(side, int) else own
-                                   for side, own in zip(self.takes.shape, (1, 3, *np.maximum(image.shape[:2], 160))))
+                                   for side, own in zip(self.takes.shape, (1, 3, *np.maximum(image.shape[:2], _LEAST))))
         if height < image.shape[0] or width < image.shape[1]:
             raise ValueError(f'the image is resized to {image.shape[:2]}, the file was made for {(height, width)}')
         room = np.zeros((batch, 3, height, width), np.float32 if 'float' in self.takes.type else np.uint8)

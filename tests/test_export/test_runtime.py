@@ -92,8 +92,8 @@ def test_the_tool_writes_a_file_that_the_runtime_detects_with(tiny_detector, tmp
     out = tmp_path / 'made/tiny.onnx'
     images = [str(path) for path in tiny_detector.images if path.suffix == '.png']
     checkpoint = _with_distinct_results(tiny_detector.checkpoint, tmp_path / 'distinct.pth')
-    status = tool.main([str(tiny_detector.config), str(checkpoint), str(out), '--shape', '192', '192',
-                        '--batch', '1', '--with-runtime', '--verify', *images])
+    status = tool.main([str(tiny_detector.config), str(checkpoint), str(out), '--batch', '1',
+                        '--with-runtime', '--verify', *images])
     said = capsys.readouterr().out
     assert status == 0 and 'detections equal in 3 images' in said, said
     code = ('import sys; sys.modules.update(torch=None, boxdet=None); sys.path.insert(0, sys.argv[1])\n'
