@@ -356,7 +356,7 @@ class BBoxHead2x:
             if not positive.any():
                 losses['loss_bbox'] = bbox_pred[positive].sum()
                 return losses
-            deltas = self._of_class(at_least_float32(bbox_pred[positive]), labels[positive])
+            deltas = self.deltas_of(at_least_float32(bbox_pred[positive]), labels[positive])
             if self.reg_decoded_bbox:
                 deltas = self.bbox_coder.decode(rois[positive, 1:], deltas)
             losses['loss_bbox'] = self.loss_bbox(deltas, bbox_targets[positive], bbox_weights[positive],
