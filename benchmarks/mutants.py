@@ -32,6 +32,8 @@ FILES = [*(f'boxdet/matching/{name}.py' for name in ('anchors', 'assigner', 'box
 ALSO = {
     'boxdet/matching/assigner.py': ['tests/test_matching/test_iou.py'],
     'boxdet/geometry/boxes.py': ['tests/test_matching/test_iou.py'],
+    'boxdet/geometry/masks.py': ['tests/test_structures/test_masks.py', 'tests/test_datasets/test_warps.py'],
+    'boxdet/geometry/nms.py': ['tests/test_geometry/test_nms_rounds.py', 'tests/test_models/test_rpn_head.py'],
     'boxdet/datasets/warps.py': ['tests/test_datasets/test_geometric.py'],
     'boxdet/datasets/pipelines/geometric.py': ['tests/test_datasets/test_warps.py'],
     'boxdet/models/cascade_roi_head.py': ['tests/test_models/test_roi_heads.py'],
