@@ -68,7 +68,8 @@ class DeltaXYWHBBoxCoder:
         if pred_bboxes.dim() == 3:
             several = max_shape is not None and len(max_shape) == len(pred_bboxes) and not isinstance(max_shape[0], int)
             shapes = max_shape if several else [max_shape] * len(pred_bboxes)
-            shapes = [tuple(float(v) for v in shape[:2]) if several else shape for shape in shapes]
+            # One size for all images, or one an image.
+            shapes = [tuple(float(v) for v in shape[:2]) if several else shape for shape in shapes]  # type: ignore[assignment, index]
             found = [self.decode(*own, wh_ratio_clip) for own in zip(bboxes, pred_bboxes, shapes)]
             return torch.stack(found) if found else at_least_float32(pred_bboxes)
         deltas = at_least_float32(pred_bboxes).reshape(pred_bboxes.shape[0], pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
