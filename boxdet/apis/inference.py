@@ -95,7 +95,8 @@ def place_for_inference(model: nn.Module, device: torch.device, precision: str =
         ConfigError: another precision.
     """
     precision = _fast_precision(precision, device)
-    return ready_for_inference(model.eval(), precision, memory_format(device, PRECISIONS[precision])).to(device)
+    layout = memory_format(device, PRECISIONS.get(precision, torch.float32))
+    return ready_for_inference(model.eval(), precision, layout).to(device)  # which knows what a precision is
 
 
 def _fast_precision(precision: str, device: torch.device) -> str:
