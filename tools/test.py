@@ -36,7 +36,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument('--eval', nargs='+', metavar='METRIC',
                       help='evaluate; COCO: bbox, segm, keypoints, proposal, proposal_fast; VOC: mAP, recall; ...')
     what.add_argument('--out', metavar='FILE', nargs='?', const='',
-                      help="save the results as .pkl or .json (default: 'results.pkl' in 'test' beside the checkpoint)")
+                      help="save the results, a list of one entry an image. A .pkl holds mmdetection 2.x's: an array "
+                      "(n, 5) of x1, y1, x2, y2, score for each class; with masks a pair of that and a list of COCO RLEs "
+                      "for each class; with keypoints a dict. A .json holds dicts (docs/evaluation.md). (default: "
+                      "'results.pkl' in 'test' beside the checkpoint)")
     what.add_argument(
         '--format-only', action='store_true',
         help='only write the predictions as COCO JSON, for a server: needs no annotations; --eval-options '
@@ -252,7 +255,7 @@ def report(args: argparse.Namespace, dataset: Any, results: list, options: dict[
     from boxdet.files.writing import write_json
 
     if args.out:
-        save_results(results, args.out, proposals)
+        save_results(results, args.out, proposals, num_classes=len(getattr(dataset, 'CLASSES', None) or ()) or None)
         print(f'results: {args.out}')
     if args.show_dir:
         print(f'images: {args.show_dir}')

@@ -124,29 +124,38 @@ def from_legacy(result: Any) -> Instances:
     return Instances.from_per_class(result)
 
 
-def save_results(results: Iterable[Instances], path: str | os.PathLike, proposals: bool = False) -> None:
-    """Write results to ``path``, whole or not at all: one dict an image, in the data set's order.
+def save_results(results: Iterable[Instances], path: str | os.PathLike, proposals: bool = False,
+                 num_classes: int | None = None) -> None:
+    """Write results to ``path``, whole or not at all: a list of one entry an image, in the data set's order.
 
-    A dict holds ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and where there are any ``masks`` (COCO
-    RLE dicts) and ``keypoints``; ``image_size`` (height, width) and ``num_classes``. Reading the pickle needs
-    numpy only. One image at a time is in memory.
+    ``.pkl`` has mmdetection 2.x's form, an entry being ``Instances.per_class()``: a list of K arrays (n, 5) as x1, y1,
+    x2, y2, score; with masks a tuple of that and a list of K lists of COCO RLE dicts, their ``counts`` bytes. 2.x has
+    none for keypoints or for fields of your own: such an entry is a dict, as in ``.json``.
+
+    ``.json`` has a dict an image, with ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,), and where there are any
+    ``masks`` (COCO RLE dicts) and ``keypoints`` (N, J, 3); ``image_size`` (height, width) and ``num_classes``.
+
+    Reading the pickle needs numpy only. One image at a time is in memory.
 
     Args:
         results: one Instances an image.
         path: ends in .pkl or .json.
         proposals: the results of an RPN: write one array (N, 5) an image as x1, y1, x2, y2, score, the form
             that a data set reads as its ``proposal_file``.
+        num_classes: K of results that do not know it.
 
     Raises:
-        DataError: another file ending.
+        DataError: another file ending, or for ``.pkl`` labels beyond K, or K unknown.
     """
     path, suffix = Path(path), check_results_path(path)
-    plain = _as_proposals if proposals else _as_plain
-    rows = (plain(from_legacy(result)) for result in results)
+    found = (from_legacy(result) for result in results)
     if suffix == '.json':
-        write_json_list(path, rows)
+        plain = _as_proposals if proposals else _as_plain
+        write_json_list(path, (plain(result) for result in found))
+    elif proposals:
+        write_whole(path, lambda file: _write_pickled_rows(file, ((_as_proposals(result), None) for result in found)))
     else:
-        write_whole(path, lambda file: _write_pickled_rows(file, rows))
+        write_whole(path, lambda file: _write_pickled_rows(file, (_as_legacy(result, num_classes) for result in found)))
 
 
 def load_results(path: str | os.PathLike) -> Sequence[Instances]:
@@ -165,7 +174,7 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
         if suffix == '.json':
             return StoredResults.of(_from_row(row, suffix) for row in _list_of_rows(rows))
         with open(path, 'rb') as file:
-            return StoredResults.of(_from_row(row, suffix) for row in _pickled_rows(file))
+            return StoredResults.of(_from_row(row, suffix, order) for row, order in _pickled_rows(file))
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from error
     except DataError as error:
@@ -174,41 +183,49 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
         raise DataError(f'{path}: not a results file ({type(error).__name__}: {error})') from error
 
 
-# A pickled list whose items are pickled one by one, so that neither writer nor reader holds all of them: what follows
-# the pickle's end, which any other reader leaves alone, is where each item lies.
-_INDEXED = b'results with index 1'
+# A pickled list whose items are pickled one by one, so that neither writer nor reader holds all of them. Behind the
+# pickle's end, which any other reader leaves alone, stand what 2.x's form does not hold (int32: height, width, and of
+# each object in the order of the classes its place in the result), and where each item and its numbers lie.
+_INDEXED = b'results with index 2'
 _PROTOCOL, _EMPTY_LIST, _APPEND, _STOP = b'\x80\x03', b']', b'a', b'.'
 
 
-def _write_pickled_rows(file: Any, rows: Iterable[Any]) -> None:
+def _write_pickled_rows(file: Any, rows: Iterable[tuple[Any, np.ndarray | None]]) -> None:
     file.write(_PROTOCOL + _EMPTY_LIST)
-    bounds = []
-    for row in rows:
+    bounds, beside = [], []
+    for row, order in rows:
         # Protocol 3 numbers its memo explicitly: each item starts over, and the numbers of the last one are replaced.
         data = pickle.dumps(row, protocol=3)[len(_PROTOCOL):-len(_STOP)]
-        bounds.append((file.tell(), len(data)))
+        beside.append(b'' if order is None else order.astype('<i4').tobytes())
+        bounds.append((file.tell(), len(data), len(beside[-1])))
         file.write(data + _APPEND)
     file.write(_STOP)
+    file.writelines(beside)
     file.write(np.array(bounds, '<i8').tobytes() + np.array(len(bounds), '<i8').tobytes() + _INDEXED)
 
 
-def _pickled_rows(file: BinaryIO) -> Iterator[Any]:
-    """The rows of a pickled results file, one after the other where it tells where they lie."""
+def _pickled_rows(file: BinaryIO) -> Iterator[tuple[Any, np.ndarray | None]]:
+    """The rows of a pickled results file and what stands beside them, one by one where it tells where they lie."""
     size = file.seek(0, os.SEEK_END)
     tail = len(_INDEXED) + 8
     file.seek(max(size - tail, 0))
     end = file.read()
     if end.endswith(_INDEXED) and len(end) == tail:
         count = int(np.frombuffer(end[:8], '<i8')[0])
-        if not 0 <= 16 * count <= size:
+        if not 0 <= 24 * count <= size:
             raise DataError('damaged: its index does not fit the file')
-        file.seek(size - tail - 16 * count)
-        for start, length in np.frombuffer(file.read(16 * count), '<i8').reshape(-1, 2).tolist():
+        file.seek(size - tail - 24 * count)
+        bounds = np.frombuffer(file.read(24 * count), '<i8').reshape(-1, 3)
+        place = size - tail - 24 * count - int(bounds[:, 2].sum())
+        for start, length, beside in bounds.tolist():
             file.seek(start)
-            yield loads(_PROTOCOL + file.read(length) + _STOP)
+            row = loads(_PROTOCOL + file.read(length) + _STOP)
+            file.seek(place)
+            yield row, np.frombuffer(file.read(beside), '<i4') if beside else None
+            place += beside
         return
     file.seek(0)
-    yield from _list_of_rows(RestrictedUnpickler(file, DATA).load())
+    yield from ((row, None) for row in _list_of_rows(RestrictedUnpickler(file, DATA).load()))
 
 
 def _list_of_rows(rows: Any) -> list[Any]:
@@ -217,11 +234,17 @@ def _list_of_rows(rows: Any) -> list[Any]:
     return rows
 
 
-def _from_row(row: Any, suffix: str) -> Instances:
+def _from_row(row: Any, suffix: str, order: np.ndarray | None = None) -> Instances:
     if isinstance(row, dict):
         return _from_plain(row)
-    # Proposals come as lists from JSON.
-    return from_legacy(np.array(row, np.float32).reshape(-1, 5) if suffix == '.json' else row)
+    if order is None:
+        # Proposals come as lists from JSON.
+        return from_legacy(np.array(row, np.float32).reshape(-1, 5) if suffix == '.json' else row)
+    height, width, *places = order.tolist()
+    found = Instances.from_per_class(row, None if height < 0 else (height, width))
+    if sorted(places) != list(range(len(found))):
+        raise DataError('damaged: the order of the objects does not fit them')
+    return found[torch.tensor(places, dtype=torch.long).argsort()]
 
 
 def check_results_path(path: str | os.PathLike) -> str:
@@ -236,11 +259,32 @@ def check_results_path(path: str | os.PathLike) -> str:
     return suffix
 
 
+def _as_legacy(instances: Instances, num_classes: int | None) -> tuple[Any, np.ndarray | None]:
+    """The entry of a pickle, and the image's size and the objects' places in ``instances``: see ``_INDEXED``."""
+    if not {'bboxes', 'scores', 'labels'} <= set(instances.fields) <= {'bboxes', 'scores', 'labels', 'masks'}:
+        return _as_plain(instances), None
+    count = num_classes if instances.num_classes is None else instances.num_classes
+    if count is None:
+        raise DataError('mmdetection 2.x\'s form of results is by class: give save_results() num_classes')
+    labels = instances.numpy()['labels']
+    if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+        raise DataError(f'labels from {labels.min()} to {labels.max()} in a result of {count} classes')
+    size = instances.image_size or (-1, -1)
+    row = instances.per_class(count)
+    if 'masks' in instances.fields:
+        row = row[0], [[_plain_rle(rle) for rle in of_class] for of_class in row[1]]
+    return row, np.concatenate([[int(v) for v in size], np.argsort(labels, kind='stable')])
+
+
+def _plain_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    counts = rle['counts']
+    return dict(size=[int(v) for v in rle['size']], counts=counts.encode() if isinstance(counts, str) else counts)
+
+
 def _as_plain(instances: Instances) -> dict[str, Any]:
     row = instances.numpy()
     if 'masks' in row:
-        row['masks'] = [
-            dict(size=[int(v) for v in rle['size']], counts=rle['counts']) for rle in row['masks']]
+        row['masks'] = [_plain_rle(rle) for rle in row['masks']]
     return dict(row, image_size=instances.image_size, num_classes=instances.num_classes)
 
 

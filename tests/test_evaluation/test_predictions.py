@@ -40,11 +40,58 @@ def test_results_come_back_as_they_were(tmp_path, results, name):
     assert [m['counts'] for m in loaded[0].masks] == [m['counts'] for m in results[0].masks]
 
 
-def test_the_pickle_holds_plain_values(tmp_path, results):
+def test_the_pickle_holds_what_mmdetection_2x_writes(tmp_path, results):
+    """By class: arrays (n, 5), and with masks a pair whose RLEs have bytes; only numpy is needed to read it."""
     save_results(results, tmp_path / 'r.pkl')
+    assert b'boxdet' not in (tmp_path / 'r.pkl').read_bytes() and b'torch' not in (tmp_path / 'r.pkl').read_bytes()
     rows = pickle.loads((tmp_path / 'r.pkl').read_bytes())
-    assert isinstance(rows[0]['bboxes'], np.ndarray) and isinstance(rows[0]['masks'][0], dict)
-    assert b'boxdet' not in (tmp_path / 'r.pkl').read_bytes()
+    assert isinstance(rows, list) and all(isinstance(row, tuple) for row in rows)
+    for boxes, masks in rows:
+        assert len(boxes) == len(masks) == 3
+        assert all(isinstance(b, np.ndarray) and b.dtype == np.float32 and b.shape == (len(m), 5)
+                   for b, m in zip(boxes, masks))
+    boxes, masks = rows[0]
+    assert [len(b) for b in boxes] == [1, 0, 1] and [len(b) for b in rows[1][0]] == [0, 0, 0]
+    assert boxes[2].tolist() == [[5.25, 3, 20, 9, np.float32(0.1)]]
+    assert masks[2] == [dict(size=[30, 40], counts=results[0].masks.rles[0]['counts'])]
+    assert isinstance(masks[2][0]['counts'], bytes)
+    save_results([r.without('masks') for r in results], tmp_path / 'r.pkl')
+    boxes = pickle.loads((tmp_path / 'r.pkl').read_bytes())[0]
+    assert isinstance(boxes, list) and [b.shape for b in boxes] == [(1, 5), (0, 5), (1, 5)]
+
+
+def test_boxes_without_masks_keep_size_and_order(tmp_path, results):
+    save_results([r.without('masks') for r in results], tmp_path / 'r.pkl')
+    loaded = load_results(tmp_path / 'r.pkl')
+    assert loaded[0].labels.tolist() == [2, 0] and [r.image_size for r in loaded] == [(30, 40)] * 2
+
+
+def test_the_form_of_the_first_versions_is_read(tmp_path, results):
+    """A list of dicts."""
+    row = dict(bboxes=results[0].bboxes.numpy(), scores=results[0].scores.numpy(), labels=results[0].labels.numpy(),
+               masks=list(results[0].masks), image_size=(30, 40), num_classes=3)
+    (tmp_path / 'r.pkl').write_bytes(pickle.dumps([row]))
+    loaded, = load_results(tmp_path / 'r.pkl')
+    assert torch.equal(loaded.bboxes, results[0].bboxes) and loaded.num_classes == 3
+    assert list(loaded.masks) == list(results[0].masks)
+
+
+def test_what_mmdetection_2x_has_no_form_for_is_a_dict(tmp_path, results):
+    save_results([r.replace(keypoints=torch.ones(len(r), 2, 3)) for r in results], tmp_path / 'r.pkl')
+    rows = pickle.loads((tmp_path / 'r.pkl').read_bytes())
+    assert [row['keypoints'].shape for row in rows] == [(2, 2, 3), (0, 2, 3)]
+    assert load_results(tmp_path / 'r.pkl')[0].keypoints.shape == (2, 2, 3)
+
+
+def test_the_number_of_classes_is_needed_and_no_label_is_lost(tmp_path, results):
+    unknown = Instances((30, 40), None, **results[0].without('masks').fields)
+    with pytest.raises(DataError, match='num_classes'):
+        save_results([unknown], tmp_path / 'r.pkl')
+    with pytest.raises(DataError, match='labels from 0 to 2 in a result of 2 classes'):
+        save_results([unknown], tmp_path / 'r.pkl', num_classes=2)
+    assert not (tmp_path / 'r.pkl').exists()
+    save_results([unknown], tmp_path / 'r.pkl', num_classes=4)
+    assert load_results(tmp_path / 'r.pkl')[0].num_classes == 4
 
 
 def test_results_of_mmdetection_2x(tmp_path, results):
