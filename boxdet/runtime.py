@@ -140,7 +140,12 @@ def paste(probs: np.ndarray, box: np.ndarray, hw: tuple[int, int], threshold: fl
     """The mask (H, W) bool of probabilities (h, w) within a box."""
     (x0, y0, x1, y1), weights = box, []
     for start, end, pixels, cells in ((y0, y1, hw[0], probs.shape[0]), (x0, x1, hw[1], probs.shape[1])):
-        place = (np.arange(pixels) + 0.5 - start) / max(end - start, 1e-6) * cells - 0.5
+        pixel = np.arange(pixels)
+        if end > start:
+            place = (pixel + 0.5 - start) / (end - start) * cells - 0.5
+        else:  # the pixels around a box without extent take the middle of the mask
+            around = (pixel >= np.floor(start) - 1) & (pixel < np.ceil(end) + 1)
+            place = np.where(around, (cells - 1) / 2, -2.0)
         weights.append(np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0).astype(np.float32))
     return weights[0] @ probs @ weights[1].T >= threshold
 

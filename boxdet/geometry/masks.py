@@ -353,7 +353,8 @@ def paste_to_rle(probs: torch.Tensor | np.ndarray, boxes: torch.Tensor | np.ndar
     """Put mask-head outputs into the image and encode them, without ever holding a bitmap of the image's size.
 
     Equal to ``grid_sample`` (bilinear, align_corners=False, zeros outside) of each mask over the whole image, its value
-    taken at pixel centres, ``>= threshold``, then pycocotools' encode. A box without area gives an empty mask.
+    taken at pixel centres, ``>= threshold``, then pycocotools' encode. Along an axis on which a box has no extent, the
+    pixels around it take the middle of the mask: a line of pixels, as mmdetection draws it on the CPU.
 
     Args:
         probs: (N, h, w) probabilities in the boxes (after the sigmoid).
@@ -413,8 +414,12 @@ def _source_positions(start: np.floating, end: np.floating, cells: int,
     """
     extent, number = end - start, type(start)
     nothing = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=number)
-    if not (np.isfinite(start) and np.isfinite(end)) or extent <= 0:
+    if not (np.isfinite(start) and np.isfinite(end)) or extent < 0:
         return nothing
+    if extent == 0:
+        first, last = (int(np.clip(edge, 0, length)) for edge in (np.floor(start) - 1, np.ceil(end) + 1))
+        middle = np.full(max(last - first, 0), (cells - 1) / 2, dtype=number)
+        return first, np.floor(middle).astype(np.int64) + 1, middle - np.floor(middle)
     # A mask reaches half a cell beyond its box before it has fallen to zero.
     reach = float(extent) / cells / 2 + 1
     first = int(np.clip(np.floor(start - reach), 0, length))

@@ -159,13 +159,27 @@ def test_paste_equals_the_full_image_paste(threshold):
 
 
 def test_paste_odd_boxes_are_empty():
-    boxes = torch.tensor([[5., 5, 5, 9], [7, 7, 3, 3], [-50, -50, -40, -40], [float('nan'), 0, 1, 1], [100, 0, 120, 9]])
-    rles = paste_to_rle(torch.ones(5, 28, 28), boxes, (20, 30))
-    assert coco_mask.area(rles).tolist() == [0] * 5
+    boxes = torch.tensor([[7., 7, 3, 3], [-50, -50, -40, -40], [float('nan'), 0, 1, 1], [100, 0, 120, 9]])
+    rles = paste_to_rle(torch.ones(4, 28, 28), boxes, (20, 30))
+    assert coco_mask.area(rles).tolist() == [0] * 4
     assert all(rle['size'] == [20, 30] for rle in rles)
     assert paste_to_rle(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)) == []
     with pytest.raises(ValueError, match='threshold'):
         paste_to_rle(torch.ones(1, 28, 28), boxes[:1], (20, 30), 0)
+
+
+@pytest.mark.parametrize(('box', 'rows', 'columns'), [
+    ([30., 4, 30, 16], (4, 16), (29, 30)), ([0., 4, 0, 16], (4, 16), (0, 1)), ([5.5, 4, 5.5, 16], (4, 16), (4, 7)),
+    ([4., 20, 16, 20], (19, 20), (4, 16)), ([30., 20, 30, 20], (19, 20), (29, 30))])
+def test_a_box_without_extent_is_a_line(box, rows, columns):
+    """As mmdetection's CPU way has it: the pixels around take the middle of the mask along that axis."""
+    probs = torch.zeros(1, 28, 28)
+    probs[0, :, 13:15] = 1  # the middle columns of the mask
+    if box[0] != box[2]:
+        probs = probs.transpose(1, 2)
+    expected = np.zeros((20, 30), dtype=np.uint8)
+    expected[slice(*rows), slice(*columns)] = 1
+    assert (coco_mask.decode(paste_to_rle(probs, torch.tensor([box]), (20, 30))[0]) == expected).all()
 
 
 def test_paste_is_float32_under_autocast():

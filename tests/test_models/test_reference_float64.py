@@ -113,9 +113,7 @@ def counterparts(found: Instances, ref: dict) -> int:
             continue
         best = int(np.where(near, off, np.inf).argmin())
         free[best] = False
-        # A box without area has an empty mask here (``geometry.masks.paste_to_rle``); mmdetection draws a line.
-        without_area = (box[2:] - box[:2] < 0.01).any()
-        count += 'mask_counts' not in ref or without_area or same_mask(found.masks[best], ref['mask_counts'][i])
+        count += 'mask_counts' not in ref or same_mask(found.masks[best], ref['mask_counts'][i])
     return count
 
 
