@@ -280,4 +280,9 @@ def _moved(result: Instances, boxes: torch.Tensor, meta: ImageMeta, image_size: 
 
 
 def _scale(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
-    return torch.from_numpy(np.array(meta.scale_factor, dtype=np.float32)).to(boxes)
+    factors = np.array(meta.scale_factor, dtype=np.float32)
+    if boxes.dtype == torch.float64 and meta.ori_shape is not None and meta.img_shape is not None:
+        # The stored factors are ratios of sides, rounded to float32; a box on the image's edge is to stay there.
+        exact = np.tile([new / old for new, old in zip(meta.img_shape[1::-1], meta.ori_shape[1::-1])], 2)
+        factors = np.where(exact.astype(np.float32) == factors, exact, factors)
+    return torch.from_numpy(factors).to(boxes)
