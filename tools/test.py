@@ -37,8 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                       help='evaluate; COCO: bbox, segm, keypoints, proposal, proposal_fast; VOC: mAP, recall; ...')
     what.add_argument('--out', metavar='FILE', nargs='?', const='',
                       help="save the results, a list of one entry an image. A .pkl holds mmdetection 2.x's: an array "
-                      "(n, 5) of x1, y1, x2, y2, score for each class; with masks a pair of that and a list of COCO RLEs "
-                      "for each class; with keypoints a dict. A .json holds dicts (docs/evaluation.md). (default: "
+                      "(n, 5) of x1, y1, x2, y2, score for each class; with masks a pair of that and a list of COCO "
+                      "RLEs for each class; with keypoints a dict. A .json holds dicts (docs/evaluation.md). (default: "
                       "'results.pkl' in 'test' beside the checkpoint)")
     what.add_argument(
         '--format-only', action='store_true',

@@ -55,6 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--gpu-id', type=int, metavar='N', help='number of the GPU: --gpu-id 1 is --device cuda:1')
     parser.add_argument('--gpu-ids', type=int, nargs='+', metavar='N',
                         help='the old form of --gpu-id; one GPU only, more need tools/dist_train.sh')
+    parser.add_argument('--gpus', type=int, metavar='N',
+                        help="mmdetection 2.x's: 1, which is the default; more need tools/dist_train.sh CONFIG N")
     parser.add_argument('--tensorboard', action='store_true',
                         help='also write curves for TensorBoard, to work_dir/tf_logs (pip install tensorboard)')
     parser.add_argument('--auto-scale-lr', action='store_true',
@@ -83,6 +85,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.gpu_ids and len(args.gpu_ids) > 1:
         raise ConfigError(f'--gpu-ids {" ".join(map(str, args.gpu_ids))}: one process uses one GPU; start '
                           f'tools/dist_train.sh CONFIG {len(args.gpu_ids)}')
+    if args.gpus is not None and args.gpus != 1:
+        raise ConfigError(f'--gpus {args.gpus}: one process uses one GPU; start ' + (
+            f'tools/dist_train.sh CONFIG {args.gpus}' if args.gpus > 1 else 'it with --device cpu for none'))
     chosen = [value for value in (args.device, args.gpu_id, args.gpu_ids) if value is not None]
     if len(chosen) > 1:
         raise ConfigError('--device, --gpu-id and --gpu-ids all choose the device: give one of them')

@@ -26,7 +26,7 @@ from boxdet.datasets.samplers import (
     SampleKey,
     distributed_place,
 )
-from boxdet.errors import DataError, UserError
+from boxdet.errors import ConfigError, DataError, UserError
 from boxdet.structures.batch import Batch
 
 
@@ -206,10 +206,15 @@ def _end_later(*_: Any) -> None:
 _SECONDS_TO_FINISH = 30.  # what Slurm gives a job between SIGTERM and SIGKILL
 
 
+NO_CLASS_AWARE_SAMPLER = (
+    "boxdet has no sampler that draws classes evenly; to see rare classes more often, put the data set of data.train "
+    "into dict(type='ClassBalancedDataset', oversample_thr=0.01, dataset=...)")
+
+
 def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = False,
                      shuffle: bool = True, seed: int | None = None, runner_type: str = 'EpochBasedRunner',
                      persistent_workers: bool = False, rank: int | None = None, world_size: int | None = None,
-                     group_by_aspect: bool = True, **kwargs: Any) -> BatchLoader:
+                     group_by_aspect: bool = True, class_aware_sampler: None = None, **kwargs: Any) -> BatchLoader:
     """Make the loader of a data set.
 
     Args:
@@ -224,6 +229,7 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         persistent_workers: keep workers from epoch to epoch.
         group_by_aspect: False makes shuffled batches of images of any aspect, as mmdetection 3.x does without its
             AspectRatioBatchSampler.
+        class_aware_sampler: 2.x's, is refused.
         rank: number of this process; asked of torch.distributed when left out.
         world_size: how many there are; likewise.
         **kwargs: for torch's DataLoader: prefetch_factor, pin_memory (True when there is a GPU), drop_last, ...
@@ -231,7 +237,12 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     Returns:
         a loader of Batches (lists of Batches with MultiScaleFlipAug). Its ``sampler`` has ``set_epoch``, ``state_dict``
         and ``load_state_dict``.
+
+    Raises:
+        ConfigError: a ``class_aware_sampler``.
     """
+    if class_aware_sampler is not None:
+        raise ConfigError(f'class_aware_sampler: {NO_CLASS_AWARE_SAMPLER}')
     if rank is None or world_size is None:
         rank, world_size = distributed_place() if dist else (0, 1)
     factor = 1 if dist else num_gpus

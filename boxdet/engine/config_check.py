@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from boxdet import idle_overrides, registry
-from boxdet.datasets.loader import build_dataloader
+from boxdet.datasets.loader import NO_CLASS_AWARE_SAMPLER, build_dataloader
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
@@ -43,7 +43,7 @@ FP16_KEYS = ('loss_scale', 'dtype')
 PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
                   'dcn_offset_lr_mult', 'bypass_duplicate')
 _LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
-_LOGGERS_ELSEWHERE = ('MMDetWandbHook', 'PaviLoggerHook', 'NeptuneLoggerHook', 'DvcliveLoggerHook', 'ClearMLLoggerHook',
+_LOGGERS_ELSEWHERE = ('PaviLoggerHook', 'NeptuneLoggerHook', 'DvcliveLoggerHook', 'ClearMLLoggerHook',
                       'SegmindLoggerHook')
 _BESIDE_KEYWORDS = {'norm_cfg': ('requires_grad',), 'dcn': ('fallback_on_stride',)}
 
@@ -185,8 +185,9 @@ class _Checker:
         if found is not None:
             return found
         if wanted is registry.HOOKS and kind in _LOGGERS_ELSEWHERE:
-            self.fail(f'{path}.type', f"'{kind}' needs a service that boxdet does not talk to; TextLoggerHook and "
-                                      'TensorboardLoggerHook do, or register a hook of that name')
+            self.fail(f'{path}.type', f"'{kind}' needs a service that boxdet does not talk to: take TextLoggerHook, "
+                                      'TensorboardLoggerHook, WandbLoggerHook or MlflowLoggerHook, or register a hook '
+                                      'of that name')
         by_lower = {name.lower(): name for name in wanted.names()}
         close = [by_lower[name] for name in difflib.get_close_matches(kind.lower(), by_lower, n=5, cutoff=0.5)]
         near = f"; near it: {', '.join(close)}" if close else f"; known: {', '.join(wanted.names())}"
@@ -256,6 +257,8 @@ class _Checker:
                 several = isinstance(one, Mapping) and isinstance(one.get('ann_file'), (list, tuple))
                 self.typed(one, here, registry.DATASETS, beside=(*beside, 'separate_eval') if several else beside)
             if value.get(f'{split}_dataloader') is not None:
+                if value[f'{split}_dataloader'].get('class_aware_sampler') is not None:
+                    self.fail(f'{path}.{split}_dataloader.class_aware_sampler', NO_CLASS_AWARE_SAMPLER)
                 self.keys(value[f'{split}_dataloader'], f'{path}.{split}_dataloader', loader)
 
     # ------------------------------------------------------------------------------ training

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,19 @@ class CheckpointHook(Hook):
         out_dir: default the work_dir; else a folder of the work_dir's name is made in it.
         max_keep_ckpts: delete older ones beyond so many; -1 keeps all. The newest and the best are never deleted.
         save_last: also save when the training ends; by default unless ``interval`` is -1.
+        create_symlink: point ``latest.pth`` to the newest.
     """
     priority = 'NORMAL'
 
     def __init__(self, interval: int | None = None, by_epoch: bool = True, save_optimizer: bool = True,
-                 out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool | None = None):
+                 out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool | None = None,
+                 create_symlink: bool = True):
         if interval == 0 or max_keep_ckpts == 0:
             raise ConfigError('checkpoint_config: interval and max_keep_ckpts must not be 0 (-1 means never and all)')
         self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
         self.out_dir, self.max_keep_ckpts = out_dir, max_keep_ckpts
         self.save_last = interval != -1 if save_last is None else save_last
+        self.create_symlink = create_symlink
         self._folder = Path()
 
     def before_run(self, runner: Any) -> None:
@@ -114,7 +117,8 @@ class CheckpointHook(Hook):
 
     def _make_newest(self, path: Path, interrupted: str | None = None) -> None:
         """Point ``latest.pth`` to a checkpoint that can be read, then delete those that are too many."""
-        point_to(self._folder / 'latest.pth', path)
+        if self.create_symlink:
+            point_to(self._folder / 'latest.pth', path)
         if self.max_keep_ckpts > 0:
             if interrupted and Path(interrupted) != path:
                 Path(interrupted).unlink(missing_ok=True)
@@ -167,8 +171,11 @@ class EvaluationHook(Hook):
         evaluate: ``evaluate(dataset, results, logger=…, **options) -> dict`` of metrics.
         interval: epochs (iterations without ``by_epoch``) between evaluations.
         start: the first one, counted likewise; 0 evaluates before training.
+        dynamic_intervals: pairs (milestone, interval): from that count on another interval.
         save_best: keep the checkpoint of the best value of this metric; 'auto' takes the first one.
         rule: 'greater' or 'less'; found from the metric's name when None.
+        greater_keys: metrics, or parts of their names, that are good when greater, in place of the usual ones.
+        less_keys: likewise those that are good when less.
         out_dir: where the best checkpoint goes, see ``CheckpointHook``.
         progress: show the images' progress.
         tmpdir: see ``run_inference``.
@@ -184,7 +191,10 @@ class EvaluationHook(Hook):
     def __init__(self, dataset: Any, dataloader: Any, evaluate: Callable[..., Mapping[str, Any]], interval: int = 1,
                  start: int | None = None, by_epoch: bool = True, save_best: str | None = None,
                  rule: str | None = None, out_dir: str | None = None, progress: bool = True, tmpdir: str | None = None,
-                 gpu_collect: bool = False, broadcast_bn_buffer: bool = True, **options: Any):
+                 gpu_collect: bool = False, broadcast_bn_buffer: bool = True,
+                 dynamic_intervals: Sequence[Sequence[int]] | None = None,
+                 greater_keys: str | Sequence[str] | None = None, less_keys: str | Sequence[str] | None = None,
+                 **options: Any):
         if gpu_collect:
             warnings.warn('evaluation.gpu_collect has no effect: results travel between the processes on the CPU',
                           stacklevel=2)
@@ -192,6 +202,13 @@ class EvaluationHook(Hook):
             raise ConfigError(f'evaluation: interval {interval} must be 1 at least, start {start} not negative')
         if rule not in (None, 'greater', 'less'):
             raise ConfigError(f"evaluation.rule '{rule}' is neither 'greater' nor 'less'")
+        pairs = dynamic_intervals or ()
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2
+                   and all(isinstance(n, int) and n >= 1 for n in pair) for pair in pairs):
+            raise ConfigError('evaluation.dynamic_intervals is a list of pairs (milestone, interval) of whole numbers, '
+                              f'1 at least, such as [(10, 1)]; not {dynamic_intervals!r}')
+        self.dynamic_intervals = sorted((milestone, every) for milestone, every in pairs)
+        self.greater_keys, self.less_keys = greater_keys, less_keys
         self.dataset, self.dataloader, self.evaluate, self.options = dataset, dataloader, evaluate, options
         self.interval, self.start, self.by_epoch = interval, start, by_epoch
         self.save_best, self.rule, self.out_dir, self.progress = save_best, rule, out_dir, progress
@@ -216,9 +233,11 @@ class EvaluationHook(Hook):
             self._run(runner, runner.iter + 1, runner.epoch + 1, runner.iter + 1)
 
     def _is_due(self, count: int) -> bool:
+        interval = next((every for milestone, every in reversed(self.dynamic_intervals) if milestone <= count),
+                        self.interval)
         if self.start is None:
-            return count % self.interval == 0
-        return count >= self.start and (count - self.start) % self.interval == 0
+            return count % interval == 0
+        return count >= self.start and (count - self.start) % interval == 0
 
     def _run(self, runner: Any, count: int, epoch: int, step: int) -> None:
         """Evaluate; neither the random numbers nor the mode of the training notice."""
@@ -263,17 +282,31 @@ class EvaluationHook(Hook):
     def _is_better(self, name: str, score: float, best: float | None) -> bool:
         if best is None or not math.isfinite(score):
             return math.isfinite(score)
-        return score < best if (self.rule or rule_of(name)) == 'less' else score > best
+        rule = self.rule or rule_of(name, self.greater_keys, self.less_keys)
+        return score < best if rule == 'less' else score > best
 
 
-def rule_of(metric: str) -> str:
+def rule_of(metric: str, greater_keys: str | Sequence[str] | None = None,
+            less_keys: str | Sequence[str] | None = None) -> str:
     """Whether a metric is good when 'greater' or 'less', from its name.
+
+    Args:
+        metric: the name.
+        greater_keys: names, or parts of names, of those that are good when greater; the usual ones when None.
+        less_keys: likewise when less.
 
     Raises:
         ConfigError: the name does not tell.
     """
-    for rule, parts in (('less', _LESS), ('greater', _GREATER)):
-        if any(part.lower() in metric.lower() for part in parts):
+    given = [(rule, [keys] if isinstance(keys, str) else keys)
+             for rule, keys in (('greater', greater_keys), ('less', less_keys)) if keys is not None]
+    rules = [*given, *((rule, keys) for rule, keys in (('less', _LESS), ('greater', _GREATER))
+                       if rule not in dict(given))]
+    for rule, keys in rules:
+        if metric in keys:
+            return rule
+    for rule, keys in rules:
+        if any(key.lower() in metric.lower() for key in keys):
             return rule
     raise ConfigError(f"evaluation.save_best '{metric}': say evaluation.rule='greater' or 'less'")
 

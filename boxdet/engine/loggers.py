@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ class LoggerHook(Hook):
         ignore_last: no entry for the rest of an epoch that is shorter than ``interval``; an epoch that is shorter as a
             whole gets one at its end.
         by_epoch: iterations are counted within the epoch; for IterBasedRunner False.
+        reset_flag: mmcv 1.x's. Either value gives the same: an entry is the mean since the one before it.
     """
     priority = 'VERY_LOW'
 
-    def __init__(self, interval: int = 10, ignore_last: bool = True, by_epoch: bool = True):
+    def __init__(self, interval: int = 10, ignore_last: bool = True, by_epoch: bool = True, reset_flag: bool = False):
         if interval < 1:
             raise ConfigError(f'log_config.interval is {interval}; it must be 1 at least')
         self.interval, self.ignore_last, self.by_epoch = interval, ignore_last, by_epoch
@@ -114,8 +116,8 @@ class TextLoggerHook(LoggerHook):
     """
 
     def __init__(self, interval: int = 10, ignore_last: bool = True, by_epoch: bool = True,
-                 interval_exp_name: int = 1000):
-        super().__init__(interval, ignore_last, by_epoch)
+                 interval_exp_name: int = 1000, reset_flag: bool = False):
+        super().__init__(interval, ignore_last, by_epoch, reset_flag)
         self.interval_exp_name = interval_exp_name
         self._start = (0., 0)
         self._hinted = False
@@ -190,8 +192,9 @@ def _import_tracker(package: str, hook: str) -> Any:
 class TensorboardLoggerHook(LoggerHook):
     """Event files for TensorBoard, in ``log_dir`` (default ``work_dir/tf_logs``)."""
 
-    def __init__(self, log_dir: str | None = None, interval: int = 10, ignore_last: bool = True, by_epoch: bool = True):
-        super().__init__(interval, ignore_last, by_epoch)
+    def __init__(self, log_dir: str | None = None, interval: int = 10, ignore_last: bool = True, by_epoch: bool = True,
+                 reset_flag: bool = False):
+        super().__init__(interval, ignore_last, by_epoch, reset_flag)
         self.log_dir = log_dir
         self._writer_class = _import_tracker('torch.utils.tensorboard', 'TensorboardLoggerHook').SummaryWriter
         self._writer: Any = None
@@ -212,12 +215,23 @@ class TensorboardLoggerHook(LoggerHook):
 
 @HOOKS.register_module()
 class WandbLoggerHook(LoggerHook):
-    """Weights & Biases; ``init_kwargs`` go to ``wandb.init``."""
+    """Weights & Biases.
+
+    Args:
+        init_kwargs: of ``wandb.init``.
+        commit: of ``wandb.log``.
+        with_step: give wandb the iteration as its step; else it is logged as ``global_step``.
+        log_artifact: at the end upload the logs and the config of the work_dir.
+        interval, ignore_last, by_epoch, reset_flag: as in ``LoggerHook``.
+    """
 
     def __init__(self, init_kwargs: Mapping | None = None, interval: int = 10, ignore_last: bool = True,
-                 by_epoch: bool = True):
-        super().__init__(interval, ignore_last, by_epoch)
+                 by_epoch: bool = True, reset_flag: bool = False, commit: bool | None = None, with_step: bool = True,
+                 log_artifact: bool = False):
+        super().__init__(interval, ignore_last, by_epoch, reset_flag)
         self.init_kwargs = dict(init_kwargs or {})
+        self.with_step, self.log_artifact = with_step, log_artifact
+        self._options = {} if commit is None else dict(commit=commit)
         self._wandb = _import_tracker('wandb', 'WandbLoggerHook')
 
     def before_run(self, runner: Any) -> None:
@@ -225,20 +239,63 @@ class WandbLoggerHook(LoggerHook):
             self._wandb.init(**{'dir': runner.work_dir, **self.init_kwargs})
 
     def log(self, runner: Any, entry: dict[str, Any], step: int) -> None:
-        self._wandb.log(numbers_of(entry), step=step)
+        if self.with_step:
+            self._wandb.log(numbers_of(entry), step=step, **self._options)
+        else:
+            self._wandb.log({**numbers_of(entry), 'global_step': step}, **self._options)
 
     def after_run(self, runner: Any) -> None:
-        if is_main():
-            self._wandb.finish()
+        if not is_main():
+            return
+        if self.log_artifact:
+            artifact = self._wandb.Artifact('work_dir', type='log')
+            for path in sorted(Path(runner.work_dir).iterdir()):
+                if path.name.endswith(('.log', '.log.json', '.py')):
+                    artifact.add_file(str(path))
+            self._wandb.log_artifact(artifact)
+        self._wandb.finish()
+
+
+@HOOKS.register_module()
+class MMDetWandbHook(WandbLoggerHook):
+    """``WandbLoggerHook`` under the name of mmdetection 2.x's, which uploads checkpoints and images too.
+
+    Args:
+        log_checkpoint, log_checkpoint_metadata, num_eval_images, bbox_score_thr: have no effect, which it says.
+        init_kwargs, interval, ignore_last, by_epoch, reset_flag, commit, with_step, log_artifact: as in
+            ``WandbLoggerHook``.
+    """
+
+    def __init__(self, init_kwargs: Mapping | None = None, interval: int = 50, log_checkpoint: bool = False,
+                 log_checkpoint_metadata: bool = False, num_eval_images: int = 100, bbox_score_thr: float = 0.3,
+                 ignore_last: bool = True, by_epoch: bool = True, reset_flag: bool = False, commit: bool | None = None,
+                 with_step: bool = True, log_artifact: bool = False):
+        super().__init__(init_kwargs, interval, ignore_last, by_epoch, reset_flag, commit, with_step, log_artifact)
+        if log_checkpoint or log_checkpoint_metadata or num_eval_images:
+            warnings.warn('MMDetWandbHook uploads numbers only, no checkpoints and no images: tools/test.py --show-dir '
+                          'draws images; log_checkpoint=False, log_checkpoint_metadata=False, num_eval_images=0 turn '
+                          'this message off', stacklevel=2)
 
 
 @HOOKS.register_module()
 class MlflowLoggerHook(LoggerHook):
-    """MLflow; ``exp_name`` is the experiment, ``tags`` and ``params`` are of the run."""
+    """MLflow.
+
+    Args:
+        exp_name: the experiment.
+        tags: of the run.
+        params: of the run.
+        log_model: mmcv 1.x's, has no effect, which it says.
+        interval, ignore_last, by_epoch, reset_flag: as in ``LoggerHook``.
+    """
 
     def __init__(self, exp_name: str | None = None, tags: Mapping | None = None, params: Mapping | None = None,
-                 interval: int = 10, ignore_last: bool = True, by_epoch: bool = True):
-        super().__init__(interval, ignore_last, by_epoch)
+                 interval: int = 10, ignore_last: bool = True, by_epoch: bool = True, reset_flag: bool = False,
+                 log_model: bool = False):
+        super().__init__(interval, ignore_last, by_epoch, reset_flag)
+        if log_model:
+            warnings.warn('MlflowLoggerHook(log_model=True) has no effect: the checkpoints stay in the work_dir, from '
+                          'where mlflow.log_artifact uploads one', stacklevel=2)
         self.exp_name, self.tags, self.params = exp_name, tags, params
         self._mlflow = _import_tracker('mlflow', 'MlflowLoggerHook')
 

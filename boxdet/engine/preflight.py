@@ -451,8 +451,11 @@ def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str,
 
 
 def _scaled_interval(section: Mapping[str, Any] | None, scale: float, by_epoch: bool) -> Mapping[str, Any] | None:
-    """``interval`` and ``start`` of a section that counts iterations; what is not positive has another meaning."""
+    """``interval``, ``start``, … of a section that counts iterations; what is not positive has another meaning."""
     if section is None or section.get('by_epoch', by_epoch):
         return section
     counts = {key: max(round(section[key] / scale), 1) for key in ('interval', 'start') if (section.get(key) or 0) > 0}
+    if section.get('dynamic_intervals'):
+        pairs = [tuple(max(round(n / scale), 1) for n in pair) for pair in section['dynamic_intervals']]
+        return {**section, **counts, 'dynamic_intervals': pairs}
     return {**section, **counts}

@@ -255,7 +255,7 @@ def build_update_step(optimizer: Optimizer, optimizer_config: Mapping | None = N
     """
     options = dict(optimizer_config or {})
     kind = options.pop('type', 'OptimizerHook')
-    known_types = ('OptimizerHook', 'Fp16OptimizerHook', 'GradientCumulativeOptimizerHook',
+    known_types = ('OptimizerHook', 'DistOptimizerHook', 'Fp16OptimizerHook', 'GradientCumulativeOptimizerHook',
                    'GradientCumulativeFp16OptimizerHook')
     if kind not in known_types:
         raise ConfigError(f"optimizer_config.type '{kind}' is unknown{nearest(kind, known_types)}")

@@ -131,7 +131,7 @@ def test_a_config_of_detectron(tmp_path):
 
 
 @pytest.mark.parametrize('hooks, message', [
-    ([dict(type='MMDetWandbHook', init_kwargs={})], 'a service that boxdet does not talk to'),
+    ([dict(type='PaviLoggerHook', init_kwargs={})], 'a service that boxdet does not talk to: take TextLoggerHook'),
     ([dict(type='TextLoggerHok')], 'near it: TextLoggerHook'),
 ])
 def test_loggers(mask_config, hooks, message):
@@ -139,6 +139,25 @@ def test_loggers(mask_config, hooks, message):
     cfg.log_config.hooks = hooks
     with pytest.raises(ConfigError, match=message):
         check_config(cfg)
+
+
+def test_2x_has_a_class_aware_sampler(mask_config):
+    with pytest.raises(ConfigError, match=r'data.train_dataloader.class_aware_sampler .*ClassBalancedDataset'):
+        check_config(mask_config('data.train_dataloader.class_aware_sampler.num_sample_class=1'))
+    check_quietly(mask_config('data.train_dataloader.class_aware_sampler=None'))
+
+
+def test_keys_of_mmdetection_2x_that_change_little(mask_config):
+    cfg = mask_config('checkpoint_config.create_symlink=False', 'evaluation.dynamic_intervals=[(1,1)]',
+                      "evaluation.greater_keys=['mAP']", "evaluation.less_keys=['loss']",
+                      'optimizer_config.type=DistOptimizerHook')
+    cfg.log_config.hooks = [
+        dict(type='TextLoggerHook', by_epoch=True, reset_flag=False),
+        dict(type='MlflowLoggerHook', exp_name='e', log_model=True),
+        dict(type='WandbLoggerHook', init_kwargs={}, log_artifact=True, with_step=False, commit=True),
+        dict(type='MMDetWandbHook', init_kwargs={}, interval=10, log_checkpoint=True, num_eval_images=100)]
+    check_quietly(cfg)
+    assert build_update_step(build_optimizer(torch.nn.Linear(2, 2), dict(type='SGD', lr=1.)), cfg.optimizer_config)
 
 
 def test_good_configs_pass_in_silence(mask_config):

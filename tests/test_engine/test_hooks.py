@@ -232,6 +232,31 @@ def test_rules():
     assert rule_of('bbox_mAP') == rule_of('AR@100') == rule_of('mAP') == 'greater' and rule_of('loss_cls') == 'less'
     with pytest.raises(ConfigError, match="rule='greater' or 'less'"):
         rule_of('score')
+    assert rule_of('score', ['score']) == 'greater' and rule_of('my_score', less_keys='score') == 'less'
+    assert rule_of('bbox_mAP', less_keys=['mAP']) == 'less' and rule_of('loss_x', ['loss_x']) == 'greater'
+    assert rule_of('mAP', greater_keys=['loss_mAP'], less_keys=['mAP']) == 'less'
+
+
+def test_the_best_by_keys_of_ones_own(tmp_path):
+    toy_runner(tmp_path, 3, hooks=[evaluation([.1, .3, .2], save_best='bbox_mAP', less_keys=['bbox_mAP'])]).train()
+    assert names(tmp_path) == ['best_bbox_mAP_epoch_1.pth']
+
+
+@pytest.mark.parametrize('options, seen', [
+    (dict(interval=3, dynamic_intervals=[(5, 1)]), [3, 5, 6]),
+    (dict(interval=4, dynamic_intervals=[(5, 2)]), [4, 6]),
+    (dict(interval=1, start=2, dynamic_intervals=[[4, 3]]), [2, 3, 5])])
+def test_other_intervals_from_a_milestone_on(tmp_path, options, seen):
+    listen = Listen()
+    toy_runner(tmp_path, 6, hooks=[evaluation(range(9), **options), listen]).train()
+    assert [epoch for epoch, _, _ in listen.seen] == seen
+    with pytest.raises(ConfigError, match='list of pairs'):
+        evaluation([], dynamic_intervals=[5, 1])
+
+
+def test_checkpoints_without_a_link_to_the_newest(tmp_path):
+    toy_runner(tmp_path, 2, hooks=[CheckpointHook(interval=1, create_symlink=False)]).train()
+    assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
 
 
 @pytest.mark.parametrize('options', [dict(interval=0), dict(start=-1), dict(rule='more')])

@@ -6,6 +6,7 @@ import struct
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 from toy_training import toy_loader, toy_runner
@@ -122,6 +123,28 @@ def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):
           HOOKS.build(dict(type='MlflowLoggerHook', interval=2, exp_name='e')), max_epochs=1)
     assert got['wandb'][0] == dict(project='p', dir=str(tmp_path)) and got['mlflow'][0] == 'e'
     assert got['wandb'][1:] == got['mlflow'][1:] and [step for step, _ in got['wandb'][1:]] == [2, 4, 4]
+
+
+def test_keywords_of_mmcv_1x(tmp_path, monkeypatch):
+    logged, files = [], []
+    artifact = types.SimpleNamespace(add_file=lambda path: files.append(Path(path).name))
+    wandb = types.SimpleNamespace(
+        init=lambda **kwargs: None, finish=lambda: None, Artifact=lambda name, type: artifact,
+        log=lambda values, **options: logged.append((values.get('global_step'), options)), log_artifact=files.append)
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    (tmp_path / 'a.log').write_text('')
+    (tmp_path / 'a.pth').write_text('')
+    train(tmp_path, HOOKS.build(dict(type='WandbLoggerHook', interval=2, log_artifact=True, with_step=False,
+                                     commit=True, reset_flag=True)), max_epochs=1)
+    assert logged[0] == (2, dict(commit=True)) and files == ['a.log', artifact]
+    with pytest.warns(UserWarning, match='MMDetWandbHook uploads numbers only'):
+        hook = HOOKS.build(dict(type='MMDetWandbHook', init_kwargs=dict(project='p'), interval=2, log_checkpoint=True))
+    logged.clear()
+    train(tmp_path, hook, max_epochs=1)
+    assert logged[0] == (None, dict(step=2))
+    monkeypatch.setitem(sys.modules, 'mlflow', types.SimpleNamespace())
+    with pytest.warns(UserWarning, match='log_model=True. has no effect'):
+        HOOKS.build(dict(type='MlflowLoggerHook', log_model=True))
 
 
 # --- the table of the documentation ---

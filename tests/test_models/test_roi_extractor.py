@@ -150,6 +150,20 @@ def test_generic_extractor_joins_the_levels():
     torch.testing.assert_close(concat(feats, rois), torch.cat([concat.pre_module(s) for s in single], dim=1))
 
 
+def test_generic_extractor_with_the_layers_of_2x():
+    """configs/groie of mmdetection 2.x: a ConvModule before, an attention block after."""
+    feats, rois = features(), rois_of_all_sizes()
+    pre = dict(type='ConvModule', in_channels=6, out_channels=8, kernel_size=5, padding=2, inplace=False)
+    post = dict(type='GeneralizedAttention', in_channels=8, spatial_range=-1, num_heads=2, attention_type='0100',
+                kv_stride=2)
+    extractor = GenericRoIExtractor(LAYERS[0], 8, STRIDES, pre_cfg=pre, post_cfg=post)
+    single = [RoIAlign(7, 1 / s)(f, rois) for s, f in zip(STRIDES, feats)]
+    conv = extractor.pre_module.conv
+    before = sum(torch.relu(torch.nn.functional.conv2d(s, conv.weight, conv.bias, padding=2)) for s in single)
+    torch.testing.assert_close(extractor(feats, rois), extractor.post_module(before))
+    assert {'pre_module.conv.weight', 'pre_module.conv.bias', 'post_module.gamma'} <= set(extractor.state_dict())
+
+
 def test_what_does_not_exist_is_an_error():
     with pytest.raises(ConfigError, match="pool_mode is 'max'"):
         RoIAlign(7, pool_mode='max')

@@ -52,6 +52,8 @@ def test_help_teaches_and_imports_nothing_heavy(repo_root):
     (['--options', 'a=1', '--cfg-options', 'b=1'], '--options is the old name'),
     (['--resume-from', 'a', '--auto-resume'], 'exclude each other'),
     (['--gpu-ids', '0', '1'], 'start tools/dist_train.sh CONFIG 2'),
+    (['--gpus', '2'], 'start tools/dist_train.sh CONFIG 2'),
+    (['--gpus', '0'], 'start it with --device cpu for none'),
     (['--device', 'cpu', '--gpu-id', '0'], 'give one of them')])
 def test_contradicting_arguments(tool, args, message):
     with pytest.raises(ConfigError, match=message):
