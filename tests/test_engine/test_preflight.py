@@ -263,6 +263,8 @@ def test_what_counts_iterations_is_scaled_along(log):
     assert "evaluation {'interval': 2, 'start': 1}" in log.text and 'checkpoint_config' not in log.text
     epochs = dict(type='EpochBasedRunner', max_epochs=12)
     assert scale_steps(2., epochs, None, evaluation=every)[2] == every
+    changing = dict(interval=100, dynamic_intervals=[(400, 50)])
+    assert scale_steps(2., length, None, evaluation=changing)[2] == dict(interval=50, dynamic_intervals=[(200, 25)])
     assert scale_steps(2., length, None, evaluation=None)[2] is None
     chain = dict(policy='param_scheduler', schedulers=[dict(type='LinearLR', by_epoch=False, begin=0, end=500),
                                                        dict(type='MultiStepLR', milestones=[8])])
