@@ -198,6 +198,7 @@ FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'single_mask_cascade': ('SingleMaskCascadeRoIHead',),
     'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),
     'mask_scoring': ('MaskIoUHead', 'MaskScoringRCNN', 'MaskScoringRoIHead'),
+    'tridentnet': ('TridentFasterRCNN', 'TridentResNet', 'TridentRoIHead'),
     # Backbones
     'swin': ('SwinTransformer',),
     'convnext': ('ConvNeXt', 'LN2d'),

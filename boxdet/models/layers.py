@@ -278,6 +278,7 @@ def _class_and_options(cfg: Mapping, key: str, extra: Sequence[str] = ()) -> tup
 
 _RELU = {'type': 'ReLU'}
 
+
 @LAYERS.register_module()
 class ConvModule(nn.Module):
     """Convolution, norm and activation in one module; names as in 2.x (``conv``, ``bn``, ``activate``).

@@ -180,6 +180,17 @@ def seesaw() -> dict:
         roi_head__mask_head=dict(predictor_cfg=dict(type='NormedConv2d', tempearture=20)))
 
 
+def trident(branch: int) -> Callable[[], dict]:
+    branches = dict(num_branch=3, test_branch_idx=branch)
+
+    def make() -> dict:
+        cfg = one_level(dict(type='TridentResNet', trident_dilations=(1, 2, 3), num_stages=3, strides=(1, 2, 2),
+                             dilations=(1, 1, 1), out_indices=(2,), norm_eval=True, **THIN_R50, **branches), 64)
+        cfg['roi_head'] |= dict(type='TridentRoIHead', **branches)
+        return cfg | dict(type='TridentFasterRCNN')
+    return make
+
+
 def legacy() -> dict:
     cfg = faster(roi_head__bbox_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')),
                  rpn_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')))()
@@ -216,7 +227,7 @@ FAMILIES = {
     'htc': htc(), 'htc_without_semantic': htc(semantic=False),
     'point_rend': point_rend, 'grid': grid, 'sabl': faster(roi_head=dict(bbox_head=sabl_head())),
     'sabl_cascade': sabl_cascade, 'dynamic': dynamic, 'pisa': pisa,
-    'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
+    'trident': trident(1), 'trident_all': trident(-1), 'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
     'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
 }
 

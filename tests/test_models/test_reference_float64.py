@@ -40,6 +40,7 @@ CASES = {
     'libra_faster_rcnn_r101_fpn_1x_coco': 'libra_rcnn',
     'mask_rcnn_hrnetv2p_w18_1x_coco': 'hrnet',
     'mask_rcnn_r50_fpn_1x_coco': 'mask_rcnn',
+    'mask_rcnn_r50_fpn_groie_1x_coco': 'groie',
     'mask_rcnn_r50_fpn_r4_gcb_c3-c5_1x_coco': 'gcnet',
     'mask_rcnn_s50_fpn_syncbn-backbone+head_mstrain_1x_coco': 'resnest',
     'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco': 'swin',
@@ -49,6 +50,7 @@ CASES = {
     'point_rend_r50_caffe_fpn_mstrain_1x_coco': 'point_rend',
     'sabl_cascade_rcnn_r50_fpn_1x_coco': 'sabl',
     'scnet_r50_fpn_1x_coco': 'scnet',
+    'tridentnet_r50_caffe_1x_coco': 'tridentnet',
 }
 # No losses are given where a training draws at random. Libra R-CNN's RPN draws five negatives for a positive.
 WITHOUT_LOSSES = {

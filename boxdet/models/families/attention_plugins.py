@@ -248,7 +248,10 @@ class GeneralizedAttention(nn.Module):
             across = self._distances(size[1], key_size[1], self.appr_geom_fc_x, queries)          # (A, w, w', D)
             down = self._distances(size[0], key_size[0], self.appr_geom_fc_y, queries)            # (A, h, h', D)
             by_x = torch.einsum('bahwd,awkd->bahwk', asks, across)[..., None, :]
-            by_y = torch.einsum('bahwd,ahkd->bahwk', asks, down)[..., None]
+            # Where distances come without a bias of their own, mmcv takes the query of row j, column i for the rows'
+            # distances of row i, column j. Weights are learnt with it; on maps that are not square it fails.
+            turned = not self.distance_alone and size[0] == size[1]
+            by_y = torch.einsum('bahwd,ahkd->bahwk', asks.transpose(2, 3) if turned else asks, down)[..., None]
             terms.append((by_x + by_y).flatten(4).flatten(2, 3))
         energy = sum(terms)
         if self.spatial_range >= 0:
