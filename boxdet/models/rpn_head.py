@@ -318,7 +318,8 @@ class RPNHead(nn.Module):
     @torch.no_grad()
     def predict_padded(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
                        metas: Sequence[ImageMeta] | torch.Tensor, settings: ProposalSettings,
-                       suppression: Suppression) -> PaddedInstances:
+                       suppression: Suppression,
+                       anchors: Sequence[torch.Tensor] | None = None) -> PaddedInstances:
         """Proposals ``bboxes`` (B, n, 4) and ``scores`` (B, n), best first, those that only fill up last.
 
         Args:
@@ -327,16 +328,17 @@ class RPNHead(nn.Module):
             metas: of B images, or their (height, width) as a tensor (B, 2).
             settings: how many proposals, and which.
             suppression: how candidates are chosen and suppressed.
+            anchors: of each level and image (B, H * W * A, 4), in the place of the generator's.
         """
-        grids = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
+        grids = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype) if anchors is None else anchors
         kept = [self._best_of_level(*level, settings.nms_pre, suppression)
                 for level in zip(cls_scores, bbox_preds, grids)]
         counts = [scores.shape[1] for scores, _, _ in kept]
-        scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*kept))     # (B, N), (B, N, 4) twice
+        scores, deltas, starts = (torch.cat(parts, dim=1) for parts in zip(*kept))      # (B, N), (B, N, 4) twice
         sizes = image_sizes(metas)
         decoded = [self.bbox_coder.decode(*rows, max_shape=size)
-                   for *rows, size in image_rows(sizes, anchors, deltas)]
-        boxes = of_images(decoded, sizes, anchors)                                       # (B, N, 4)
+                   for *rows, size in image_rows(sizes, starts, deltas)]
+        boxes = of_images(decoded, sizes, starts)                                        # (B, N, 4)
         valid = scores >= 0
         if settings.min_bbox_size >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > settings.min_bbox_size).all(dim=-1)
@@ -365,7 +367,9 @@ class RPNHead(nn.Module):
         deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
         if nms_pre > 0:
             scores, place = suppression.best(scores, nms_pre)                           # (B, n)
-            deltas, anchors = deltas.gather(1, place[..., None].expand(-1, -1, 4)), anchors[place]
+            deltas = deltas.gather(1, place[..., None].expand(-1, -1, 4))
+            one_each = anchors.dim() == 3                                               # (B, H * W * A, 4)
+            anchors = anchors.gather(1, place[..., None].expand(-1, -1, 4)) if one_each else anchors[place]
         else:
             anchors = anchors.expand(scores.shape[0], -1, -1)
         return scores, at_least_float32(deltas), anchors

@@ -191,6 +191,22 @@ def trident(branch: int) -> Callable[[], dict]:
     return make
 
 
+def cascade_rpn() -> dict:
+    cfg = tiny_models.faster_rcnn()
+    rpn = cfg['rpn_head']
+    strides = rpn['anchor_generator']['strides']
+    stage = dict(
+        type='StageCascadeRPNHead', in_channels=rpn['in_channels'], feat_channels=16, reg_decoded_bbox=True,
+        anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=strides),
+        loss_bbox=dict(type='IoULoss', linear=True))
+    first = stage | dict(bridged_feature=True, sampling=False, with_cls=False)
+    last = stage | dict(adapt_cfg=dict(type='offset'))
+    cfg['rpn_head'] = dict(type='CascadeRPNHead', num_stages=2, stages=[first, last])
+    regions = dict(assigner=dict(type='RegionAssigner', center_ratio=0.2, ignore_ratio=0.5), allowed_border=-1)
+    cfg['train_cfg']['rpn'] = [regions, cfg['train_cfg']['rpn']]
+    return cfg
+
+
 def legacy() -> dict:
     cfg = faster(roi_head__bbox_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')),
                  rpn_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')))()
@@ -227,6 +243,7 @@ FAMILIES = {
     'htc': htc(), 'htc_without_semantic': htc(semantic=False),
     'point_rend': point_rend, 'grid': grid, 'sabl': faster(roi_head=dict(bbox_head=sabl_head())),
     'sabl_cascade': sabl_cascade, 'dynamic': dynamic, 'pisa': pisa,
+    'cascade_rpn': cascade_rpn,
     'trident': trident(1), 'trident_all': trident(-1), 'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
     'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
 }

@@ -27,6 +27,7 @@ CASES = {
     'cascade_mask_rcnn_convnext-t_p4_w7_fpn_giou_4conv1f_fp16_ms-crop_3x_coco': 'convnext',
     'cascade_mask_rcnn_r50_fpn_1x_coco': 'cascade_rcnn',
     'cascade_rcnn_r2_101_fpn_20e_coco': 'res2net',
+    'crpn_faster_rcnn_r50_caffe_fpn_1x_coco': 'cascade_rpn',
     'dh_faster_rcnn_r50_fpn_1x_coco': 'double_heads',
     'dynamic_rcnn_r50_fpn_1x_coco': 'dynamic_rcnn',
     'faster_rcnn_r50_fpg_crop640_50e_coco': 'fpg',
