@@ -41,6 +41,8 @@ ABILITIES: Mapping[str, Ability] = MappingProxyType(dict(
         False, 'neck: forward(levels, keep=False) empties the list while it reads it', methods=('forward',)),
     wants_semantic_seg=Ability(
         False, "RoI head: loss takes semantic_seg=, the batch's semantic maps (B, 1, h, w)"),
+    own_types=Ability((), 'any class: keywords whose dicts have types of its own, which no registry knows'),
+    reads_images=Ability(False, 'neck: the first of the levels that it reads is the images (RFP)'),
     with_keypoint=Ability(False, 'RoI head: it has a keypoint_head, and predicts keypoints'),
     flip_pairs=Ability(None, 'keypoint head: pairs of keypoints, counted from 0, that a mirror swaps'),
     skeleton=Ability((), 'keypoint head: pairs of keypoints, counted from 0, that drawings connect'),

@@ -107,7 +107,19 @@ def test_configs_of_mmdetection_load_check_and_build_unchanged(mmdetection_confi
 @pytest.mark.slow
 def test_shipped_configs_hold_the_values_of_mmdetections(mmdetection_configs, reference):
     for name in (reference / 'config_names.txt').read_text().split():
-        assert load_config(CONFIGS / name).to_dict() == load_config(mmdetection_configs / name).to_dict(), name
+        theirs = with_bundles(load_config(mmdetection_configs / name).to_dict())
+        assert load_config(CONFIGS / name).to_dict() == theirs, name
+
+
+def with_bundles(value):
+    """The deprecated ImageToTensor replaced by what it stands for in boxdet's files."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_bundles(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if value.get('type') == 'ImageToTensor' and value['keys'] == ['img']:
+        return dict(type='DefaultFormatBundle')
+    return {key: with_bundles(item) for key, item in value.items()}
 
 
 def test_no_stock_config_asks_for_what_is_deprecated():

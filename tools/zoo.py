@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout also works when it is not installed
 
-from boxdet.errors import CheckpointError, run_command  # noqa: E402
+from boxdet.errors import CheckpointError, CommandParser, run_command  # noqa: E402
 
 # Weights that are in no metafile: torchvision's own (torchvision.models.detection), tensorpack's (its README).
 _OTHERS = {
@@ -52,8 +52,8 @@ _METRICS = {'box AP': 'box', 'mask AP': 'mask', 'AR@1000': 'AR@1000', 'keypoint 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
-    parser = argparse.ArgumentParser(description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=summary, epilog=details,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, text in (('list', 'print the names, figures and addresses'), ('download', 'download the weights')):
         command = commands.add_parser(name, help=text)

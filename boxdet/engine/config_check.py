@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from boxdet import idle_overrides, registry
+from boxdet.abilities import ability
 from boxdet.datasets.loader import NO_CLASS_AWARE_SAMPLER, build_dataloader
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
@@ -42,6 +43,7 @@ OPTIMIZER_CONFIG_KEYS = ('type', 'grad_clip', 'cumulative_iters', 'loss_scale')
 FP16_KEYS = ('loss_scale', 'dtype')
 PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
                   'dcn_offset_lr_mult', 'bypass_duplicate')
+LAYER_KEYS = ('decay_rate', 'decay_type', 'num_layers')  # of LearningRateDecayOptimizerConstructor
 _LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 _LOGGERS_ELSEWHERE = ('PaviLoggerHook', 'NeptuneLoggerHook', 'DvcliveLoggerHook', 'ClearMLLoggerHook',
                       'SegmindLoggerHook')
@@ -151,7 +153,10 @@ class _Checker:
             self.keys(value, path, {*names, *beside, 'type'}, reader=getattr(cls, '__name__', str(value['type'])))
         self.read(lambda: idle_overrides.check(cls, is_error=wanted is registry.MODELS), f'{path}.type')
         ours = boxdet_keywords(cls)
+        own_types = ability(cls, 'own_types')
         for key, item in _items(value):
+            if key in own_types:
+                continue
             if ours is None or key in ours or key == 'init_cfg':
                 self.inside({key: item}, path, wanted)
             elif key in (*_COMPONENTS, *_LAYERS, *_DATA):
@@ -270,7 +275,8 @@ class _Checker:
         if not isinstance(value.get('lr', 0.), (int, float)):
             self.fail(f'{path}.lr', f"must be a number, not {value['lr']!r}")
         if value.get('paramwise_cfg'):
-            self.keys(value['paramwise_cfg'], f'{path}.paramwise_cfg', PARAMWISE_KEYS)
+            layered = value.get('constructor') == 'LearningRateDecayOptimizerConstructor'
+            self.keys(value['paramwise_cfg'], f'{path}.paramwise_cfg', LAYER_KEYS if layered else PARAMWISE_KEYS)
 
     def optimizer_config(self, value: Any, path: str) -> None:
         self.keys(value, path, OPTIMIZER_CONFIG_KEYS)

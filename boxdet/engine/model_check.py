@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from boxdet.abilities import ability
 from boxdet.engine.findings import Finding
 from boxdet.errors import UserError
 
@@ -58,7 +59,8 @@ def _through_the_neck(model: nn.Module, levels: list[torch.Tensor]) -> Iterator[
     given, by = levels, 'model.backbone'
     neck = getattr(model, 'neck', None)
     if isinstance(neck, nn.Module):
-        wanted, channels = getattr(neck, 'in_channels', None), [level.shape[1] for level in levels]
+        wanted = getattr(neck, 'in_channels', None)
+        channels = [level.shape[1] for level in levels[int(ability(neck, 'reads_images')):]]
         if isinstance(wanted, (list, tuple)) and len(wanted) != len(channels):
             yield Finding('model.levels', (
                 f'model.neck.in_channels has {len(wanted)} levels, {list(wanted)}, and '

@@ -31,6 +31,8 @@ def _register_torch_optimizers() -> None:
 _register_torch_optimizers()
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+CONSTRUCTORS = ('DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor')
+LAYER_KEYS = ('decay_rate', 'decay_type', 'num_layers')  # paramwise_cfg of the second one
 _PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
               'dcn_offset_lr_mult', 'bypass_duplicate')
 
@@ -56,17 +58,73 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], lr_scale: float = 
         raise ConfigError("optimizer needs a 'type', such as SGD or AdamW")
     cls = OPTIMIZERS.get(options.pop('type'))
     constructor = options.pop('constructor', 'DefaultOptimizerConstructor')
-    if constructor != 'DefaultOptimizerConstructor':
-        raise ConfigError(f"optimizer.constructor '{constructor}' is unknown; use paramwise_cfg")
+    if constructor not in CONSTRUCTORS:
+        raise ConfigError(f"optimizer.constructor '{constructor}' is unknown{nearest(str(constructor), CONSTRUCTORS)}")
     paramwise = options.pop('paramwise_cfg', None)
     check_keywords(cls, options, 'optimizer')
     if 'lr' in options:
         options['lr'] = options['lr'] * lr_scale
     if _can_be_fused(cls, options, model):
         options['fused'] = True
+    if constructor == 'LearningRateDecayOptimizerConstructor':
+        return cls(_layer_groups(model, options, dict(paramwise or {})), **options)
     if not paramwise:
         return cls(model.parameters(), **options)
     return cls(_parameter_groups(model, options, dict(paramwise)), **options)
+
+
+def _layer_groups(model: nn.Module, options: Mapping, paramwise: Mapping) -> list[dict]:
+    """Groups whose rate falls from the head down to the stem; vectors, biases among them, have no weight decay.
+
+    Layer-wise decay (Clark et al. 2020), for ConvNeXt (Liu et al. 2022, appendix A.2).
+
+    Args:
+        model: with a ``backbone`` that has ``downsample_layers`` and ``stages``.
+        options: ``lr`` and ``weight_decay`` of the optimizer.
+        paramwise: ``decay_rate``, ``decay_type`` ('layer_wise', 'stage_wise') and ``num_layers``.
+
+    Raises:
+        ConfigError: a key that is missing or unknown, or a backbone of another kind.
+    """
+    for key in LAYER_KEYS:
+        if key not in paramwise and key != 'decay_type':
+            raise ConfigError(f"optimizer.paramwise_cfg needs '{key}' for LearningRateDecayOptimizerConstructor")
+    kind = paramwise.get('decay_type', 'layer_wise')
+    if kind not in ('layer_wise', 'stage_wise'):
+        raise ConfigError(f"optimizer.paramwise_cfg.decay_type is 'layer_wise' or 'stage_wise', not {kind!r}")
+    if not all(hasattr(model.backbone, part) for part in ('downsample_layers', 'stages')):
+        raise ConfigError('LearningRateDecayOptimizerConstructor knows the layers of ConvNeXt only, not of '
+                          f'{type(model.backbone).__name__}; use paramwise_cfg.custom_keys')
+    depth, rate = int(paramwise['num_layers']) + 2, float(paramwise['decay_rate'])
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.dim() > 1 and not name.endswith('.bias')
+            layer = _layer_of(name, depth) if kind == 'layer_wise' else _stage_of(name, depth)
+            groups.setdefault((layer, decayed), []).append(parameter)
+    return [dict(params=parameters, lr=options['lr'] * rate ** (depth - layer - 1),
+                 weight_decay=options.get('weight_decay', 0.0) if decayed else 0.0)
+            for (layer, decayed), parameters in groups.items()]
+
+
+def _layer_of(name: str, depth: int) -> int:
+    """The layer, from 0, of a parameter of ConvNeXt; what stands behind the backbone is the last one."""
+    last, parts = depth - 2, name.split('.')
+    if name.startswith('backbone.downsample_layers'):
+        return {0: 0, 1: 2, 2: 3}.get(int(parts[2]), last)
+    if name.startswith('backbone.stages'):
+        stage, block = int(parts[2]), int(parts[3])
+        return {0: 1, 1: 2, 2: 3 + block // 3}.get(stage, last)
+    return last + 1
+
+
+def _stage_of(name: str, depth: int) -> int:
+    """The stage, from 0, of a parameter of ConvNeXt."""
+    if name.startswith('backbone.downsample_layers'):
+        return 0
+    if name.startswith('backbone.stages'):
+        return int(name.split('.')[2]) + 1
+    return depth - 1
 
 
 def _can_be_fused(cls: type[Optimizer], options: Mapping[str, Any], model: nn.Module) -> bool:

@@ -178,3 +178,29 @@ def test_steps_are_fused_unless_the_config_says_otherwise(cfg):
     half = torch.nn.Linear(2, 2).half()
     assert not build_optimizer(half, cfg).defaults['fused'] and not build_optimizer(models[0], dict(
         type='Rprop', lr=0.1)).defaults.get('fused')
+
+
+@pytest.mark.parametrize('kind', ['layer_wise', 'stage_wise'])
+def test_rates_fall_from_the_head_to_the_stem(kind):
+    """The rates of ConvNeXt's layers: lr * decay_rate ** (layers above); vectors do not decay."""
+    body = nn.Module()
+    body.downsample_layers = nn.ModuleList(nn.Conv2d(2, 2, 1) for _ in range(4))
+    body.stages = nn.ModuleList(nn.ModuleList(nn.Conv2d(2, 2, 1) for _ in range(4)) for _ in range(4))
+    model = nn.Module()
+    model.backbone, model.neck = body, nn.Conv2d(2, 2, 1)
+    cfg = dict(type='AdamW', lr=1.0, weight_decay=0.05, constructor='LearningRateDecayOptimizerConstructor',
+               paramwise_cfg=dict(decay_rate=0.5, decay_type=kind, num_layers=6))
+    rate = {id(p): (group['lr'], group['weight_decay']) for group in build_optimizer(model, cfg).param_groups
+            for p in group['params']}
+    layers = dict(layer_wise=dict(stem=0, third=2, first=1, late=4, last=6, head=7),
+                  stage_wise=dict(stem=0, third=0, first=1, late=3, last=4, head=7))[kind]
+    parts = dict(stem=body.downsample_layers[0], third=body.downsample_layers[1], first=body.stages[0][1],
+                 late=body.stages[2][3], last=body.stages[3][0], head=model.neck)
+    for name, layer in layers.items():
+        assert rate[id(parts[name].weight)] == (0.5 ** (7 - layer), 0.05)
+        assert rate[id(parts[name].bias)] == (0.5 ** (7 - layer), 0.0)
+    with pytest.raises(ConfigError, match="needs 'decay_rate'"):
+        build_optimizer(model, dict(cfg, paramwise_cfg=dict(num_layers=6)))
+    del body.stages
+    with pytest.raises(ConfigError, match='knows the layers of ConvNeXt only'):
+        build_optimizer(model, cfg)

@@ -34,7 +34,8 @@ BACKBONES_AND_CHANNELS = [
 ]
 
 
-@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS, ids=lambda v: v.get('type', ''))
+@pytest.mark.parametrize('cfg, channels', BACKBONES_AND_CHANNELS,
+                         ids=lambda value: value['type'] if isinstance(value, dict) else '')
 def test_backbones_give_four_levels_and_learn(cfg, channels):
     body = BACKBONES.build(cfg)
     body.init_weights()

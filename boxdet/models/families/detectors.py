@@ -263,6 +263,8 @@ class RFP(FPN):
         ConfigError: an ``init_cfg``: the parts start in ways of their own.
     """
 
+    reads_images = True
+
     def __init__(self, rfp_steps: int, rfp_backbone: Cfg, aspp_out_channels: int,
                  aspp_dilations: Sequence[int] = (1, 3, 6, 1), init_cfg: None = None, **kwargs: Any):
         if init_cfg is not None:

@@ -99,6 +99,9 @@ class FPG(nn.Module):
         ConfigError: levels or pathways that do not add up, or an unknown transition.
     """
 
+    own_types = ('same_down_trans', 'same_up_trans', 'across_lateral_trans', 'across_down_trans', 'across_up_trans',
+                 'across_skip_trans', 'output_trans')
+
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, stack_times: int,
                  paths: Sequence[str], inter_channels: int | Sequence[int] | None = None,
                  same_down_trans: Cfg | None = None,
