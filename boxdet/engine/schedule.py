@@ -262,6 +262,8 @@ class UpdateStep(OptimWrapper):
         super().__init__(optimizer, clip_grad=dict(grad_clip) if grad_clip else None)
         self.accumulation, self.amp_dtype, self.device_type = accumulation, amp_dtype, device_type
         self.scaler = _grad_scaler(loss_scale, device_type) if amp_dtype is torch.float16 else None
+        if self.scaler is not None and device_type == 'cpu':
+            _take_plain_steps(self.optimizer)
         self._fixed_scale = None if loss_scale == 'dynamic' or isinstance(loss_scale, Mapping) else float(loss_scale)
         self.grad_norm: torch.Tensor | None = None  # of the last update, on the device: reading it is the log's choice
 
@@ -293,6 +295,14 @@ class UpdateStep(OptimWrapper):
         parameters = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
         norm = self.clip_func(parameters, **self.clip_grad_kwargs)
         self.grad_norm = None if norm is None else norm.detach()
+
+
+def _take_plain_steps(optimizer: Optimizer) -> None:
+    """No fused step: the scaler leaves infinite gradients to it, and on the CPU it takes them for numbers."""
+    for group in optimizer.param_groups:
+        if group.get('fused'):
+            group['fused'] = False
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # what torch's scaler asks for
 
 
 def _grad_scaler(loss_scale: Any, device_type: str) -> torch.amp.GradScaler:
