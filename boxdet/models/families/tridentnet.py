@@ -89,7 +89,8 @@ class TridentResNet(ResNet):
     """
 
     arch_settings: Mapping[int, tuple[type[Bottleneck], tuple[int, ...]]] = {
-        depth: setting for depth, setting in ResNet.arch_settings.items() if issubclass(setting[0], Bottleneck)}
+        # mypy does not see what issubclass says of an item.
+        depth: setting for depth, setting in ResNet.arch_settings.items() if issubclass(setting[0], Bottleneck)}  # type: ignore[misc]
 
     def __init__(self, depth: int, num_branch: int, test_branch_idx: int, trident_dilations: Sequence[int],
                  **kwargs: Any):
