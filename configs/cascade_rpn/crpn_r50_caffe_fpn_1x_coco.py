@@ -29,7 +29,8 @@ model = dict(
                 allowed_border=-1, pos_weight=-1, debug=False),
             dict(
                 assigner=dict(
-                    type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.7, min_pos_iou=0.3, ignore_iof_thr=-1),
+                    type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.7, min_pos_iou=0.3, ignore_iof_thr=-1,
+                    iou_calculator=dict(type='BboxOverlaps2D')),
                 sampler=dict(
                     type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
                 allowed_border=-1, pos_weight=-1, debug=False)]),
