@@ -67,7 +67,7 @@ def test_evaluation_of_two_years(test_tool, years, tmp_path):
 def test_what_voc_cannot(test_tool, years, tmp_path):
     with pytest.raises(ConfigError, match="unknown metric 'bbox'.*mAP, recall"):
         test_tool('--eval', 'bbox', options=both(years))
-    with pytest.raises(ConfigError, match="'voc' are not known: save them with --out"):
+    with pytest.raises(ConfigError, match='result files of VOCEvaluator are not known: save the results with --out'):
         test_tool('--format-only', options=both(years))
     shutil.copytree(years, tmp_path / 'bare')
     for year in (2007, 2012):
