@@ -197,7 +197,8 @@ C4_DIFFERS = pytest.mark.xfail(strict=True, reason="C4's proposals in training d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [pytest.param(n, marks=C4_DIFFERS) if '_c4_' in n else n for n in LOSSES])
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=C4_DIFFERS) if '_c4_' in name else name for name in LOSSES])
 def test_losses(name, reference, shared_data, repo_root, filling, monkeypatch):
     cfg = config_of(name, repo_root)
     cfg.model.train_cfg = draw_everything(cfg.model.train_cfg)

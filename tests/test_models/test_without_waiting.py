@@ -20,8 +20,8 @@ from boxdet.structures import instances
 from tests.test_models import tiny_models
 from tests.test_models.test_families import FAMILIES, mixed_batch
 
-# soft_nms works on the CPU; without a sampling_ratio the number of a deformable pooling's points is asked for; TridentNet's
-# branches are joined by their number of boxes.
+# soft_nms works on the CPU; without a sampling_ratio the number of a deformable pooling's points is asked for;
+# TridentNet's branches are joined by their number of boxes.
 WAITING = {'soft_nms', 'dpool', 'mdpool', 'trident_all'}
 aten = torch.ops.aten
 

@@ -218,7 +218,8 @@ fp16 = dict(dtype='bfloat16')
     entries = [json.loads(line) for line in next(tmp_path.glob('*.log.json')).read_text().splitlines()][1:]
     rates = [entry['lr'] for entry in entries if entry['mode'] == 'train']
     assert rates == pytest.approx([.025] * 4 + [.0025] * 2 + [.00025] * 2)  # twice as long as the config says
-    first, last = (load_checkpoint(tmp_path / f'iter_{n}.pth')['online_state_dict'] for n in (4, 8))  # the interval is scaled, too
+    # The interval of checkpoints is scaled, too.
+    first, last = (load_checkpoint(tmp_path / f'iter_{n}.pth')['online_state_dict'] for n in (4, 8))
     assert {k for k in last if not torch.equal(first[k], last[k])} == {'box.weight', 'box.bias'}
 
 
