@@ -37,6 +37,10 @@ class OnnxSuppression:
         kind, options = read_nms_config(nms_cfg)
         return kind == 'nms' and options['max_num'] <= 0
 
+    def pick(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``best``."""
+        return self.best(scores, count)
+
     def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` highest of scores (B, N) and their places, filled up with scores of -1 where N is less."""
         present = scores.shape[1]

@@ -83,6 +83,9 @@ class Suppression(Protocol):
     def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` highest of scores (B, N), highest first, and their places; a score below 0 is no candidate."""
 
+    def pick(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``best``, of the anchors of a level; equal scores may come in any order."""
+
     def room(self, present: torch.Tensor, wanted: int) -> int:
         """How many of the best candidates are looked at.
 
@@ -121,6 +124,10 @@ class ExactSuppression:
     def best(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Suppression``; equal scores stay in their order."""
         return best_in_order(scores, count)
+
+    def pick(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Suppression``; equal scores in topk's order, which is that of mmdetection's numbers."""
+        return scores.topk(count, dim=1) if count < scores.shape[1] else best_in_order(scores, count)
 
     def room(self, present: torch.Tensor, wanted: int) -> int:
         """As many as an image has."""

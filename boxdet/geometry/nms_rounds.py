@@ -48,6 +48,10 @@ class SuppressionInRounds:
         """As ``ExactSuppression.best``."""
         return best_in_order(scores, count)
 
+    def pick(self, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``best``."""
+        return best_in_order(scores, count)
+
     def room(self, present: torch.Tensor, wanted: int) -> int:
         """A fixed number, whatever there is."""
         return min(max(self.least_candidates, self.candidates_a_result * wanted), present.shape[1])

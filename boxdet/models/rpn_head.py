@@ -366,7 +366,7 @@ class RPNHead(nn.Module):
         scores = logits[..., 0].sigmoid() if self.use_sigmoid else logits.softmax(-1)[..., 0]
         deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
         if nms_pre > 0:
-            scores, place = suppression.best(scores, nms_pre)                           # (B, n)
+            scores, place = suppression.pick(scores, nms_pre)                           # (B, n)
             deltas = deltas.gather(1, place[..., None].expand(-1, -1, 4))
             one_each = anchors.dim() == 3                                               # (B, H * W * A, 4)
             anchors = anchors.gather(1, place[..., None].expand(-1, -1, 4)) if one_each else anchors[place]

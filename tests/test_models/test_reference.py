@@ -191,14 +191,8 @@ def in_parts(pool, size: int = 256):
     return pool_in_parts
 
 
-# Open: since the one prediction path (b5c87cb) C4's loss_bbox is 0.1324, and the reference's 0.1395; before it they
-# were equal. Of 12,000 candidates many score alike there: their order is the first thing to look at.
-C4_DIFFERS = pytest.mark.xfail(strict=True, reason="C4's proposals in training differ from the reference's")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=C4_DIFFERS) if '_c4_' in name else name for name in LOSSES])
+@pytest.mark.parametrize('name', LOSSES)
 def test_losses(name, reference, shared_data, repo_root, filling, monkeypatch):
     cfg = config_of(name, repo_root)
     cfg.model.train_cfg = draw_everything(cfg.model.train_cfg)
