@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('out', help='the .onnx or .pt2 file to write')
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='one size of the images')
-    size.add_argument('--dynamic', action='store_true', help='any size (the default)')
+    size.add_argument('--dynamic', dest='shape', action='store_const', const=None, help='any size (the default)')
     parser.add_argument('--batch', type=int, metavar='N', help='one number of images (default: any)')
     parser.add_argument('--precision', choices=('fp32', 'fp16'), default='fp32',
                         help='of weights and features; boxes and scores are float32 (default: %(default)s)')

@@ -78,7 +78,7 @@ def with_results(data: dict[str, Any], results: Any, path: Path) -> dict[str, An
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from boxdet.datasets.label_formats import format_module
-    from boxdet.datasets.label_formats.labels import read_json
+    from boxdet.files.json_text import read_json
 
     data = read_json(args.coco)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ('images', 'categories')):

@@ -13,9 +13,9 @@ from boxdet.datasets.label_formats.labels import (
     ReadOptions,
     decode_rle,
     encode_mask,
-    read_json,
 )
 from boxdet.errors import DataError
+from boxdet.files.json_text import read_json
 
 
 def recognises(source: Path) -> bool:

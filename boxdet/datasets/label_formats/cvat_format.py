@@ -33,6 +33,7 @@ from boxdet.datasets.label_formats.labels import (
     turn_upright,
 )
 from boxdet.errors import DataError
+from boxdet.files.writing import write_whole
 
 _SHAPES = ('box', 'polygon', 'mask', 'ellipse', 'skeleton', 'points', 'polyline', 'cuboid')
 
@@ -230,7 +231,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that lost something.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, write_text
+    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image
 
     categories = {category['id']: category for category in data['categories']}
     counts: dict[str, int] = {}
@@ -252,7 +253,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
                 if annotation.get(key) is not None:
                     counts[note] = counts.get(note, 0) + 1
         lines.append('  </image>')
-    write_text(out / 'annotations.xml', '\n'.join([*lines, '</annotations>', '']))
+    write_whole(out / 'annotations.xml', '\n'.join([*lines, '</annotations>', '']))
     return counts
 
 

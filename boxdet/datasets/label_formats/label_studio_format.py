@@ -27,11 +27,12 @@ from boxdet.datasets.label_formats.labels import (
     encode_mask,
     flat,
     open_image,
-    read_json,
     rotated_box,
     turn_upright,
 )
 from boxdet.errors import DataError
+from boxdet.files.json_text import read_json
+from boxdet.files.writing import write_whole
 
 _GEOMETRY = ('rectangle', 'polygon', 'brush', 'keypoint', 'ellipse')
 _UPLOAD_PREFIX = re.compile(r'^[0-9a-f]{8}-')  # an upload's name gets eight digits of its own
@@ -147,12 +148,7 @@ def _read_results(labels: LabelSet, image: LabelledImage, results: Sequence[Mapp
         if parent not in objects:
             labels.skip('a keypoint without the region that it belongs to (its parent)', f'{where}: {name}')
             continue
-        owner = objects[parent]
-        names = labels.keypoints.setdefault(owner.category, [])
-        if name not in names:
-            names.append(name)
-        owner.keypoints += [(0.0, 0.0, 0)] * (len(names) - len(owner.keypoints))
-        owner.keypoints[names.index(name)] = point
+        labels.place_keypoint(objects[parent], name, point)
     image.objects += objects.values()
     turn_upright(image, size, labels)
 
@@ -264,7 +260,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that lost something.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, write_text
+    from boxdet.datasets.label_formats.writing import annotations_by_image
 
     categories = {category['id']: category for category in data['categories']}
     counts: dict[str, int] = {}
@@ -282,8 +278,8 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
         else:
             task['annotations'] = [dict(result=results)]
         tasks.append(task)
-    write_text(out / 'tasks.json', json.dumps(tasks, ensure_ascii=False, indent=1))
-    write_text(out / 'config.xml', _setup(data['categories']))
+    write_whole(out / 'tasks.json', json.dumps(tasks, ensure_ascii=False, indent=1))
+    write_whole(out / 'config.xml', _setup(data['categories']))
     return counts
 
 

@@ -28,11 +28,12 @@ from boxdet.datasets.label_formats.labels import (
     files_with,
     flat,
     open_image,
-    read_json,
     truthy,
     turn_upright,
 )
 from boxdet.errors import DataError
+from boxdet.files.json_text import read_json
+from boxdet.files.writing import write_whole
 
 
 def recognises(source: Path) -> bool:
@@ -122,12 +123,7 @@ def _objects(labels: LabelSet, members: Sequence[tuple[str, Mapping[str, Any]]],
         if len(found) != 1:
             labels.skip('a point in a group without one other shape: a keypoint of nothing', where)
             continue
-        owner = next(iter(found.values()))
-        names = labels.keypoints.setdefault(owner.category, [])
-        if name not in names:
-            names.append(name)
-        owner.keypoints += [(0.0, 0.0, 0)] * (len(names) - len(owner.keypoints))
-        owner.keypoints[names.index(name)] = point
+        labels.place_keypoint(next(iter(found.values())), name, point)
     for name in found:
         labels.category(name)
     return list(found.values())
@@ -204,7 +200,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that were simplified.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines, write_text
+    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines
 
     categories = {category['id']: category for category in data['categories']}
     counts: dict[str, int] = {}
@@ -227,7 +223,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
             shapes += [_shape(name_, 'point', [[px, py]], together, {}, hidden=v == 1) for name_, px, py, v in points]
         content = dict(version='5.5.0', flags={}, shapes=shapes, imagePath=name.name, imageData=None,
                        imageHeight=image['height'], imageWidth=image['width'])
-        write_text(out / name.with_suffix('.json'), json.dumps(content, ensure_ascii=False, indent=2))
+        write_whole(out / name.with_suffix('.json'), json.dumps(content, ensure_ascii=False, indent=2))
     return counts
 
 

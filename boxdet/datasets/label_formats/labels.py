@@ -5,7 +5,6 @@ Coordinates are absolute pixels of the image as it is loaded: upright, after its
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -105,6 +104,14 @@ class LabelSet:
         if name not in self.categories:
             self.categories.append(name)
         return name
+
+    def place_keypoint(self, owner: LabelledObject, name: str, point: tuple[float, float, int]) -> None:
+        """Give ``owner`` the keypoint ``name``, which joins its category's list where it is new."""
+        names = self.keypoints.setdefault(owner.category, [])
+        if name not in names:
+            names.append(name)
+        owner.keypoints += [(0.0, 0.0, 0)] * (len(names) - len(owner.keypoints))
+        owner.keypoints[names.index(name)] = point
 
     def skip(self, reason: str, where: str) -> None:
         """Note that something at ``where`` was left out."""
@@ -438,20 +445,6 @@ def _fingerprint(path: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- reading
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: missing or not JSON, with the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding='utf-8-sig'))
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such file') from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f'{path}: not JSON ({error})') from error
-
 
 def open_image(labels: LabelSet, path: Path | None, named: str, split: str | None = None) -> LabelledImage | None:
     """A LabelledImage of a file; None, and noted, where the file is missing or no image."""

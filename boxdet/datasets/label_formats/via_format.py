@@ -22,9 +22,9 @@ from boxdet.datasets.label_formats.labels import (
     files_with,
     flat,
     open_image,
-    read_json,
 )
 from boxdet.errors import DataError
+from boxdet.files.json_text import read_json
 
 _CLASS_ATTRIBUTES = ('class', 'label', 'name', 'type', 'category', 'object', 'object_name')
 

@@ -1,7 +1,6 @@
 """What the writers of label formats share."""
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,11 +55,3 @@ def link_image(source: Path, target: Path) -> None:
         import shutil
 
         shutil.copyfile(source, target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)

@@ -25,6 +25,7 @@ from boxdet.datasets.label_formats.labels import (
     pairs,
 )
 from boxdet.errors import DataError
+from boxdet.files.writing import write_whole
 
 _SLACK = 0.01  # rounding may put a corner this far outside the image
 _NAME_FILES = ('classes.txt', 'obj.names', 'labels.txt', '_darknet.labels')
@@ -307,7 +308,7 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that were left out or simplified.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines, write_text
+    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines
 
     counts: dict[str, int] = {}
     numbers = {category['id']: i for i, category in enumerate(data['categories'])}
@@ -321,12 +322,12 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
                 counts['crowds left out'] = counts.get('crowds left out', 0) + 1
                 continue
             lines.append(_line(annotation, image, numbers, keypoints, outlines, counts))
-        write_text(out / 'labels/train' / Path(name).with_suffix('.txt'), ''.join(f'{line}\n' for line in lines))
+        write_whole(out / 'labels/train' / Path(name).with_suffix('.txt'), ''.join(f'{line}\n' for line in lines))
     head = ['path: .', 'train: images/train', 'val: images/train']
     if keypoints:
         head.append(f'kpt_shape: [{keypoints}, 3]')
     names = ''.join(f'  {i}: {_quoted(category["name"])}\n' for i, category in enumerate(data['categories']))
-    write_text(out / 'data.yaml', '\n'.join(head) + '\nnames:\n' + names)
+    write_whole(out / 'data.yaml', '\n'.join(head) + '\nnames:\n' + names)
     return counts
 
 
