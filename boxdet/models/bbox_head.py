@@ -155,6 +155,8 @@ class BBoxHead(nn.Module):
             type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2]))
         self.loss_cls = LOSSES.build(loss_cls
                                      or dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0))
+        self._custom_accuracy = ability(self.loss_cls, 'custom_accuracy')
+        self._custom_activation = ability(self.loss_cls, 'custom_activation')
         self.loss_bbox = LOSSES.build(loss_bbox or dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
 
         cells = 1 if with_avg_pool else _pair(roi_feat_size)[0] * _pair(roi_feat_size)[1]
@@ -259,7 +261,7 @@ class BBoxHead(nn.Module):
             cls_score = at_least_float32(cls_score)
             found = self.loss_cls(cls_score, targets.labels, targets.label_weights, avg_factor=count)
             losses.update(found if isinstance(found, Mapping) else dict(loss_cls=found))
-            if ability(self.loss_cls, 'custom_accuracy'):
+            if self._custom_accuracy:
                 losses.update(self.loss_cls.get_accuracy(cls_score.detach(), targets.labels))
             else:
                 hits = cls_score.detach().argmax(dim=1) == targets.labels
@@ -287,8 +289,7 @@ class BBoxHead(nn.Module):
     def probabilities(self, cls_score: torch.Tensor) -> torch.Tensor:
         """Class probabilities (R, K + 1) from scores (R, K + 1); the background is the last one."""
         cls_score = at_least_float32(cls_score)
-        custom = ability(self.loss_cls, 'custom_activation')
-        return self.loss_cls.get_activation(cls_score) if custom else cls_score.softmax(dim=-1)
+        return self.loss_cls.get_activation(cls_score) if self._custom_activation else cls_score.softmax(dim=-1)
 
     def ranked_scores(self, scores: torch.Tensor, bbox_pred: torch.Tensor | None) -> torch.Tensor:
         """The scores of results, (B, N, K), from those that ``score_thr`` is for; here the same."""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from boxdet.abilities import overrides
+from boxdet.abilities import ability, overrides
 from boxdet.errors import ConfigError
 from boxdet.models.bbox_head import RoITestSettings
 from boxdet.models.cascade_roi_head import CascadeRoIHead
@@ -61,11 +61,18 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
         if model.with_neck:
             feats = _counted(counts, 'neck', model.neck, feats)
         if hasattr(model, 'rpn_head'):
-            _counted(counts, 'rpn_head', model.rpn_head, feats)
+            _counted(counts, 'rpn_head', _proposing, model.rpn_head, feats, ImageMeta(img_shape=(height, width, 3)))
         if getattr(model, 'with_roi_head', False):
             rpn = model.test_cfg.rpn
             _count_roi_head(counts, model.roi_head, feats, (height, width), getattr(rpn, 'max_per_img', PROPOSALS))
     return counts
+
+
+def _proposing(head: nn.Module, feats: Sequence[torch.Tensor], meta: ImageMeta) -> None:
+    """Run all layers of an RPN."""
+    outs = head(feats)
+    if ability(head, 'runs_on_images'):
+        head.run(*outs, [meta])
 
 
 def _counted(counts: dict[str, int], part: str, run: Callable[..., Any], *inputs: Any) -> Any:

@@ -21,14 +21,14 @@ from torchvision.ops import deform_conv2d
 from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.geometry.nms import EXACT
+from boxdet.geometry.nms import EXACT, Suppression
 from boxdet.matching.assigner import BACKGROUND, IGNORED, AssignResult
 from boxdet.models.initialization import InitCfg, initialize, normal_init
 from boxdet.models.rpn_head import ProposalSettings, RPNHead, RPNTrainSettings, flatten_levels
 from boxdet.models.settings import PerStage, read_section
 from boxdet.registry import BBOX_ASSIGNERS, HEADS, MATCHING, Cfg
 from boxdet.structures.batch import ImageMeta, image_sizes
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Instances, PaddedInstances
 
 
 @BBOX_ASSIGNERS.register_module()
@@ -155,6 +155,8 @@ class StageCascadeRPNHead(RPNHead):
     Raises:
         ConfigError: more than one anchor a cell.
     """
+
+    own_types = ('adapt_cfg',)
 
     def __init__(self, in_channels: int, anchor_generator: Cfg | None = None, adapt_cfg: Mapping | None = None,
                  bridged_feature: bool = False, with_cls: bool = True, sampling: bool = True, init_cfg: InitCfg = None,
@@ -290,6 +292,8 @@ class CascadeRPNHead(nn.Module):
         ConfigError: another number of stages or of their settings.
     """
 
+    fixed_size_prediction = True
+    runs_on_images = True
     train_settings = PerStage(RPNTrainSettings)
     test_settings = ProposalSettings
 
@@ -316,7 +320,8 @@ class CascadeRPNHead(nn.Module):
         """The stages wait for ``loss`` or ``predict``: anchors are clipped to images."""
         return (_Run(feats),)
 
-    def _run(self, run: _Run, metas: Sequence[ImageMeta]) -> list[_Outputs]:
+    def run(self, run: _Run, metas: Sequence[ImageMeta]) -> list[_Outputs]:
+        """The outputs of each stage on the features that ``forward`` was given."""
         if not run.outputs:
             grids = self.stages[0].anchors(run.feats, at_least_float32(run.feats[0]).dtype)
             anchors, feats = [grid.expand(len(metas), -1, -1) for grid in grids], run.feats
@@ -330,14 +335,20 @@ class CascadeRPNHead(nn.Module):
     def loss(self, run: _Run, gt: Sequence[Instances], ignored: Sequence[Tensor] | None, metas: Sequence[ImageMeta],
              batch_hw: tuple[int, int]) -> dict[str, list[Tensor]]:
         """``s0.loss_rpn_reg``, ``s1.loss_rpn_cls``, ...: see ``contracts.RPNHead``."""
-        return {f's{i}.{name}': value for i, (stage, outs) in enumerate(zip(self.stages, self._run(run, metas)))
+        return {f's{i}.{name}': value for i, (stage, outs) in enumerate(zip(self.stages, self.run(run, metas)))
                 for name, value in stage.stage_loss(outs, gt, metas, batch_hw).items()}
 
     @torch.no_grad()
     def predict(self, run: _Run, metas: Sequence[ImageMeta],
                 settings: ProposalSettings | None = None) -> list[Instances]:
         """See ``contracts.RPNHead``."""
-        outs, last = self._run(run, metas)[-1], self.stages[-1]
         settings = self.test_cfg if settings is None or self.training else settings
-        found = last.predict_padded(outs.cls_scores, outs.bbox_preds, metas, settings, EXACT, outs.anchors)
-        return found.instances(image_sizes(metas))
+        return self.predict_padded(run, metas, settings, EXACT).instances(image_sizes(metas))
+
+    @torch.no_grad()
+    def predict_padded(self, run: _Run, metas: Sequence[ImageMeta], settings: ProposalSettings,
+                       suppression: Suppression) -> PaddedInstances:
+        """See ``RPNHead.predict_padded``."""
+        outs = self.run(run, metas)[-1]
+        return self.stages[-1].predict_padded(outs.cls_scores, outs.bbox_preds, metas, settings, suppression,
+                                              outs.anchors)
