@@ -55,7 +55,7 @@ ABILITIES: Mapping[str, Ability] = MappingProxyType(dict(
     custom_accuracy=Ability(
         False, 'classification loss: get_accuracy(scores, labels) gives what is logged in the place of acc'),
     runs_on_images=Ability(
-        False, 'RPN: what forward returns is worked out by run(outs, metas), once the images are known (CascadeRPNHead)'),
+        False, 'RPN: run(outs, metas) works out what forward returns, once the images are known (CascadeRPNHead)'),
     reads_levels=Ability(
         False, 'assigner of an RPN: assign_levels matches the anchors of each level by themselves (RegionAssigner)'),
     ranks_by_loss=Ability(
