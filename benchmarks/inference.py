@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def picture(path: str | None):
+def read_or_draw(path: str | None):
     """(800, 1216, 3) uint8 BGR."""
     import cv2
     import numpy as np
@@ -146,7 +146,7 @@ def measure_memory(args: argparse.Namespace) -> None:
     import torchvision  # noqa: F401
 
     import boxdet.apis.inference  # noqa: F401
-    image = picture(args.image)
+    image = read_or_draw(args.image)
     torch.set_num_threads(args.threads)
     before = peak_so_far()
     run = runner(args.memory_of, args.models[0], image, args.device)
@@ -165,7 +165,7 @@ def main() -> None:
 
     from boxdet.engine.environment import slow_in
     torch.set_num_threads(args.threads)
-    image, numbers = picture(args.image), {}
+    image, numbers = read_or_draw(args.image), {}
     variants = VARIANTS[:2] if slow_in(torch.bfloat16, args.device) else VARIANTS
     if variants != VARIANTS:
         print('bf16: this processor has no instructions for it; init_detector would take float32')

@@ -104,12 +104,12 @@ def pictures_of(folder: str, endings: list[str] | None) -> list[str]:
     Raises:
         ConfigError: an ending that no picture has. DataError: there is none.
     """
-    from boxdet.apis.folder import PICTURES, list_pictures
+    from boxdet.apis.folder import IMAGE_ENDINGS, list_pictures
 
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings or ())
     for ending in wanted:
-        if ending not in PICTURES:
-            raise ConfigError(f"--image-ext {ending}: pictures end in {', '.join(PICTURES)}{nearest(ending, PICTURES)}")
+        if ending not in IMAGE_ENDINGS:
+            raise ConfigError(f"--image-ext {ending}: pictures end in {', '.join(IMAGE_ENDINGS)}{nearest(ending, IMAGE_ENDINGS)}")
     names = list_pictures(folder)
     chosen = [name for name in names if not wanted or name.lower().endswith(wanted)]
     if not chosen:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from boxdet.apis.inference import inference_detector
-from boxdet.apis.pictures import Picture, is_picture
+from boxdet.apis.pictures import ImageLike, is_picture
 from boxdet.errors import ConfigError
 from boxdet.structures.instances import Instances
 
@@ -58,7 +58,7 @@ async def concurrent(streamqueue: asyncio.Queue) -> AsyncIterator[Any]:
         streamqueue.put_nowait(stream)
 
 
-async def async_inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture],
+async def async_inference_detector(model: nn.Module, imgs: ImageLike | Iterable[ImageLike],
                                    **options: Any) -> Instances | list[Instances]:
     """``inference_detector`` without blocking the event loop; any number of tasks may call it with one model.
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxdet.apis.folder import PICTURES
+from boxdet.apis.folder import IMAGE_ENDINGS
 from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
-from boxdet.apis.pictures import Picture, is_picture
+from boxdet.apis.pictures import ImageLike, is_picture
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import Config, load_config, translated
 from boxdet.engine.dialects.packages import find_config
@@ -72,7 +72,7 @@ class DetInferencer:
         self.show_progress = show_progress
         self._unnamed = 0  # images without a file name so far: numbers for their files
 
-    def __call__(self, inputs: Picture | Iterable[Picture], batch_size: int = 1, return_vis: bool = False,
+    def __call__(self, inputs: ImageLike | Iterable[ImageLike], batch_size: int = 1, return_vis: bool = False,
                  show: bool = False, wait_time: float = 0, no_save_vis: bool = False, draw_pred: bool = True,
                  pred_score_thr: float = 0.3, return_datasamples: bool = False, print_result: bool = False,
                  no_save_pred: bool = True, out_dir: str | os.PathLike = '', **texts: Any) -> dict[str, list]:
@@ -130,14 +130,14 @@ class DetInferencer:
             found['predictions'].append(self.data_sample(result, picture) if return_datasamples else prediction)
         return found
 
-    def data_sample(self, result: Instances, picture: Picture) -> Any:
+    def data_sample(self, result: Instances, picture: ImageLike) -> Any:
         """What ``return_datasamples`` gives for one image: boxdet's Instances.
 
         A subclass makes another object of it; ``boxdet.compat`` gives 3.x's DetDataSample.
         """
         return result
 
-    def _results(self, pictures: list[Picture], batch_size: int) -> Iterator[tuple[Picture, Instances]]:
+    def _results(self, pictures: list[ImageLike], batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
         progress = Progress(len(pictures)) if self.show_progress else None
         for pair in inference_stream(self.model, pictures, batch_size):
             if progress is not None:
@@ -146,20 +146,20 @@ class DetInferencer:
         if progress is not None:
             progress.close()
 
-    def _draw(self, picture: Picture, result: Instances, score_thr: float, draw_pred: bool) -> np.ndarray:
-        image = draw.read_image(picture, result.image_size)
+    def _draw(self, source: ImageLike, result: Instances, score_thr: float, draw_pred: bool) -> np.ndarray:
+        image = draw.read_image(source, result.image_size)
         if not draw_pred:
             return image
         return draw.draw_instances(image, result, self.model.CLASSES, score_thr, self.palette or self.model.PALETTE,
                                    skeleton=self.model.skeleton)
 
-    def _names(self, pictures: Sequence[Picture]) -> list[str]:
+    def _names(self, pictures: Sequence[ImageLike]) -> list[str]:
         """File names for the drawings, all different: the images' own, or numbers."""
         paths = []
         for picture in pictures:
             if isinstance(picture, (str, os.PathLike)):
                 path = str(picture).partition('?')[0] if '://' in str(picture) else str(picture)
-                paths.append(path if path.lower().endswith(PICTURES) else f'{path}.jpg')
+                paths.append(path if path.lower().endswith(IMAGE_ENDINGS) else f'{path}.jpg')
             else:
                 paths.append(f'{self._unnamed:08}.jpg')
                 self._unnamed += 1
@@ -204,10 +204,10 @@ def _config_of(model: Any, weights: Any) -> Any:
     return translated(model)
 
 
-def _pictures(inputs: Any) -> list[Picture]:
+def _pictures(inputs: Any) -> list[ImageLike]:
     """The images that ``inputs`` are; a folder is those in it, without the folders inside, as in 3.x."""
     if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
-        found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs) if name.lower().endswith(PICTURES))
+        found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs) if name.lower().endswith(IMAGE_ENDINGS))
         if not found:
             raise DataError(f'{inputs}: no image in this folder')
         return list(found)

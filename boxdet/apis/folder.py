@@ -21,7 +21,7 @@ from boxdet.errors import DataError
 from boxdet.files.writing import write_json
 from boxdet.structures.instances import Instances
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 
 OnResult = Callable[[str, Instances], None]  # (name in the folder, result)
 
@@ -39,9 +39,9 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith('.')]
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in names
-                  if name.lower().endswith(PICTURES) and not name.startswith('.')]
+                  if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith('.')]
     if not found:
-        raise DataError(f"{folder}: no pictures in it (files that end in {', '.join(PICTURES)})")
+        raise DataError(f"{folder}: no pictures in it (files that end in {', '.join(IMAGE_ENDINGS)})")
     return sorted(found)
 
 

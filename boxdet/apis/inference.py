@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from boxdet.apis.pictures import Picture, is_picture, preparation, prepared_ahead
+from boxdet.apis.pictures import ImageLike, is_picture, preparation, prepared_ahead
 from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
@@ -221,7 +221,7 @@ def configured_classes(cfg: Any) -> tuple[str, ...] | None:
 
 # --- its results ---
 
-def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batch_size: int | None = None,
+def inference_detector(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], batch_size: int | None = None,
                        channel_order: str = 'bgr', exif_orientation: bool | None = None,
                        prefetch: int | None = None) -> Instances | list[Instances]:
     """Detect on one picture or several, through ``model.cfg.data.test.pipeline``.
@@ -250,14 +250,14 @@ def inference_detector(model: nn.Module, imgs: Picture | Iterable[Picture], batc
     if is_picture(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no picture
         sample = preparation(model, channel_order, exif_orientation)(imgs)
         return _predict(model, [(0, sample, collate([sample]))])[0]
-    images = cast('Iterable[Picture]', imgs)
+    images = cast('Iterable[ImageLike]', imgs)
     stream = inference_stream(model, images, batch_size, prefetch, channel_order, exif_orientation)
     return [result for _, result in stream]
 
 
-def inference_stream(model: nn.Module, imgs: Iterable[Picture], batch_size: int | None = None,
+def inference_stream(model: nn.Module, imgs: Iterable[ImageLike], batch_size: int | None = None,
                      prefetch: int | None = None, channel_order: str = 'bgr',
-                     exif_orientation: bool | None = None) -> Iterator[tuple[Picture, Instances]]:
+                     exif_orientation: bool | None = None) -> Iterator[tuple[ImageLike, Instances]]:
     """Detect on pictures as they come, also on an endless stream of them.
 
     A thread reads ``imgs`` and others prepare the pictures, a few ahead of the network, which runs in the caller's
@@ -300,9 +300,9 @@ def _check_numbers(batch_size: Any, prefetch: Any) -> None:
             raise ConfigError(f'{name} is {value!r}; it is a whole number, {least} or more')
 
 
-def _stream(model: nn.Module, prepared: Generator[tuple[Picture, dict], None, None],
-            batch_size: int) -> Iterator[tuple[Picture, Instances]]:
-    pictures: dict[int, Picture] = {}     # given and not yet handed back
+def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, None],
+            batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
+    pictures: dict[int, ImageLike] = {}     # given and not yet handed back
     results: dict[int, Instances] = {}
     waiting: dict[Any, list[_Waiting]] = {}  # by input size, until a batch of them is full
     turn, failure = 0, None
@@ -333,7 +333,7 @@ def _stream(model: nn.Module, prepared: Generator[tuple[Picture, dict], None, No
         raise failure
 
 
-def _collated(prepared: Iterator[tuple[Picture, dict]]) -> Iterator[tuple[Picture, dict, Any] | Exception]:
+def _collated(prepared: Iterator[tuple[ImageLike, dict]]) -> Iterator[tuple[ImageLike, dict, Any] | Exception]:
     """Each picture with its sample and that collated alone: one Batch, or a list of them (views, which stay alone).
 
     What is raised on the way comes as the last item, so that the pictures before it are not lost.
@@ -368,7 +368,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return (batch.pin_memory() if device.type == 'cuda' else batch).to(device)
 
 
-def show_result_pyplot(model: nn.Module, img: Picture, result: Any, score_thr: float = 0.3,
+def show_result_pyplot(model: nn.Module, img: ImageLike, result: Any, score_thr: float = 0.3,
                        title: str = 'result', wait_time: float = 0, palette: PaletteSpec = None,
                        out_file: str | None = None) -> None:
     """Show a result with matplotlib, in a notebook or a window.

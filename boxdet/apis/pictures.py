@@ -20,7 +20,7 @@ from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
 
-Picture = str | os.PathLike | np.ndarray | bytes | Any  # Any: a PIL image, or what can read() bytes
+ImageLike = str | os.PathLike | np.ndarray | bytes | Any  # Any: a PIL image, or what can read() bytes
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the picture that it is at; a camera may never
 _MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any network
@@ -54,19 +54,19 @@ class Preparation:
     channel_order: str = 'bgr'
     exif_orientation: bool | None = None
 
-    def __call__(self, picture: Picture, index: int = 0) -> dict:
+    def __call__(self, source: ImageLike, index: int = 0) -> dict:
         """The sample, compact where that can be (see ``pipelines.compose``).
 
         Args:
-            picture: path, array, bytes, PIL image or file object.
+            source: path, array, bytes, PIL image or file object.
             index: what a message calls a picture that has no name.
 
         Raises:
             DataError: a picture that cannot be read.
         """
-        if isinstance(picture, (str, os.PathLike)) and self.exif_orientation is None:
-            return self.from_file(dict(img_info=dict(filename=os.fspath(picture)), img_prefix=None), compact=True)
-        image = self._decode(picture, index)
+        if isinstance(source, (str, os.PathLike)) and self.exif_orientation is None:
+            return self.from_file(dict(img_info=dict(filename=os.fspath(source)), img_prefix=None), compact=True)
+        image = self._decode(source, index)
         if getattr(self.in_memory.transforms[0], 'channel_order', 'bgr') == 'rgb':
             image = np.ascontiguousarray(image[:, :, ::-1])
         return self.in_memory(dict(img_info=dict(filename=None), img_prefix=None, img=image), compact=True)
@@ -78,19 +78,19 @@ class Preparation:
             return not self.color_type.endswith(_ORIENTATION)
         return self.exif_orientation
 
-    def _decode(self, picture: Any, index: int) -> np.ndarray:
+    def _decode(self, source: Any, index: int) -> np.ndarray:
         """(H, W, 3) uint8 in BGR order."""
         color_type = 'color' if self.upright else 'color' + _ORIENTATION
-        if isinstance(picture, (str, os.PathLike)):
-            path = os.fspath(picture)
+        if isinstance(source, (str, os.PathLike)):
+            path = os.fspath(source)
             return decode_image(read_image(path, self.backend), path, color_type)
-        if hasattr(picture, 'read'):
-            picture = _content(picture, index)
-        if isinstance(picture, (bytes, bytearray, memoryview)):
-            return _decode_bytes(picture, index, color_type)
-        if _is_pil(picture):
-            return _decode_pil(picture, index, self.upright)
-        image = _checked(picture, index)
+        if hasattr(source, 'read'):
+            source = _content(source, index)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return _decode_bytes(source, index, color_type)
+        if _is_pil(source):
+            return _decode_pil(source, index, self.upright)
+        image = _checked(source, index)
         return image if self.channel_order == 'bgr' else np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -197,8 +197,8 @@ def _type_of(step: Any) -> str:
 
 # --- ahead of the network ---
 
-def prepared_ahead(prepare: Preparation, pictures: Iterable[Picture],
-                   ahead: int) -> Generator[tuple[Picture, dict], None, None]:
+def prepared_ahead(prepare: Preparation, pictures: Iterable[ImageLike],
+                   ahead: int) -> Generator[tuple[ImageLike, dict], None, None]:
     """Each picture with its sample, in order; ``ahead`` of them at most are read before they are asked for.
 
     Args:
@@ -241,7 +241,7 @@ def prepared_ahead(prepare: Preparation, pictures: Iterable[Picture],
             reader.join(_PATIENCE)
 
 
-def _in_turn(ready: queue.Queue, places: threading.Semaphore) -> Iterator[tuple[Picture, dict]]:
+def _in_turn(ready: queue.Queue, places: threading.Semaphore) -> Iterator[tuple[ImageLike, dict]]:
     while (item := ready.get()) is not None:
         if isinstance(item, BaseException):
             raise item

@@ -62,7 +62,7 @@ class Truths:
     shapes: Any = None
 
 
-class Joints(NamedTuple):
+class OksSettings(NamedTuple):
     """How keypoints are compared.
 
     Args:
@@ -144,7 +144,7 @@ class Scores:
 def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str, image_ids: Sequence[int],
                 category_ids: Sequence[int], limits: Sequence[int] = (100, 300, 1000),
                 iou_thrs: Sequence[float] | np.ndarray | None = None, class_agnostic: bool = False,
-                joints: Joints | None = None, sizes: Mapping[str, Sequence[float]] | None = None) -> Scores:
+                oks_settings: OksSettings | None = None, sizes: Mapping[str, Sequence[float]] | None = None) -> Scores:
     """Evaluate ``results``, one Instances for each of ``image_ids``, with labels that count in ``category_ids``.
 
     Args:
@@ -156,7 +156,7 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
         limits: numbers of detections of an image and class (best first) to evaluate with, rising.
         iou_thrs: default 0.50, 0.55, ... 0.95.
         class_agnostic: match whatever the categories (proposals).
-        joints: of 'keypoints'.
+        oks_settings: of 'keypoints'.
         sizes: ranges of the area in pixels by name; None for COCO's.
 
     Raises:
@@ -168,7 +168,7 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
         sizes = {size: SIZE_RANGES[size] for size in (KEYPOINT_SIZES if iou_type == 'keypoints' else SIZES)}
     with _no_garbage_search():
         matches = match(truths, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
-                        joints=joints)
+                        oks_settings=oks_settings)
     return accumulate(matches, image_ids, [-1] if class_agnostic else category_ids, limits)
 
 
@@ -235,7 +235,7 @@ def _truth_mask(ground_truth: COCO, annotation: dict) -> dict:
 def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], category_ids: Sequence[int],
           iou_type: str = 'bbox', iou_thrs: float | Sequence[float] | np.ndarray | None = None, limit: int = 100,
           class_agnostic: bool = False, sizes: Sequence[str] | Mapping[str, Sequence[float]] = SIZES,
-          with_pairs: bool = False, joints: Joints | None = None) -> Matches:
+          with_pairs: bool = False, oks_settings: OksSettings | None = None) -> Matches:
     """Match every detection, best first, with the object of its class that it overlaps most and that is still free.
 
     Args:
@@ -249,7 +249,7 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
         class_agnostic: whatever the classes (they all become class 0).
         sizes: of ``SIZE_RANGES``, or ranges of the area in pixels by name.
         with_pairs: also tell what is matched with what (``Matches.truth``, ``overlap``).
-        joints: how keypoints are compared, in 'keypoints'.
+        oks_settings: how keypoints are compared, in 'keypoints'.
 
     Raises:
         DataError: a predicted mask that is not of its image's size.
@@ -257,7 +257,7 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     unread = dict(bbox=('masks', 'keypoints'), segm=('keypoints',), keypoints=('masks',))[iou_type]
     rows = arrays_of(results, *unread)
     if iou_type == 'keypoints':
-        rows = (_in_file_coordinates(fields, joints.offset) for fields in rows)
+        rows = (_in_file_coordinates(fields, oks_settings.offset) for fields in rows)
     thrs = IOU_THRS if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, dtype=np.float64))
     order = np.arange(len(category_ids)) if class_agnostic else np.argsort(category_ids, kind='stable')
     class_order = np.argsort(order)
@@ -268,7 +268,7 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     groups = truths.image if class_agnostic else truths.image * len(class_order) + class_order[truths.label]
     ignored = truths.ignored | (truths.area < ranges[:, :1]) | (truths.area > ranges[:, 1:])  # (A, G)
     overlaps: dict[str, Callable[..., np.ndarray]] = dict(
-        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_joint_overlaps, joints=joints))
+        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_joint_overlaps, oks_settings=oks_settings))
     parts = []
     for found, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
         pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps[iou_type],
@@ -428,7 +428,7 @@ def _mask_overlaps(found: dict[str, np.ndarray], shapes: Sequence[dict], truths:
 
 
 def _joint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], truths: Truths, detection: np.ndarray,
-                    truth: np.ndarray, joints: Joints) -> np.ndarray:
+                    truth: np.ndarray, oks_settings: OksSettings) -> np.ndarray:
     """Object keypoint similarity (P,); 0 with an object that has no keypoints in the file."""
     overlap = np.zeros(len(detection))
     for pairs, rows, own in _groups(detection, truth):
@@ -437,7 +437,7 @@ def _joint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], 
         if labelled:
             block[:, np.array(labelled) - own.start] = oks(
                 np.stack(shapes[rows]), np.stack([truths.shapes[g] for g in labelled]), truths.boxes[labelled],
-                truths.area[labelled], joints.sigmas)
+                truths.area[labelled], oks_settings.sigmas)
         overlap[pairs] = block.ravel()
     return overlap
 

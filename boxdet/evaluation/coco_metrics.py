@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from boxdet.errors import ConfigError, DataError, nearest
-from boxdet.evaluation.coco import SIZE_RANGES, Joints, Scores, coco_scores
+from boxdet.evaluation.coco import SIZE_RANGES, OksSettings, Scores, coco_scores
 from boxdet.evaluation.concat import JoinedCoco
 from boxdet.evaluation.evaluator import Evaluator
 from boxdet.evaluation.predictions import coco_predictions
@@ -96,7 +96,7 @@ class CocoEvaluator(Evaluator):
             raise DataError(f'{source} holds no annotations, so there is nothing to evaluate against: use '
                             '--format-only to write the predictions')
         if 'keypoints' in self.metrics:
-            _joints_of(dataset)
+            _oks_settings(dataset)
 
     def evaluate(self) -> dict[str, Any]:
         """As the class says.
@@ -232,17 +232,17 @@ def _predictions(dataset: Any, results: Sequence[Instances], kind: str) -> Itera
 
 def _scores(dataset: Any, results: Sequence[Instances], metric: str, thrs: np.ndarray,
             limits: list[int], ranges: Mapping[str, Sequence[float]] | None) -> Scores:
-    joints = _joints_of(dataset) if metric == 'keypoints' else None
+    oks_settings = _oks_settings(dataset) if metric == 'keypoints' else None
     field = dict(segm='masks', keypoints='keypoints').get(metric)
     if field is not None and not any(field in result for result in results):
         raise DataError(f"the results hold no {field}: metric '{metric}' needs a model with a "
                         f"{field.removesuffix('s')} head")
     return coco_scores(dataset.coco, results, 'bbox' if metric == 'proposal' else metric, dataset.img_ids,
-                       dataset.cat_ids, limits, thrs, class_agnostic=metric == 'proposal', joints=joints,
+                       dataset.cat_ids, limits, thrs, class_agnostic=metric == 'proposal', oks_settings=oks_settings,
                        sizes=None if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
 
 
-def _joints_of(dataset: Any) -> Joints:
+def _oks_settings(dataset: Any) -> OksSettings:
     """How the keypoints of ``dataset`` are compared.
 
     Raises:
@@ -253,7 +253,7 @@ def _joints_of(dataset: Any) -> Joints:
     if dataset.SIGMAS is None:
         raise ConfigError(f"metric 'keypoints' needs sigmas=[...] of the {len(dataset.KEYPOINT_NAMES)} keypoints of "
                           f'{dataset.ann_file}, how far each may be off: only those of COCO are known')
-    return Joints(dataset.SIGMAS, dataset.keypoint_offset)
+    return OksSettings(dataset.SIGMAS, dataset.keypoint_offset)
 
 
 def _fast_recall(dataset: Any, results: Sequence[Instances], nums: Sequence[int], thrs: np.ndarray,

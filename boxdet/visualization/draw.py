@@ -264,20 +264,20 @@ def _overlap(spots: np.ndarray, box: Sequence[float]) -> np.ndarray:
     return np.maximum(wide, 0) * np.maximum(high, 0)
 
 
-def read_image(picture: Any, image_hw: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(source: Any, image_hw: tuple[int, int] | None = None) -> np.ndarray:
     """A picture in any form as (H, W, 3) uint8 in BGR order.
 
     Args:
-        picture: a file name, the bytes of an image file, or a PIL image; an array is returned as it is.
+        source: a file name, the bytes of an image file, or a PIL image; an array is returned as it is.
         image_hw: height and width of the picture that a result is of. What is no array is turned upright by its EXIF
             orientation, unless it has this size only as it is stored: so it was read for the result.
 
     Raises:
         DataError: the file is missing, empty, or no image; or of another size either way.
     """
-    if isinstance(picture, np.ndarray):
-        return picture
-    name, content = _content(picture)
+    if isinstance(source, np.ndarray):
+        return source
+    name, content = _content(source)
     image = _decode(content, name, upright=True)
     if image_hw is None or image.shape[:2] == tuple(image_hw):
         return image
@@ -288,20 +288,20 @@ def read_image(picture: Any, image_hw: tuple[int, int] | None = None) -> np.ndar
     return stored
 
 
-def _content(picture: Any) -> tuple[str, Any]:
-    """What a message calls ``picture``, and its bytes, or the PIL image that it is."""
-    if isinstance(picture, (bytes, bytearray, memoryview)):
-        name, content = 'the picture', bytes(picture)
-    elif isinstance(picture, (str, os.PathLike)):
-        name = os.fspath(picture)
+def _content(source: Any) -> tuple[str, Any]:
+    """What a message calls ``source``, and its bytes, or the PIL image that it is."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name, content = 'the picture', bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
         try:
-            content = Path(picture).read_bytes()
+            content = Path(source).read_bytes()
         except OSError as error:
             raise DataError(f'{name}: {error.strerror}') from error
-    elif any(kind.__module__.startswith('PIL.') for kind in type(picture).__mro__):
-        return getattr(picture, 'filename', '') or 'the picture', picture
+    elif any(kind.__module__.startswith('PIL.') for kind in type(source).__mro__):
+        return getattr(source, 'filename', '') or 'the picture', source
     else:
-        raise DataError(f'a picture is a file name, an array, bytes or a PIL image, not {type(picture).__name__}')
+        raise DataError(f'a picture is a file name, an array, bytes or a PIL image, not {type(source).__name__}')
     if not content:
         raise DataError(f'{name}: the file is empty')
     return name, content

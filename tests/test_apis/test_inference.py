@@ -59,9 +59,9 @@ def test_every_form_of_a_picture_gives_the_same(model, tiny_detector):
     written.write(path.read_bytes())  # it stands at its end, as after a save
     alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
     with open(path, 'rb') as file:
-        for picture in (path, image, path.read_bytes(), Image.open(path), np.asfortranarray(image), file, written,
-                        alpha):
-            assert same(inference_detector(model, picture), expected)
+        for form in (path, image, path.read_bytes(), Image.open(path), np.asfortranarray(image), file, written,
+                     alpha):
+            assert same(inference_detector(model, form), expected)
     rgba = np.ascontiguousarray(alpha[:, :, [2, 1, 0, 3]])
     assert same(inference_detector(model, rgba, channel_order='rgb'), expected)
 

@@ -63,7 +63,7 @@ def _without(folder: Path, line: str) -> str:
 
 # ---------------------------------------------------------------------------------- what the cases start from
 
-def picture(folder: Path, name: str = 'a.png', height: int = 80, width: int = 100, **options) -> Path:
+def draw_image(folder: Path, name: str = 'a.png', height: int = 80, width: int = 100, **options) -> Path:
     """A picture whose left half is dark and whose right half is bright."""
     pixels = np.full((height, width, 3), 40, np.uint8)
     pixels[:, width // 2:] = 200
@@ -82,7 +82,7 @@ def coco(folder: Path, annotations: list | None = None, images: list | None = No
          steps: tuple = ('LoadImageFromFile', dict(type='LoadAnnotations')), **options):
     """A CocoDataset of the picture a.png and one annotation of class 'cat', 17, unless the case says otherwise."""
     if not (folder / 'a.png').exists():
-        picture(folder)
+        draw_image(folder)
     data = dict(images=images or [dict(id=1, file_name='a.png', width=100, height=80)],
                 annotations=[annotation()] if annotations is None else annotations,
                 categories=categories or [dict(id=3, name='cat'), dict(id=4, name='dog')])
@@ -136,14 +136,14 @@ def middle(folder: Path, ann: dict | None, suffix: str = 'json', **options):
 
 @case('Pictures', 'JPEG that breaks off')
 def _(folder):
-    path = picture(folder, 'a.jpg')
+    path = draw_image(folder, 'a.jpg')
     path.write_bytes(path.read_bytes()[:500])
     loaded(folder, path)
 
 
 @case('Pictures', 'PNG that breaks off')
 def _(folder):
-    path = picture(folder)
+    path = draw_image(folder)
     path.write_bytes(path.read_bytes()[:150])
     loaded(folder, path)
 
@@ -180,7 +180,7 @@ def _(folder):
 def _(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
-    path = picture(folder, 'a.jpg', height=100, width=80, exif=exif)
+    path = draw_image(folder, 'a.jpg', height=100, width=80, exif=exif)
     image = loaded(folder, path)
     assert image.shape == (80, 100, 3) and image[5, 50].mean() < 100 < image[75, 50].mean()
     return 'turned upright, so that its annotations fit'
@@ -190,13 +190,13 @@ def _(folder):
 def _(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
-    loaded(folder, picture(folder, 'a.jpg', exif=exif))
+    loaded(folder, draw_image(folder, 'a.jpg', exif=exif))
 
 
 @case('Pictures', 'CMYK')
 def _(folder):
     path = folder / 'a.jpg'
-    pixels = Image.open(picture(folder)).convert('CMYK')
+    pixels = Image.open(draw_image(folder)).convert('CMYK')
     pixels.save(path, quality=95)
     image = loaded(folder, path)
     assert image.shape == (80, 100, 3) and image[40, 20].max() < 90 and image[40, 80].min() > 160
@@ -205,7 +205,7 @@ def _(folder):
 
 @case('Pictures', 'grey')
 def _(folder):
-    Image.open(picture(folder)).convert('L').save(folder / 'b.png')
+    Image.open(draw_image(folder)).convert('L').save(folder / 'b.png')
     image = loaded(folder, folder / 'b.png')
     assert image.shape == (80, 100, 3) and (image[40, 20] == 40).all()
     return 'three equal channels'
@@ -221,7 +221,7 @@ def _(folder):
 
 @case('Pictures', 'transparent (RGBA)')
 def _(folder):
-    pixels = Image.open(picture(folder)).convert('RGBA')
+    pixels = Image.open(draw_image(folder)).convert('RGBA')
     pixels.putalpha(0)
     pixels.save(folder / 'b.png')
     assert (loaded(folder, folder / 'b.png')[40, 20] == 40).all()
@@ -230,25 +230,25 @@ def _(folder):
 
 @case('Pictures', 'palette')
 def _(folder):
-    Image.open(picture(folder)).quantize(4).save(folder / 'b.png')
+    Image.open(draw_image(folder)).quantize(4).save(folder / 'b.png')
     assert abs(int(loaded(folder, folder / 'b.png')[40, 20, 0]) - 40) <= 2
     return 'its colours'
 
 
 @case('Pictures', 'name with spaces and letters beyond ASCII')
 def _(folder):
-    assert loaded(folder, picture(folder, 'zwei Käfer (1).png')).shape == (80, 100, 3)
+    assert loaded(folder, draw_image(folder, 'zwei Käfer (1).png')).shape == (80, 100, 3)
     return 'an ordinary name'
 
 
 @case('Pictures', 'another size than the annotations say, boxes')
 def _(folder):
-    loaded(folder, picture(folder, 'b.png', height=40, width=50))
+    loaded(folder, draw_image(folder, 'b.png', height=40, width=50))
 
 
 @case('Pictures', 'another size than the annotations say, masks')
 def _(folder):
-    picture(folder, height=40, width=50)
+    draw_image(folder, height=40, width=50)
     coco(folder, steps=MASKS)[0]
 
 

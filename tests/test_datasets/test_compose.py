@@ -13,12 +13,12 @@ NORM = dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12
 TAIL = [NORM, dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img'])]
 
 
-def picture(height=50, width=70):
+def random_image(height=50, width=70):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 def results(**more):
-    image = picture()
+    image = random_image()
     return dict(img=image, img_info=dict(id=7, filename='a.jpg'), img_prefix=None, bbox_fields=[], mask_fields=[],
                 seg_fields=[], **more)
 
@@ -52,7 +52,7 @@ def test_deferred_equals_step_by_step(flip, format_as):
 def test_a_batch_of_different_sizes_is_the_same_both_ways():
     pipeline = Compose([dict(type='LoadImageFromWebcam'), *TAIL])
     first, second = results(), results()
-    second['img'] = picture(90, 40)
+    second['img'] = random_image(90, 40)
     compact = collate([pipeline(dict(first), compact=True), pipeline(dict(second), compact=True)])
     full = collate([pipeline(dict(first)), pipeline(dict(second))])
     assert compact.images.shape == (2, 3, 96, 96) and compact.images.is_contiguous(memory_format=torch.channels_last)
@@ -130,7 +130,7 @@ def test_every_key_of_a_sample_is_in_the_table(shared_data):
 
 def test_containers_are_only_checked():
     fields = [dict(key='img', stack=True), dict(key='proposals', stack=False, cpu_only=False)]
-    given = dict(img=picture(), proposals=np.ones((2, 4), dtype=np.float32))
+    given = dict(img=random_image(), proposals=np.ones((2, 4), dtype=np.float32))
     before = dict(given)
     found = PIPELINES.build(dict(type='ToDataContainer', fields=fields))(given)
     assert found is given and found.keys() == before.keys() and all(found[key] is before[key] for key in before)

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation import evaluate
-from boxdet.evaluation.coco import Joints, coco_scores
+from boxdet.evaluation.coco import OksSettings, coco_scores
 from boxdet.evaluation.predictions import coco_predictions
 from boxdet.evaluation.stored_results import StoredResults
 from boxdet.structures.instances import Instances
@@ -233,7 +233,7 @@ def test_every_number_of_random_cases(random_data_set, seed, kind, options):
     precision, recall = pycocotools_arrays(dataset, results, kind, **options)
     scores = coco_scores(dataset.coco, StoredResults.of(results), kind, dataset.img_ids, dataset.cat_ids,
                          options['limits'], options.get('thrs'), options.get('agnostic', False),
-                         Joints(dataset.SIGMAS, 0.5))
+                         OksSettings(dataset.SIGMAS, 0.5))
     assert (precision > 0).any() and (precision == 0).any()
     assert np.array_equal(scores.precision, precision) and np.array_equal(scores.recall, recall)
 

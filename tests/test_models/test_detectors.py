@@ -304,11 +304,11 @@ def test_pictures_of_results(tmp_path):
     image = np.full((96, 128, 3), 90, dtype=np.uint8)
     result = model.predict(batch)[0]
     out = tmp_path / 'result.png'
-    picture = model.show_result(image, result, score_thr=0.0, out_file=str(out))
-    assert picture.shape == image.shape and (picture != image).any() and (image == 90).all()
-    assert np.array_equal(cv2.imread(str(out)), picture)
+    drawn = model.show_result(image, result, score_thr=0.0, out_file=str(out))
+    assert drawn.shape == image.shape and (drawn != image).any() and (image == 90).all()
+    assert np.array_equal(cv2.imread(str(out)), drawn)
     cv2.imwrite(str(tmp_path / 'image.png'), image)
-    assert np.array_equal(model.show_result(str(tmp_path / 'image.png'), result, score_thr=0.0), picture)
+    assert np.array_equal(model.show_result(str(tmp_path / 'image.png'), result, score_thr=0.0), drawn)
     assert np.array_equal(model.show_result(image, result, score_thr=1.0), image)
 
 

@@ -32,12 +32,12 @@ def scene(boxes, labels, scores=None, size=(240, 320), masks=False) -> Instances
     return Instances(size, **fields)
 
 
-def picture(height=240, width=320, seed=0):
+def noise(height=240, width=320, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 def test_the_image_is_not_changed_and_the_rest_stays():
-    image = picture()
+    image = noise()
     before = image.copy()
     drawn = draw_instances(image, scene([[50, 100, 150, 200]], [0], [0.9], masks=True))
     assert np.array_equal(image, before)
@@ -68,14 +68,14 @@ def test_a_small_mask_lies_on_a_large_one():
 
 
 def test_scores_at_or_below_the_threshold_are_left_out():
-    image = picture()
+    image = noise()
     instances = scene([[50, 100, 150, 200]], [0], [0.5])
     assert np.array_equal(draw_instances(image, instances, score_thr=0.5), image)
     assert not np.array_equal(draw_instances(image, instances, score_thr=0.49), image)
 
 
 def test_ground_truth_without_scores_is_drawn():
-    image = picture()
+    image = noise()
     assert not np.array_equal(draw_instances(image, scene([[50, 100, 150, 200]], [0]), ['cat']), image)
 
 
@@ -108,7 +108,7 @@ def test_line_width_follows_the_image():
 def test_labels_stay_inside_the_image(box):
     (x0, y0, x1, y1), = place_labels(np.array([box]), np.array([[90, 16]]), (240, 320), 2)
     assert x0 >= 0 and y0 >= 0 and x1 <= 320 and y1 <= 240 and (x1 - x0, y1 - y0) == (90, 16)
-    draw_instances(picture(), scene([box], [0], [0.9]), ['a long class name'])
+    draw_instances(noise(), scene([box], [0], [0.9]), ['a long class name'])
 
 
 def shared(first, second):
@@ -142,7 +142,7 @@ def test_small_pictures_have_small_labels():
 
 
 def test_grey_images_empty_results_and_unknown_classes():
-    grey = picture()[:, :, 0]
+    grey = noise()[:, :, 0]
     assert draw_instances(grey, empty_result((240, 320), 3, masks=True)).shape == (240, 320, 3)
     draw_instances(grey, scene([[50, 60, 150, 200]], [7], [0.9]), ['only one'])
 
@@ -155,11 +155,11 @@ def test_what_is_no_image(image):
 
 def test_masks_of_another_size():
     with pytest.raises(DataError, match='beyond the 160x120 image'):
-        draw_instances(picture(120, 160), scene([[50, 60, 300, 200]], [0], [0.9], masks=True))
+        draw_instances(noise(120, 160), scene([[50, 60, 300, 200]], [0], [0.9], masks=True))
 
 
 def test_pictures_are_written_and_read(tmp_path):
-    image = picture(40, 50)
+    image = noise(40, 50)
     path = tmp_path / 'new folder/größe.png'
     write_image(image, path)
     assert np.array_equal(read_image(path), image)
@@ -167,7 +167,7 @@ def test_pictures_are_written_and_read(tmp_path):
 
 
 def test_pictures_come_in_every_form(tmp_path):
-    image = picture(40, 50)
+    image = noise(40, 50)
     write_image(image, tmp_path / 'a.png')
     content = (tmp_path / 'a.png').read_bytes()
     for form in (str(tmp_path / 'a.png'), tmp_path / 'a.png', content, bytearray(content), memoryview(content),
@@ -181,7 +181,7 @@ def test_pictures_come_in_every_form(tmp_path):
 
 def test_a_turned_picture_is_read_as_the_result_was(tmp_path):
     """The EXIF orientation counts or not, which the size tells that the result is of."""
-    flat = Image.fromarray(picture(40, 50)[:, :, ::-1])
+    flat = Image.fromarray(noise(40, 50)[:, :, ::-1])
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn to be seen upright
     flat.save(tmp_path / 'turned.jpg', exif=exif, quality=95)
@@ -203,10 +203,10 @@ def test_unreadable_and_unwritable_pictures_are_named(tmp_path):
     with pytest.raises(DataError, match='empty.jpg: the file is empty'):
         read_image(tmp_path / 'empty.jpg')
     with pytest.raises(DataError, match=r"x\.foo: OpenCV writes no '\.foo'"):
-        write_image(picture(4, 4), tmp_path / 'x.foo')
+        write_image(noise(4, 4), tmp_path / 'x.foo')
     (tmp_path / 'file').write_text('')
     with pytest.raises(DataError, match='cannot write'):
-        write_image(picture(4, 4), tmp_path / 'file/x.png')
+        write_image(noise(4, 4), tmp_path / 'file/x.png')
 
 
 def test_no_display_is_a_clear_error(monkeypatch):
@@ -214,10 +214,10 @@ def test_no_display_is_a_clear_error(monkeypatch):
     monkeypatch.delenv('DISPLAY', raising=False)
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     with pytest.raises(UserError, match='DISPLAY is not set.*out_file'):
-        show(picture())
+        show(noise())
     monkeypatch.setenv('DISPLAY', ':4711')
     with pytest.raises(UserError, match="display ':4711' does not answer"):
-        show(picture())
+        show(noise())
 
 
 def test_an_opencv_without_windows_is_a_clear_error(monkeypatch):
@@ -228,7 +228,7 @@ def test_an_opencv_without_windows_is_a_clear_error(monkeypatch):
 
     monkeypatch.setattr(cv2, 'imshow', unbuilt)
     with pytest.raises(UserError, match='opencv-python-headless'):
-        show(picture())
+        show(noise())
 
 
 @pytest.fixture
@@ -254,14 +254,14 @@ def test_show_tells_the_key_and_that_the_window_was_closed(window, monkeypatch):
         raise cv2.error('NULL guiReceiver (please create a window)')
 
     window([-1, -1, ord('x')], [1, 1])
-    assert show(picture()) == ord('x')
+    assert show(noise()) == ord('x')
     window([-1, -1], [1, 0])
-    assert show(picture()) == CLOSED and CLOSED in END
+    assert show(noise()) == CLOSED and CLOSED in END
     window([-1], [])
     monkeypatch.setattr(cv2, 'getWindowProperty', gone)
-    assert show(picture()) == CLOSED
+    assert show(noise()) == CLOSED
     window([-1], [1])
-    assert show(picture(), wait_time=1e-3) == -1
+    assert show(noise(), wait_time=1e-3) == -1
     assert -1 not in END and 27 in END and ord('q') in END
 
 
@@ -271,7 +271,7 @@ def test_a_hundred_masks_on_1080p_take_no_full_decodings(monkeypatch):
     corners = rng.integers(0, (1700, 860), (100, 2))
     boxes = [[x, y, x + 160, y + 160] for x, y in corners.tolist()]
     instances = scene(boxes, rng.integers(0, 80, 100).tolist(), [0.9] * 100, size, masks=True)
-    image = picture(*size)
+    image = noise(*size)
     looked_at = []
     columns = mask_windows._columns
 
