@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 async def in_tasks(model, files: list[str], streams: int, device: str) -> float:
-    """Run all pictures as tasks; returns the longest time in seconds that the event loop was late."""
+    """Run all images as tasks; returns the longest time in seconds that the event loop was late."""
     import torch
 
     from boxdet.apis import async_inference_detector
@@ -81,10 +81,10 @@ def main() -> None:
         late.append(asyncio.run(in_tasks(model, files, args.streams, args.device)))
         times['in tasks'].append((time.perf_counter() - start) / len(files))
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    print(f'{len(files)} pictures, {args.device}, {args.threads} threads a network, {args.streams} at once, '
+    print(f'{len(files)} images, {args.device}, {args.threads} threads a network, {args.streams} at once, '
           f'{args.precision}')
     for name, value in seconds.items():
-        print(f"{name}: {1e3 * value:8.1f} ms a picture, ratio {value / seconds['in a row']:.2f}")
+        print(f"{name}: {1e3 * value:8.1f} ms an image, ratio {value / seconds['in a row']:.2f}")
     print(f'the event loop was late by {1e3 * max(late):.0f} ms at most')
     if args.json:
         Path(args.json).write_text(json.dumps(dict(seconds, late=max(late)), indent=1))

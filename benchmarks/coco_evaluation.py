@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-VARIANTS = 4  # different detections of the same picture
+VARIANTS = 4  # different detections of the same image
 GOALS = dict(time=8, memory=3)
 
 

@@ -11,10 +11,10 @@ rounds, and the mean over the images is printed.
 them. What they leave for later is timed apart, and added in the lines with a +:
     masks        drawing the polygons and cutting a 28x28 target for every ground-truth box
     normalise    making float32 of the uint8 batch and filling up its padding (on a GPU this is the GPU's work)
-    collate      turning BGR into RGB and copying the picture into the batch
+    collate      turning BGR into RGB and copying the image into the batch
     targets      cutting --rois targets an image, as many as a training step samples at most; every toolbox does this
                  in the training step, so it belongs to no pipeline
-'dataset[i]' is the same pipeline when a user indexes the data set: normalised and padded float32 pictures.
+'dataset[i]' is the same pipeline when a user indexes the data set: normalised and padded float32 images.
 """
 import argparse
 import functools

@@ -4,7 +4,7 @@
     python benchmarks/drawing.py [--objects 100] [--rounds 15] [--quick] [--threads 2] [--json out.json]
 
 The instances are ellipses of a fixed seed with a hole in every fourth, their masks run-length codes as a detector gives
-them; the picture is noise. Small objects are discs of 160 pixels, mixed ones 60 to 500 pixels high and wide, large ones
+them; the image is noise. Small objects are discs of 160 pixels, mixed ones 60 to 500 pixels high and wide, large ones
 300 to 1000. The scenes take turns within a round; medians are printed. The processor's time is that of all threads.
 """
 import argparse
@@ -22,7 +22,7 @@ SIZES = {'small': (160, 160), 'mixed': (60, 500), 'large': (300, 1000)}  # pixel
 
 
 def scene(least: int, most: int, count: int):
-    """Instances of ``count`` ellipses, their axes between ``least`` and ``most`` pixels, cut at the picture's edge."""
+    """Instances of ``count`` ellipses, their axes between ``least`` and ``most`` pixels, cut at the image's edge."""
     import cv2
     import numpy as np
     import torch
@@ -59,13 +59,13 @@ def main() -> None:
 
     from boxdet.visualization.draw import draw_instances
     cv2.setNumThreads(args.threads)
-    picture = np.random.default_rng(1).integers(0, 256, (*IMAGE_HW, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (*IMAGE_HW, 3), dtype=np.uint8)
     scenes = {name: scene(*sizes, args.objects) for name, sizes in SIZES.items()}
     times = {(name, masks): [] for name in scenes for masks in (True, False)}
     for _ in range(1 + (3 if args.quick else args.rounds)):
         for (name, masks), measured in times.items():
             start, worked = time.perf_counter(), time.process_time()
-            draw_instances(picture, scenes[name], score_thr=0.0, show_mask=masks)
+            draw_instances(image, scenes[name], score_thr=0.0, show_mask=masks)
             measured.append((time.perf_counter() - start, time.process_time() - worked))
     print(f'{args.objects} objects on {IMAGE_HW[1]}x{IMAGE_HW[0]} pixels, {args.threads} threads')
     print(f"{'objects':10s} {'pixels':>10s} {'masks':>6s} {'ms':>8s} {'processor ms':>13s}")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""One picture through boxdet and through torchvision, with the same weights: time, memory, results.
+"""One image through boxdet and through torchvision, with the same weights: time, memory, results.
 
     python benchmarks/inference.py [--models fasterrcnn maskrcnn] [--rounds 5] [--quick] [--device cuda] [--json FILE]
 
 torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both
-get one uint8 picture of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the
-float tensor that it wants, made of the picture, boxdet by inference_detector. Whole calls are timed, one after the
+get one uint8 image of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the
+float tensor that it wants, made of the image, boxdet by inference_detector. Whole calls are timed, one after the
 other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label, 0.05
 pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the model
 was made: the median of three, as the C library keeps more or less of what is freed, by chance.
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='one round')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--image', help='a picture in place of a drawn one')
+    parser.add_argument('--image', help='an image in place of a drawn one')
     parser.add_argument('--json', help='write the numbers there, too')
     parser.add_argument('--memory-of', choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -71,7 +71,7 @@ def drawn_weights(state: dict) -> dict:
 
 
 def runner(variant: str, model: str, image, device: str) -> Callable[[], object]:
-    """A function that takes the picture to its results with ``variant``."""
+    """A function that takes the image to its results with ``variant``."""
     import numpy as np
     import torch
     import torchvision

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A hundred 28x28 mask outputs into a 12-megapixel picture and to run-length codes: boxdet against full bitmaps.
+"""A hundred 28x28 mask outputs into a 12-megapixel image and to run-length codes: boxdet against full bitmaps.
 
     python benchmarks/mask_paste.py [--masks 100] [--rounds 5] [--quick] [--json out.json]
 
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def outputs(count: int, device: str):
-    """Smooth probabilities (N, 28, 28) and boxes (N, 4) from 20 pixels to a third of the picture's sides."""
+    """Smooth probabilities (N, 28, 28) and boxes (N, 4) from 20 pixels to a third of the image's sides."""
     import torch
     from torch.nn import functional as F
     generator = torch.Generator().manual_seed(0)

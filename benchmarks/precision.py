@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What half precision changes: results that stay, on pictures of a folder, and AP on the config's test data.
+"""What half precision changes: results that stay, on images of a folder, and AP on the config's test data.
 
     python benchmarks/precision.py CONFIG CHECKPOINT [--folder ../shared/data/coco_mini/val2017] [--precision bf16]
         [--score-thr 0.05] [--quick] [--device cuda] [--cfg-options KEY=VALUE ...] [--json out.json]
@@ -22,10 +22,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('--folder', type=Path, help='pictures to compare results on')
+    parser.add_argument('--folder', type=Path, help='images to compare results on')
     parser.add_argument('--precision', default='bf16', choices=['bf16', 'fp16'])
     parser.add_argument('--score-thr', type=float, default=0.05)
-    parser.add_argument('--quick', action='store_true', help='20 pictures of each')
+    parser.add_argument('--quick', action='store_true', help='20 images of each')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--json')

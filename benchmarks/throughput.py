@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Pictures a second of a folder, by batch size, with and without reading ahead; and frames a second of a video of them.
+"""Images a second of a folder, by batch size, with and without reading ahead; and frames a second of a video of them.
 
     python benchmarks/throughput.py FOLDER [--config CONFIG --checkpoint FILE] [--images 64] [--precision bf16]
         [--device cuda] [--quick] [--json out.json]
 
-Every setting runs over the same pictures once in every round; the medians are printed. Without a config it is Mask
-R-CNN R50-FPN with weights that find nothing: reading, backbone, neck and proposals. The video is made of the pictures,
+Every setting runs over the same images once in every round; the medians are printed. Without a config it is Mask
+R-CNN R50-FPN with weights that find nothing: reading, backbone, neck and proposals. The video is made of the images,
 all of one size, with OpenCV.
 """
 import argparse
@@ -76,11 +76,11 @@ def main() -> None:
         times = {setting: [] for setting in settings}
         list(inference_stream(model, files[:2]))
         for _ in range(1 if args.quick else args.rounds):
-            for (source, batch, ahead), pictures in settings.items():
+            for (source, batch, ahead), images in settings.items():
                 start = time.perf_counter()
-                done = sum(1 for _ in inference_stream(model, pictures(), batch, ahead))
+                done = sum(1 for _ in inference_stream(model, images(), batch, ahead))
                 times[source, batch, ahead].append((time.perf_counter() - start) / done)
-    print(f'{count} pictures, {args.device}, {args.threads} threads, {args.precision}: pictures a second')
+    print(f'{count} images, {args.device}, {args.threads} threads, {args.precision}: images a second')
     print('source  batch   one after the other   reading ahead   ratio')
     numbers = {}
     for source, batch in dict.fromkeys((s, b) for s, b, _ in settings):

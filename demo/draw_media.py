@@ -1,8 +1,8 @@
-"""Draw demo.jpg and demo.mp4, the picture and the video that the other demos are tried with.
+"""Draw demo.jpg and demo.mp4, the image and the video that the other demos are tried with.
 
     python demo/draw_media.py [FOLDER]
 
-They show the shapes of tools/make_shapes.py, so that nobody's pictures are handed on; the video moves over a larger
+They show the shapes of tools/make_shapes.py, so that nobody's images are handed on; the video moves over a larger
 one.
 """
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(1, str(ROOT / 'tools'))
 
 from boxdet.errors import CommandParser, run_command  # noqa: E402 - after the path is set
 
-PICTURE, PANORAMA, VIEW = (320, 400), (240, 640), (192, 240)  # height, width in pixels
+IMAGE, PANORAMA, VIEW = (320, 400), (240, 640), (192, 240)  # height, width in pixels
 FRAMES, RATE, SEED = 48, 12, 5
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.apis.video import VideoWriter
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    write_jpeg(folder / 'demo.jpg', paint(compose(PICTURE, rng), PICTURE, rng))
+    write_jpeg(folder / 'demo.jpg', paint(compose(IMAGE, rng), IMAGE, rng))
     panorama = paint(compose(PANORAMA, rng), PANORAMA, rng)
     with VideoWriter(str(folder / 'demo.mp4'), RATE) as video:
         for frame in range(FRAMES):

@@ -1,11 +1,11 @@
-r"""Detect on pictures and show or save them.
+r"""Detect on images and show or save them.
 
     python demo/image_demo.py street.jpg configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py mask_rcnn.pth \
         --device cpu --out-file result.jpg
-    python demo/image_demo.py 'pictures/*.jpg' CONFIG CHECKPOINT --out-dir drawn
+    python demo/image_demo.py 'images/*.jpg' CONFIG CHECKPOINT --out-dir drawn
     python demo/image_demo.py a.jpg b.jpg demo/demo.jpg CONFIG CHECKPOINT
 
-Pictures that cannot be read are named and left out, and the exit status is then 1 (2 when there is no other).
+Images that cannot be read are named and left out, and the exit status is then 1 (2 when there is no other).
 tools/infer_dir.py writes the detections themselves, too.
 """
 from __future__ import annotations
@@ -25,15 +25,15 @@ from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = CommandParser(description='Detect on pictures and show or save them.',
-                           epilog='In the window, a key shows the next picture; q, Esc or closing it ends.')
-    parser.add_argument('img', nargs='+', help="image files, folders, or patterns in quotes ('pictures/*.jpg')")
+    parser = CommandParser(description='Detect on images and show or save them.',
+                           epilog='In the window, a key shows the next image; q, Esc or closing it ends.')
+    parser.add_argument('img', nargs='+', help="image files, folders, or patterns in quotes ('images/*.jpg')")
     parser.add_argument('config', help='config file of the model')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     out = parser.add_mutually_exclusive_group()
-    out.add_argument('--out-file', help='write the picture here: .jpg, .png, ..., or .pdf, with lines and '
+    out.add_argument('--out-file', help='write the image here: .jpg, .png, ..., or .pdf, with lines and '
                      'text that stay sharp; without it a window opens')
-    out.add_argument('--out-dir', metavar='DIR', help='write the pictures here, under their names')
+    out.add_argument('--out-dir', metavar='DIR', help='write the images here, under their names')
     parser.add_argument('--device', default='cuda:0', help='cpu or cuda:0, ... (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='draw objects above this score (default: %(default)s)')
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if out is not None:
             check_out_file(out, endings=('.pdf',))
             if os.path.exists(out) and os.path.samefile(img, out):
-                raise ConfigError(f'{out} is the picture itself, which would be replaced; give another name')
+                raise ConfigError(f'{out} is the image itself, which would be replaced; give another name')
     if len(outputs) == 1:
         read_bytes(*outputs)
     from boxdet.apis import init_detector
@@ -88,41 +88,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def output_files(args: argparse.Namespace) -> dict[str, Path | None]:
-    """The pictures that IMG names, each with the file that its drawing goes to; None for a window.
+    """The images that IMG names, each with the file that its drawing goes to; None for a window.
 
     Raises:
         DataError: there are none. ConfigError: several, and one file to write.
     """
-    found = [pictures_of(img) for img in args.img]
-    pictures = list(dict.fromkeys(path for paths, _ in found for path in paths))
+    found = [images_of(img) for img in args.img]
+    images = list(dict.fromkeys(path for paths, _ in found for path in paths))
     roots = [root for _, root in found]
     root = roots[0] if len(roots) == 1 else os.path.commonpath([os.path.abspath(one) for one in roots])
-    if args.out_file and len(pictures) > 1:
-        raise ConfigError(f'--out-file {args.out_file}: there are {len(pictures)} pictures; give --out-dir DIR')
+    if args.out_file and len(images) > 1:
+        raise ConfigError(f'--out-file {args.out_file}: there are {len(images)} images; give --out-dir DIR')
     if args.out_dir:
-        return {path: Path(args.out_dir, os.path.relpath(path, root or '.')) for path in pictures}
-    return {path: Path(args.out_file) if args.out_file else None for path in pictures}
+        return {path: Path(args.out_dir, os.path.relpath(path, root or '.')) for path in images}
+    return {path: Path(args.out_file) if args.out_file else None for path in images}
 
 
-def pictures_of(img: str) -> tuple[list[str], str]:
+def images_of(img: str) -> tuple[list[str], str]:
     """The files of a name, a folder or a pattern, and the folder that their names are told from.
 
     Raises:
         DataError: a pattern that fits nothing.
     """
     if os.path.isdir(img):
-        from boxdet.apis.folder import list_pictures
-        return [os.path.join(img, name) for name in list_pictures(img)], img
+        from boxdet.apis.folder import list_images
+        return [os.path.join(img, name) for name in list_images(img)], img
     if os.path.exists(img) or not glob.has_magic(img):
         return [img], os.path.dirname(img)
-    pictures = sorted(path for path in glob.glob(img, recursive=True) if os.path.isfile(path))
-    if not pictures:
+    images = sorted(path for path in glob.glob(img, recursive=True) if os.path.isfile(path))
+    if not images:
         raise DataError(f'{img}: no file matches this pattern')
-    return pictures, os.path.commonpath([os.path.dirname(path) for path in pictures])
+    return images, os.path.commonpath([os.path.dirname(path) for path in images])
 
 
 def draw(model, img: str, out: Path | None, args: argparse.Namespace) -> bool:
-    """Detect on one picture and write or show it; whether to go on."""
+    """Detect on one image and write or show it; whether to go on."""
     from boxdet.apis import inference_detector
     from boxdet.visualization.draw import END, show
 
@@ -130,10 +130,10 @@ def draw(model, img: str, out: Path | None, args: argparse.Namespace) -> bool:
     result = asyncio.run(detect_async(model, img)) if args.async_test else inference_detector(model, img)
     seconds = time.perf_counter() - start
     print(f'{int((result.scores > args.score_thr).sum())} objects above {args.score_thr:g} in {seconds:.2f} s')
-    picture = model.show_result(img, result, score_thr=args.score_thr, out_file=out)
+    image = model.show_result(img, result, score_thr=args.score_thr, out_file=out)
     if out is None:
-        return show(picture, img) not in END
-    print(f'picture: {out}')
+        return show(image, img) not in END
+    print(f'image: {out}')
     return True
 
 

@@ -60,16 +60,16 @@ def main(argv: list[str] | None = None) -> None:
         model = init_detector(args.config, args.checkpoint, device=args.device)
 
         def finish(frame, result):
-            picture = model.show_result(frame, result, score_thr=args.score_thr)
+            image = model.show_result(frame, result, score_thr=args.score_thr)
             if writer is not None:
-                writer.write(picture)
-            return picture
+                writer.write(image)
+            return image
 
         def watch(done: Future) -> bool:
             """Take a finished frame; whether to go on."""
-            picture = done.result()
+            image = done.result()
             progress.advance(1)
-            return not args.show or show(picture, args.video, max(args.wait_time, 1e-3)) not in END
+            return not args.show or show(image, args.video, max(args.wait_time, 1e-3)) not in END
 
         progress, began, in_work, go_on = Progress(len(video), unit='frames'), time.perf_counter(), deque(), True
         # One thread: frames are written in their order.

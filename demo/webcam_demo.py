@@ -2,7 +2,7 @@
 
     python demo/webcam_demo.py configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py faster_rcnn.pth --camera-id 0
 
-Each picture is the newest that the camera has: a slow model shows fewer of them, not older ones. q, Esc or closing the
+Each image is the newest that the camera has: a slow model shows fewer of them, not older ones. q, Esc or closing the
 window ends.
 """
 from __future__ import annotations
@@ -20,7 +20,7 @@ from boxdet.errors import CommandParser, run_command
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        description='Watch a detector at work on a camera: each picture is the newest that the camera has.',
+        description='Watch a detector at work on a camera: each image is the newest that the camera has.',
         epilog='In the window, q or Esc ends; so does closing it.')
     parser.add_argument('config', help='config file of the model')
     parser.add_argument('checkpoint', help='checkpoint file or address')
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     shown, began = 0, time.perf_counter()
     with Camera(args.camera_id) as camera:
         for frame in camera:
-            picture = model.show_result(frame, inference_detector(model, frame), score_thr=args.score_thr)
+            image = model.show_result(frame, inference_detector(model, frame), score_thr=args.score_thr)
             shown += 1
-            if show(picture, f'camera {args.camera_id}', 1e-3) in END:
+            if show(image, f'camera {args.camera_id}', 1e-3) in END:
                 break
     seconds = time.perf_counter() - began
     print(f'{shown} of {camera.frames} frames shown, {shown / seconds:.1f} a second')

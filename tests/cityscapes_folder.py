@@ -1,4 +1,4 @@
-"""Draws a folder in Cityscapes' shape: pictures, polygons, and the ground truth that cityscapesscripts makes."""
+"""Draws a folder in Cityscapes' shape: images, polygons, and the ground truth that cityscapesscripts makes."""
 
 import importlib.util
 import json
@@ -54,11 +54,11 @@ def _write(folder: Path, split: str, city: str, stem: str, objects: list, rng: n
     images, truth = folder / 'leftImg8bit' / split / city, folder / 'gtFine' / split / city
     images.mkdir(parents=True, exist_ok=True)
     truth.mkdir(parents=True, exist_ok=True)
-    picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     for name, corners in objects:
         color = name2label[name.removesuffix('group')].color[::-1]
-        cv2.fillPoly(picture, [corners.astype(np.int32)], tuple(map(int, color)))
-    noisy = picture.astype(np.int16) + rng.integers(-20, 20, picture.shape, dtype=np.int16)
+        cv2.fillPoly(image, [corners.astype(np.int32)], tuple(map(int, color)))
+    noisy = image.astype(np.int16) + rng.integers(-20, 20, image.shape, dtype=np.int16)
     cv2.imwrite(str(images / f'{stem}_leftImg8bit.png'), noisy.clip(0, 255).astype(np.uint8))
     polygons = truth / f'{stem}_gtFine_polygons.json'
     polygons.write_text(json.dumps(dict(

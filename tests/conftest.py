@@ -152,15 +152,15 @@ def tiny_detector(tmp_path_factory):
     rng, images, annotations, paths = np.random.default_rng(0), [], [], []
     for k, (name, (height, width)) in enumerate(
             [('a.png', (96, 128)), ('deep/b.png', (128, 96)), ('c.jpg', (96, 128)), ('d.png', (60, 100))]):
-        picture = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+        image = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
         for j in range(2):
             x, y = int(rng.integers(0, width - 40)), int(rng.integers(0, height - 30))
-            cv2.rectangle(picture, (x, y), (x + 40, y + 30), rng.integers(0, 255, 3).tolist(), -1)
+            cv2.rectangle(image, (x, y), (x + 40, y + 30), rng.integers(0, 255, 3).tolist(), -1)
             annotations.append(dict(id=len(annotations) + 1, image_id=10 + k, category_id=(5, 7, 9)[(k + j) % 3],
                                     bbox=[x, y, 40, 30], area=1200, iscrowd=0,
                                     segmentation=[[x, y, x + 40, y, x + 40, y + 30, x, y + 30]]))
-        cv2.imwrite(str(folder / 'images' / name), picture)
+        cv2.imwrite(str(folder / 'images' / name), image)
         images.append(dict(id=10 + k, file_name=name, height=height, width=width))
         paths.append(folder / 'images' / name)
     categories = [dict(id=i, name=n) for i, n in zip((5, 7, 9), ('disc', 'bar', 'cross'))]

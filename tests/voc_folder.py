@@ -29,12 +29,12 @@ def draw(root: Path, names: list[str], split: str = 'trainval', seed: int = 0, c
     rng = np.random.default_rng(seed)
     for k, name in enumerate(names):
         width, height = (96, 128) if k % 3 == 2 else (128, 96)
-        picture, objects = np.full((height, width, 3), rng.integers(0, 80, 3), np.uint8), []
+        image, objects = np.full((height, width, 3), rng.integers(0, 80, 3), np.uint8), []
         for j in range(2):
             x, y = int(rng.integers(0, width - 45)), int(rng.integers(0, height - 35))
-            cv2.rectangle(picture, (x, y), (x + 39, y + 29), rng.integers(100, 255, 3).tolist(), -1)
+            cv2.rectangle(image, (x, y), (x + 39, y + 29), rng.integers(100, 255, 3).tolist(), -1)
             objects.append(dict(name=classes[(k + j) % len(classes)], box=(x + 1, y + 1, x + 40, y + 30), difficult=0))
-        cv2.imwrite(str(root / f'JPEGImages/{name}.jpg'), picture)
+        cv2.imwrite(str(root / f'JPEGImages/{name}.jpg'), image)
         write_xml(root / f'Annotations/{name}.xml', objects, (width, height))
     with open(root / f'ImageSets/Main/{split}.txt', 'a') as file:
         file.write(''.join(f'{name}\n' for name in names))

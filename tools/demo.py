@@ -2,7 +2,7 @@
 """Train a Mask R-CNN from scratch on a data set that is drawn for it, and show what it learned: `make demo`.
 
     python tools/demo.py                            all of it; everything goes to work_dirs/demo
-    python tools/demo.py --data DIR --work-dir DIR  another folder for the pictures, another one for the results
+    python tools/demo.py --data DIR --work-dir DIR  another folder for the images, another one for the results
     python tools/demo.py --cfg-options runner.max_epochs=2
 
 It draws the data set when it is not there, trains (a line with losses, learning rate and the time that is left every
@@ -122,22 +122,22 @@ def draw_predictions(cfg: Any, checkpoint: Path, out_file: Path) -> None:
     from boxdet.structures.instances import Instances
     from boxdet.structures.masks import BitmapMasks
     from boxdet.visualization.draw import read_image, write_image
-    from boxdet.visualization.figures import picture_grid
+    from boxdet.visualization.figures import image_grid
 
     dataset = build_dataset(cfg.data.val, dict(test_mode=True))
     model = init_detector(cfg, str(checkpoint), device=cfg.get('device') or 'cpu')
-    pictures = []
+    images = []
     for index in range(len(dataset)):
         found, info = dataset.get_ann_info(index), dataset.img_info(index)
-        if len(pictures) == 2 * SHOWN_IMAGES or not len(found['bboxes']):
+        if len(images) == 2 * SHOWN_IMAGES or not len(found['bboxes']):
             continue
         image = read_image(Path(dataset.img_prefix) / info['filename'])
         truth = Instances(bboxes=found['bboxes'], labels=np.asarray(found['labels']),
                           masks=BitmapMasks.from_coco(found['masks'], *image.shape[:2]))
         for instances in (truth, inference_detector(model, image)):
-            pictures.append(draw_enlarged(image, instances, dataset.CLASSES))
-    titles = ['ground truth', 'predicted'] * (len(pictures) // 2)
-    write_image(picture_grid(pictures, columns=6, titles=titles), out_file)
+            images.append(draw_enlarged(image, instances, dataset.CLASSES))
+    titles = ['ground truth', 'predicted'] * (len(images) // 2)
+    write_image(image_grid(images, columns=6, titles=titles), out_file)
 
 
 def draw_enlarged(image: Any, instances: Any, classes: Any) -> Any:
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f'\nbox mAP {metrics["bbox_mAP"]:.3f}, mask mAP {metrics["segm_mAP"]:.3f} on val '
           f'after {minutes} min {seconds} s\n'
-          f'  pictures    {work_dir / "predictions.png"}\n'
+          f'  images    {work_dir / "predictions.png"}\n'
           f'  curves      {work_dir / "curves.png"}\n'
           f'  log         {log}\n'
           f'  checkpoint  {checkpoint}\n'

@@ -1,4 +1,4 @@
-"""Detect on every picture of a folder, and write COCO JSON that is a training set.
+"""Detect on every image of a folder, and write COCO JSON that is a training set.
 
     python tools/infer_dir.py images CONFIG CHECKPOINT
     python tools/infer_dir.py images CONFIG CHECKPOINT --out predictions.json
@@ -10,7 +10,7 @@ it is, with DIR as img_prefix. Images in folders within DIR are taken too. With 
 with neither, the JSON is infer/DIR.json and the drawn images are in infer/DIR, beside the checkpoint.
 
 A run that was interrupted goes on where it was when the same command is given again: until the end the results are in
-OUT.part (without --out in .infer_dir.part, where the drawn pictures are). Files that cannot be read are named at the
+OUT.part (without --out in .infer_dir.part, where the drawn images are). Files that cannot be read are named at the
 end and left out, and the exit status is then 1 (0 when all is well, 2 when nothing could be done); the same command
 tries them again, so mend or remove them.
 """
@@ -32,18 +32,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
     parser = CommandParser(description=summary, epilog=details,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('dir', help='folder of the pictures')
+    parser.add_argument('dir', help='folder of the images')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out', metavar='FILE', help='the JSON file to write')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='SCORE',
                         help='leave out, and do not draw, what scores less (default: %(default)s)')
-    parser.add_argument('--show-dir', metavar='DIR', help='write the pictures with the detections drawn')
+    parser.add_argument('--show-dir', metavar='DIR', help='write the images with the detections drawn')
     parser.add_argument('--format', choices=('png', 'jpg', 'pdf'), default='png',
-                        help='of the drawn pictures; pdf has lines and text that stay sharp (default: %(default)s)')
+                        help='of the drawn images; pdf has lines and text that stay sharp (default: %(default)s)')
     parser.add_argument('--image-ext', nargs='+', metavar='.EXT', help='take only files with these endings')
     parser.add_argument('--batch-size', type=int, metavar='N',
-                        help='pictures at a time (default: 1 on the CPU, 8 on a GPU)')
+                        help='images at a time (default: 1 on the CPU, 8 on a GPU)')
     parser.add_argument('--restart', action='store_true', help='discard what an interrupted run has left')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from boxdet.visualization.draw import check_score_thr
 
     check_score_thr(args.score_thr)
-    names = pictures_of(args.dir, args.image_ext)
+    names = images_of(args.dir, args.image_ext)
     cfg = load_config(args.config, args.cfg_options)
     part = Path(f'{args.out}.part' if args.out else os.path.join(args.show_dir, '.infer_dir.part'))
     if args.restart:
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     model = init_detector(cfg, args.checkpoint, device=device)
     journal = Journal(part, origin)
     if journal.done:
-        print(f'{part}: {len(journal.done)} pictures are done, going on')
+        print(f'{part}: {len(journal.done)} images are done, going on')
     progress = Progress(len(names))
     unreadable = predict_folder(model, args.dir, names, journal, args.score_thr,
                                 args.batch_size or (1 if device.type == 'cpu' else 8),
@@ -98,27 +98,28 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if unreadable else 0
 
 
-def pictures_of(folder: str, endings: list[str] | None) -> list[str]:
-    """The pictures in ``folder``, by their path within; those with one of ``endings`` only.
+def images_of(folder: str, endings: list[str] | None) -> list[str]:
+    """The images in ``folder``, by their path within; those with one of ``endings`` only.
 
     Raises:
-        ConfigError: an ending that no picture has. DataError: there is none.
+        ConfigError: an ending that no image has. DataError: there is none.
     """
-    from boxdet.apis.folder import IMAGE_ENDINGS, list_pictures
+    from boxdet.apis.folder import IMAGE_ENDINGS, list_images
 
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings or ())
     for ending in wanted:
         if ending not in IMAGE_ENDINGS:
-            raise ConfigError(f"--image-ext {ending}: pictures end in {', '.join(IMAGE_ENDINGS)}{nearest(ending, IMAGE_ENDINGS)}")
-    names = list_pictures(folder)
+            raise ConfigError(f"--image-ext {ending}: images end in {', '.join(IMAGE_ENDINGS)}"
+                              f'{nearest(ending, IMAGE_ENDINGS)}')
+    names = list_images(folder)
     chosen = [name for name in names if not wanted or name.lower().endswith(wanted)]
     if not chosen:
-        raise DataError(f"{folder}: none of the {len(names)} pictures in it ends in {' or '.join(wanted)}")
+        raise DataError(f"{folder}: none of the {len(names)} images in it ends in {' or '.join(wanted)}")
     return chosen
 
 
 def drawer(model: object, args: argparse.Namespace):
-    """A function of a picture's name and result that writes the drawn picture under ``--show-dir``."""
+    """A function of an image's name and result that writes the drawn image under ``--show-dir``."""
 
     def draw(name: str, result: object) -> None:
         model.show_result(os.path.join(args.dir, name), result, score_thr=args.score_thr,

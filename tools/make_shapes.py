@@ -35,12 +35,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'stickman')
-JOINTS = ('head', 'neck', 'hip', 'left_elbow', 'right_elbow', 'left_hand', 'right_hand',
-          'left_knee', 'right_knee', 'left_foot', 'right_foot')
-# Bones between joints, counted from 1 as COCO counts them.
+KEYPOINTS = ('head', 'neck', 'hip', 'left_elbow', 'right_elbow', 'left_hand', 'right_hand',
+             'left_knee', 'right_knee', 'left_foot', 'right_foot')
+# Bones between keypoints, counted from 1 as COCO counts them.
 SKELETON = ((1, 2), (2, 3), (2, 4), (4, 6), (2, 5), (5, 7), (3, 8), (8, 10), (3, 9), (9, 11))
 
-GENERATOR = 1          # raise it when the same settings give other pictures: existing folders are then drawn again
+GENERATOR = 1          # raise it when the same settings give other images: existing folders are then drawn again
 SUPERSAMPLING = 4
 SMALLEST, LARGEST = 0.11, 0.60      # diameter of an object as a share of the image's longer side
 LEAST_VISIBLE = 0.70                # share of an object that must stay visible
@@ -56,13 +56,13 @@ class Shape:
         label: index into CLASSES.
         full: (S*H, S*W) bool, the object as if nothing lay on it, cut by the border.
         visible: (S*H, S*W) bool, `full` without what later objects cover.
-        joints: (J, 2) float in image pixels for a stickman, else None.
+        keypoints: (J, 2) float in image pixels for a stickman, else None.
         is_crowd: a swarm under one annotation.
     """
     label: int
     full: np.ndarray
     visible: np.ndarray = field(default=None)
-    joints: np.ndarray = None
+    keypoints: np.ndarray = None
     is_crowd: bool = False
 
     def __post_init__(self):
@@ -87,10 +87,10 @@ def unit_outline(name, rng):
     return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
 
 
-def stickman_joints(rng):
-    """(J, 2) joints of a standing figure of height 2 around the origin, y down, in the order of JOINTS.
+def stickman_keypoints(rng):
+    """(J, 2) keypoints of a standing figure of height 2 around the origin, y down, in the order of KEYPOINTS.
 
-    It faces the viewer: its left side is on the right of the picture.
+    It faces the viewer: its left side is on the right of the image.
     """
     def limb(start, length, angle):         # angle from straight down, towards +x
         return start + length * np.array([math.sin(angle), math.cos(angle)])
@@ -104,7 +104,7 @@ def stickman_joints(rng):
         leg = rng.uniform(0.2, 0.75)
         points[f'{side}_knee'] = limb(hip, 0.40, sign * leg)
         points[f'{side}_foot'] = limb(points[f'{side}_knee'], 0.38, sign * (leg - rng.uniform(0.0, 0.35)))
-    return np.stack([points[name] for name in JOINTS])
+    return np.stack([points[name] for name in KEYPOINTS])
 
 
 def random_pose(name, radius, rng):
@@ -120,20 +120,20 @@ def draw_shape(name, center, radius, image_hw, rng):
     height, width = image_hw
     canvas = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), np.uint8)
     pose = random_pose(name, radius, rng)
-    joints = None
+    keypoints = None
     if name == 'stickman':
-        joints = stickman_joints(rng) @ pose.T + center
-        draw_stickman(canvas, joints * SUPERSAMPLING, radius * SUPERSAMPLING)
+        keypoints = stickman_keypoints(rng) @ pose.T + center
+        draw_stickman(canvas, keypoints * SUPERSAMPLING, radius * SUPERSAMPLING)
     else:
         outline = [np.rint((polygon @ pose.T + center) * SUPERSAMPLING).astype(np.int32)
                    for polygon in unit_outline(name, rng)]
         cv2.fillPoly(canvas, outline, 1)          # even-odd: the second polygon becomes a hole
-    return Shape(CLASSES.index(name), canvas.astype(bool), joints=joints)
+    return Shape(CLASSES.index(name), canvas.astype(bool), keypoints=keypoints)
 
 
-def draw_stickman(canvas, joints, radius):
-    """Fill a figure into `canvas` (S*H, S*W) from its `joints` (J, 2), both supersampled."""
-    points = [tuple(int(round(v)) for v in joint) for joint in joints]
+def draw_stickman(canvas, keypoints, radius):
+    """Fill a figure into `canvas` (S*H, S*W) from its `keypoints` (J, 2), both supersampled."""
+    points = [tuple(int(round(v)) for v in keypoint) for keypoint in keypoints]
     for start, end in SKELETON:
         torso = (start, end) == (2, 3)
         thickness = max(1, int(round(radius * (0.50 if torso else 0.32))))
@@ -191,7 +191,7 @@ def draw_crowd(image_hw, rng):
     """A swarm of 12 to 25 small shapes of one class -> one Shape, is_crowd."""
     height, width = image_hw
     side = max(height, width)
-    name = CLASSES[rng.integers(len(CLASSES) - 1)]             # no swarm of stickmen: their joints would be lost
+    name = CLASSES[rng.integers(len(CLASSES) - 1)]             # no swarm of stickmen: their keypoints would be lost
     middle = rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height))
     full = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), bool)
     for _ in range(int(rng.integers(12, 26))):
@@ -330,7 +330,7 @@ def paint_shape(image, shape, rng):
 
 
 def paint(shapes, image_hw, rng):
-    """(H, W, 3) uint8 BGR picture of the shapes, with sensor noise."""
+    """(H, W, 3) uint8 BGR image of the shapes, with sensor noise."""
     image = paint_background(image_hw, rng)
     for shape in shapes:
         paint_shape(image, shape, rng)
@@ -382,10 +382,10 @@ def uncompressed_counts(mask):
 
 
 def keypoints(shape):
-    """[x, y, v] of every joint, flat, as COCO has it."""
+    """[x, y, v] of every keypoint, flat, as COCO has it."""
     height, width = (n // SUPERSAMPLING for n in shape.full.shape)
     flat = []
-    for x, y in shape.joints:
+    for x, y in shape.keypoints:
         if not (0 <= x < width and 0 <= y < height):
             flat += [0, 0, 0]
             continue
@@ -405,7 +405,7 @@ def annotate(shape, image_id):
         'id': None, 'image_id': image_id, 'category_id': shape.label + 1, 'iscrowd': int(shape.is_crowd),
         'bbox': [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y], 'area': int(mask.sum()),
         'segmentation': segments}
-    if shape.joints is not None:
+    if shape.keypoints is not None:
         annotation['keypoints'] = keypoints(shape)
         annotation['num_keypoints'] = sum(v > 0 for v in annotation['keypoints'][2::3])
     return annotation
@@ -417,7 +417,7 @@ def annotate(shape, image_id):
 def categories():
     """COCO categories, ids from 1 in the order of CLASSES."""
     entries = [{'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES)]
-    entries[-1].update(keypoints=list(JOINTS), skeleton=[list(bone) for bone in SKELETON])
+    entries[-1].update(keypoints=list(KEYPOINTS), skeleton=[list(bone) for bone in SKELETON])
     return entries
 
 
@@ -461,10 +461,10 @@ def write_split(folder, split, count, settings, progress):
 
 
 def write_jpeg(path, image):
-    """Write a picture; cv2.imwrite answers False rather than say why it failed, so the bytes are written here."""
+    """Write an image; cv2.imwrite answers False rather than say why it failed, so the bytes are written here."""
     encoded, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
-        raise OSError(f'{path}: OpenCV could not encode the picture')
+        raise OSError(f'{path}: OpenCV could not encode the image')
     path.write_bytes(data.tobytes())
 
 

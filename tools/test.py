@@ -2,7 +2,7 @@
 
 python tools/test.py CONFIG CHECKPOINT --eval bbox segm
 python tools/test.py CONFIG CHECKPOINT --out results.pkl --eval bbox --eval-options classwise=True
-python tools/test.py CONFIG CHECKPOINT --show-dir pictures --show-score-thr 0.5
+python tools/test.py CONFIG CHECKPOINT --show-dir images --show-score-thr 0.5
 python tools/test.py CONFIG CHECKPOINT --format-only --eval-options jsonfile_prefix=./submission
 python tools/test.py CONFIG CHECKPOINT --tta           with test-time augmentation; without more words a config of
                                                        mmdetection 3.x is evaluated as its test_evaluator says
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'jsonfile_prefix=PREFIX names the files PREFIX.bbox.json, PREFIX.segm.json')
     what.add_argument('--report', metavar='DIR', nargs='?', const='',
                       help="evaluate and write DIR/index.html: curves, classes, confusion, the worst errors with their "
-                      "pictures (metrics: those of --eval, else the config's)")
+                      "images (metrics: those of --eval, else the config's)")
     what.add_argument('--show', action='store_true', help='show each image in a window; any key goes on')
     what.add_argument('--show-dir', metavar='DIR', nargs='?', const='',
                       help='write the images with the detections drawn')

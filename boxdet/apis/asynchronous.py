@@ -3,7 +3,7 @@
 >>> async with concurrent(streamqueue):                                       # doctest: +SKIP
 ...     result = await async_inference_detector(model, 'street.jpg')
 
-The pictures are prepared and the network runs in threads of this module. On a GPU each task has the CUDA stream that it
+The images are prepared and the network runs in threads of this module. On a GPU each task has the CUDA stream that it
 took from its queue, so that the work of several overlaps; on the CPU so many networks run at once as there are cores
 for their threads, and the queue may hold anything: it only says how many tasks may be at it.
 """
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from boxdet.apis.images import ImageLike, is_image
 from boxdet.apis.inference import inference_detector
-from boxdet.apis.pictures import ImageLike, is_picture
 from boxdet.errors import ConfigError
 from boxdet.structures.instances import Instances
 
@@ -72,7 +72,7 @@ async def async_inference_detector(model: nn.Module, imgs: ImageLike | Iterable[
     """
     if model.training:
         raise ConfigError('async_inference_detector: the model is in training mode; call model.eval() first')
-    if not is_picture(imgs):
+    if not is_image(imgs):
         options.setdefault('prefetch', 0)  # this is a thread of its own already
     work = functools.partial(_detect, model, imgs, _stream.get(), options)
     return await asyncio.get_running_loop().run_in_executor(_pool(next(model.parameters()).device), work)

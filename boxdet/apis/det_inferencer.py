@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from boxdet.apis.folder import IMAGE_ENDINGS
+from boxdet.apis.images import ImageLike, is_image
 from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
-from boxdet.apis.pictures import ImageLike, is_picture
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import Config, load_config, translated
 from boxdet.engine.dialects.packages import find_config
@@ -109,13 +109,13 @@ class DetInferencer:
             if value:
                 raise ConfigError(f'DetInferencer: {name}: the detectors here read no texts')
         draw.check_score_thr(pred_score_thr)
-        pictures = _pictures(inputs)
-        names = self._names(pictures)
+        images = _images(inputs)
+        names = self._names(images)
         wanted = return_vis or show or bool(out_dir) and not no_save_vis
         found: dict[str, list] = dict(predictions=[], visualization=[])
-        for name, (picture, result) in zip(names, self._results(pictures, batch_size)):
+        for name, (image, result) in zip(names, self._results(images, batch_size)):
             if wanted:
-                drawing = self._draw(picture, result, pred_score_thr, draw_pred)
+                drawing = self._draw(image, result, pred_score_thr, draw_pred)
                 if out_dir and not no_save_vis:
                     draw.write_image(drawing, Path(out_dir, 'vis', name))
                 if show:
@@ -127,19 +127,19 @@ class DetInferencer:
                 write_json(Path(out_dir, 'preds', f'{os.path.splitext(name)[0]}.json'), prediction)
             if print_result:
                 print(prediction)
-            found['predictions'].append(self.data_sample(result, picture) if return_datasamples else prediction)
+            found['predictions'].append(self.data_sample(result, image) if return_datasamples else prediction)
         return found
 
-    def data_sample(self, result: Instances, picture: ImageLike) -> Any:
+    def data_sample(self, result: Instances, image: ImageLike) -> Any:
         """What ``return_datasamples`` gives for one image: boxdet's Instances.
 
         A subclass makes another object of it; ``boxdet.compat`` gives 3.x's DetDataSample.
         """
         return result
 
-    def _results(self, pictures: list[ImageLike], batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
-        progress = Progress(len(pictures)) if self.show_progress else None
-        for pair in inference_stream(self.model, pictures, batch_size):
+    def _results(self, images: list[ImageLike], batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
+        progress = Progress(len(images)) if self.show_progress else None
+        for pair in inference_stream(self.model, images, batch_size):
             if progress is not None:
                 progress.advance(1)
             yield pair
@@ -153,12 +153,12 @@ class DetInferencer:
         return draw.draw_instances(image, result, self.model.CLASSES, score_thr, self.palette or self.model.PALETTE,
                                    skeleton=self.model.skeleton)
 
-    def _names(self, pictures: Sequence[ImageLike]) -> list[str]:
+    def _names(self, images: Sequence[ImageLike]) -> list[str]:
         """File names for the drawings, all different: the images' own, or numbers."""
         paths = []
-        for picture in pictures:
-            if isinstance(picture, (str, os.PathLike)):
-                path = str(picture).partition('?')[0] if '://' in str(picture) else str(picture)
+        for image in images:
+            if isinstance(image, (str, os.PathLike)):
+                path = str(image).partition('?')[0] if '://' in str(image) else str(image)
                 paths.append(path if path.lower().endswith(IMAGE_ENDINGS) else f'{path}.jpg')
             else:
                 paths.append(f'{self._unnamed:08}.jpg')
@@ -180,8 +180,8 @@ def as_prediction(result: Instances) -> dict[str, list]:
         found['masks'] = [row['segmentation'] for row in result.to_coco(0, range(result.num_classes or 1 + max(
             found['labels'], default=0)))]
     if 'keypoints' in result:
-        joints = arrays['keypoints']  # (N, J, 3)
-        found['keypoints'], found['keypoint_scores'] = joints[..., :2].tolist(), joints[..., 2].tolist()
+        keypoints = arrays['keypoints']  # (N, J, 3)
+        found['keypoints'], found['keypoint_scores'] = keypoints[..., :2].tolist(), keypoints[..., 2].tolist()
     return found
 
 
@@ -204,11 +204,12 @@ def _config_of(model: Any, weights: Any) -> Any:
     return translated(model)
 
 
-def _pictures(inputs: Any) -> list[ImageLike]:
+def _images(inputs: Any) -> list[ImageLike]:
     """The images that ``inputs`` are; a folder is those in it, without the folders inside, as in 3.x."""
     if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
-        found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs) if name.lower().endswith(IMAGE_ENDINGS))
+        found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs)
+                       if name.lower().endswith(IMAGE_ENDINGS))
         if not found:
             raise DataError(f'{inputs}: no image in this folder')
         return list(found)
-    return [inputs] if is_picture(inputs) else list(inputs)
+    return [inputs] if is_image(inputs) else list(inputs)

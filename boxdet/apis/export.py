@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from boxdet.apis.pictures import preparation
+from boxdet.apis.images import preparation
 from boxdet.datasets.collate import collate
 from boxdet.errors import ConfigError, DataError
 from boxdet.export.graph import InputFormat

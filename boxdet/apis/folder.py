@@ -1,7 +1,7 @@
-"""A detector over a folder of pictures: COCO JSON that is a training set, written so that a killed run can go on.
+"""A detector over a folder of images: COCO JSON that is a training set, written so that a killed run can go on.
 
-While it runs, every picture's result is one line of ``OUT.part``, beside the file to come; its first line tells which
-model and settings made it. A run that finds its own ``.part`` leaves out the pictures in it. The JSON appears whole at
+While it runs, every image's result is one line of ``OUT.part``, beside the file to come; its first line tells which
+model and settings made it. A run that finds its own ``.part`` leaves out the images in it. The JSON appears whole at
 the end, in the order of the names, and the ``.part`` goes.
 """
 from __future__ import annotations
@@ -26,11 +26,11 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.pp
 OnResult = Callable[[str, Instances], None]  # (name in the folder, result)
 
 
-def list_pictures(folder: str | os.PathLike) -> list[str]:
-    """The picture files in ``folder`` and the folders in it, by their path within, sorted; hidden ones are left out.
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """The image files in ``folder`` and the folders in it, by their path within, sorted; hidden ones are left out.
 
     Raises:
-        DataError: no such folder, or no picture in it.
+        DataError: no such folder, or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -41,18 +41,18 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in names
                   if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith('.')]
     if not found:
-        raise DataError(f"{folder}: no pictures in it (files that end in {', '.join(IMAGE_ENDINGS)})")
+        raise DataError(f"{folder}: no images in it (files that end in {', '.join(IMAGE_ENDINGS)})")
     return sorted(found)
 
 
 class Journal:
-    """``OUT.part``: a line a picture, of which only the last can be broken.
+    """``OUT.part``: a line an image, of which only the last can be broken.
 
     Args:
         path: of the file. made_by: what must be the same for a run to go on.
 
     Attributes:
-        done: what each picture that is through gave: 'width', 'height', 'annotations'.
+        done: what each image that is through gave: 'width', 'height', 'annotations'.
 
     Raises:
         DataError: the file is of another run, or cannot be written.
@@ -90,7 +90,7 @@ class Journal:
         return intact
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        """Note what picture ``name`` gave."""
+        """Note what image ``name`` gave."""
         self.done[name] = row
         self._file.write(json.dumps(dict(file=name, **row)).encode() + b'\n')
         self._file.flush()
@@ -122,11 +122,11 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
         journal: notes what is done, and knows what was.
         score_thr: what scores less is left out.
         batch_size: images that go through the network together.
-        on_result: called with each picture's name and result before it is noted as done.
-        advance: called with the number of pictures that are through.
+        on_result: called with each image's name and result before it is noted as done.
+        advance: called with the number of images that are through.
 
     Returns:
-        what is wrong with each picture that could not be read.
+        what is wrong with each image that could not be read.
     """
     waiting, unreadable = [name for name in names if name not in journal.done], []
     advance(len(names) - len(waiting))
@@ -143,7 +143,7 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
 
 def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
              batch_size: int) -> Iterator[tuple[str, Any]]:
-    """(name, Instances or what is wrong); behind a picture that cannot be read a new stream goes on."""
+    """(name, Instances or what is wrong); behind an image that cannot be read a new stream goes on."""
     through = 0
     while through < len(names):
         paths = (os.path.join(folder, name) for name in names[through:])
@@ -170,7 +170,7 @@ def _annotation(row: dict[str, Any], area: float) -> dict[str, Any]:
     """A COCO annotation, without ids, of a COCO result."""
     annotation = {**row, 'area': area, 'iscrowd': 0}
     del annotation['image_id']
-    if 'keypoints' in row:  # every joint is told, with a score; an annotation tells whether it is seen
+    if 'keypoints' in row:  # every keypoint is told, with a score; an annotation tells whether it is seen
         annotation['keypoints'] = [2 if i % 3 == 2 else value for i, value in enumerate(row['keypoints'])]
         annotation['num_keypoints'] = len(row['keypoints']) // 3
     return annotation

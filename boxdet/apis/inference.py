@@ -1,4 +1,4 @@
-"""A detector from a config and a checkpoint, and its results on pictures at hand.
+"""A detector from a config and a checkpoint, and its results on images at hand.
 
 >>> from boxdet.apis import init_detector, inference_detector               # doctest: +SKIP
 >>> model = init_detector('configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py', 'faster_rcnn.pth', device='cpu')
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from boxdet.apis.pictures import ImageLike, is_picture, preparation, prepared_ahead
+from boxdet.apis.images import ImageLike, is_image, preparation, prepared_ahead
 from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
@@ -38,7 +38,7 @@ from boxdet.visualization.palette import PaletteSpec
 
 __all__ = ['fuse_conv_bn', 'inference_detector', 'inference_stream', 'init_detector', 'show_result_pyplot']
 
-_Waiting = tuple[int, Any, Any]  # a picture's index, its sample, and that sample collated alone
+_Waiting = tuple[int, Any, Any]  # an image's index, its sample, and that sample collated alone
 
 
 # --- a model ---
@@ -58,7 +58,7 @@ def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
             always computed in float32. On a processor that is slow in it, float32 it is, with a warning.
         compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
-            pictures of few sizes follow.
+            images of few sizes follow.
 
     Returns:
         the detector in eval mode, with ``cfg`` (the config) and ``CLASSES`` (from the checkpoint, else the
@@ -224,30 +224,30 @@ def configured_classes(cfg: Any) -> tuple[str, ...] | None:
 def inference_detector(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], batch_size: int | None = None,
                        channel_order: str = 'bgr', exif_orientation: bool | None = None,
                        prefetch: int | None = None) -> Instances | list[Instances]:
-    """Detect on one picture or several, through ``model.cfg.data.test.pipeline``.
+    """Detect on one image or several, through ``model.cfg.data.test.pipeline``.
 
     Args:
         model: of ``init_detector``.
         imgs: a file name or http(s) address, an array (H, W, 3) uint8 (also (H, W), (H, W, 1), or (H, W, 4) whose
             last channel is left out), the bytes of an image file, what can read() them, or a PIL image; or a list,
             tuple or iterator of them.
-        batch_size: pictures of the same input size that go through the network together; default 1 on the
-            CPU, 8 on a GPU. Pictures of other sizes are never padded for the sake of a batch, so the results
-            are those of single pictures.
+        batch_size: images of the same input size that go through the network together; default 1 on the
+            CPU, 8 on a GPU. Images of other sizes are never padded for the sake of a batch, so the results
+            are those of single images.
         channel_order: of arrays: 'bgr' as OpenCV reads, or 'rgb'.
         exif_orientation: turn files, bytes and PIL images upright by their EXIF orientation, or not; None: as the
             config's LoadImageFromFile does (it does unless its color_type says 'ignore_orientation').
-        prefetch: pictures that threads read and prepare ahead, 0 for none; by default two batches.
+        prefetch: images that threads read and prepare ahead, 0 for none; by default two batches.
 
     Returns:
-        the Instances of one picture, in its original pixels; a list of them, in order, for several.
+        the Instances of one image, in its original pixels; a list of them, in order, for several.
 
     Raises:
-        DataError: a picture that cannot be read. ConfigError: the config has no test pipeline, or one that needs
+        DataError: an image that cannot be read. ConfigError: the config has no test pipeline, or one that needs
             proposals; ``batch_size`` or ``prefetch`` is no such number.
     """
     _check_numbers(batch_size, prefetch)
-    if is_picture(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no picture
+    if is_image(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no image
         sample = preparation(model, channel_order, exif_orientation)(imgs)
         return _predict(model, [(0, sample, collate([sample]))])[0]
     images = cast('Iterable[ImageLike]', imgs)
@@ -258,10 +258,10 @@ def inference_detector(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], 
 def inference_stream(model: nn.Module, imgs: Iterable[ImageLike], batch_size: int | None = None,
                      prefetch: int | None = None, channel_order: str = 'bgr',
                      exif_orientation: bool | None = None) -> Iterator[tuple[ImageLike, Instances]]:
-    """Detect on pictures as they come, also on an endless stream of them.
+    """Detect on images as they come, also on an endless stream of them.
 
-    A thread reads ``imgs`` and others prepare the pictures, a few ahead of the network, which runs in the caller's
-    thread. An exception of ``imgs`` or of a picture reaches the caller in its turn, after the results of all pictures
+    A thread reads ``imgs`` and others prepare the images, a few ahead of the network, which runs in the caller's
+    thread. An exception of ``imgs`` or of an image reaches the caller in its turn, after the results of all images
     before it; closing the generator ends the threads (and leaves ``imgs`` alone from then on).
 
     Args:
@@ -273,15 +273,15 @@ def inference_stream(model: nn.Module, imgs: Iterable[ImageLike], batch_size: in
         exif_orientation: as in ``inference_detector``.
 
     Yields:
-        each picture as it was given, with its result; in order.
+        each image as it was given, with its result; in order.
 
     Raises:
         as ``inference_detector``, at once what is wrong with the arguments.
     """
     _check_numbers(batch_size, prefetch)
     frames = isinstance(imgs, np.ndarray) and imgs.ndim != 3  # (N, H, W, 3), say
-    if not _is_iterable(imgs) or is_picture(imgs) and not frames:
-        raise DataError(f'a stream is a list, tuple or iterator of pictures, not one {type(imgs).__name__}')
+    if not _is_iterable(imgs) or is_image(imgs) and not frames:
+        raise DataError(f'a stream is a list, tuple or iterator of images, not one {type(imgs).__name__}')
     prepare = preparation(model, channel_order, exif_orientation)  # what is wrong with the config, before any thread
     if batch_size is None:
         batch_size = 1 if next(model.parameters()).device.type == 'cpu' else 8
@@ -302,7 +302,7 @@ def _check_numbers(batch_size: Any, prefetch: Any) -> None:
 
 def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, None],
             batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
-    pictures: dict[int, ImageLike] = {}     # given and not yet handed back
+    images: dict[int, ImageLike] = {}     # given and not yet handed back
     results: dict[int, Instances] = {}
     waiting: dict[Any, list[_Waiting]] = {}  # by input size, until a batch of them is full
     turn, failure = 0, None
@@ -311,36 +311,36 @@ def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, 
             if isinstance(item, Exception):
                 failure = item
                 break
-            picture, sample, batch = item
+            image, sample, batch = item
             size = index if isinstance(batch, list) else tuple(batch.images.shape[1:])
             group = waiting.setdefault(size, [])
             group.append((index, sample, batch))
-            pictures[index] = picture
+            images[index] = image
             if len(group) >= batch_size or isinstance(batch, list):
                 results.update(_predict(model, waiting.pop(size) if isinstance(batch, list) else group))
                 group.clear()
-            if len(pictures) > 4 * batch_size:  # a rare size does not hold up all that come after it
+            if len(images) > 4 * batch_size:  # a rare size does not hold up all that come after it
                 oldest = next((g for g in waiting.values() if g and g[0][0] == turn), [])
                 results.update(_predict(model, oldest))
                 oldest.clear()
             while turn in results:
-                yield pictures.pop(turn), results.pop(turn)
+                yield images.pop(turn), results.pop(turn)
                 turn += 1
     for group in waiting.values():
         results.update(_predict(model, group))
-    yield from ((pictures[index], results[index]) for index in sorted(pictures))
+    yield from ((images[index], results[index]) for index in sorted(images))
     if failure is not None:
         raise failure
 
 
 def _collated(prepared: Iterator[tuple[ImageLike, dict]]) -> Iterator[tuple[ImageLike, dict, Any] | Exception]:
-    """Each picture with its sample and that collated alone: one Batch, or a list of them (views, which stay alone).
+    """Each image with its sample and that collated alone: one Batch, or a list of them (views, which stay alone).
 
-    What is raised on the way comes as the last item, so that the pictures before it are not lost.
+    What is raised on the way comes as the last item, so that the images before it are not lost.
     """
     try:
-        for picture, sample in prepared:
-            yield picture, sample, collate([sample])
+        for image, sample in prepared:
+            yield image, sample, collate([sample])
     except Exception as error:
         yield error
 
@@ -381,7 +381,7 @@ def show_result_pyplot(model: nn.Module, img: ImageLike, result: Any, score_thr:
         title: of the window.
         wait_time: seconds until the window closes, 0 until it is closed by hand.
         palette: see ``visualization.palette.class_colors``; the model's by default.
-        out_file: write the picture there, too.
+        out_file: write the image there, too.
     """
     import matplotlib.pyplot as plt
 

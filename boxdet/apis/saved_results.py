@@ -47,7 +47,7 @@ def ground_truth(dataset: Any, index: int) -> Instances:
     return Instances(**fields)
 
 
-def picture_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
+def image_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
     """The name of image ``index`` in the data set, and the image (H, W, 3) uint8 in BGR order.
 
     Args:

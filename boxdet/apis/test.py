@@ -1,4 +1,4 @@
-"""A detector over a data set: results in order, pictures of them on the way."""
+"""A detector over a data set: results in order, images of them on the way."""
 from __future__ import annotations
 
 import os

@@ -199,7 +199,7 @@ class Camera:
     """The newest frame of a camera or a stream.
 
     A thread reads all frames and keeps the last one only: frames that nobody had time for are dropped, and the
-    picture never lags behind. A video file is played at its own rate, as if a camera were giving it.
+    image never lags behind. A video file is played at its own rate, as if a camera were giving it.
 
     Args:
         source: the camera's number, a device's path ('/dev/video0'), a stream's address ('rtsp://...') or a video file.

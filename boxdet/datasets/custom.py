@@ -242,7 +242,7 @@ class CustomDataset(Evaluated):
         return len(self.data_infos)
 
     def __getitem__(self, index: int) -> dict:
-        """The sample after the pipeline, its picture normalised."""
+        """The sample after the pipeline, its image normalised."""
         return self.sample(index)
 
     def sample(self, index: int, compact: bool = False) -> dict:

@@ -98,7 +98,7 @@ def decode_image(data: np.ndarray, path: str, color_type: str = 'color', channel
 
 
 def image_size(path: str, backend: str = 'disk') -> tuple[int, int]:
-    """(width, height) of a picture as it is loaded, turned upright by its EXIF orientation; mostly from its header.
+    """(width, height) of an image as it is loaded, turned upright by its EXIF orientation; mostly from its header.
 
     Raises:
         DataError: missing, empty, or not an image.
@@ -110,7 +110,7 @@ def image_size(path: str, backend: str = 'disk') -> tuple[int, int]:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # nothing is decompressed here
                 with Image.open(path) as image:
-                    # Asked for the EXIF data of a PNG that has none in its header, Pillow decodes the picture.
+                    # Asked for the EXIF data of a PNG that has none in its header, Pillow decodes the image.
                     may_turn = image.format != 'PNG' or 'exif' in image.info
                     turned = may_turn and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
                     return (image.height, image.width) if turned else image.size

@@ -1,6 +1,6 @@
 """Do the parts of a detector fit one another? Told when the model is built, by the names of the two config keys.
 
-A picture of no memory (the meta device) passes the network once, part after part. What a part gives is compared with
+An image of no memory (the meta device) passes the network once, part after part. What a part gives is compared with
 what the next one is set up for: channels, levels, strides, sizes of RoIs and masks. Parts of a user's own that cannot
 run so are not judged, nor is what comes behind them.
 
@@ -19,7 +19,7 @@ from boxdet.abilities import ability
 from boxdet.engine.findings import Finding
 from boxdet.errors import UserError
 
-_SIDE, _BATCH = 512, 2  # of the picture; two, because batch norms in training refuse single values
+_SIDE, _BATCH = 512, 2  # of the image; two, because batch norms in training refuse single values
 # What torch says when shapes do not fit; anything else (data that a module wants to see, mixed devices) is no finding.
 _DOES_NOT_FIT = re.compile(r'shapes cannot be multiplied|same reduction dim|to have \d+ channels|size of tensor|'
                            r'Sizes of tensors|must match|normalized_shape|size mismatch|running_mean should contain|'
@@ -41,9 +41,9 @@ def model_findings(model: nn.Module) -> Iterator[Finding]:
     if not isinstance(backbone, nn.Module):
         return
     try:
-        levels = _levels(_run(backbone, _picture(backbone)))
+        levels = _levels(_run(backbone, _image(backbone)))
         yield from _through_the_neck(model, levels)
-    except (_Unknown, _Misfit):  # a backbone that refuses this picture may take others
+    except (_Unknown, _Misfit):  # a backbone that refuses this image may take others
         return
 
 
@@ -235,7 +235,7 @@ def _loss_forms(model: nn.Module) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------ running on nothing
 
 
-def _picture(backbone: nn.Module) -> torch.Tensor:
+def _image(backbone: nn.Module) -> torch.Tensor:
     return torch.empty(_BATCH, _reads(backbone) or 3, _SIDE, _SIDE, device='meta')
 
 

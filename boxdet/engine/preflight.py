@@ -165,7 +165,7 @@ def _class_weights(model: nn.Module) -> Iterator[Finding]:
 
 
 def check_keypoints(model: nn.Module, dataset: Any, name: str = 'training') -> None:
-    """Compare the keypoint head, where the model has one, with the joints of each data set inside ``dataset``.
+    """Compare the keypoint head, where the model has one, with the keypoints of each data set inside ``dataset``.
 
     Args:
         model: built.
@@ -173,7 +173,7 @@ def check_keypoints(model: nn.Module, dataset: Any, name: str = 'training') -> N
         name: what to call the data, 'training' or 'test'.
 
     Raises:
-        ConfigError: no joints, another number of them, or other pairs that a mirror swaps.
+        ConfigError: no keypoints, another number of them, or other pairs that a mirror swaps.
     """
     refuse(_keypoints(model, dataset, name))
 

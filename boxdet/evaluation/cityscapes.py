@@ -6,7 +6,7 @@
 |                                     | ``cityscapes_NAME_precision``                                                 |
 | 'bbox', 'segm', 'proposal[_fast]'   | COCO's, see boxdet/evaluation/coco_metrics.py                                 |
 
-The average precision is cityscapesscripts' own. Its matching reads one PNG a detection and looks at the whole picture
+The average precision is cityscapesscripts' own. Its matching reads one PNG a detection and looks at the whole image
 for each pair; the same pixel counts are taken here from the run-length codes, within each mask's extent, so that
 nothing is written to be read again. Letters: H, W the image; h, w the extent of one mask; D different instance ids.
 """
@@ -119,7 +119,7 @@ class CityscapesEvaluator(Evaluator):
 def format_results(dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
     """Write what Cityscapes' server takes into the folder ``txtfile_prefix``; needs no annotations.
 
-    For each picture ``STEM_pred.txt``, one line a detection: the mask's file, the label id and the score; and for each
+    For each image ``STEM_pred.txt``, one line a detection: the mask's file, the label id and the score; and for each
     detection ``STEM_NUMBER_CLASS.png``, 8 bits a pixel, 255 within the mask and 0 elsewhere. One decoded mask a
     thread is in memory at a time.
 
@@ -128,14 +128,14 @@ def format_results(dataset: Any, results: Sequence[Instances], txtfile_prefix: s
 
     Raises:
         ConfigError: a class that Cityscapes does not have. DataError: results without masks or of another size, two
-            pictures of one name, or a folder that cannot be written.
+            images of one name, or a folder that cannot be written.
     """
     folder = Path(txtfile_prefix)
     ids = _label_ids(dataset)
     stems = _stems(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Packing a PNG leaves other threads free to run. One picture at a time: the results may lie on disk.
+        # Packing a PNG leaves other threads free to run. One image at a time: the results may lie on disk.
         with ThreadPoolExecutor() as pool:
             for index, (stem, result) in enumerate(zip(stems, results)):
                 _write_image(folder, stem, result, _masks(dataset, index, result), dataset.CLASSES, ids, pool)
@@ -221,7 +221,7 @@ def _cityscapes(dataset: Any, results: Sequence[Instances], say: Callable[..., N
         matches[path] = _image_matches(path, _masks(dataset, index, result), result, args.instLabels, void)
     precisions = scripts.evaluateMatches(matches, args)  # (1, K, T), nan for classes without ground truth
     if np.isnan(precisions).all():
-        raise DataError(f'{dataset.ann_file}: its pictures show no instance of {", ".join(dataset.CLASSES)} that '
+        raise DataError(f'{dataset.ann_file}: its images show no instance of {", ".join(dataset.CLASSES)} that '
                         'Cityscapes counts, so there is nothing to evaluate against')
     averages = scripts.computeAverages(precisions, args)
     table = io.StringIO()
@@ -277,7 +277,7 @@ def _image_matches(path: str, rles: Sequence[dict], result: Instances, names: Se
     """Ground truth and detections of an image with the pixels they share, as ``evaluateMatches`` reads them."""
     truth = decode_image(read_bytes(path), path, 'unchanged')
     if truth.ndim != 2:
-        raise DataError(f'{path}: a picture of instance ids has one channel, not {truth.shape[2]}')
+        raise DataError(f'{path}: an image of instance ids has one channel, not {truth.shape[2]}')
     counts = np.bincount(truth.ravel())
     present = np.flatnonzero(counts)                                        # (D,)
     place = np.zeros(len(counts), dtype=np.intp)

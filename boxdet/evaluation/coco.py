@@ -7,7 +7,7 @@ the matches, ``accumulate`` the precision and recall of them (Lin et al. 2014; p
 
 One departure, where pycocotools is wrong: an object whose annotation id is 0 counts as found like any other.
 
-Letters: D detections, G objects of the ground truth, P pairs of them, J joints, T IoU thresholds, R recall levels
+Letters: D detections, G objects of the ground truth, P pairs of them, J keypoints, T IoU thresholds, R recall levels
 (101), K classes (of ``Scores``: by rising category id), A object sizes, M limits of detections an image.
 """
 from __future__ import annotations
@@ -31,7 +31,7 @@ from boxdet.structures.instances import Instances
 # pycocotools' areaRngLbl: below 32^2 pixels, 32^2..96^2, above.
 SIZE_RANGES = dict(all=(0, 1e10), small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, 1e10))
 SIZES = tuple(SIZE_RANGES)
-KEYPOINT_SIZES = ('all', 'medium', 'large')  # COCO labels no joints of small people
+KEYPOINT_SIZES = ('all', 'medium', 'large')  # COCO labels no keypoints of small people
 IOU_THRS = np.linspace(0.5, 0.95, 10)
 RECALL_LEVELS = np.linspace(0.0, 1.00, 101)
 WRONG, FOUND, IGNORED = 0, 1, 2  # what became of a detection
@@ -268,7 +268,7 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     groups = truths.image if class_agnostic else truths.image * len(class_order) + class_order[truths.label]
     ignored = truths.ignored | (truths.area < ranges[:, :1]) | (truths.area > ranges[:, 1:])  # (A, G)
     overlaps: dict[str, Callable[..., np.ndarray]] = dict(
-        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_joint_overlaps, oks_settings=oks_settings))
+        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_keypoint_overlaps, oks_settings=oks_settings))
     parts = []
     for found, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
         pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps[iou_type],
@@ -365,7 +365,7 @@ def _in_file_coordinates(fields: dict[str, Any], offset: float) -> dict[str, Any
 
 
 def _extents(fields: dict[str, Any], image: dict) -> np.ndarray:
-    """(N,) float64 area of the box around the joints, which pycocotools takes for a detection's size."""
+    """(N,) float64 area of the box around the keypoints, which pycocotools takes for a detection's size."""
     if 'keypoints' not in fields:
         raise DataError(f"image {image['id']}: the results hold no keypoints; 'keypoints' needs a model with a "
                         'keypoint head')
@@ -427,8 +427,8 @@ def _mask_overlaps(found: dict[str, np.ndarray], shapes: Sequence[dict], truths:
     return overlap
 
 
-def _joint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], truths: Truths, detection: np.ndarray,
-                    truth: np.ndarray, oks_settings: OksSettings) -> np.ndarray:
+def _keypoint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], truths: Truths,
+                       detection: np.ndarray, truth: np.ndarray, oks_settings: OksSettings) -> np.ndarray:
     """Object keypoint similarity (P,); 0 with an object that has no keypoints in the file."""
     overlap = np.zeros(len(detection))
     for pairs, rows, own in _groups(detection, truth):

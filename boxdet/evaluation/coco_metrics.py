@@ -102,7 +102,7 @@ class CocoEvaluator(Evaluator):
         """As the class says.
 
         Raises:
-            DataError: results without the masks or joints that a metric needs.
+            DataError: results without the masks or keypoints that a metric needs.
         """
         dataset, results, say = self.dataset, self.results, self.say
         if self.jsonfile_prefix is not None:

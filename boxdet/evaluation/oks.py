@@ -1,6 +1,6 @@
 """Object keypoint similarity, what IoU is to boxes (COCO's keypoint evaluation, 2016).
 
-Letters: D detections and G ground-truth objects of an image, J joints.
+Letters: D detections and G ground-truth objects of an image, J keypoints.
 """
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_ar
         sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     """Similarities (D, G) float64 in [0, 1], equal to pycocotools' to the last bit.
 
-    An object's value is the mean over its labelled joints of exp(-d^2 / (2 * area * (2 * sigma)^2)), d being how far
-    the joint was missed. For an object without a labelled joint d is how far a joint lies outside of its box
-    doubled about its centre, and all joints count.
+    An object's value is the mean over its labelled keypoints of exp(-d^2 / (2 * area * (2 * sigma)^2)), d being how far
+    the keypoint was missed. For an object without a labelled keypoint d is how far a keypoint lies outside of its box
+    doubled about its centre, and all keypoints count.
 
     Args:
         found: (D, J, 2 or 3) x, y.
@@ -27,11 +27,11 @@ def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_ar
     spread = (np.asarray(sigmas, dtype=np.float64) * 2) ** 2                             # (J,)
     values = np.zeros((len(found), len(truths)))
     place = np.asarray(found, dtype=np.float64)[..., :2]                                 # (D, J, 2)
-    # By object: a sum over another number of joints, or in another order, differs in its last bit.
-    for column, (joints, box, area) in enumerate(zip(truths, truth_boxes, truth_areas)):
-        labelled = joints[:, 2] > 0
+    # By object: a sum over another number of keypoints, or in another order, differs in its last bit.
+    for column, (keypoints, box, area) in enumerate(zip(truths, truth_boxes, truth_areas)):
+        labelled = keypoints[:, 2] > 0
         if labelled.any():
-            offset = place - joints[:, :2]
+            offset = place - keypoints[:, :2]
         else:
             corner, size = box[:2], box[2:]
             low, high = corner - size, corner + size * 2

@@ -33,7 +33,7 @@ def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence
     (RLE, counts as text) in place of ``bbox``, 'keypoints' holds ``keypoints`` (x, y, score of each in a row).
 
     ``bbox`` is left out of 'segm' because pycocotools would then take the box's area for the mask's, which
-    moves small/medium/large mask AP; likewise of 'keypoints', whose area is that of the joints' extent.
+    moves small/medium/large mask AP; likewise of 'keypoints', whose area is that of the keypoints' extent.
     'proposal' is 'bbox' with every category 1.
 
     Args:
@@ -44,7 +44,7 @@ def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence
         keypoint_offset: the data set's, see ``Instances.to_coco``.
 
     Raises:
-        DataError: 'segm' asked of objects without masks, or 'keypoints' of objects without joints.
+        DataError: 'segm' asked of objects without masks, or 'keypoints' of objects without keypoints.
     """
     if kind == 'proposal':
         boxes = instances.without('masks', 'keypoints')

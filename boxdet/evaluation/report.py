@@ -1,6 +1,6 @@
-"""One HTML page that shows how a detector did: numbers, curves, classes, confusion, and the pictures it got wrong.
+"""One HTML page that shows how a detector did: numbers, curves, classes, confusion, and the images it got wrong.
 
-The page holds its data and pictures, needs no network, and is written in one piece. Objects and detections are matched
+The page holds its data and images, needs no network, and is written in one piece. Objects and detections are matched
 once for each IoU threshold (``operating_points``); everything on the page is counted from those matches.
 
 Letters: K classes, D detections, G objects of the ground truth, T IoU thresholds.
@@ -37,8 +37,8 @@ _BINS = 10  # of the scores, for the calibration
 _SIZES = (('small: below 32²', 0, 32 ** 2), ('medium: 32² to 96²', 32 ** 2, 96 ** 2),
           ('large: from 96²', 96 ** 2, np.inf))
 _ERROR_KINDS = ('wrong class', 'wrong place', 'double', 'nothing there', 'missed')
-_PICTURE_SIDE = 720
-_MOST_DRAWN = 60  # detections drawn on one picture
+_IMAGE_SIDE = 720
+_MOST_DRAWN = 60  # detections drawn on one image
 
 
 def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instances], metrics: Mapping[str, Any],
@@ -53,8 +53,8 @@ def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instan
         metrics: what ``evaluate`` gave: the numbers shown first.
         title: the headline.
         meta: what stands below it (config, checkpoint, data set).
-        most_errors: errors shown with their picture.
-        say: told of pictures that cannot be shown.
+        most_errors: errors shown with their image.
+        say: told of images that cannot be shown.
 
     Returns:
         the file.
@@ -181,28 +181,28 @@ def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, Any], kin
         extra=[dict(name='AP', values=[float(metrics[key]) for key in extra])] if set(extra) <= set(metrics) else [])
 
 
-# --- errors and their pictures ---
+# --- errors and their images ---
 
 def _errors(dataset: Any, results: Sequence[Instances], base: Records, half: OperatingPoints, most: int,
             say: Callable[[str], None] | None) -> tuple[list[dict], list[dict]]:
-    """The worst errors, worst first, and the pictures that they point to."""
+    """The worst errors, worst first, and the images that they point to."""
     chosen = _false_detections(base, results, dataset.CLASSES, most - most // 2)
     chosen += _misses(base, half, dataset.CLASSES, most // 2)
     places: dict[int, int] = {}
-    pictures: list[dict] = []
+    images: list[dict] = []
     shown = []
     for error in chosen:
         index = error.pop('index')
         if index not in places:
-            drawn = _picture(dataset, results[index], base, half, index, say)
-            places[index] = len(pictures) if drawn is not None else -1
-            pictures += [] if drawn is None else [drawn]
+            drawn = _image(dataset, results[index], base, half, index, say)
+            places[index] = len(images) if drawn is not None else -1
+            images += [] if drawn is None else [drawn]
         if places[index] >= 0:
-            shown.append({**error, **_in_picture(error, pictures[places[index]]), 'image': places[index]})
-    for picture in pictures:
-        for one in (*picture['truth'], *picture['found']):
+            shown.append({**error, **_in_image(error, images[places[index]]), 'image': places[index]})
+    for image in images:
+        for one in (*image['truth'], *image['found']):
             del one['place']
-    return shown, pictures
+    return shown, images
 
 
 def _spread(order: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
@@ -274,8 +274,8 @@ def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return common / np.maximum((box[2:] - box[:2]).prod() + areas - common, 1e-9)
 
 
-def _picture(dataset: Any, result: Instances, base: Records, half: OperatingPoints, index: int,
-             say: Callable[[str], None] | None) -> dict[str, Any] | None:
+def _image(dataset: Any, result: Instances, base: Records, half: OperatingPoints, index: int,
+           say: Callable[[str], None] | None) -> dict[str, Any] | None:
     """An image of the data set, small and as text, with its objects and detections; None when it cannot be read."""
     name = dataset.data_infos[index]['filename']
     try:
@@ -285,7 +285,7 @@ def _picture(dataset: Any, result: Instances, base: Records, half: OperatingPoin
         if say is not None:
             say(f'the report shows no errors of an image that cannot be read: {error}')
         return None
-    address, (width, height), scale = embedded_jpeg(image, _PICTURE_SIDE)
+    address, (width, height), scale = embedded_jpeg(image, _IMAGE_SIDE)
     return dict(name=name, width=width, height=height, scale=scale, src=address,
                 truth=_drawn_truths(dataset, base, index, scale),
                 found=_drawn_detections(result, base, half, index, scale, dataset.CLASSES))
@@ -323,10 +323,10 @@ def _scaled(box: np.ndarray, scale: float) -> list[float]:
     return [round(float(v) * scale, 1) for v in box]
 
 
-def _in_picture(error: dict[str, Any], picture: dict[str, Any]) -> dict[str, Any]:
-    """The error's box in the picture's pixels, and which of the drawn things it is about."""
-    found: dict[str, Any] = {'box': [round(v * picture['scale'], 1) for v in error.pop('source')]}
-    for key, drawn in (('detection', picture['found']), ('truth', picture['truth'])):
+def _in_image(error: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+    """The error's box in the image's pixels, and which of the drawn things it is about."""
+    found: dict[str, Any] = {'box': [round(v * image['scale'], 1) for v in error.pop('source')]}
+    for key, drawn in (('detection', image['found']), ('truth', image['truth'])):
         place = error.pop(f'{key}_place', None)
         found[key] = next((i for i, one in enumerate(drawn) if one['place'] == place), -1) if place is not None else -1
     return found

@@ -1,12 +1,12 @@
 """Keypoints: heatmaps and flips.
 
-The half-pixel rule, stated here and nowhere else: joints are continuous coordinates, in which pixel i of an image or
-of a heatmap covers [i, i + 1) and has its centre at i + 0.5. A joint at x lies in the heatmap cell
+The half-pixel rule, stated here and nowhere else: keypoints are continuous coordinates, in which pixel i of an image or
+of a heatmap covers [i, i + 1) and has its centre at i + 0.5. A keypoint at x lies in the heatmap cell
 floor((x - x0) * W / w) of a box [x0, x0 + w); a cell c stands for the place x0 + (c + 0.5) * w / W (Heckbert 1990;
 Detectron). Annotation and result files such as COCO's count pixels: ``HALF_PIXEL`` is added to what is read from them
 (``CocoKeypointDataset.keypoint_offset``) and taken off what is written (``Instances.to_coco``).
 
-Letters: R rois, J joints, H, W height and width of heatmaps.
+Letters: R rois, J keypoints, H, W height and width of heatmaps.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HALF_PIXEL = 0.5
 
 def encode_heatmaps(keypoints: torch.Tensor, boxes: torch.Tensor,
                     heatmap_hw: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heatmap cell of each joint, for a cross entropy over the cells.
+    """The heatmap cell of each keypoint, for a cross entropy over the cells.
 
     Args:
         keypoints: (R, J, 3) x, y, visibility (0 for not labelled).
@@ -32,7 +32,7 @@ def encode_heatmaps(keypoints: torch.Tensor, boxes: torch.Tensor,
 
     Returns:
         cells: (R, J) int64 in [0, H * W), row by row; 0 where not valid.
-        valid: (R, J) bool: labelled, and inside the box; a joint on its right or lower edge counts as inside.
+        valid: (R, J) bool: labelled, and inside the box; a keypoint on its right or lower edge counts as inside.
     """
     height, width = (heatmap_hw, heatmap_hw) if isinstance(heatmap_hw, int) else heatmap_hw
     x, x_inside = _cell(keypoints[..., 0], boxes[:, 0:1], boxes[:, 2:3], width)
@@ -51,7 +51,7 @@ def _cell(place: torch.Tensor, start: torch.Tensor, end: torch.Tensor,
 
 
 def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The place of each joint: the highest point of its heatmap enlarged (bicubic) to the box's size in pixels.
+    """The place of each keypoint: the highest point of its heatmap enlarged (bicubic) to the box's size in pixels.
 
     Equal to Detectron and torchvision, which enlarge the rois one by one; here those of equal size go together, and
     the sizes reach the host in one copy.
@@ -61,21 +61,21 @@ def decode_heatmaps(heatmaps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.
         boxes: (R, 4).
 
     Returns:
-        joints: (R, J, 2) x and y. scores: (R, J) the logit there.
+        keypoints: (R, J, 2) x and y. scores: (R, J) the logit there.
     """
-    num_rois, num_joints = heatmaps.shape[:2]
+    num_rois, num_keypoints = heatmaps.shape[:2]
     heatmaps, boxes = at_least_float32(heatmaps.detach()), at_least_float32(boxes.detach())
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)  # (R, 2) width, height
     pixels = size.ceil()
-    joints = boxes.new_zeros(num_rois, num_joints, 2)
-    scores = heatmaps.new_zeros(num_rois, num_joints)
+    keypoints = boxes.new_zeros(num_rois, num_keypoints, 2)
+    scores = heatmaps.new_zeros(num_rois, num_keypoints)
     for (height, width), index in _rois_by_size(pixels):
         enlarged = F.interpolate(heatmaps[index], size=(height, width), mode='bicubic', align_corners=False)
         scores[index], place = enlarged.flatten(2).max(dim=-1)                           # (r, J)
         row = torch.div(place, width, rounding_mode='floor')
         cell = torch.stack([place - row * width, row], dim=-1)                           # (r, J, 2)
-        joints[index] = (cell + HALF_PIXEL) * (size[index] / pixels[index])[:, None] + boxes[index, None, :2]
-    return joints, scores
+        keypoints[index] = (cell + HALF_PIXEL) * (size[index] / pixels[index])[:, None] + boxes[index, None, :2]
+    return keypoints, scores
 
 
 def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Tensor]]:
@@ -92,7 +92,7 @@ def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Ten
 
 
 def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Detectron's score of joints: the exponential of ``logits`` (R, J) over the sum of the heatmaps' (R, J, H, W).
+    """Detectron's score of keypoints: the exponential of ``logits`` (R, J) over the sum of the heatmaps' (R, J, H, W).
 
     The logit was found on the enlarged heatmap and the sum is over the small one, so that large and small objects can
     be compared; where the enlarging overshoots it exceeds 1.
@@ -102,9 +102,9 @@ def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch
 
 def flip_keypoints(keypoints: torch.Tensor, shape: Sequence[int], flip_pairs: Sequence[tuple[int, int]],
                    direction: str = 'horizontal') -> torch.Tensor:
-    """Mirror joints (..., J, 2 or 3) with their image of ``shape`` (H, W, ...); left and right ones change places.
+    """Mirror keypoints (..., J, 2 or 3) with their image of ``shape`` (H, W, ...); left and right ones change places.
 
-    ``direction`` 'diagonal' turns the image by half a circle: no mirror, and every joint keeps its name.
+    ``direction`` 'diagonal' turns the image by half a circle: no mirror, and every keypoint keeps its name.
     """
     x, y, rest = keypoints[..., :1], keypoints[..., 1:2], keypoints[..., 2:]
     x = shape[1] - x if direction != 'vertical' else x
@@ -114,28 +114,28 @@ def flip_keypoints(keypoints: torch.Tensor, shape: Sequence[int], flip_pairs: Se
 
 def flip_heatmaps(heatmaps: torch.Tensor, flip_pairs: Sequence[tuple[int, int]],
                   direction: str = 'horizontal') -> torch.Tensor:
-    """Mirror heatmaps (..., J, H, W) as ``flip_keypoints`` mirrors joints."""
+    """Mirror heatmaps (..., J, H, W) as ``flip_keypoints`` mirrors keypoints."""
     axes = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1))[direction]
     return heatmaps[..., _order(heatmaps.shape[-3], flip_pairs, direction), :, :].flip(axes)
 
 
-def _order(num_joints: int, flip_pairs: Sequence[tuple[int, int]], direction: str) -> list[int]:
-    return list(range(num_joints)) if direction == 'diagonal' else flip_order(num_joints, flip_pairs)
+def _order(num_keypoints: int, flip_pairs: Sequence[tuple[int, int]], direction: str) -> list[int]:
+    return list(range(num_keypoints)) if direction == 'diagonal' else flip_order(num_keypoints, flip_pairs)
 
 
-def flip_order(num_joints: int, flip_pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Which joint stands in each of the J places after a flip.
+def flip_order(num_keypoints: int, flip_pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Which keypoint stands in each of the J places after a flip.
 
     Raises:
-        ValueError: a pair names a joint that does not exist, or one that another pair has.
+        ValueError: a pair names a keypoint that does not exist, or one that another pair has.
 
     >>> flip_order(5, [(1, 2), (3, 4)])
     [0, 2, 1, 4, 3]
     """
-    named = [joint for pair in flip_pairs for joint in pair]
-    if len(set(named)) != len(named) or not all(0 <= joint < num_joints for joint in named):
-        raise ValueError(f'flip pairs {list(flip_pairs)} do not pair {num_joints} joints')
-    order = list(range(num_joints))
+    named = [keypoint for pair in flip_pairs for keypoint in pair]
+    if len(set(named)) != len(named) or not all(0 <= keypoint < num_keypoints for keypoint in named):
+        raise ValueError(f'flip pairs {list(flip_pairs)} do not pair {num_keypoints} keypoints')
+    order = list(range(num_keypoints))
     for left, right in flip_pairs:
         order[left], order[right] = right, left
     return order

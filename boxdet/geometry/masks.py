@@ -25,7 +25,7 @@ Window = tuple[int, int, np.ndarray]
 _POLYGON_STEPS = 5
 _FAR = 10**6  # pixels from the origin that no corner of a polygon is
 # Columns of a pasted mask are evaluated in blocks of about this many pixels: a mask that fills a 12-megapixel
-# picture takes a few megabytes.
+# image takes a few megabytes.
 _PASTE_BLOCK = 1 << 18
 
 

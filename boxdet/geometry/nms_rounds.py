@@ -3,7 +3,7 @@
 On a GPU every question how many boxes are left stops the host until all work handed out so far is done. Here nothing is
 asked: boxes come sorted, in tensors of a fixed size, and a mask tells which stay. Greedy suppression is the only set of
 boxes of which each is in the set exactly when no better one of the set overlaps it; so a set that a round leaves as it
-was is the right one. Each round settles at least one box more, in practice whole pictures within ten; whether they are
+was is the right one. Each round settles at least one box more, in practice whole images within ten; whether they are
 settled is told by a flag on the device, which travels with the results.
 
 Letters: B sets of boxes, n boxes of a set, r rows of n.

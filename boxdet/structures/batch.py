@@ -132,12 +132,12 @@ def normalize_images(images: torch.Tensor, metas: Sequence[ImageMeta]) -> torch.
     if all(m.img_norm_cfg is first or _same_norm(m.img_norm_cfg, first) for m in metas):
         normalize_pixels_(pixels, first['mean'], first['std'])
     else:
-        for picture, meta in zip(pixels, metas):
-            normalize_pixels_(picture, meta.img_norm_cfg['mean'], meta.img_norm_cfg['std'])
-    for picture, meta in zip(pixels, metas):
+        for image, meta in zip(pixels, metas):
+            normalize_pixels_(image, meta.img_norm_cfg['mean'], meta.img_norm_cfg['std'])
+    for image, meta in zip(pixels, metas):
         height, width = meta.img_shape[:2]
-        picture[height:] = 0
-        picture[:height, width:] = 0
+        image[height:] = 0
+        image[:height, width:] = 0
     return pixels.permute(0, 3, 1, 2)
 
 

@@ -6,7 +6,7 @@ Fields in use: ``bboxes`` (N, 4) xyxy in pixels, ``scores`` (N,), ``labels`` (N,
 ``PaddedInstances`` are those of a batch in tensors of one size, as long as only the device knows how many there are;
 below it is what works on such tensors as it does on lists of one tensor an image.
 
-Letters: B images, N objects of an image, n rows of each image where all have as many, K classes, J joints.
+Letters: B images, N objects of an image, n rows of each image where all have as many, K classes, J keypoints.
 """
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Instances:
         Args:
             image_id: the image's id in the annotation file.
             category_ids: the category id of each label.
-            keypoint_offset: pixels from the file's joints to ours: COCO's count pixels (see ``geometry.keypoints``).
+            keypoint_offset: pixels from the file's keypoints to ours: COCO's count pixels (see ``geometry.keypoints``).
 
         Raises:
             DataError: a label that has no category id.
@@ -221,9 +221,9 @@ class Instances:
             counts = mask['counts']
             row['segmentation'] = dict(size=list(mask['size']),
                                        counts=counts.decode('ascii') if isinstance(counts, bytes) else counts)
-        for row, joints in zip(rows, arrays.get('keypoints', ())):
-            joints = np.asarray(joints, dtype=np.float64) - (keypoint_offset, keypoint_offset, 0)
-            row['keypoints'] = joints.ravel().tolist()
+        for row, keypoints in zip(rows, arrays.get('keypoints', ())):
+            keypoints = np.asarray(keypoints, dtype=np.float64) - (keypoint_offset, keypoint_offset, 0)
+            row['keypoints'] = keypoints.ravel().tolist()
         return rows
 
     def to_supervision(self, class_names: Sequence[str] | None = None, masks: bool = True) -> Any:
@@ -345,21 +345,21 @@ def _join(values: list[Any]) -> Any:
 
 
 def empty_result(image_size: tuple[int, int] | None = None, num_classes: int | None = None, masks: bool = False,
-                 joints: int = 0) -> Instances:
+                 keypoints: int = 0) -> Instances:
     """A result without objects: the same type and fields as one with objects.
 
     Args:
         image_size: (height, width) of the image.
         num_classes: K.
         masks: also an empty ``masks`` field.
-        joints: J of an empty ``keypoints`` field, 0 for none.
+        keypoints: J of an empty ``keypoints`` field, 0 for none.
     """
     fields: dict[str, Any] = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
                                   labels=torch.zeros(0, dtype=torch.int64))
     if masks:
         fields['masks'] = RleMasks([], *(image_size or (0, 0)))
-    if joints:
-        fields['keypoints'] = torch.zeros(0, joints, 3)
+    if keypoints:
+        fields['keypoints'] = torch.zeros(0, keypoints, 3)
     return Instances(image_size, num_classes, **fields)
 
 

@@ -3,7 +3,7 @@
 Everything scales with the image, so that a thumbnail and a 12-megapixel photo are equally readable. Masks are
 filled on one copy of the image, which is blended in once.
 
-Letters: N instances, J joints, H and W the image.
+Letters: N instances, J keypoints, H and W the image.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ END = (CLOSED, 27, ord('q'), ord('Q'))  # what ``show`` returns when the user wa
 
 _MASK_OPACITY = 0.42
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-JOINT_THRESHOLD = 0.05  # detectron2's: a joint of a lower score is a guess
+KEYPOINT_THRESHOLD = 0.05  # detectron2's: a keypoint of a lower score is a guess
 _SUBPIXEL_BITS = 3
 _LOOK_AT_WINDOW = 0.1  # seconds until it is noticed that the user closed it
 _LEAST_FONT_SCALE = 0.31  # letters of seven pixels
@@ -53,7 +53,7 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
                    font_scale: float | None = None, show_mask: bool = True,
                    bbox_color: ColorSpec | None = None, text_color: ColorSpec | None = None,
                    mask_color: ColorSpec | None = None, skeleton: Sequence[tuple[int, int]] = (),
-                   joint_thr: float = JOINT_THRESHOLD) -> np.ndarray:
+                   keypoint_thr: float = KEYPOINT_THRESHOLD) -> np.ndarray:
     """Draw ``instances`` on a copy of ``image``.
 
     Args:
@@ -69,8 +69,8 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
         bbox_color: one RGB colour (or its name) for all boxes.
         text_color: the same for all texts.
         mask_color: the same for all masks.
-        skeleton: joints, counted from 0, that lines connect.
-        joint_thr: joints with a score (or, of ground truth, a visibility) at or below it are left out.
+        skeleton: keypoints, counted from 0, that lines connect.
+        keypoint_thr: keypoints with a score (or, of ground truth, a visibility) at or below it are left out.
 
     Returns:
         (H, W, 3) uint8 in BGR order.
@@ -100,7 +100,7 @@ def draw_instances(image: np.ndarray, instances: Instances, class_names: Sequenc
         x0, y0, x1, y1 = corners[i]
         cv2.rectangle(canvas, (x0, y0), (x1, y1), _bgr(box_colors[i]), width, cv2.LINE_8)
     if 'keypoints' in instances:
-        _draw_joints(canvas, arrays['keypoints'][order], boxes[order], skeleton, joint_thr, width)
+        _draw_keypoints(canvas, arrays['keypoints'][order], boxes[order], skeleton, keypoint_thr, width)
     texts = [
         label_text(k, None if scores is None else float(scores[i]), class_names)
         for i, k in enumerate(labels)]
@@ -160,12 +160,12 @@ def _draw_masks(canvas: np.ndarray, masks: object, colors: Sequence[Color], widt
     return canvas
 
 
-def _draw_joints(canvas: np.ndarray, keypoints: np.ndarray, boxes: np.ndarray, skeleton: Sequence[tuple[int, int]],
-                 threshold: float, width: int) -> None:
-    """Draw the joints (N, J, 3) and bones of N instances, the later ones on top; one colour a bone and a joint.
+def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, boxes: np.ndarray, skeleton: Sequence[tuple[int, int]],
+                    threshold: float, width: int) -> None:
+    """Draw the keypoints (N, J, 3) and bones of N instances, the later ones on top; one colour a bone and a keypoint.
 
-    Lines are thinner on small objects, whose joints would else be one blot. All bones of a colour and thickness are one
-    call.
+    Lines are thinner on small objects, whose keypoints would else be one blot. All bones of a colour and thickness
+    are one call.
     """
     height, wide = canvas.shape[:2]
     place = np.clip(np.nan_to_num(keypoints[..., :2] - HALF_PIXEL), (-wide, -height), (2 * wide, 2 * height))
@@ -178,12 +178,12 @@ def _draw_joints(canvas: np.ndarray, keypoints: np.ndarray, boxes: np.ndarray, s
             chosen = (thickness == t) & seen[:, start] & seen[:, end]
             _draw_segments(canvas, points[chosen][:, [start, end]], _bgr(class_color(max(start, end))), t)
     dots = np.where(extent > 80, thickness + 1, 1) << _SUBPIXEL_BITS                     # (N,) radius
-    for i, joint in zip(*(index.tolist() for index in np.nonzero(seen))):
-        spot, radius = points[i, joint].tolist(), int(dots[i])
+    for i, keypoint in zip(*(index.tolist() for index in np.nonzero(seen))):
+        spot, radius = points[i, keypoint].tolist(), int(dots[i])
         if extent[i] > 80:  # on a small object there is no room for a rim
             cv2.circle(canvas, spot, radius + (1 << _SUBPIXEL_BITS), (255, 255, 255), cv2.FILLED, cv2.LINE_8,
                        _SUBPIXEL_BITS)
-        cv2.circle(canvas, spot, radius, _bgr(class_color(joint)), cv2.FILLED, cv2.LINE_8, _SUBPIXEL_BITS)
+        cv2.circle(canvas, spot, radius, _bgr(class_color(keypoint)), cv2.FILLED, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
 def _draw_segments(canvas: np.ndarray, segments: np.ndarray, color: Color, thickness: int) -> None:
@@ -265,11 +265,11 @@ def _overlap(spots: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 
 def read_image(source: Any, image_hw: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture in any form as (H, W, 3) uint8 in BGR order.
+    """An image in any form as (H, W, 3) uint8 in BGR order.
 
     Args:
         source: a file name, the bytes of an image file, or a PIL image; an array is returned as it is.
-        image_hw: height and width of the picture that a result is of. What is no array is turned upright by its EXIF
+        image_hw: height and width of the image that a result is of. What is no array is turned upright by its EXIF
             orientation, unless it has this size only as it is stored: so it was read for the result.
 
     Raises:
@@ -283,7 +283,7 @@ def read_image(source: Any, image_hw: tuple[int, int] | None = None) -> np.ndarr
         return image
     stored = _decode(content, name, upright=False)
     if stored.shape[:2] != tuple(image_hw):
-        raise DataError(f'{name}: the result is of a picture of {image_hw[1]}x{image_hw[0]} pixels, this one has '
+        raise DataError(f'{name}: the result is of an image of {image_hw[1]}x{image_hw[0]} pixels, this one has '
                         f'{image.shape[1]}x{image.shape[0]}')
     return stored
 
@@ -291,7 +291,7 @@ def read_image(source: Any, image_hw: tuple[int, int] | None = None) -> np.ndarr
 def _content(source: Any) -> tuple[str, Any]:
     """What a message calls ``source``, and its bytes, or the PIL image that it is."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        name, content = 'the picture', bytes(source)
+        name, content = 'the image', bytes(source)
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         try:
@@ -299,9 +299,9 @@ def _content(source: Any) -> tuple[str, Any]:
         except OSError as error:
             raise DataError(f'{name}: {error.strerror}') from error
     elif any(kind.__module__.startswith('PIL.') for kind in type(source).__mro__):
-        return getattr(source, 'filename', '') or 'the picture', source
+        return getattr(source, 'filename', '') or 'the image', source
     else:
-        raise DataError(f'a picture is a file name, an array, bytes or a PIL image, not {type(source).__name__}')
+        raise DataError(f'an image is a file name, an array, bytes or a PIL image, not {type(source).__name__}')
     if not content:
         raise DataError(f'{name}: the file is empty')
     return name, content
@@ -358,7 +358,7 @@ def check_out_file(path: str | os.PathLike, endings: Sequence[str] = ()) -> None
 
 def _check_ending(path: Path) -> None:
     if not path.suffix or not cv2.haveImageWriter(f'a{path.suffix}'):
-        raise DataError(f"{path}: OpenCV writes no '{path.suffix}' pictures (.jpg and .png are usual)")
+        raise DataError(f"{path}: OpenCV writes no '{path.suffix}' images (.jpg and .png are usual)")
 
 
 def check_score_thr(score_thr: float) -> None:
@@ -379,7 +379,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
     problem = _display_problem()
     if problem:
         raise UserError(
-            f'cannot open a window: {problem}; write the picture to a file instead (out_file, --out-file, '
+            f'cannot open a window: {problem}; write the image to a file instead (out_file, --out-file, '
             '--show-dir)')
     _lend_fonts()
     try:
@@ -388,7 +388,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
     except cv2.error as error:
         raise UserError(
             'cannot open a window: this OpenCV is built without windows (opencv-python-headless); install '
-            'opencv-python, or write the picture to a file instead') from error
+            'opencv-python, or write the image to a file instead') from error
 
 
 def _lend_fonts() -> None:

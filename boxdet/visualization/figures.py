@@ -1,4 +1,4 @@
-"""Figures on paper and screen: the curves of a training from its JSON log, and sheets of pictures.
+"""Figures on paper and screen: the curves of a training from its JSON log, and sheets of images.
 
 Matplotlib is imported when a figure is made, and used without a display.
 """
@@ -174,8 +174,8 @@ def save_figure(figure: Any, out_file: str | os.PathLike) -> Path:
     return out_file
 
 
-def picture_grid(images: Sequence[np.ndarray], columns: int = 0, tile: int = 420, titles: Sequence[str] = (),
-                 gap: int = 8) -> np.ndarray:
+def image_grid(images: Sequence[np.ndarray], columns: int = 0, tile: int = 420, titles: Sequence[str] = (),
+               gap: int = 8) -> np.ndarray:
     """Lay BGR images out on a white sheet, each fitted into a square of ``tile`` pixels with its shape kept.
 
     Args:
@@ -192,7 +192,7 @@ def picture_grid(images: Sequence[np.ndarray], columns: int = 0, tile: int = 420
         DataError: no images.
     """
     if not images:
-        raise DataError('no pictures for the sheet')
+        raise DataError('no images for the sheet')
     columns = columns or int(np.ceil(np.sqrt(len(images) * 1.34)))
     columns = min(columns, len(images))
     rows, caption = -(-len(images) // columns), 26 if titles else 0

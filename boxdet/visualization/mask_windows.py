@@ -1,6 +1,6 @@
 """Masks as the drawing needs them: each one decoded only within its own extent.
 
-A mask of a 1080p picture decoded in full is 2 MB that are almost all zeros; a hundred of them cost more than
+A mask of a 1080p image decoded in full is 2 MB that are almost all zeros; a hundred of them cost more than
 the rest of the drawing. Run lengths tell where a mask lies before any pixel is written.
 
 Letters: H, W the image; h, w the extent of one mask; N masks; P pieces of columns.
@@ -124,7 +124,7 @@ def _runs(rle: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray] |
 
 
 def _columns(columns: np.ndarray, tops: np.ndarray, bottoms: np.ndarray) -> Window:
-    """The window of such pieces, transposed: (w, h), a row of it for each column of the picture."""
+    """The window of such pieces, transposed: (w, h), a row of it for each column of the image."""
     left, top = int(columns[0]), int(tops.min())
     w, h = int(columns[-1]) + 1 - left, int(bottoms.max()) - top
     row = (columns - left) * h - top

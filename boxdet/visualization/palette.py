@@ -25,7 +25,7 @@ _GOLDEN_RATIO = 0.61803398875  # steps of it fill the colour circle evenly howev
 
 
 def class_color(label: int) -> Color:
-    """The colour of class ``label``: vivid, and the same in every picture."""
+    """The colour of class ``label``: vivid, and the same in every image."""
     if label < len(_FIRST):
         return _FIRST[label]
     step = label - len(_FIRST)

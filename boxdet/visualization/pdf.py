@@ -1,4 +1,4 @@
-"""A picture with its detections as a PDF: the picture embedded, boxes, outlines and labels as lines and text.
+"""An image with its detections as a PDF: the image embedded, boxes, outlines and labels as lines and text.
 
 Matplotlib is imported when a page is made, and used without a display.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from boxdet.errors import DataError
 from boxdet.structures.instances import Instances
-from boxdet.visualization.draw import JOINT_THRESHOLD, label_text, place_labels
+from boxdet.visualization.draw import KEYPOINT_THRESHOLD, label_text, place_labels
 from boxdet.visualization.mask_windows import mask_windows
 from boxdet.visualization.palette import PaletteSpec, class_color, class_colors, readable_on
 
@@ -26,8 +26,8 @@ _MARGIN = 0.8  # points around a label's text
 
 def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
               class_names: Sequence[str] | None = None, score_thr: float = 0.3, palette: PaletteSpec = None,
-              skeleton: Sequence[tuple[int, int]] = (), joint_thr: float = JOINT_THRESHOLD) -> None:
-    """Write a page of the picture's shape.
+              skeleton: Sequence[tuple[int, int]] = (), keypoint_thr: float = KEYPOINT_THRESHOLD) -> None:
+    """Write a page of the image's shape.
 
     Args:
         image: (H, W, 3) uint8 in BGR order.
@@ -36,8 +36,8 @@ def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
         class_names: name of each label.
         score_thr: what scores this or less is left out.
         palette: see ``palette.class_colors``.
-        skeleton: joints, counted from 0, that lines connect.
-        joint_thr: joints that score this or less are left out.
+        skeleton: keypoints, counted from 0, that lines connect.
+        keypoint_thr: keypoints that score this or less are left out.
 
     Raises:
         DataError: the folder does not take the file.
@@ -62,7 +62,7 @@ def write_pdf(image: np.ndarray, instances: Instances, path: str | os.PathLike,
         shown.labels.tolist(), shown.scores.tolist())], [colors[label] for label in shown.labels.tolist()],
                 (height, width), 1 / 72 / inches)
     if 'keypoints' in shown:
-        _draw_joints(axes, shown.numpy()['keypoints'], skeleton, joint_thr)
+        _draw_keypoints(axes, shown.numpy()['keypoints'], skeleton, keypoint_thr)
     axes.set(xlim=(0, width), ylim=(height, 0))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ def _draw_mask(axes: Any, window: tuple[int, int, np.ndarray], color: tuple[floa
         axes.add_patch(PathPatch(outline, facecolor=(*color, _MASK_OPACITY), edgecolor=color, linewidth=0.6))
 
 
-def _draw_joints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]], threshold: float) -> None:
-    """The bones and joints (N, J, 3) in the colours that ``draw`` gives them, as lines and dots with a rim."""
+def _draw_keypoints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]], threshold: float) -> None:
+    """The bones and keypoints (N, J, 3) in the colours that ``draw`` gives them, as lines and dots with a rim."""
     from matplotlib.collections import LineCollection
 
     places, seen = keypoints[..., :2], keypoints[..., 2] > threshold
@@ -97,10 +97,10 @@ def _draw_joints(axes: Any, keypoints: np.ndarray, skeleton: Sequence[tuple[int,
         bones = places[seen[:, start] & seen[:, end]][:, [start, end]]
         axes.add_collection(LineCollection(list(bones), colors=[_unit(class_color(max(start, end)))], linewidths=1.4),
                             autolim=False)
-    for joint in range(keypoints.shape[1]):
-        x, y = places[seen[:, joint], joint].T
+    for keypoint in range(keypoints.shape[1]):
+        x, y = places[seen[:, keypoint], keypoint].T
         axes.plot(x, y, linestyle='none', marker='o', markersize=3, markeredgewidth=0.5, markeredgecolor='white',
-                  color=_unit(class_color(joint)))
+                  color=_unit(class_color(keypoint)))
 
 
 def _draw_boxes(axes: Any, shown: Instances, texts: Sequence[str], colors: Sequence[Sequence[int]],

@@ -1,4 +1,4 @@
-"""Pictures and masks as a web page holds them: a JPEG in the text of the page, outlines as SVG paths."""
+"""Images and masks as a web page holds them: a JPEG in the text of the page, outlines as SVG paths."""
 from __future__ import annotations
 
 import base64
@@ -15,7 +15,7 @@ def embedded_jpeg(image: np.ndarray, side: int, quality: int = 82) -> tuple[str,
     """``image`` (H, W, 3) uint8 BGR, its longer side no more than ``side``.
 
     Returns:
-        the ``data:`` address, (width, height) of the embedded picture, and its scale.
+        the ``data:`` address, (width, height) of the embedded image, and its scale.
     """
     height, width = image.shape[:2]
     scale = min(side / max(height, width), 1.)

@@ -19,7 +19,7 @@ model = dict(
             bbox_coder=unlimited,
             loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0, loss_weight=1.0))),
     train_cfg=dict(rpn=dict(allowed_border=0)))
-# Without a pyramid pictures are not filled up to whole multiples of 32 pixels.
+# Without a pyramid images are not filled up to whole multiples of 32 pixels.
 img_norm_cfg = dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

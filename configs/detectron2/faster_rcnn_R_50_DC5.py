@@ -9,7 +9,7 @@ model = dict(
     rpn_head=dict(anchor_generator=dict(scale_major=False), bbox_coder=unlimited),
     roi_head=dict(bbox_head=dict(bbox_coder=unlimited)),
     test_cfg=dict(rcnn=dict(keep_empty=False)))
-# Without a pyramid pictures are not filled up to whole multiples of 32 pixels.
+# Without a pyramid images are not filled up to whole multiples of 32 pixels.
 img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

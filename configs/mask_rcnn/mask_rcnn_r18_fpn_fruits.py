@@ -3,7 +3,7 @@ r"""Your own COCO-format data: Mask R-CNN R18-FPN from scratch on 18 photos of d
     python tools/train.py configs/mask_rcnn/mask_rcnn_r18_fpn_fruits.py --cfg-options \
         data.train.dataset.data_root=DIR data.val.data_root=DIR data.test.data_root=DIR
 
-For other data change `data_root`, `classes`, the two `num_classes` and the names of the files below. The pictures are
+For other data change `data_root`, `classes`, the two `num_classes` and the names of the files below. The images are
 few, so that it shows one thing: that the model can learn them by heart. It is evaluated on the images it trains on.
 """
 _base_ = ['../_base_/models/mask_rcnn_r50_fpn.py', '../_base_/default_runtime.py']

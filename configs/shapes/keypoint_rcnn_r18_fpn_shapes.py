@@ -14,7 +14,7 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, reg_class_agnostic=True),
-        # joints are small: all but the largest figures are read at stride 4
+        # keypoints are small: all but the largest figures are read at stride 4
         keypoint_roi_extractor=dict(out_channels=64, finest_scale=56, roi_layer=dict(sampling_ratio=1)),
         keypoint_head=dict(
             num_convs=4, in_channels=64, conv_out_channels=64, num_keypoints=11,

@@ -1,4 +1,4 @@
-"""torchvision.models.detection.keypointrcnn_resnet50_fpn; the scores of its joints are logits."""
+"""torchvision.models.detection.keypointrcnn_resnet50_fpn; the scores of its keypoints are logits."""
 _base_ = [
     '../_base_/models/keypoint_rcnn_r50_fpn.py', '../_base_/datasets/coco_keypoint.py',
     '../_base_/schedules/schedule_1x.py', '../_base_/default_runtime.py',

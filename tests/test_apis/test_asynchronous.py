@@ -81,7 +81,7 @@ def test_the_event_loop_goes_on_and_threads_are_few(model, tiny_detector, monkey
     assert 1 <= len(places) <= 64 and all(name.startswith('boxdet-cpu') for name in places)
 
 
-def test_several_pictures_and_errors(model, tiny_detector):
+def test_several_images_and_errors(model, tiny_detector):
     paths = [str(p) for p in tiny_detector.images]
     several = asyncio.run(async_inference_detector(model, paths, batch_size=2))
     assert [r.image_size for r in several] == [inference_detector(model, p).image_size for p in paths]

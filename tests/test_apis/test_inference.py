@@ -51,7 +51,7 @@ def test_result_of_one_image(model, tiny_detector):
     assert result.masks_bitmaps().shape == (len(result), 128, 96)
 
 
-def test_every_form_of_a_picture_gives_the_same(model, tiny_detector):
+def test_every_form_of_an_image_gives_the_same(model, tiny_detector):
     path = tiny_detector.images[0]
     expected = inference_detector(model, str(path))
     image = cv2.imread(str(path))
@@ -66,24 +66,24 @@ def test_every_form_of_a_picture_gives_the_same(model, tiny_detector):
     assert same(inference_detector(model, rgba, channel_order='rgb'), expected)
 
 
-def test_grey_pictures(model, tiny_detector):
+def test_grey_images(model, tiny_detector):
     grey = cv2.imread(str(tiny_detector.images[0]), cv2.IMREAD_GRAYSCALE)
     expected = inference_detector(model, cv2.merge([grey] * 3))
-    for picture in (grey, grey[:, :, None], Image.fromarray(grey)):
-        assert same(inference_detector(model, picture), expected)
+    for image in (grey, grey[:, :, None], Image.fromarray(grey)):
+        assert same(inference_detector(model, image), expected)
 
 
 @pytest.mark.parametrize('ending', ['.png', '.tiff'])
-def test_grey_pictures_of_sixteen_bits(model, tiny_detector, tmp_path, ending):
+def test_grey_images_of_sixteen_bits(model, tiny_detector, tmp_path, ending):
     grey = cv2.imread(str(tiny_detector.images[0]), cv2.IMREAD_GRAYSCALE)
     path = str(tmp_path / f'deep{ending}')
     cv2.imwrite(path, grey.astype(np.uint16) * 256 + 200)
     expected = inference_detector(model, cv2.merge([grey] * 3))
     with open(path, 'rb') as file:
-        for picture in (path, file, Image.open(path)):
-            assert same(inference_detector(model, picture), expected)
+        for image in (path, file, Image.open(path)):
+            assert same(inference_detector(model, image), expected)
     for values in (grey.astype(np.int32), grey.astype(np.float32)):
-        with pytest.raises(DataError, match="picture 0 is a PIL image of mode '[IF]'.*what is white"):
+        with pytest.raises(DataError, match="image 0 is a PIL image of mode '[IF]'.*what is white"):
             inference_detector(model, Image.fromarray(values))
 
 
@@ -94,7 +94,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(tiny_detector):
-    """Of a local server of the pictures' folder."""
+    """Of a local server of the images' folder."""
     handler = partial(QuietHandler, directory=str(tiny_detector.folder / 'images'))
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -104,7 +104,7 @@ def address(tiny_detector):
         thread.join()
 
 
-def test_a_picture_at_an_address(model, tiny_detector, address):
+def test_an_image_at_an_address(model, tiny_detector, address):
     expected = inference_detector(model, str(tiny_detector.images[0]))
     assert same(inference_detector(model, f'{address}/a.png'), expected)
     assert same(inference_detector(model, f'{address}/a.png', exif_orientation=True), expected)
@@ -116,7 +116,7 @@ def test_a_picture_at_an_address(model, tiny_detector, address):
         inference_detector(model, 'http://127.0.0.1:1/a.png')
 
 
-def test_several_pictures_in_order(model, tiny_detector):
+def test_several_images_in_order(model, tiny_detector):
     paths = [str(p) for p in tiny_detector.images]
     singles = [inference_detector(model, p) for p in paths]
     for several in (inference_detector(model, paths), inference_detector(model, tuple(paths)),
@@ -133,7 +133,7 @@ def test_batches_are_made_of_one_input_size(model, tiny_detector, monkeypatch):
     assert sizes == [(2, 3, 128, 160), (1, 3, 128, 160), (1, 3, 160, 128), (1, 3, 96, 160)]
 
 
-def test_batches_give_the_results_of_single_pictures(model, tiny_detector):
+def test_batches_give_the_results_of_single_images(model, tiny_detector):
     paths = [str(tiny_detector.images[k]) for k in (0, 1, 2, 3, 0)]  # three of one input size between others
     batched = inference_detector(model, paths, batch_size=2)
     assert all(same(a, inference_detector(model, p), 1e-5) for a, p in zip(batched, paths))
@@ -153,29 +153,28 @@ def test_test_time_augmentation(tiny_detector):
     assert [r.image_size for r in inference_detector(model, paths, batch_size=2)] == [(96, 128), (128, 96)]
 
 
-@pytest.mark.parametrize('picture, message', [('missing.jpg', 'missing.jpg'),
-                                              (b'no image', 'picture 0: 8 bytes that are no image file'),
-                                              (b'', 'no image file'),
-                                              (np.zeros(
-                                                  (5, 5, 3), np.float32), 'picture 0 is an array.*of uint8'),
-                                              (np.zeros((0, 5, 3), np.uint8), 'picture 0'),
-                                              (np.zeros((5, 5, 2), np.uint8), r'picture 0 is an array \(5, 5, 2\)'),
-                                              ([np.zeros((5, 5, 3), np.uint8), 7], 'picture 1 is a int'),
-                                              (None, 'picture 0 is a NoneType: give'), (3, 'picture 0 is a int: give'),
-                                              (io.StringIO('text'), "gives str, not bytes .* opened with 'rb'"),
-                                              (io.BytesIO(b'no image'), 'picture 0: 8 bytes that are no image file')])
-def test_what_is_no_picture(model, picture, message):
+@pytest.mark.parametrize('image, message', [('missing.jpg', 'missing.jpg'),
+                                            (b'no image', 'image 0: 8 bytes that are no image file'),
+                                            (b'', 'no image file'),
+                                            (np.zeros((5, 5, 3), np.float32), 'image 0 is an array.*of uint8'),
+                                            (np.zeros((0, 5, 3), np.uint8), 'image 0'),
+                                            (np.zeros((5, 5, 2), np.uint8), r'image 0 is an array \(5, 5, 2\)'),
+                                            ([np.zeros((5, 5, 3), np.uint8), 7], 'image 1 is a int'),
+                                            (None, 'image 0 is a NoneType: give'), (3, 'image 0 is a int: give'),
+                                            (io.StringIO('text'), "gives str, not bytes .* opened with 'rb'"),
+                                            (io.BytesIO(b'no image'), 'image 0: 8 bytes that are no image file')])
+def test_what_is_no_image(model, image, message):
     with pytest.raises(DataError, match=message):
-        inference_detector(model, picture)
+        inference_detector(model, image)
 
 
 def test_files_that_can_no_longer_be_read(model, tiny_detector):
     file = open(tiny_detector.images[0], 'rb')  # noqa: SIM115
     file.close()
-    with pytest.raises(DataError, match='picture 0: the BufferedReader cannot be read .*closed'):
+    with pytest.raises(DataError, match='image 0: the BufferedReader cannot be read .*closed'):
         inference_detector(model, file)
     cut = Image.open(io.BytesIO(tiny_detector.images[0].read_bytes()[:2000]))
-    with pytest.raises(DataError, match='picture 0: a PIL image that cannot be read .*truncated'):
+    with pytest.raises(DataError, match='image 0: a PIL image that cannot be read .*truncated'):
         inference_detector(model, cut)
 
 
@@ -184,16 +183,16 @@ def test_files_that_can_no_longer_be_read(model, tiny_detector):
     (dict(batch_size=2.5), 'batch_size is 2.5'), (dict(batch_size=True), 'batch_size is True'),
     (dict(prefetch='1'), "prefetch is '1'; it is a whole number, 0 or more"), (dict(prefetch=-1), 'prefetch is -1')])
 def test_numbers_that_are_none(model, tiny_detector, options, message):
-    for pictures in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
+    for images in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
         with pytest.raises(ConfigError, match=message):
-            inference_detector(model, pictures, **options)
+            inference_detector(model, images, **options)
 
 
 def test_a_config_that_needs_proposals_says_so(repo_root, tiny_detector):
     model = init_detector(repo_root / 'configs/shapes/fast_rcnn_r18_fpn_shapes.py', device='cpu')
-    for pictures in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
+    for images in (str(tiny_detector.images[0]), [str(tiny_detector.images[0])]):
         with pytest.raises(ConfigError, match='fast_rcnn_r18_fpn_shapes.py: its test pipeline needs proposals'):
-            inference_detector(model, pictures)
+            inference_detector(model, images)
 
 
 @pytest.mark.parametrize('options, message', [
@@ -295,7 +294,7 @@ def test_no_gpu_names_the_way_out(tiny_detector):
         init_detector(tiny_detector.config, tiny_detector.checkpoint)
 
 
-def test_show_result_writes_the_picture(model, tiny_detector, tmp_path):
+def test_show_result_writes_the_image(model, tiny_detector, tmp_path):
     result = inference_detector(model, str(tiny_detector.images[0]))
     drawn = model.show_result(str(tiny_detector.images[0]), result, score_thr=0.0, out_file=str(
         tmp_path / 'x/out.png'))

@@ -16,22 +16,22 @@ def model(tiny_detector):
 
 @pytest.fixture(params=['show_result', 'show_result_pyplot'])
 def draw(request, model, tmp_path, monkeypatch):
-    """The drawn picture (H, W, 3) BGR of either function."""
+    """The drawn image (H, W, 3) BGR of either function."""
     import matplotlib.pyplot as plt
     monkeypatch.setattr(plt, 'show', lambda **_: None)
 
-    def call(picture, result):
+    def call(image, result):
         out = tmp_path / 'drawn.png'
         if request.param == 'show_result':
-            model.show_result(picture, result, score_thr=0.1, out_file=str(out))
+            model.show_result(image, result, score_thr=0.1, out_file=str(out))
         else:
-            show_result_pyplot(model, picture, result, score_thr=0.1, out_file=str(out))
+            show_result_pyplot(model, image, result, score_thr=0.1, out_file=str(out))
         return cv2.imread(str(out))
     yield call
     plt.close('all')
 
 
-def test_every_form_of_picture(draw, model, tiny_detector):
+def test_every_form_of_image(draw, model, tiny_detector):
     path = tiny_detector.images[0]
     result = inference_detector(model, path)
     expected = draw(cv2.imread(str(path)), result)
@@ -51,7 +51,7 @@ def test_results_by_class(draw, model, tiny_detector):
 
 
 @pytest.mark.parametrize('upright', [True, False])
-def test_a_turned_picture_is_drawn_as_it_was_read(draw, model, tiny_detector, tmp_path, upright):
+def test_a_turned_image_is_drawn_as_it_was_read(draw, model, tiny_detector, tmp_path, upright):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = tmp_path / 'turned.png'
@@ -63,7 +63,7 @@ def test_a_turned_picture_is_drawn_as_it_was_read(draw, model, tiny_detector, tm
     assert np.array_equal(draw(turned, result), draw(read, result))
 
 
-def test_a_picture_of_another_size_is_one_line(draw, model, tiny_detector):
+def test_an_image_of_another_size_is_one_line(draw, model, tiny_detector):
     result = inference_detector(model, np.zeros((50, 60, 3), np.uint8))
-    with pytest.raises(DataError, match=r'a\.png: the result is of a picture of 60x50 pixels, this one has 128x96'):
+    with pytest.raises(DataError, match=r'a\.png: the result is of an image of 60x50 pixels, this one has 128x96'):
         draw(tiny_detector.images[0], result)

@@ -1,4 +1,4 @@
-"""inference_stream, the forms of a picture, precision, and the steadiness of memory."""
+"""inference_stream, the forms of an image, precision, and the steadiness of memory."""
 
 import io
 import itertools
@@ -34,16 +34,16 @@ def threads_of_ours() -> list[str]:
 
 
 @pytest.mark.parametrize('batch_size, prefetch', [(1, 0), (1, None), (2, 3), (3, 0), (8, None)])
-def test_pictures_come_back_in_order_with_their_results(model, tiny_detector, batch_size, prefetch):
+def test_images_come_back_in_order_with_their_results(model, tiny_detector, batch_size, prefetch):
     paths = [str(tiny_detector.images[k]) for k in (0, 1, 2, 3, 0, 0, 1, 3, 2)]
     pairs = list(inference_stream(model, iter(paths), batch_size, prefetch))
-    assert [picture for picture, _ in pairs] == paths
+    assert [image for image, _ in pairs] == paths
     singles = {path: inference_detector(model, path) for path in set(paths)}
     assert all(same(result, singles[path]) for path, result in pairs)
     assert not threads_of_ours()
 
 
-def test_an_endless_stream_is_read_a_few_pictures_ahead(model, tiny_detector):
+def test_an_endless_stream_is_read_a_few_images_ahead(model, tiny_detector):
     image, read = cv2.imread(str(tiny_detector.images[0])), []
 
     def camera():
@@ -100,13 +100,13 @@ def test_what_is_finished_comes_before_an_error(model, tiny_detector, batch_size
     def raising():
         yield from paths
         raise OSError('the camera was unplugged')
-    for pictures, error in (([*paths, 'nope.jpg', paths[0]], DataError), (raising(), OSError)):
+    for images, error in (([*paths, 'nope.jpg', paths[0]], DataError), (raising(), OSError)):
         found = []
         with pytest.raises(error, match='nope.jpg|unplugged'):
-            for pair in inference_stream(model, pictures, batch_size, prefetch):
+            for pair in inference_stream(model, images, batch_size, prefetch):
                 found.append(pair)
-        assert [picture for picture, _ in found] == paths
-        assert all(same(result, inference_detector(model, picture)) for picture, result in found)
+        assert [image for image, _ in found] == paths
+        assert all(same(result, inference_detector(model, image)) for image, result in found)
 
 
 def test_channel_order_is_said_and_not_guessed(model, tiny_detector):
@@ -187,9 +187,9 @@ print(json.dumps(held))
 
 
 @pytest.mark.slow
-def test_a_thousand_pictures_do_not_fill_the_memory(tiny_detector):
+def test_a_thousand_images_do_not_fill_the_memory(tiny_detector):
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', _MANY, str(tiny_detector.config),
                            str(tiny_detector.checkpoint)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     early, late = json.loads(done.stdout.splitlines()[-1])
-    assert late - early < 50, f'{early:.0f} MB after 200 pictures, {late:.0f} after 1000'
+    assert late - early < 50, f'{early:.0f} MB after 200 images, {late:.0f} after 1000'

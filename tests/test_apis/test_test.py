@@ -1,4 +1,4 @@
-"""single_gpu_test: results in the data set's order, pictures on the way."""
+"""single_gpu_test: results in the data set's order, images on the way."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from boxdet.apis import inference_detector, init_detector, multi_gpu_test, single_gpu_test
-from boxdet.apis.saved_results import picture_of
+from boxdet.apis.saved_results import image_of
 from boxdet.datasets import build_dataloader, build_dataset
 from boxdet.errors import UserError
 
@@ -33,7 +33,7 @@ def test_results_are_those_of_the_single_images(model, loader, tiny_detector):
         assert np.array_equal(result.bboxes, alone.bboxes) and np.array_equal(result.scores, alone.scores)
 
 
-def test_pictures_keep_their_names_and_folders(model, loader, tiny_detector, tmp_path):
+def test_images_keep_their_names_and_folders(model, loader, tiny_detector, tmp_path):
     single_gpu_test(model, loader, out_dir=tmp_path / 'out', show_score_thr=0.0, progress=False)
     written = sorted(str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*'))
     assert written == ['a.png', 'c.jpg', 'd.png', 'deep/b.png']
@@ -42,7 +42,7 @@ def test_pictures_keep_their_names_and_folders(model, loader, tiny_detector, tmp
 
 
 @pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
-def test_turned_pictures_are_drawn_as_they_were_read(model, tiny_detector, tmp_path, color_type):
+def test_turned_images_are_drawn_as_they_were_read(model, tiny_detector, tmp_path, color_type):
     stored, exif = Image.open(tiny_detector.images[0]).convert('RGB'), Image.Exif()
     exif[0x0112] = 6
     stored.save(tmp_path / 'a.png', exif=exif)
@@ -59,7 +59,7 @@ def test_turned_pictures_are_drawn_as_they_were_read(model, tiny_detector, tmp_p
     result, = single_gpu_test(model, loader, out_dir=tmp_path / 'out', show_score_thr=1.0, progress=False)
     drawn, pixels = cv2.imread(str(tmp_path / 'out/a.png')), np.asarray(stored)[:, :, ::-1]
     assert np.array_equal(drawn, np.rot90(pixels, -1) if upright else pixels)
-    assert picture_of(dataset, 0, result.image_size)[1].shape[:2] == result.image_size == drawn.shape[:2]
+    assert image_of(dataset, 0, result.image_size)[1].shape[:2] == result.image_size == drawn.shape[:2]
 
 
 def test_a_high_threshold_draws_nothing(model, loader, tiny_detector, tmp_path):

@@ -26,10 +26,10 @@ def frames(count, height=48, width=64):
     return made
 
 
-def write(path, pictures, rate=25):
+def write(path, images, rate=25):
     with VideoWriter(path, rate) as writer:
-        for picture in pictures:
-            writer.write(picture)
+        for image in images:
+            writer.write(image)
     return path
 
 

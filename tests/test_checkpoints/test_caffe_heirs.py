@@ -53,7 +53,7 @@ def write_as_maskrcnn_benchmark(path, state):
 
 
 def thin_config(name, repo_root):
-    """A shipped config for 4 classes and small pictures; with a pyramid, an eighth as wide."""
+    """A shipped config for 4 classes and small images; with a pyramid, an eighth as wide."""
     cfg = load_config(repo_root / f'configs/detectron/{name}.py')
     model, head = cfg.model, cfg.model.roi_head
     if 'neck' in model:
@@ -93,7 +93,7 @@ def models(repo_root):
                     module.weight.data.uniform_(0.4, 0.9), module.bias.data.normal_(0, 0.1)
             for key, value in model.named_parameters():
                 if value.dim() > 1:
-                    # Pixels reach to 150, and boxes are to stay in the picture.
+                    # Pixels reach to 150, and boxes are to stay in the image.
                     gain = 0.02 if key == 'backbone.conv1.weight' else 0.1 if 'reg' in key else 1.4
                     value.data.normal_(0, gain / value[0].numel() ** 0.5)
                 elif 'fc_' in key or 'conv_logits' in key or 'upsample' in key:

@@ -29,7 +29,7 @@ NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=
 
 
 def small_config(name: str, repo_root, **rcnn):
-    """A shipped torchvision config on ResNet-18, for 4 classes and small pictures."""
+    """A shipped torchvision config on ResNet-18, for 4 classes and small images."""
     cfg = load_config(repo_root / f'configs/torchvision/{name}.py')
     cfg.model.backbone.depth = 18
     cfg.model.neck.in_channels = [64, 128, 256, 512]

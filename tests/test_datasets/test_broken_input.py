@@ -64,7 +64,7 @@ def _without(folder: Path, line: str) -> str:
 # ---------------------------------------------------------------------------------- what the cases start from
 
 def draw_image(folder: Path, name: str = 'a.png', height: int = 80, width: int = 100, **options) -> Path:
-    """A picture whose left half is dark and whose right half is bright."""
+    """An image whose left half is dark and whose right half is bright."""
     pixels = np.full((height, width, 3), 40, np.uint8)
     pixels[:, width // 2:] = 200
     path = folder / name
@@ -80,7 +80,7 @@ def annotation(**changes) -> dict:
 
 def coco(folder: Path, annotations: list | None = None, images: list | None = None, categories: list | None = None,
          steps: tuple = ('LoadImageFromFile', dict(type='LoadAnnotations')), **options):
-    """A CocoDataset of the picture a.png and one annotation of class 'cat', 17, unless the case says otherwise."""
+    """A CocoDataset of the image a.png and one annotation of class 'cat', 17, unless the case says otherwise."""
     if not (folder / 'a.png').exists():
         draw_image(folder)
     data = dict(images=images or [dict(id=1, file_name='a.png', width=100, height=80)],
@@ -101,7 +101,7 @@ def open_coco(folder: Path, steps: tuple = (), **options):
 
 
 def loaded(folder: Path, path: Path) -> np.ndarray:
-    """The picture as a pipeline loads it."""
+    """The image as a pipeline loads it."""
     return coco(folder, images=[dict(id=1, file_name=path.name, width=100, height=80)])[0]['img']
 
 
@@ -113,7 +113,7 @@ def masks_of(folder: Path, segmentation, **changes) -> list[int]:
 
 
 def voc(folder: Path, objects: list[dict] | None = None, raw: bytes | None = None, **options):
-    """A VOCDataset of one picture; ``raw``: the bytes of its XML file."""
+    """A VOCDataset of one image; ``raw``: the bytes of its XML file."""
     root = draw(folder, ['a'])
     if objects is not None:
         write_xml(root / 'Annotations/a.xml', objects)
@@ -132,51 +132,51 @@ def middle(folder: Path, ann: dict | None, suffix: str = 'json', **options):
                               filter_empty_gt=False, **options))
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
-@case('Pictures', 'JPEG that breaks off')
+@case('Images', 'JPEG that breaks off')
 def _(folder):
     path = draw_image(folder, 'a.jpg')
     path.write_bytes(path.read_bytes()[:500])
     loaded(folder, path)
 
 
-@case('Pictures', 'PNG that breaks off')
+@case('Images', 'PNG that breaks off')
 def _(folder):
     path = draw_image(folder)
     path.write_bytes(path.read_bytes()[:150])
     loaded(folder, path)
 
 
-@case('Pictures', 'file of no bytes')
+@case('Images', 'file of no bytes')
 def _(folder):
     (folder / 'b.png').write_bytes(b'')
     loaded(folder, folder / 'b.png')
 
 
-@case('Pictures', 'text in a picture file')
+@case('Images', 'text in an image file')
 def _(folder):
     (folder / 'b.png').write_text('<html>404</html>')
     loaded(folder, folder / 'b.png')
 
 
-@case('Pictures', 'missing file, before a training')
+@case('Images', 'missing file, before a training')
 def _(folder):
     check_files(coco(folder, images=[dict(id=1, file_name='b.png', width=100, height=80)]), 'data.train')
 
 
-@case('Pictures', 'missing file, when it is read')
+@case('Images', 'missing file, when it is read')
 def _(folder):
     loaded(folder, folder / 'a.pn')
 
 
-@case('Pictures', 'folder in place of a file')
+@case('Images', 'folder in place of a file')
 def _(folder):
     (folder / 'b.png').mkdir()
     loaded(folder, folder / 'b.png')
 
 
-@case('Pictures', 'turned by EXIF, annotations of the upright picture')
+@case('Images', 'turned by EXIF, annotations of the upright image')
 def _(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
@@ -186,14 +186,14 @@ def _(folder):
     return 'turned upright, so that its annotations fit'
 
 
-@case('Pictures', 'turned by EXIF, boxes of the picture as stored')
+@case('Images', 'turned by EXIF, boxes of the image as stored')
 def _(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     loaded(folder, draw_image(folder, 'a.jpg', exif=exif))
 
 
-@case('Pictures', 'CMYK')
+@case('Images', 'CMYK')
 def _(folder):
     path = folder / 'a.jpg'
     pixels = Image.open(draw_image(folder)).convert('CMYK')
@@ -203,7 +203,7 @@ def _(folder):
     return 'converted to three channels'
 
 
-@case('Pictures', 'grey')
+@case('Images', 'grey')
 def _(folder):
     Image.open(draw_image(folder)).convert('L').save(folder / 'b.png')
     image = loaded(folder, folder / 'b.png')
@@ -211,7 +211,7 @@ def _(folder):
     return 'three equal channels'
 
 
-@case('Pictures', '16 bits a channel')
+@case('Images', '16 bits a channel')
 def _(folder):
     cv2.imwrite(str(folder / 'b.png'), np.full((80, 100), 0x8040, np.uint16))
     image = loaded(folder, folder / 'b.png')
@@ -219,7 +219,7 @@ def _(folder):
     return 'the upper 8 bits'
 
 
-@case('Pictures', 'transparent (RGBA)')
+@case('Images', 'transparent (RGBA)')
 def _(folder):
     pixels = Image.open(draw_image(folder)).convert('RGBA')
     pixels.putalpha(0)
@@ -228,25 +228,25 @@ def _(folder):
     return 'the colours are taken, transparency is left out'
 
 
-@case('Pictures', 'palette')
+@case('Images', 'palette')
 def _(folder):
     Image.open(draw_image(folder)).quantize(4).save(folder / 'b.png')
     assert abs(int(loaded(folder, folder / 'b.png')[40, 20, 0]) - 40) <= 2
     return 'its colours'
 
 
-@case('Pictures', 'name with spaces and letters beyond ASCII')
+@case('Images', 'name with spaces and letters beyond ASCII')
 def _(folder):
     assert loaded(folder, draw_image(folder, 'zwei Käfer (1).png')).shape == (80, 100, 3)
     return 'an ordinary name'
 
 
-@case('Pictures', 'another size than the annotations say, boxes')
+@case('Images', 'another size than the annotations say, boxes')
 def _(folder):
     loaded(folder, draw_image(folder, 'b.png', height=40, width=50))
 
 
-@case('Pictures', 'another size than the annotations say, masks')
+@case('Images', 'another size than the annotations say, masks')
 def _(folder):
     draw_image(folder, height=40, width=50)
     coco(folder, steps=MASKS)[0]
@@ -720,7 +720,7 @@ def _(folder):
 def _(folder):
     dataset = voc(folder, raw=b'<annotation><size><width>0</width></size></annotation>')
     assert dataset.img_info(0)['width'] == 128
-    return "the picture's own size, from its header"
+    return "the image's own size, from its header"
 
 
 @case('VOC files', '<size> that is text')

@@ -51,7 +51,7 @@ def test_a_drawn_split_loads_with_masks_and_class_maps(cityscapes_dir):
 
 
 def written(tmp_path, annotations, images=4, **more):
-    """An annotation file of 40x50 pictures; ``annotations``: (image, category, iscrowd), category ids 24 and 26."""
+    """An annotation file of 40x50 images; ``annotations``: (image, category, iscrowd), category ids 24 and 26."""
     path = tmp_path / 'ann.json'
     rows = [dict(id=i + 1, image_id=image, category_id=category, iscrowd=crowd, bbox=[5, 5, 10, 12], area=100,
                  segmentation=[[5, 5, 15, 5, 15, 17]]) for i, (image, category, crowd) in enumerate(annotations)]
@@ -80,7 +80,7 @@ def test_images_of_crowds_alone_are_left_out_as_in_2x(tmp_path):
     assert CityscapesDataset(path, [], test_mode=True).img_ids == [0, 1, 2, 3]
 
 
-def test_the_class_map_is_the_entrys_own_or_the_pictures_name(tmp_path):
+def test_the_class_map_is_the_entrys_own_or_the_images_name(tmp_path):
     with_map = CityscapesDataset(written(tmp_path, [(0, 26, 0)], segm_file='a/map.png'), [])
     assert with_map.get_ann_info(0)['seg_map'] == 'a/map.png'
     assert CityscapesDataset(written(tmp_path, [(0, 26, 0)]), []).get_ann_info(0)['seg_map'] == 'a/0.png'
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_named(cityscapes_dir, change, message):
         build_dataset(config(cityscapes_dir, **change))
 
 
-def test_a_missing_picture_or_class_map_is_named(cityscapes_dir):
+def test_a_missing_image_or_class_map_is_named(cityscapes_dir):
     dataset = build_dataset(config(cityscapes_dir, img_prefix='leftImg8bit/val/'))
     with pytest.raises(DataError, match=r"aachen_000000_000019_leftImg8bit.png: no such file \(nor the folder"):
         dataset[0]

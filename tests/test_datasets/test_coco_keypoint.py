@@ -1,4 +1,4 @@
-"""Joints from the annotation file to the batch: what they are called, what is refused, how they move with pixels."""
+"""Keypoints from the annotation file to the batch: what they are called, what is refused, how they move with pixels."""
 import json
 
 import numpy as np
@@ -26,10 +26,10 @@ from boxdet.structures.masks import BitmapMasks
 
 NAMES = ['nose', 'left_paw', 'right_paw', 'tail']
 CAT = dict(id=2, name='cat', keypoints=NAMES, skeleton=[[1, 2], [1, 3], [1, 4]])
-JOINTS = [10, 20, 2, 30, 25, 1, 0, 0, 0, 40, 30, 2]
+KEYPOINTS = [10, 20, 2, 30, 25, 1, 0, 0, 0, 40, 30, 2]
 
 
-def annotation(number, image=1, keypoints=JOINTS, category=2, **more):
+def annotation(number, image=1, keypoints=KEYPOINTS, category=2, **more):
     found = dict(id=number, image_id=image, category_id=category, bbox=[5, 5, 50, 40], area=2000, iscrowd=0, **more)
     return found if keypoints is None else dict(found, keypoints=keypoints, num_keypoints=sum(np.sign(keypoints[2::3])))
 
@@ -48,17 +48,17 @@ def cats(path, **more):
 # ------------------------------------------------------------------------------------------ the data set
 
 
-def test_the_file_says_what_the_joints_are(tmp_path):
+def test_the_file_says_what_the_keypoints_are(tmp_path):
     dataset = cats(write(tmp_path, [annotation(1)]))
     assert tuple(NAMES) == dataset.KEYPOINT_NAMES and dataset.FLIP_PAIRS == ((1, 2),)
     assert dataset.SKELETON == ((0, 1), (0, 2), (0, 3)) and dataset.SIGMAS is None
     assert dataset.metainfo['FLIP_PAIRS'] == ((1, 2),) and dataset.metainfo['CLASSES'] == ('cat',)
-    joints = dataset.get_ann_info(0)['keypoints']
-    assert joints.dtype == np.float32
+    keypoints = dataset.get_ann_info(0)['keypoints']
+    assert keypoints.dtype == np.float32
     # Half a pixel on from the file's counting of pixels; what is not labelled stays 0.
-    assert joints.tolist() == [[[10.5, 20.5, 2], [30.5, 25.5, 1], [0, 0, 0], [40.5, 30.5, 2]]]
+    assert keypoints.tolist() == [[[10.5, 20.5, 2], [30.5, 25.5, 1], [0, 0, 0], [40.5, 30.5, 2]]]
     as_they_are = cats(write(tmp_path, [annotation(1)]), keypoint_offset=0)
-    assert as_they_are.get_ann_info(0)['keypoints'][0].ravel().tolist() == JOINTS
+    assert as_they_are.get_ann_info(0)['keypoints'][0].ravel().tolist() == KEYPOINTS
 
 
 def test_keywords_say_it_too(tmp_path):
@@ -90,22 +90,23 @@ def test_keywords_that_disagree(tmp_path, keywords, words):
 
 
 @pytest.mark.parametrize('keypoints, words', [
-    (JOINTS[:9], 'annotation 7 has 9 numbers .* 4 keypoints .* have 12'), ([1, 2, 3] * 4, 'annotation 7.*visibility'),
+    (KEYPOINTS[:9], 'annotation 7 has 9 numbers .* 4 keypoints .* have 12'),
+    ([1, 2, 3] * 4, 'annotation 7.*visibility'),
     ([float('nan'), 2, 2] * 4, 'annotation 7.*finite'), (['x', 2, 2] * 4, 'annotation 7')])
-def test_joints_that_cannot_be_right(tmp_path, keypoints, words):
+def test_keypoints_that_cannot_be_right(tmp_path, keypoints, words):
     rows = [annotation(1), dict(annotation(7, keypoints=None), keypoints=keypoints)]
     with pytest.raises(DataError, match=words):
         cats(write(tmp_path, rows))
 
 
-def test_a_file_without_joints(tmp_path):
+def test_a_file_without_keypoints(tmp_path):
     path = write(tmp_path, [annotation(1, keypoints=None)], categories=[dict(id=2, name='cat')])
     with pytest.raises(DataError, match='no annotation has .keypoints.*person_keypoints'):
         cats(path)
     assert len(cats(path, test_mode=True)) == 3                                          # to be tested on all the same
 
 
-def test_categories_of_other_joints(tmp_path):
+def test_categories_of_other_keypoints(tmp_path):
     other = dict(CAT, id=3, name='dog', keypoints=NAMES[:3])
     path = write(tmp_path, [annotation(1)], categories=[CAT, other])
     assert len(cats(path)) == 1                                                          # one class: no question
@@ -115,13 +116,13 @@ def test_categories_of_other_joints(tmp_path):
         cats(write(tmp_path, [annotation(1)], categories=[dict(CAT, skeleton=[[0, 1]])]))
 
 
-def test_a_class_without_joints_beside_one_with(tmp_path):
+def test_a_class_without_keypoints_beside_one_with(tmp_path):
     rows = [annotation(1), annotation(2, keypoints=None, category=3)]
     info = cats(write(tmp_path, rows, [CAT, dict(id=3, name='box')]), classes=('box', 'cat')).get_ann_info(0)
     assert info['labels'].tolist() == [1, 0] and not info['keypoints'][1].any() and info['keypoints'][0].any()
 
 
-def test_images_with_few_joints_are_left_out_of_training(tmp_path):
+def test_images_with_few_keypoints_are_left_out_of_training(tmp_path):
     rows = [annotation(1), annotation(2, image=2, keypoints=[0, 0, 0] * 4), annotation(3, image=2, keypoints=None),
             dict(annotation(4, image=2), iscrowd=1, segmentation=dict(size=[80, 100], counts=[8000]))]
     path = write(tmp_path, rows)
@@ -136,23 +137,23 @@ def test_images_with_few_joints_are_left_out_of_training(tmp_path):
 
 
 def sample(seed=0, height=48, width=64):
-    """Two objects; each joint lies on a pixel of a colour of its own, and ``colors`` (N, J) tells which."""
+    """Two objects; each keypoint lies on a pixel of a colour of its own, and ``colors`` (N, J) tells which."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3), dtype=np.uint8)
     spots = rng.permutation(height * width)[:8]
     image.reshape(-1, 3)[spots] = np.arange(1, 9)[:, None] * 25
-    joints = np.stack([spots % width + 0.5, spots // width + 0.5, rng.integers(1, 3, 8)], axis=1).astype(np.float32)
-    joints = joints.reshape(2, 4, 3)
-    joints[1, 3] = 0
-    corner = joints[:, :3, :2].min(axis=1) - 0.5
-    boxes = np.concatenate([corner, joints[:, :, :2].max(axis=1) + 0.5], axis=1)
+    keypoints = np.stack([spots % width + 0.5, spots // width + 0.5, rng.integers(1, 3, 8)], axis=1).astype(np.float32)
+    keypoints = keypoints.reshape(2, 4, 3)
+    keypoints[1, 3] = 0
+    corner = keypoints[:, :3, :2].min(axis=1) - 0.5
+    boxes = np.concatenate([corner, keypoints[:, :, :2].max(axis=1) + 0.5], axis=1)
     return dict(img=image, img_shape=image.shape, ori_shape=image.shape, img_fields=['img'], bbox_fields=['gt_bboxes'],
-                gt_bboxes=boxes, gt_labels=np.array([0, 1]), gt_keypoints=joints, keypoint_fields=['gt_keypoints'],
+                gt_bboxes=boxes, gt_labels=np.array([0, 1]), gt_keypoints=keypoints, keypoint_fields=['gt_keypoints'],
                 flip_pairs=[(1, 2)], colors=np.arange(1, 9).reshape(2, 4) * 25)
 
 
-def check_joints(results, swapped=False):
-    """Every joint lies on its own colour or, when that is not in the picture any more, is not labelled."""
+def check_keypoints(results, swapped=False):
+    """Every keypoint lies on its own colour or, when that is not in the image any more, is not labelled."""
     order = [0, 2, 1, 3] if swapped else [0, 1, 2, 3]
     first = sample()
     for row, label in zip(results['gt_keypoints'], results['gt_labels']):
@@ -167,9 +168,9 @@ def check_joints(results, swapped=False):
 
 
 @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
-def test_flip_moves_joints_and_swaps_sides_in_a_mirror(direction):
+def test_flip_moves_keypoints_and_swaps_sides_in_a_mirror(direction):
     results = RandomFlip(1.0, direction)(sample())
-    check_joints(results, swapped=direction != 'diagonal')
+    check_keypoints(results, swapped=direction != 'diagonal')
     np.testing.assert_array_equal(RandomFlip(1.0, direction)({k: v for k, v in results.items() if k != 'flip'}
                                                              )['gt_keypoints'], sample()['gt_keypoints'])
 
@@ -186,26 +187,26 @@ def test_a_flip_needs_the_pairs():
 @pytest.mark.parametrize('transform', [
     RandomCrop((30, 40)), RandomCrop((0.5, 0.7), 'relative'), Expand(prob=1), MinIoURandomCrop(), AspectCrop(0.9, 1.1),
     Pad(size=(64, 96))], ids=lambda t: type(t).__name__)
-def test_cut_and_laid_out_pictures_keep_their_joints(transform):
+def test_cut_and_laid_out_images_keep_their_keypoints(transform):
     for seed in range(12):
         np.random.seed(seed)
         results = transform(sample())
         if results is not None:
             assert len(results['gt_keypoints']) == len(results['gt_bboxes']) == len(results['gt_labels'])
             assert results['gt_keypoints'].dtype == np.float32
-            check_joints(results)
+            check_keypoints(results)
 
 
-def test_resize_scales_joints():
+def test_resize_scales_keypoints():
     results = Resize(img_scale=(128, 144), keep_ratio=False)(sample())
     expected = sample()['gt_keypoints'] * np.float32([2, 3, 1])
     np.testing.assert_allclose(results['gt_keypoints'], expected)
     assert results['gt_keypoints'].dtype == np.float32
 
 
-def test_joints_on_the_border_stay_and_beyond_it_are_gone():
-    joints = np.float32([[[0, 0, 2], [10, 8, 1], [10.1, 3, 2], [-0.1, 3, 2], [5, 5, 0]]])
-    assert visible_keypoints(joints, (8, 10)).tolist() == [[[0, 0, 2], [10, 8, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]]
+def test_keypoints_on_the_border_stay_and_beyond_it_are_gone():
+    keypoints = np.float32([[[0, 0, 2], [10, 8, 1], [10.1, 3, 2], [-0.1, 3, 2], [5, 5, 0]]])
+    assert visible_keypoints(keypoints, (8, 10)).tolist() == [[[0, 0, 2], [10, 8, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]]
 
 
 def test_loading_and_filtering(tmp_path):
@@ -243,7 +244,7 @@ def test_copy_paste_hides_what_it_covers():
     assert hidden and np.array_equal(under['gt_keypoints'], before)
 
 
-def test_collate_hands_joints_on():
+def test_collate_hands_keypoints_on():
     objects = dict(img=np.zeros((32, 32, 3), np.uint8), gt_bboxes=np.zeros((2, 4), np.float32),
                    gt_keypoints=np.ones((2, 4, 3), np.float32),
                    img_metas=dict(img_shape=(32, 32, 3), pad_shape=(32, 32, 3), img_norm_cfg=dict(to_rgb=True)))

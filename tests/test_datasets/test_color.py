@@ -54,7 +54,7 @@ def test_normalize_tells_what_has_other_channels(shape):
         Normalize(**NORM)(dict(img=np.zeros(shape, dtype=np.uint8)))
 
 
-def test_normalize_into_a_padded_picture():
+def test_normalize_into_a_padded_image():
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
     mean, std = np.float32(NORM['mean']), np.float32(NORM['std'])
     padded = normalize(image, mean, std, True, (12, 16))

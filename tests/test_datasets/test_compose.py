@@ -147,7 +147,7 @@ def test_containers_that_cannot_be_are_refused(field, message):
         PIPELINES.build(dict(type='ToDataContainer', fields=[field]))
 
 
-def test_proposals_follow_the_picture_and_wait_with_it():
+def test_proposals_follow_the_image_and_wait_with_it():
     """Fast R-CNN's test pipeline: the same numbers by step, at once and deferred."""
     inner = [dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), NORM, dict(type='Pad', size_divisor=32),
              dict(type='ImageToTensor', keys=['img']), dict(type='ToTensor', keys=['proposals']),

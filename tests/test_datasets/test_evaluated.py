@@ -143,5 +143,5 @@ def test_proposals_and_keypoints(own, monkeypatch):
     proposals = [result.without('labels') for result in results()]
     first = evaluation.evaluate(own, proposals)['results'][0]
     assert first.shape == (2, 5) and first[:, 4].tolist() == pytest.approx([.9, .8])
-    with_joints = [result.replace(keypoints=torch.zeros(len(result), 3, 3)) for result in results()]
-    assert evaluation.evaluate(own, with_joints)['results'] == with_joints
+    with_keypoints = [result.replace(keypoints=torch.zeros(len(result), 3, 3)) for result in results()]
+    assert evaluation.evaluate(own, with_keypoints)['results'] == with_keypoints

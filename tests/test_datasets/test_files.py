@@ -73,12 +73,12 @@ def test_channel_order_and_color_types():
 
 def test_exif_orientation_is_obeyed():
     from PIL import Image
-    picture = Image.fromarray(IMAGE[..., ::-1])
-    exif = picture.getexif()
+    image = Image.fromarray(IMAGE[..., ::-1])
+    exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees to show it upright
     import io
     out = io.BytesIO()
-    picture.save(out, format='JPEG', exif=exif)
+    image.save(out, format='JPEG', exif=exif)
     data = np.frombuffer(out.getvalue(), dtype=np.uint8)
     assert decode_image(data, 'a').shape == (60, 40, 3)
     assert decode_image(data, 'a', 'color_ignore_orientation').shape == (40, 60, 3)

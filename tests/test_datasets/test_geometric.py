@@ -20,7 +20,7 @@ from boxdet.structures.masks import BitmapMasks
 
 
 def sample(height=48, width=64, seed=0, objects=4):
-    """A picture with one grey rectangle an object; boxes and masks are those rectangles."""
+    """An image with one grey rectangle an object; boxes and masks are those rectangles."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3), dtype=np.uint8)
     bitmaps, boxes = np.zeros((objects, height, width), dtype=np.uint8), []
@@ -234,16 +234,16 @@ def test_expand():
 
 
 def long_sample(boxes, height=40, width=200):
-    """A picture whose columns are numbered, with objects at ``boxes``."""
+    """An image whose columns are numbered, with objects at ``boxes``."""
     bitmaps = np.zeros((len(boxes), height, width), dtype=np.uint8)
     for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes):
         bitmap[y1:y2, x1:x2] = 1
     image = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (height, width, 3)).copy()
-    joints = np.array([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes], dtype=np.float32).reshape(-1, 2, 3)
+    keypoints = np.array([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes], dtype=np.float32).reshape(-1, 2, 3)
     return dict(img=image, img_shape=image.shape, img_fields=['img'], gt_labels=np.arange(len(boxes)),
                 gt_bboxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
                 gt_masks=BitmapMasks(bitmaps, height, width),
-                gt_keypoints=joints, keypoint_fields=['gt_keypoints'], bbox_fields=['gt_bboxes'],
+                gt_keypoints=keypoints, keypoint_fields=['gt_keypoints'], bbox_fields=['gt_bboxes'],
                 mask_fields=['gt_masks'])
 
 

@@ -246,11 +246,11 @@ def proportional_memory(pids):  # the sum of PSS in MB: memory that processes sh
 
 blank = np.zeros((8, 8, 3), dtype=np.uint8)
 
-def picture(results):
+def image(results):
     results['img'] = blank.copy()
     return results
 
-dataset = CocoDataset(sys.argv[1], [picture, dict(type='LoadAnnotations'), dict(type='DefaultFormatBundle'),
+dataset = CocoDataset(sys.argv[1], [image, dict(type='LoadAnnotations'), dict(type='DefaultFormatBundle'),
                                     dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'])], classes=('thing',))
 loader = build_dataloader(dataset, 16, 4, persistent_workers=True, seed=0)
 measured = []

@@ -61,7 +61,7 @@ def test_annotations_are_copies():
     assert relative['gt_bboxes'][0].tolist() == [30, 20, 30, 20]
 
 
-def test_boxes_of_a_turned_picture_are_a_warning_once():
+def test_boxes_of_a_turned_image_are_a_warning_once():
     load = LoadAnnotations()
     with pytest.warns(UserWarning, match="a.jpg: the image has 30 x 20 .* say 20 x 30.*color_ignore_orientation"):
         load(results(img_shape=(30, 20, 3)))

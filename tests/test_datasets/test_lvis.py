@@ -1,4 +1,4 @@
-"""LVIS data sets: where pictures lie in v0.5 and v1, classes from the file, 1203 of them, and odd files."""
+"""LVIS data sets: where images lie in v0.5 and v1, classes from the file, 1203 of them, and odd files."""
 import json
 
 import numpy as np
@@ -33,7 +33,7 @@ def test_names_of_2x():
     assert DATASETS.get('LVISV1Dataset') is LVISV1Dataset and issubclass(LVISV1Dataset, LVISDataset)
 
 
-def test_v1_pictures_lie_where_their_url_says(tmp_path):
+def test_v1_images_lie_where_their_url_says(tmp_path):
     dataset = LVISV1Dataset(write(tmp_path, lvis()), [], img_prefix='data/lvis_v1/')
     assert [i['filename'] for i in dataset.data_infos] == ['train2017/000000391895.jpg', 'val2017/000000000009.jpg']
     other = lvis([dict(id=1, file_name='mine/1.jpg'),
@@ -42,7 +42,7 @@ def test_v1_pictures_lie_where_their_url_says(tmp_path):
     assert [i['filename'] for i in dataset.data_infos] == ['mine/1.jpg', 'val2017/7.jpg']
 
 
-def test_v05_pictures_have_the_names_of_coco_2017(tmp_path):
+def test_v05_images_have_the_names_of_coco_2017(tmp_path):
     data = lvis([dict(id=1, file_name='COCO_val2014_000000391895.jpg', coco_url='http://x/y.jpg'),
                  dict(id=2, file_name='000000000009.jpg')])
     dataset = LVISV05Dataset(write(tmp_path, data), [])

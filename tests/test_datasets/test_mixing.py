@@ -11,7 +11,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def sample(seed, count, with_masks=True, size=(HEIGHT, WIDTH)):
-    """A picture with ``count`` ellipses."""
+    """An image with ``count`` ellipses."""
     rng = np.random.default_rng(seed)
     ys, xs = np.mgrid[:size[0], :size[1]]
     centres, radii = rng.uniform(10, [WIDTH - 10, HEIGHT - 10], (count, 2)), rng.uniform(3, 20, (count, 2))

@@ -113,18 +113,18 @@ def test_files_that_count_from_zero(root):
 
 
 @pytest.mark.parametrize('size', [None, (0, 0), ('', '')])
-def test_a_missing_size_is_that_of_the_picture(root, size):
+def test_a_missing_size_is_that_of_the_image(root, size):
     xml(root, [dict(name='cat', box=(1, 1, 40, 30))], 'c', size=size)
     info = build_dataset(config(root)).img_info(2)
     assert (info['width'], info['height']) == (96, 128)
 
 
-def test_pictures_of_other_endings(root):
+def test_images_of_other_endings(root):
     cv2.imwrite(str(root / 'JPEGImages/b.PNG'), np.zeros((96, 128, 3), np.uint8))
     (root / 'JPEGImages/b.jpg').unlink()
     assert build_dataset(config(root)).img_info(1)['filename'] == 'JPEGImages/b.PNG'
-    dataset = build_dataset(config(root, img_subdir='pictures'))
-    assert dataset.img_info(0)['filename'] == 'pictures/a.jpg'
+    dataset = build_dataset(config(root, img_subdir='images'))
+    assert dataset.img_info(0)['filename'] == 'images/a.jpg'
 
 
 def test_the_year(root, tmp_path):

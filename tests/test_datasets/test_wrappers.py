@@ -242,7 +242,7 @@ class Joined:
         return results
 
 
-class Picture:
+class Image:
     """A white one."""
 
     def __call__(self, results):
@@ -251,7 +251,7 @@ class Picture:
 
 
 def test_images_are_mixed(config):
-    for module in (Joined, Picture):
+    for module in (Joined, Image):
         PIPELINES.register_module(module=module, force=True)
     norm = dict(type='Normalize', mean=[0, 0, 0], std=[2, 2, 2])
     cfg = dict(type='MultiImageMixDataset', dataset=config([[0], [1, 1], [2]]), pipeline=[dict(type='Joined')])
@@ -260,7 +260,7 @@ def test_images_are_mixed(config):
     assert mixed[0]['joined'] == [[0], [1, 1], [2]] and mixed[1]['joined'][0] == [1, 1]
     assert 'mix_results' not in mixed[0]
     assert mixed.CLASSES == ('a', 'b', 'c') and mixed.get_cat_ids(1) == [1, 1] and mixed.filter_report['kept'] == 3
-    late = build_dataset({**cfg, 'pipeline': [dict(type='Picture'), norm, dict(type='Joined'), norm]})[0]
+    late = build_dataset({**cfg, 'pipeline': [dict(type='Image'), norm, dict(type='Joined'), norm]})[0]
     assert late['joined'] == [[0], [1, 1], [2]] and late['img'].max() == 0.25
     assert 'joined' not in build_dataset({**cfg, 'skip_type_keys': ['Joined']})[0]
     patient = build_dataset({**cfg, 'pipeline': [dict(type='Joined', drop=2)]})[0]
@@ -275,7 +275,7 @@ def test_images_are_mixed(config):
 
 @pytest.mark.parametrize('recipe', ['lsj_100e', 'ssj_270k', 'ssj_scp_270k'])
 def test_jitter_and_copy_paste_recipes(recipe, repo_root, shapes_dir):
-    """The shipped pipelines on small pictures: a batch whose masks, boxes and pictures fit together."""
+    """The shipped pipelines on small images: a batch whose masks, boxes and images fit together."""
     cfg = load_config(repo_root / f'configs/common/{recipe}_coco_instance.py').data.train
     inner = cfg.dataset if 'dataset' in cfg else cfg
     for pipeline in (inner.pipeline, cfg.pipeline if 'dataset' in cfg and 'pipeline' in cfg else []):

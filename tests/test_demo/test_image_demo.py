@@ -23,7 +23,7 @@ def run(repo_root, tiny_detector):
     return call
 
 
-def test_picture_is_written(run, tiny_detector, tmp_path):
+def test_image_is_written(run, tiny_detector, tmp_path):
     done = run('--score-thr', '0', '--out-file', tmp_path / 'new/out.png', '--palette', 'green')
     assert done.returncode == 0, done.stderr
     assert all(line.startswith('warning: ') for line in done.stderr.splitlines()), done.stderr
@@ -59,33 +59,33 @@ def test_a_truncated_image_says_so(run, tiny_detector, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (('--out-file', 'a.foo'), "error: a.foo: OpenCV writes no '.foo' pictures"),
-    (('--out-file', 'PICTURE/a.png'), 'error: cannot write '),
-    (('--out-file', 'PICTURE'), 'error: PICTURE is the picture itself'),
+    (('--out-file', 'a.foo'), "error: a.foo: OpenCV writes no '.foo' images"),
+    (('--out-file', 'IMAGE/a.png'), 'error: cannot write '),
+    (('--out-file', 'IMAGE'), 'error: IMAGE is the image itself'),
     (('--score-thr', 'nan'), 'error: --score-thr nan: scores are from 0 to 1'),
     (('--score-thr', '-0.1'), 'error: --score-thr -0.1: scores are from 0 to 1'),
     (('--palette', 'grene'), "error: unknown colour 'grene'")])
 def test_what_cannot_work_is_told_before_the_model_is_loaded(repo_root, tiny_detector, arguments, message):
-    picture = str(tiny_detector.images[0])
-    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), picture, 'no config', 'no checkpoint',
-               *(word.replace('PICTURE', picture) for word in arguments)]
+    image = str(tiny_detector.images[0])
+    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), image, 'no config', 'no checkpoint',
+               *(word.replace('IMAGE', image) for word in arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(message.replace('PICTURE', picture)), done.stderr
+    assert done.stderr.startswith(message.replace('IMAGE', image)), done.stderr
 
 
-def test_several_pictures(repo_root, tiny_detector, tmp_path):
-    pictures = tiny_detector.images[:2]
-    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), *map(str, pictures), 'absent.jpg',
+def test_several_images(repo_root, tiny_detector, tmp_path):
+    images = tiny_detector.images[:2]
+    command = [sys.executable, str(repo_root / 'demo/image_demo.py'), *map(str, images), 'absent.jpg',
                str(tiny_detector.config), str(tiny_detector.checkpoint), '--device', 'cpu', '--out-dir', str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and 'left out: absent.jpg: no such file' in done.stderr
     drawn = sorted(path.name for path in tmp_path.rglob('*.*'))
-    assert drawn == sorted(path.name for path in pictures)
+    assert drawn == sorted(path.name for path in images)
 
 
 def test_folders_and_patterns(run, tiny_detector, tmp_path):
-    folder = tmp_path / 'pictures'
+    folder = tmp_path / 'images'
     shutil.copytree(tiny_detector.folder / 'images', folder)
     done = run('--out-dir', tmp_path / 'all', img=folder)
     assert done.returncode == 0, done.stderr
@@ -98,12 +98,12 @@ def test_folders_and_patterns(run, tiny_detector, tmp_path):
     assert len(list((tmp_path / 'some').rglob('*.png'))) == 3
     for more, img, message in (
             ((), folder / '*.bmp', 'no file matches this pattern'),
-            (('--out-file', tmp_path / 'a.png'), folder, 'there are 5 pictures; give --out-dir DIR')):
+            (('--out-file', tmp_path / 'a.png'), folder, 'there are 5 images; give --out-dir DIR')):
         done = run(*more, img=img)
         assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1]
 
 
-def test_a_page_and_a_turned_picture(run, tiny_detector, tmp_path):
+def test_a_page_and_a_turned_image(run, tiny_detector, tmp_path):
     done = run('--out-file', tmp_path / 'new/a.pdf')
     assert done.returncode == 0 and (tmp_path / 'new/a.pdf').read_bytes().startswith(b'%PDF-'), done.stderr
     exif = Image.Exif()

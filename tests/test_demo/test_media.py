@@ -8,12 +8,12 @@ import numpy as np
 from boxdet.apis.video import VideoFile
 
 
-def test_picture_and_video_are_there(repo_root):
-    picture, video = repo_root / 'demo/demo.jpg', repo_root / 'demo/demo.mp4'
-    assert cv2.imread(str(picture)).shape == (320, 400, 3)
+def test_image_and_video_are_there(repo_root):
+    image, video = repo_root / 'demo/demo.jpg', repo_root / 'demo/demo.mp4'
+    assert cv2.imread(str(image)).shape == (320, 400, 3)
     frames = list(VideoFile(str(video)))
     assert len(frames) == 48 and frames[0].shape == (192, 240, 3)
-    assert picture.stat().st_size + video.stat().st_size < 200_000
+    assert image.stat().st_size + video.stat().st_size < 200_000
 
 
 def test_they_are_drawn_anew(repo_root, tmp_path):

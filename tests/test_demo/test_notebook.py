@@ -11,7 +11,7 @@ import pytest
 def test_notebook_runs_from_top_to_bottom(repo_root, tiny_detector, tmp_path, monkeypatch):
     monkeypatch.setenv('BOXDET_CONFIG', str(tiny_detector.config))
     monkeypatch.setenv('BOXDET_CHECKPOINT', str(tiny_detector.checkpoint))
-    monkeypatch.setenv('BOXDET_PICTURES', str(tiny_detector.folder / 'images'))
+    monkeypatch.setenv('BOXDET_IMAGES', str(tiny_detector.folder / 'images'))
     monkeypatch.delenv('MPLBACKEND')  # the notebook shows its figures inline
     done = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir',
                            str(tmp_path),
@@ -22,5 +22,5 @@ def test_notebook_runs_from_top_to_bottom(repo_root, tiny_detector, tmp_path, mo
              if cell['cell_type'] == 'code']
     outputs = [output for cell in cells for output in cell['outputs']]
     assert all(cell['execution_count'] for cell in cells)
-    assert sum('image/png' in output.get('data', {}) for output in outputs) >= 2, 'pictures are shown'
+    assert sum('image/png' in output.get('data', {}) for output in outputs) >= 2, 'images are shown'
     assert any('<video' in ''.join(output.get('data', {}).get('text/html', '')) for output in outputs)

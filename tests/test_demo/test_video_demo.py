@@ -28,11 +28,11 @@ def model_files(tiny_detector):
 
 @pytest.fixture
 def clip(tiny_detector, tmp_path):
-    """Eleven frames of 128x96, each another picture or a shifted one."""
-    picture = cv2.imread(str(tiny_detector.images[0]))
+    """Eleven frames of 128x96, each another image or a shifted one."""
+    image = cv2.imread(str(tiny_detector.images[0]))
     with VideoWriter(tmp_path / 'clip.mp4', 12.5) as writer:
         for step in range(11):
-            writer.write(np.roll(picture, 9 * step, axis=1))
+            writer.write(np.roll(image, 9 * step, axis=1))
     return tmp_path / 'clip.mp4'
 
 
@@ -46,8 +46,8 @@ def test_every_frame_is_written_with_its_own_objects(run, clip, model_files, tmp
     model = init_detector(*map(str, model_files), device='cpu')
     for frame, seen in zip(VideoFile(clip), made):
         expected = model.show_result(frame, inference_detector(model, frame), score_thr=0.1)
-        # The codec loses some of the noise of these pictures, but the boxes and masks are there.
-        drawn_off, plain_off = (np.abs(seen.astype(int) - picture).mean() for picture in (expected, frame))
+        # The codec loses some of the noise of these images, but the boxes and masks are there.
+        drawn_off, plain_off = (np.abs(seen.astype(int) - image).mean() for image in (expected, frame))
         assert drawn_off < 0.7 * plain_off
 
 

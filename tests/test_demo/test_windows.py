@@ -44,12 +44,12 @@ def opened(start, screen, title, *arguments):
     raise AssertionError('three windows stayed black')
 
 
-def shows(picture):
-    """Whether a part of the screen is ``picture``, pixel by pixel where a patch of it is looked at."""
-    height, width = picture.shape[:2]
+def shows(image):
+    """Whether a part of the screen is ``image``, pixel by pixel where a patch of it is looked at."""
+    height, width = image.shape[:2]
 
     def look(pixels):
-        found = cv2.matchTemplate(pixels, picture, cv2.TM_SQDIFF)
+        found = cv2.matchTemplate(pixels, image, cv2.TM_SQDIFF)
         return float(found.min()) < 4.0 * height * width
     return look
 
@@ -59,7 +59,7 @@ def number_shown(frames, pixels):
     return next((i for i, frame in enumerate(frames) if shows(frame)(pixels)), None)
 
 
-def test_image_demo_shows_the_picture_and_a_key_ends_it(start, screen, tiny_detector, tmp_path):
+def test_image_demo_shows_the_image_and_a_key_ends_it(start, screen, tiny_detector, tmp_path):
     arguments = (tiny_detector.images[0], tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu',
                  '--score-thr', '0.2')
     written = start('image_demo.py', *arguments, '--out-file', tmp_path / 'a.png')
@@ -73,11 +73,11 @@ def test_image_demo_shows_the_picture_and_a_key_ends_it(start, screen, tiny_dete
 
 @pytest.fixture
 def clip(tiny_detector, tmp_path):
-    """A video of 40 frames of 128x96 whose picture moves to the right."""
-    picture = cv2.imread(str(tiny_detector.images[0]))
+    """A video of 40 frames of 128x96 whose image moves to the right."""
+    image = cv2.imread(str(tiny_detector.images[0]))
     with VideoWriter(tmp_path / 'clip.mp4', 25) as writer:
         for step in range(40):
-            writer.write(np.roll(picture, 2 * step, axis=1))
+            writer.write(np.roll(image, 2 * step, axis=1))
     return tmp_path / 'clip.mp4'
 
 

@@ -9,7 +9,7 @@ from boxdet.engine.preflight import check_metrics
 from boxdet.models import build_detector
 
 
-def test_joints_of_your_own(repo_root, tmp_path, monkeypatch):
+def test_keypoints_of_your_own(repo_root, tmp_path, monkeypatch):
     text = (repo_root / 'docs/keypoints.md').read_text()
     file, config = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     content = ast.literal_eval(file)

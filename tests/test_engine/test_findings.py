@@ -28,7 +28,7 @@ NAMES = ('apple', 'pear', 'plum')
 
 
 class Case:
-    """A folder with six pictures of 128 x 96 and three objects on each; ``change`` alters what the file says."""
+    """A folder with six images of 128 x 96 and three objects on each; ``change`` alters what the file says."""
 
     def __init__(self, folder):
         self.folder, self.model_cfg = folder, tiny_models.mask_rcnn()

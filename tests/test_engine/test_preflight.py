@@ -229,7 +229,7 @@ def test_keypoint_models_and_data_sets_are_compared(coco, tmp_path):
         check_keypoints(keypoint_model(flip_pairs=[(1, 2)]), animal)
 
 
-def test_metric_keypoints_needs_a_head_joints_and_sigmas(coco, tmp_path):
+def test_metric_keypoints_needs_a_head_keypoints_and_sigmas(coco, tmp_path):
     check_metrics(keypoint_model(), ['bbox', 'keypoints'], animals(tmp_path, sigmas=[.1] * 5))
     with pytest.raises(ConfigError, match='has no keypoint head'):
         from boxdet.models import build_detector

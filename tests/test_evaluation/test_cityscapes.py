@@ -160,11 +160,11 @@ def test_the_ground_truth_may_lie_elsewhere(cityscapes_dir, tmp_path):
     results = perturbed(cityscapes_dir, dataset)
     expected = evaluate(dataset, results, metric='cityscapes', logger='silent')
     shutil.copytree(cityscapes_dir / 'gtFine/val', tmp_path / 'truth')
-    moved = CityscapesDataset(dataset.ann_file, [], test_mode=True, img_prefix='pictures/',
+    moved = CityscapesDataset(dataset.ann_file, [], test_mode=True, img_prefix='images/',
                               seg_prefix=str(tmp_path / 'truth'))
     assert evaluate(moved, results, metric='cityscapes', logger='silent') == expected
-    lost = CityscapesDataset(dataset.ann_file, [], test_mode=True, img_prefix='pictures/')
-    with pytest.raises(ConfigError, match="'pictures/' has no folder leftImg8bit.*seg_prefix names"):
+    lost = CityscapesDataset(dataset.ann_file, [], test_mode=True, img_prefix='images/')
+    with pytest.raises(ConfigError, match="'images/' has no folder leftImg8bit.*seg_prefix names"):
         evaluate(lost, results, metric='cityscapes', logger='silent')
 
 
@@ -198,7 +198,7 @@ def test_broken_ground_truth_is_named(cityscapes_dir, tmp_path):
     results = perturbed(cityscapes_dir, dataset)
     path = tmp_path / 'cs/gtFine/val/lindau/lindau_000001_000019_gtFine_instanceIds.png'
     cv2.imwrite(str(path), np.zeros((128, 256, 3), np.uint8))
-    with pytest.raises(DataError, match=f'{path.name}: a picture of instance ids has one channel'):
+    with pytest.raises(DataError, match=f'{path.name}: an image of instance ids has one channel'):
         evaluate(dataset, results, metric='cityscapes', logger='silent')
     cv2.imwrite(str(path), np.zeros((64, 256), np.uint16))
     with pytest.raises(DataError, match=f'{path.name}: 256x64 pixels, a predicted mask .* 256x128'):

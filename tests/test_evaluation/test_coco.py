@@ -272,7 +272,7 @@ def test_keypoints_by_name(random_data_set, capsys):
     assert items['keypoints_AR_50'] == recall[0, :, 0, 0].mean()
 
 
-def test_keypoints_need_joints_and_sigmas(random_data_set):
+def test_keypoints_need_keypoints_and_sigmas(random_data_set):
     dataset, results = random_data_set(1)
     with pytest.raises(DataError, match="hold no keypoints: metric 'keypoints' needs a model with a keypoint head"):
         evaluate(dataset, [r.without('keypoints') for r in results], 'keypoints', logger='silent')

@@ -31,11 +31,11 @@ def guesses(dataset, noise=2.0, seed=0) -> list[Instances]:
     for i in range(len(dataset)):
         truth = dataset.get_ann_info(i)
         rows = np.concatenate([np.flatnonzero(rng.random(len(truth['labels'])) < 0.9)] * 2)
-        joints = truth['keypoints'][rows] + np.append(rng.normal(0, noise, 2), 0).astype(np.float32)
-        joints[..., :2] += rng.normal(0, noise, joints[..., :2].shape)
+        keypoints = truth['keypoints'][rows] + np.append(rng.normal(0, noise, 2), 0).astype(np.float32)
+        keypoints[..., :2] += rng.normal(0, noise, keypoints[..., :2].shape)
         results.append(Instances(num_classes=len(dataset.CLASSES), bboxes=torch.from_numpy(truth['bboxes'][rows]),
                                  scores=torch.from_numpy(rng.random(len(rows)).astype(np.float32)),
-                                 labels=torch.from_numpy(truth['labels'][rows]), keypoints=torch.from_numpy(joints)))
+                                 labels=torch.from_numpy(truth['labels'][rows]), keypoints=torch.from_numpy(keypoints)))
     return results
 
 
@@ -52,7 +52,7 @@ def test_numbers_are_pycocotools_of_the_written_file(dataset, tmp_path):
     assert ours == judge.stats.tolist() and 0.2 < ours[0] < 0.95
 
 
-def test_perfect_joints_and_far_ones(dataset):
+def test_perfect_keypoints_and_far_ones(dataset):
     perfect = evaluate(dataset, guesses(dataset, noise=0, seed=3), 'keypoints', logger='silent')
     far = evaluate(dataset, guesses(dataset, noise=60), ['keypoints'], logger='silent')
     assert perfect['keypoints_mAP'] > 0.75 and far['keypoints_mAP'] < 0.05
@@ -70,17 +70,17 @@ def test_a_half_pixel_is_taken_off_for_files_that_count_pixels(dataset, tmp_path
     path = format_results(counted, results, str(tmp_path / 'r'), proposals=False)['keypoints']
     written = [np.reshape(row['keypoints'], (-1, 3)) for row in json.loads(Path(path).read_text())]
     compared = 0
-    for row, joints in zip(written, np.concatenate([t['keypoints'] for t in truths])):
-        assert np.allclose(row[:, :2], joints[:, :2] - 0.5)
+    for row, keypoints in zip(written, np.concatenate([t['keypoints'] for t in truths])):
+        assert np.allclose(row[:, :2], keypoints[:, :2] - 0.5)
         in_file = [a['keypoints'] for a in counted.coco.anns.values() if 'keypoints' in a]
-        labelled = joints[:, 2] > 0
+        labelled = keypoints[:, 2] > 0
         if labelled.any():  # what stood in the file stands in the file again
             assert any(np.allclose(np.reshape(a, (-1, 3))[labelled], row[labelled], atol=1e-4) for a in in_file)
             compared += 1
     assert compared > 3
 
 
-def test_results_with_joints_come_back_from_files(dataset, tmp_path):
+def test_results_with_keypoints_come_back_from_files(dataset, tmp_path):
     results = guesses(dataset)
     for name in ('r.pkl', 'r.json'):
         save_results(results, tmp_path / name)

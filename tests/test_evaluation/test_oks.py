@@ -9,21 +9,21 @@ from boxdet.evaluation.oks import oks
 from boxdet.structures import coco_person
 
 
-def scene(joints: int, seed: int):
-    """Ground truth of every kind (one object without a labelled joint) and detections near and far."""
+def scene(keypoints: int, seed: int):
+    """Ground truth of every kind (one object without a labelled keypoint) and detections near and far."""
     rng = np.random.default_rng(seed)
-    truths = rng.uniform(0, 100, (5, joints, 3)).round(1)
-    truths[..., 2] = rng.integers(0, 3, (5, joints))
+    truths = rng.uniform(0, 100, (5, keypoints, 3)).round(1)
+    truths[..., 2] = rng.integers(0, 3, (5, keypoints))
     truths[2, :, 2] = 0
     boxes = np.concatenate([rng.uniform(0, 50, (5, 2)), rng.uniform(5, 60, (5, 2))], axis=1)
-    found = rng.uniform(-20, 120, (9, joints, 3))
+    found = rng.uniform(-20, 120, (9, keypoints, 3))
     found[:5] = truths + rng.normal(0, 2, truths.shape)
-    return found, truths, boxes, rng.uniform(50, 3000, 5), rng.uniform(0.02, 0.11, joints)
+    return found, truths, boxes, rng.uniform(50, 3000, 5), rng.uniform(0.02, 0.11, keypoints)
 
 
-@pytest.mark.parametrize('joints', [1, 5, 11, 17, 21, 140])
-def test_every_bit_is_pycocotools(joints):
-    found, truths, boxes, areas, sigmas = scene(joints, joints)
+@pytest.mark.parametrize('keypoints', [1, 5, 11, 17, 21, 140])
+def test_every_bit_is_pycocotools(keypoints):
+    found, truths, boxes, areas, sigmas = scene(keypoints, keypoints)
     judge = COCOeval(iouType='keypoints')
     judge.params.kpt_oks_sigmas = sigmas
     judge._gts[1, 1] = [dict(keypoints=t.ravel().tolist(), bbox=b.tolist(), area=a)
@@ -38,15 +38,15 @@ def test_by_hand():
     truths = np.array([[[10., 10, 2], [20, 10, 1], [0, 0, 0]]])
     found = np.array([[[10., 10, 1], [23, 14, 1], [500, 500, 1]], [[10, 10, 1], [20, 10, 1], [0, 0, 1]]])
     value = oks(found, truths, np.array([[0., 0, 30, 30]]), np.array([100.]), [0.25, 0.5, 0.1])
-    # The second joint is missed by 5 pixels: 25 / (2 * 100 * (2 * 0.5)^2) = 1 / 8. The third is not labelled.
+    # The second keypoint is missed by 5 pixels: 25 / (2 * 100 * (2 * 0.5)^2) = 1 / 8. The third is not labelled.
     assert value[:, 0] == pytest.approx([(1 + math.exp(-1 / 8)) / 2, 1])
 
 
-def test_an_object_without_labelled_joints_is_compared_by_its_box():
+def test_an_object_without_labelled_keypoints_is_compared_by_its_box():
     truths = np.zeros((1, 2, 3))
     found = np.array([[[25., 10, 1], [-3, 10, 1]], [[31, 10, 1], [5, 5, 1]]])
     value = oks(found, truths, np.array([[10., 10, 10, 10]]), np.array([50.]), [0.5, 0.5])
-    # The doubled box is 0 to 30: one joint lies 3 left of it, one 1 right of it.
+    # The doubled box is 0 to 30: one keypoint lies 3 left of it, one 1 right of it.
     assert value[:, 0] == pytest.approx([(1 + math.exp(-9 / 100)) / 2, (math.exp(-1 / 100) + 1) / 2])
 
 

@@ -22,7 +22,7 @@ CLASSES = ('disc', '</script><b>bar</b>', 'never')
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-    """Three pictures with five objects of two classes, and a crowd region."""
+    """Three images with five objects of two classes, and a crowd region."""
     folder = tmp_path_factory.mktemp('report')
     boxes = {1: [(0, 10, 10, 30, 30), (1, 60, 20, 40, 40)], 2: [(0, 20, 20, 50, 50), (1, 100, 10, 30, 60)],
              3: [(0, 5, 5, 40, 40)]}
@@ -37,10 +37,10 @@ def dataset(tmp_path_factory):
                    annotations=annotations, categories=[dict(id=k + 1, name=name) for k, name in enumerate(CLASSES)])
     (folder / 'ann.json').write_text(json.dumps(content))
     for i in (1, 2, 3):
-        picture = np.full((100, 160, 3), 50 * i, np.uint8)
+        image = np.full((100, 160, 3), 50 * i, np.uint8)
         for _, x, y, w, h in boxes[i]:
-            cv2.rectangle(picture, (x, y), (x + w, y + h), (0, 200, 255), -1)
-        cv2.imwrite(str(folder / f'{i}.png'), picture)
+            cv2.rectangle(image, (x, y), (x + w, y + h), (0, 200, 255), -1)
+        cv2.imwrite(str(folder / f'{i}.png'), image)
     return build_dataset(dict(type='CocoDataset', ann_file=str(folder / 'ann.json'), img_prefix=str(folder),
                               classes=CLASSES, pipeline=[]), dict(test_mode=True))
 
@@ -116,8 +116,8 @@ def test_errors_are_named_for_what_they_are(data):
     low = next(e for e in data['errors'] if e['title'] == 'disc missed')
     assert 'found with score 0.31 only; the class counts from 0.91' in low['detail']
     for error in data['errors']:
-        picture = data['images'][error['image']]
-        drawn = picture['truth'][error['truth']] if error['kind'] == 'missed' else picture['found'][error['detection']]
+        image = data['images'][error['image']]
+        drawn = image['truth'][error['truth']] if error['kind'] == 'missed' else image['found'][error['detection']]
         assert drawn['box'] == error['box']
 
 
@@ -137,8 +137,8 @@ def test_masks_are_outlined(dataset):
     metrics = evaluate(dataset, results, ['bbox', 'segm'], logger='silent')
     data = report_data(dataset, results, metrics)
     assert data['classes'][0]['ap50'] == pytest.approx(34 / 101) and 'Masks' in data['classNote']
-    picture = next(p for p in data['images'] if p['name'] == '1.png')
-    assert picture['found'][0]['mask'] == 'M10 10L10 39L39 39L39 10Z'
+    image = next(p for p in data['images'] if p['name'] == '1.png')
+    assert image['found'][0]['mask'] == 'M10 10L10 39L39 39L39 10Z'
     assert any(one['mask'] == '' for p in data['images'] for one in p['found']), 'an empty mask has no outline'
 
 
@@ -258,16 +258,16 @@ def test_filter_by_class(page):
 
 
 @pytest.mark.slow
-def test_pictures_open_with_the_keyboard(page):
+def test_images_open_with_the_keyboard(page):
     from selenium.webdriver.common.keys import Keys
     page.execute_script("document.querySelector('.shot').focus()")
     keys(page, Keys.ENTER)
     dialog = page.find_element('css selector', 'dialog')
     assert dialog.get_property('open') and '(1 of 7)' in dialog.text
     loaded = page.execute_async_script('''
-        const done = arguments[0], picture = new Image();
-        picture.onload = () => done([picture.naturalWidth, picture.naturalHeight]);
-        picture.src = document.querySelector('dialog image').getAttribute('href');''')
+        const done = arguments[0], image = new Image();
+        image.onload = () => done([image.naturalWidth, image.naturalHeight]);
+        image.src = document.querySelector('dialog image').getAttribute('href');''')
     assert loaded == [160, 100]
     assert page.find_elements('css selector', 'dialog .truth')
     assert page.find_elements('css selector', 'dialog .found.focus')

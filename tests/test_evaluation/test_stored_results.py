@@ -14,10 +14,10 @@ from boxdet.structures.instances import Instances, empty_result
 from boxdet.structures.masks import BitmapMasks, RleMasks
 
 
-def result(seed: int, count: int = 5, joints: bool = False) -> Instances:
+def result(seed: int, count: int = 5, keypoints: bool = False) -> Instances:
     rng = np.random.default_rng(seed)
     bitmaps = np.asfortranarray(rng.random((30, 40, count)) < 0.5).astype(np.uint8)
-    fields = dict(keypoints=torch.rand(count, 17, 3, dtype=torch.float64)) if joints else {}
+    fields = dict(keypoints=torch.rand(count, 17, 3, dtype=torch.float64)) if keypoints else {}
     return Instances((30, 40), 3, bboxes=torch.rand(count, 4) * 30, scores=torch.rand(count),
                      labels=torch.randint(0, 3, (count,)), masks=RleMasks(coco_masks.encode(bitmaps), 30, 40), **fields)
 
@@ -31,7 +31,7 @@ def same(one: Instances, other: Instances) -> bool:
 
 @pytest.mark.parametrize('limit', [1 << 20, 500, 0])
 def test_what_was_put_comes_back(limit):
-    results = [result(0), result(1, joints=True), empty_result((30, 40), 3, masks=True), result(3, 1)]
+    results = [result(0), result(1, keypoints=True), empty_result((30, 40), 3, masks=True), result(3, 1)]
     stored = StoredResults(4, memory_limit=limit)
     for index in (2, 0, 3, 1):
         stored.put(index, results[index])
@@ -56,7 +56,7 @@ def test_bitmaps_and_fields_of_a_users_own():
 
 
 def test_fields_left_out_while_reading():
-    stored = StoredResults.of([result(0, joints=True)])
+    stored = StoredResults.of([result(0, keypoints=True)])
     light = stored.without('masks', 'keypoints')[0]
     assert set(light.fields) == {'bboxes', 'scores', 'labels'} and 'masks' in stored[0]
     assert torch.equal(light.labels, stored[0].labels)
@@ -64,7 +64,7 @@ def test_fields_left_out_while_reading():
 
 @pytest.mark.parametrize('limit', [1 << 20, 0])
 def test_arrays_without_tensors(limit):
-    results = [result(0, joints=True), empty_result((30, 40), 3, masks=True), result(2)]
+    results = [result(0, keypoints=True), empty_result((30, 40), 3, masks=True), result(2)]
     stored = StoredResults.of(results, memory_limit=limit)
     for kept in (results, stored):
         for one, row in zip(results, arrays_of(kept, 'keypoints')):

@@ -14,9 +14,9 @@ def rois(n, seed=0):
 def test_decode_equals_torchvision():
     boxes = torch.cat([rois(9), torch.tensor([[0., 0, 30, 40], [5, 5, 35, 45]])])        # two of one size
     maps = torch.randn(11, 5, 14, 14, generator=torch.Generator().manual_seed(1))
-    joints, scores = K.decode_heatmaps(maps, boxes)
+    keypoints, scores = K.decode_heatmaps(maps, boxes)
     peer, peer_scores = roi_heads.keypointrcnn_inference(maps, [boxes])
-    assert torch.equal(joints, peer[0][..., :2])
+    assert torch.equal(keypoints, peer[0][..., :2])
     assert torch.equal(scores, peer_scores[0])
 
 
@@ -41,52 +41,52 @@ def test_heatmaps_of_many_sizes_are_decoded_with_one_copy_to_the_gpu(monkeypatch
 
 def test_encode_equals_torchvision():
     boxes, g = rois(30), torch.Generator().manual_seed(2)
-    joints = torch.cat([torch.rand(30, 7, 2, generator=g) * 120, torch.randint(3, (30, 7, 1), generator=g).float()], 2)
-    joints[0, 0, :2] = boxes[0, 2:]  # on the far corner: inside
-    joints[0, 0, 2] = 2
-    cells, valid = K.encode_heatmaps(joints, boxes, 56)
-    peer_cells, peer_valid = roi_heads.keypoints_to_heatmap(joints, boxes, 56)
+    keypoints = torch.cat([torch.rand(30, 7, 2, generator=g) * 120, torch.randint(3, (30, 7, 1), generator=g)], 2)
+    keypoints[0, 0, :2] = boxes[0, 2:]  # on the far corner: inside
+    keypoints[0, 0, 2] = 2
+    cells, valid = K.encode_heatmaps(keypoints, boxes, 56)
+    peer_cells, peer_valid = roi_heads.keypoints_to_heatmap(keypoints, boxes, 56)
     assert torch.equal(cells, peer_cells) and torch.equal(valid, peer_valid.bool())
     assert valid[0, 0] and 0 < valid.sum() < valid.numel()
 
 
 def test_encode_by_hand():
     box = torch.tensor([[10., 20, 18, 36]])
-    joint = torch.tensor([[[13.9, 27.9, 2.], [14.0, 28.0, 1], [9.9, 28, 2], [14, 28, 0]]])
-    cells, valid = K.encode_heatmaps(joint, box, (8, 4))  # cells of 2 x 2 pixels
+    keypoint = torch.tensor([[[13.9, 27.9, 2.], [14.0, 28.0, 1], [9.9, 28, 2], [14, 28, 0]]])
+    cells, valid = K.encode_heatmaps(keypoint, box, (8, 4))  # cells of 2 x 2 pixels
     assert cells.tolist() == [[3 * 4 + 1, 4 * 4 + 2, 0, 0]]
     assert valid.tolist() == [[True, True, False, False]]
 
 
-def test_a_degenerate_box_has_no_valid_joint():
-    joint = torch.tensor([[[5., 6, 2]]])
-    assert not K.encode_heatmaps(joint, torch.tensor([[3., 3, 3, 9]]), 4)[1].any()
+def test_a_degenerate_box_has_no_valid_keypoint():
+    keypoint = torch.tensor([[[5., 6, 2]]])
+    assert not K.encode_heatmaps(keypoint, torch.tensor([[3., 3, 3, 9]]), 4)[1].any()
 
 
 def test_encode_then_decode_returns_to_the_cell():
     box = torch.tensor([[10., 20, 66, 76]])                                              # one pixel a cell
-    joint = torch.tensor([[[30.2, 40.8, 2.], [11.0, 75.9, 2]]])
-    cells, _ = K.encode_heatmaps(joint, box, 56)
+    keypoint = torch.tensor([[[30.2, 40.8, 2.], [11.0, 75.9, 2]]])
+    cells, _ = K.encode_heatmaps(keypoint, box, 56)
     maps = torch.zeros(1, 2, 56 * 56).scatter_(2, cells[..., None], 10.0).view(1, 2, 56, 56)
-    assert torch.allclose(K.decode_heatmaps(maps, box)[0], joint[..., :2].floor() + 0.5)
+    assert torch.allclose(K.decode_heatmaps(maps, box)[0], keypoint[..., :2].floor() + 0.5)
 
 
 def test_empty():
-    joints, scores = K.decode_heatmaps(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4))
-    assert joints.shape == (0, 17, 2) and scores.shape == (0, 17)
+    keypoints, scores = K.decode_heatmaps(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4))
+    assert keypoints.shape == (0, 17, 2) and scores.shape == (0, 17)
     cells, valid = K.encode_heatmaps(torch.zeros(0, 17, 3), torch.zeros(0, 4), 56)
     assert cells.shape == valid.shape == (0, 17)
     assert K.flip_keypoints(torch.zeros(0, 3, 3), (8, 10), [(1, 2)]).shape == (0, 3, 3)
 
 
 def test_flip():
-    joints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
-    flipped = K.flip_keypoints(joints, (8, 10), [(1, 2)])
+    keypoints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
+    flipped = K.flip_keypoints(keypoints, (8, 10), [(1, 2)])
     assert flipped.tolist() == [[[9, 5, 2], [7, 7, 0], [8, 6, 1]]]
-    assert torch.equal(K.flip_keypoints(flipped, (8, 10), [(1, 2)]), joints)
+    assert torch.equal(K.flip_keypoints(flipped, (8, 10), [(1, 2)]), keypoints)
     maps = torch.randn(2, 3, 4, 5)
     assert torch.equal(K.flip_heatmaps(maps, [(1, 2)])[0, 1], maps[0, 2].flip(-1))
-    # A joint and its heatmap flip to the same place.
+    # A keypoint and its heatmap flip to the same place.
     box = torch.tensor([[0., 0, 5, 4]])
     heat = torch.zeros(1, 3, 4, 5)
     heat[0, 0, 1, 1] = heat[0, 1, 2, 3] = heat[0, 2, 3, 0] = 1
@@ -100,10 +100,10 @@ def test_flip():
 
 
 def test_flips_up_down_and_half_turns():
-    joints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
+    keypoints = torch.tensor([[[1., 5, 2], [2, 6, 1], [3, 7, 0]]])
     # Upside down is a mirror image too; a half turn is none, so left stays left.
-    assert K.flip_keypoints(joints, (8, 10), [(1, 2)], 'vertical').tolist() == [[[1, 3, 2], [3, 1, 0], [2, 2, 1]]]
-    assert K.flip_keypoints(joints, (8, 10), [(1, 2)], 'diagonal').tolist() == [[[9, 3, 2], [8, 2, 1], [7, 1, 0]]]
+    assert K.flip_keypoints(keypoints, (8, 10), [(1, 2)], 'vertical').tolist() == [[[1, 3, 2], [3, 1, 0], [2, 2, 1]]]
+    assert K.flip_keypoints(keypoints, (8, 10), [(1, 2)], 'diagonal').tolist() == [[[9, 3, 2], [8, 2, 1], [7, 1, 0]]]
     maps = torch.randn(2, 3, 4, 5)
     assert torch.equal(K.flip_heatmaps(maps, [(1, 2)], 'vertical')[1, 2], maps[1, 1].flip(0))
     assert torch.equal(K.flip_heatmaps(maps, [(1, 2)], 'diagonal')[1, 2], maps[1, 2].flip(0, 1))

@@ -191,7 +191,7 @@ def test_paste_is_float32_under_autocast():
         assert paste_to_rle(probs, boxes, (100, 120)) == expected
 
 
-def test_paste_of_a_large_picture_needs_little_memory():
+def test_paste_of_a_large_image_needs_little_memory():
     import tracemalloc
     boxes = torch.tensor([[100., 100, 3900, 2900]])
     tracemalloc.start()
@@ -208,7 +208,7 @@ def test_window_changes_of_a_full_column_join():
 
 
 def test_whole_pixel_paste_is_torchvisions():
-    """Boxes of any size, also over the picture's edge, pasted by torchvision and encoded as full bitmaps."""
+    """Boxes of any size, also over the image's edge, pasted by torchvision and encoded as full bitmaps."""
     from torchvision.models.detection.roi_heads import paste_masks_in_image
     generator = torch.Generator().manual_seed(0)
     probs = torch.nn.functional.interpolate(torch.rand(60, 1, 5, 5, generator=generator), size=28, mode='bicubic')

@@ -66,7 +66,7 @@ def test_nms_equals_slow_loop(n, groups, limits):
     assert torch.equal(dets[:, 4], scores[keep])
 
 
-def test_many_classes_of_a_large_picture_do_not_touch():
+def test_many_classes_of_a_large_image_do_not_touch():
     # In float32, shifting class 1200 by 1200 * 10001 moves its corners by up to half a pixel.
     boxes = torch.tensor([[0., 0, 1, 1], [0.26, 0, 1.26, 1]]).repeat(2, 1)
     boxes[2:] += 9999

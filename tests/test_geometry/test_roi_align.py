@@ -8,7 +8,7 @@ from boxdet.geometry.roi_align import roi_align_rows
 
 
 def some_rois(count: int = 120) -> torch.Tensor:
-    """Small, large, outside of the picture, empty, turned inside out, and where no picture is."""
+    """Small, large, outside of the image, empty, turned inside out, and where no image is."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([340., 220.]) - 20
     size = torch.rand(count, 2, generator=generator) ** 3 * 400

@@ -44,7 +44,7 @@ custom_imports = dict(imports=['mishaps'], allow_failed_imports=False)
 
 @pytest.fixture(scope='session')
 def toy_config(shapes_dir, repo_root, tmp_path_factory) -> Path:
-    """The config of a very small Mask R-CNN on 12 pictures of shapes, tested on 5."""
+    """The config of a very small Mask R-CNN on 12 images of shapes, tested on 5."""
     import json
     annotations = shapes_dir / 'annotations'
     content = json.loads((annotations / 'instances_val.json').read_text())

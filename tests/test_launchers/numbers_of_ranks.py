@@ -56,8 +56,8 @@ def on_ranks(folder: Path, world: int, ask: Callable[[int, int], Any]) -> list[A
 
 # --- evaluation ---
 
-class Pictures:
-    """Five random pictures of two sizes, as a data set."""
+class Images:
+    """Five random images of two sizes, as a data set."""
     CLASSES = ('a', 'b', 'c')
     flag = np.zeros(5, dtype=np.uint8)
 
@@ -74,7 +74,7 @@ class Pictures:
 
 def evaluate(rank: int, world: int, tmpdir: Path | None = None) -> Any:
     model = detector(tiny.mask_rcnn(test_cfg=tiny.test_cfg(score_thr=0.01)))
-    loader = build_dataloader(Pictures(), 1, 0, dist=True, shuffle=False)
+    loader = build_dataloader(Images(), 1, 0, dist=True, shuffle=False)
     results = run_inference(model, loader, CPU, progress=False, tmpdir=tmpdir)
     share = len(loader)
     return share, results and [(r.bboxes, r.scores, r.labels, [m['counts'] for m in r.masks]) for r in results]

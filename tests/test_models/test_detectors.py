@@ -1,4 +1,4 @@
-"""Whole detectors: building, modes, frames of results, pictures."""
+"""Whole detectors: building, modes, frames of results, images."""
 from __future__ import annotations
 
 import copy
@@ -295,10 +295,10 @@ def test_fast_rcnn_takes_the_proposals_of_the_batch():
             call(batch)
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
-def test_pictures_of_results(tmp_path):
+def test_images_of_results(tmp_path):
     model, batch = build(tiny_models.mask_rcnn()), tiny_models.batch((1,), (0,))
     model.CLASSES = ('circle', 'square', 'star')
     image = np.full((96, 128, 3), 90, dtype=np.uint8)

@@ -12,7 +12,7 @@ from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 from tests.test_models import tiny_models
 
-JOINTS = 5
+KEYPOINTS = 5
 THIN_R50 = dict(depth=50, base_channels=4)  # its levels have 16, 32, 64 and 128 channels
 GN = dict(type='GN', num_groups=2, requires_grad=True)
 
@@ -254,7 +254,7 @@ def mixed_batch(counts, crowds, cfg: dict) -> Batch:
 
     Semantic maps are an eighth of the images in size.
     """
-    batch = tiny_models.batch(counts, crowds, joints=JOINTS if cfg['type'] == 'KeypointRCNN' else 0)
+    batch = tiny_models.batch(counts, crowds, keypoints=KEYPOINTS if cfg['type'] == 'KeypointRCNN' else 0)
     if 'semantic_head' in cfg.get('roi_head', {}):
         height, width = (side // 8 for side in batch.images.shape[2:])
         batch.semantic_seg = torch.arange(len(batch) * height * width).view(-1, 1, height, width) % 7

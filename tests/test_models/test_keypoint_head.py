@@ -59,11 +59,11 @@ def test_forward_is_torchvisions():
 def test_targets_by_hand():
     """Rois of 56 x 112 pixels: a cell is 1 x 2 pixels."""
     head = tiny_head(num_keypoints=3, flip_pairs=[])
-    joints = torch.tensor([[[10.5, 20.5, 2], [65.9, 131.9, 1], [30, 30, 0]],       # the last one is not labelled
-                           [[9.9, 50, 2], [40, 132.5, 2], [200, 200, 0]],          # all outside, or not labelled
-                           [[66, 132, 2], [10, 20, 1], [38, 76, 2]]])              # corners belong to the roi
-    gt = [Instances(bboxes=torch.zeros(3, 4), keypoints=joints), Instances(bboxes=torch.zeros(0, 4),
-                                                                           keypoints=torch.zeros(0, 3, 3))]
+    keypoints = torch.tensor([[[10.5, 20.5, 2], [65.9, 131.9, 1], [30, 30, 0]],       # the last one is not labelled
+                              [[9.9, 50, 2], [40, 132.5, 2], [200, 200, 0]],          # all outside, or not labelled
+                              [[66, 132, 2], [10, 20, 1], [38, 76, 2]]])              # corners belong to the roi
+    gt = [Instances(bboxes=torch.zeros(3, 4), keypoints=keypoints), Instances(bboxes=torch.zeros(0, 4),
+                                                                              keypoints=torch.zeros(0, 3, 3))]
     roi = [10, 20, 66, 132]
     targets = head.targets([drawn([roi] * 4, [0, 2, 1, 0]), drawn([], [])], gt)
     first, third = [0, 55 * 56 + 55, 0], [55 * 56 + 55, 0, 28 * 56 + 28]
@@ -73,16 +73,16 @@ def test_targets_by_hand():
 
 
 def test_loss_is_torchvisions_and_detectron2s():
-    """A mean over the visible joints within their rois: what both write out."""
+    """A mean over the visible keypoints within their rois: what both write out."""
     head, g = tiny_head(), torch.Generator().manual_seed(1)
     corner = torch.rand(6, 2, generator=g) * 40
     boxes = torch.cat([corner, corner + 30 + torch.rand(6, 2, generator=g) * 40], dim=1)
-    joints = torch.cat([torch.rand(4, 5, 2, generator=g) * 60 + 10, torch.randint(3, (4, 5, 1), generator=g)], dim=2)
+    keypoints = torch.cat([torch.rand(4, 5, 2, generator=g) * 60 + 10, torch.randint(3, (4, 5, 1), generator=g)], dim=2)
     index = torch.tensor([0, 3, 1, 1, 2, 0])
     logits = torch.randn(6, 5, 56, 56, generator=g)
-    targets = head.targets([drawn(boxes.tolist(), index.tolist())], [Instances(keypoints=joints)])
+    targets = head.targets([drawn(boxes.tolist(), index.tolist())], [Instances(keypoints=keypoints)])
     ours = head.loss(logits, targets, full_sample=80)['loss_keypoint']
-    theirs = roi_heads.keypointrcnn_loss(logits, [boxes], [joints], [index])
+    theirs = roi_heads.keypointrcnn_loss(logits, [boxes], [keypoints], [index])
     assert 3 < targets.valid.sum() < 30
     torch.testing.assert_close(ours, theirs)
     picked = targets[targets.rois]
@@ -93,10 +93,10 @@ def test_loss_is_torchvisions_and_detectron2s():
     torch.testing.assert_close(twice['loss_keypoint'], 2 * theirs)
 
 
-def test_loss_without_a_visible_joint_is_a_zero_in_the_graph():
+def test_loss_without_a_visible_keypoint_is_a_zero_in_the_graph():
     head = tiny_head()
-    joints = torch.zeros(1, 5, 3)
-    targets = head.targets([drawn([[0, 0, 20, 20]] * 2, [0, 0])], [Instances(keypoints=joints)])
+    keypoints = torch.zeros(1, 5, 3)
+    targets = head.targets([drawn([[0, 0, 20, 20]] * 2, [0, 0])], [Instances(keypoints=keypoints)])
     assert not targets.rois.any()
     for rows in (2, 0):
         head.zero_grad()
@@ -115,7 +115,7 @@ def test_scores_are_probabilities_or_logits():
     assert torch.equal(logits[..., :2], peer[0][..., :2]) and torch.equal(logits[..., 2], peer_scores[0])
     found = tiny_head().predict(heatmaps, boxes)
     assert torch.equal(found[..., :2], logits[..., :2])
-    # detectron2's keypoint_head.heatmaps_to_keypoints, of one roi and joint at a time
+    # detectron2's keypoint_head.heatmaps_to_keypoints, of one roi and keypoint at a time
     for r in range(2):
         width, height = (boxes[r, 2:] - boxes[r, :2]).clamp(min=1).ceil().int().tolist()
         large = F.interpolate(heatmaps[r:r + 1], size=(height, width), mode='bicubic', align_corners=False)[0]
@@ -127,7 +127,7 @@ def test_scores_are_probabilities_or_logits():
 
 @pytest.mark.parametrize('changes, words', [
     (dict(score_type='propability'), "did you mean 'probability'"),
-    (dict(flip_pairs=[(1, 5)]), 'do not pair 5 joints'), (dict(flip_pairs=[(1, 2, 3)]), 'lists of pairs'),
+    (dict(flip_pairs=[(1, 5)]), 'do not pair 5 keypoints'), (dict(flip_pairs=[(1, 2, 3)]), 'lists of pairs'),
     (dict(skeleton=[(0, 5)]), 'count from 0 to 4'), (dict(upsample_kernel_size=3), 'even'),
     (dict(keypoints=3), 'num_keypoints')])
 def test_wrong_settings_are_told(changes, words):
@@ -135,7 +135,7 @@ def test_wrong_settings_are_told(changes, words):
         tiny_head(**changes)
 
 
-def test_persons_of_17_joints_are_cocos():
+def test_persons_of_17_keypoints_are_cocos():
     with torch.device('meta'):
         head, other = KeypointRCNNHead(), KeypointRCNNHead(num_keypoints=16)
     assert (1, 2) in head.flip_pairs and (15, 13) in head.skeleton
@@ -145,21 +145,21 @@ def test_persons_of_17_joints_are_cocos():
 # ------------------------------------------------------------------------------------------ in a detector
 
 
-def test_a_batch_without_joints_is_told():
+def test_a_batch_without_keypoints_is_told():
     model = build_detector(tiny_models.keypoint_rcnn()).train()
     with pytest.raises(ConfigError, match='no gt_keypoints.*with_keypoint=True'):
         model.loss(tiny_models.batch((1,), (0,)))
-    batch = tiny_models.batch((1,), (0,), joints=4)
+    batch = tiny_models.batch((1,), (0,), keypoints=4)
     with pytest.raises(ConfigError, match='num_keypoints is 5, the data has 4'):
         model.loss(batch)
 
 
-def test_only_rois_with_a_visible_joint_are_pooled_and_masks_go_along():
+def test_only_rois_with_a_visible_keypoint_are_pooled_and_masks_go_along():
     cfg = tiny_models.keypoint_rcnn()
     cfg['roi_head'] |= dict(mask_roi_extractor=tiny_models.extractor(14), mask_head=tiny_models.mask_head())
     torch.manual_seed(0)
     model = build_detector(cfg).train()
-    batch = tiny_models.batch((2, 3), (0, 0), joints=5)
+    batch = tiny_models.batch((2, 3), (0, 0), keypoints=5)
     batch.gt[0].keypoints[:, :, 2] = 0
     seen = []
     model.roi_head.keypoint_head.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
@@ -175,7 +175,7 @@ def test_a_training_step_lowers_the_loss():
     torch.manual_seed(0)
     model = build_detector(tiny_models.keypoint_rcnn()).train()
     model.init_weights()
-    batch = tiny_models.batch((2, 1), (0, 0), joints=5)
+    batch = tiny_models.batch((2, 1), (0, 0), keypoints=5)
     rois = [Instances(bboxes=gt.bboxes, scores=torch.ones(len(gt))) for gt in batch.gt]
     optimizer = torch.optim.Adam(model.roi_head.keypoint_head.parameters(), lr=0.003)
     history = []
@@ -194,7 +194,7 @@ def test_a_training_step_lowers_the_loss():
 def test_half_precision_has_a_float_loss(dtype):
     torch.manual_seed(0)
     model = build_detector(tiny_models.keypoint_rcnn()).train()
-    batch = tiny_models.batch((2, 1), (0, 0), joints=5)
+    batch = tiny_models.batch((2, 1), (0, 0), keypoints=5)
     with torch.autocast('cpu', dtype):
         losses = model.loss(batch)
     assert losses['loss_keypoint'].dtype == torch.float32 and losses['loss_keypoint'].isfinite()
@@ -206,7 +206,7 @@ def test_half_precision_has_a_float_loss(dtype):
 def test_the_full_sample_is_the_samplers():
     cfg = tiny_models.keypoint_rcnn()
     cfg['roi_head']['keypoint_head']['normalize_by_visible_keypoints'] = False
-    batch, losses = tiny_models.batch((2, 1), (0, 0), joints=5), []
+    batch, losses = tiny_models.batch((2, 1), (0, 0), keypoints=5), []
     for num in (32, 64):                                                                 # more than there are
         cfg['train_cfg']['rcnn']['sampler'] = dict(type='RandomSampler', num=num, pos_fraction=0.5)
         torch.manual_seed(0)
@@ -217,19 +217,19 @@ def test_the_full_sample_is_the_samplers():
         build_detector(cfg).train().loss(batch)
 
 
-def plain_joints(model, batch: Batch) -> list[torch.Tensor]:
-    """The joints of each result, roi by roi in the network's input."""
+def plain_keypoints(model, batch: Batch) -> list[torch.Tensor]:
+    """The keypoints of each result, roi by roi in the network's input."""
     feats = model.extract_feat(batch.images)
     proposals = model.rpn_head.predict(*model.rpn_head(feats), batch.metas, model.test_cfg.rpn)
-    joints = []
+    keypoints = []
     for i, found in enumerate(model.roi_head.predict(feats, proposals, batch.metas)):
         rows = []
         for box in found.bboxes:
             roi = boxes_to_rois([box.new_zeros(0, 4)] * i + [box[None]])
             heatmaps = model.roi_head.keypoint_head(model.roi_head.keypoint_roi_extractor(feats, roi))
             rows.append(roi_heads.heatmaps_to_keypoints(heatmaps, box[None])[0][0, :, :2])
-        joints.append(torch.stack(rows) if rows else torch.zeros(0, 5, 2))
-    return joints
+        keypoints.append(torch.stack(rows) if rows else torch.zeros(0, 5, 2))
+    return keypoints
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ def test_results_are_in_original_pixels():
     metas = [tiny_models.meta(ori_shape=(48, 256, 3), scale_factor=np.array([0.5, 2, 0.5, 2], dtype=np.float32)),
              tiny_models.meta(flip=True, flip_direction='horizontal')]
     batch = Batch(images, metas)
-    expected = plain_joints(model, batch)
+    expected = plain_keypoints(model, batch)
     found = model.predict(batch)
     assert len(found[0]) and len(found[1])
     torch.testing.assert_close(found[0].keypoints[..., :2], expected[0] / torch.tensor([0.5, 2]))
@@ -260,7 +260,7 @@ def test_results_are_in_original_pixels():
 def test_every_loss_is_there_finite_and_in_the_graph(counts, crowds, visible):
     torch.manual_seed(0)
     model = build_detector(tiny_models.keypoint_rcnn()).train()
-    batch = tiny_models.batch(counts, crowds, joints=5)
+    batch = tiny_models.batch(counts, crowds, keypoints=5)
     for objects in batch.gt:
         objects.keypoints[..., 2] *= visible
     losses = model.loss(batch)
@@ -278,7 +278,7 @@ def test_a_result_without_objects_has_keypoints_of_the_same_shape(views):
     cfg = tiny_models.keypoint_rcnn()
     cfg['test_cfg']['rcnn']['score_thr'] = 1.0
     model = build_detector(cfg).eval()
-    batch = tiny_models.batch((1, 1), joints=5)
+    batch = tiny_models.batch((1, 1), keypoints=5)
     for result in model.predict([batch] * views if views > 1 else batch):
         assert len(result) == 0 and result.keypoints.shape == (0, 5, 3)
 
@@ -297,7 +297,7 @@ def views_of(images: torch.Tensor) -> list[Batch]:
 
 @torch.no_grad()
 def test_views_average_their_heatmaps():
-    """Against the same written out: box to view, heatmap, back, mean, joint in the original image."""
+    """Against the same written out: box to view, heatmap, back, mean, keypoint in the original image."""
     torch.manual_seed(0)
     model = build_detector(tiny_models.keypoint_rcnn()).eval()
     batches = views_of(tiny_models.batch((1,), (0,)).images)
@@ -313,12 +313,12 @@ def test_views_average_their_heatmaps():
             maps.append(model.roi_head.keypoint_head(model.roi_head.keypoint_roi_extractor(levels, roi))[0])
         swap = [0, 2, 1, 4, 3]
         mean = (maps[0] + maps[1][swap].flip(-1) + maps[2][swap].flip(-2)) / 3
-        joints, _ = roi_heads.heatmaps_to_keypoints(mean[None], row.bboxes)
-        torch.testing.assert_close(row.keypoints[..., :2], joints[..., :2])
+        keypoints, _ = roi_heads.heatmaps_to_keypoints(mean[None], row.bboxes)
+        torch.testing.assert_close(row.keypoints[..., :2], keypoints[..., :2])
     own = model.predict(batches[::-1], rescale=False)[0]                                # in the large view's frame
-    joints = model.predict(batches[::-1])[0].keypoints
-    torch.testing.assert_close(own.keypoints[..., 0], 2 * joints[:, swap, 0])
-    torch.testing.assert_close(own.keypoints[..., 1], 192 - 2 * joints[:, swap, 1])
+    keypoints = model.predict(batches[::-1])[0].keypoints
+    torch.testing.assert_close(own.keypoints[..., 0], 2 * keypoints[:, swap, 0])
+    torch.testing.assert_close(own.keypoints[..., 1], 192 - 2 * keypoints[:, swap, 1])
 
 
 def test_a_mirrored_view_needs_the_pairs():

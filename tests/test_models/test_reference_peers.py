@@ -85,7 +85,7 @@ def test_inference(name, reference, shared_data, repo_root):
         for module in model.modules():
             if isinstance(module, RoIAlign):
                 module.use_torchvision = True
-    found = model.predict(batch, rescale=False)[0]  # both peers were given the picture in this size
+    found = model.predict(batch, rescale=False)[0]  # both peers were given the image in this size
     assert found.image_size == (800, 1205)
     pairs = matches(found, ref)
     if 'mask_counts' in ref:

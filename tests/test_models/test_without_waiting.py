@@ -172,7 +172,7 @@ def test_families_find_the_same(family, monkeypatch):
     assert any(len(r) for r in usual)
 
 
-def test_pictures_without_a_proposal(monkeypatch):
+def test_images_without_a_proposal(monkeypatch):
     cfg = FAMILIES['fast']()
     usual, found = both_ways(drawn_model(cfg), mixed_batch((0, 0), (0, 0), cfg), monkeypatch)
     same_results(usual, found)

@@ -150,8 +150,8 @@ def meta(height: int = 96, width: int = 128, scale: float = 1.0, **changes) -> I
     return ImageMeta(**values)
 
 
-def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=(96, 128), joints: int = 0) -> Batch:
-    """Random images with ``counts`` objects, of ``joints`` visible keypoints, and ``crowds`` ignored boxes each."""
+def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=(96, 128), keypoints: int = 0) -> Batch:
+    """Random images with ``counts`` objects, of ``keypoints`` visible keypoints, and ``crowds`` ignored boxes each."""
     rng = np.random.default_rng(seed)
     height, width = size
     images = torch.from_numpy(rng.standard_normal((len(counts), 3, height, width)).astype(np.float32))
@@ -164,9 +164,9 @@ def batch(counts=(2, 1), crowds=(0, 0), masks: bool = True, seed: int = 0, size=
             for bitmap, (x0, y0, x1, y1) in zip(bitmaps, boxes.int().tolist()):
                 bitmap[y0:y1, x0:(x0 + x1) // 2] = 1
             fields['masks'] = BitmapMasks(bitmaps, height, width)
-        if joints:
-            place = boxes[:, None, :2] + torch.rand(count, joints, 2) * (boxes[:, 2:] - boxes[:, :2])[:, None]
-            fields['keypoints'] = torch.cat([place, torch.full((count, joints, 1), 2.)], dim=2)
+        if keypoints:
+            place = boxes[:, None, :2] + torch.rand(count, keypoints, 2) * (boxes[:, 2:] - boxes[:, :2])[:, None]
+            fields['keypoints'] = torch.cat([place, torch.full((count, keypoints, 1), 2.)], dim=2)
         gt.append(Instances((height, width), CLASSES, **fields))
         ignored.append(_boxes(rng, crowd, height, width))
     return Batch(images, [meta(height, width) for _ in counts], gt, ignored)

@@ -152,8 +152,8 @@ def test_to_coco_rows(three):
     rows = three.to_coco(42, [10, 20, 30])
     assert rows[2] == dict(image_id=42, bbox=[8, 9, 2, 2], score=pytest.approx(.8), category_id=30,
                            segmentation=dict(size=[6, 8], counts=three.masks[2]['counts'].decode()))
-    joints = torch.tensor([[[1., 2, 3]]]).repeat(3, 1, 1)
-    assert three.without('masks').replace(keypoints=joints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [0.5, 1.5, 3]
+    keypoints = torch.tensor([[[1., 2, 3]]]).repeat(3, 1, 1)
+    assert three.without('masks').replace(keypoints=keypoints).to_coco(1, [1, 2, 3])[0]['keypoints'] == [0.5, 1.5, 3]
     assert empty_result((6, 8), 3, masks=True).to_coco(1, [1, 2, 3]) == []
     with pytest.raises(DataError, match='label 2 has no category id: there are 2'):
         three.to_coco(42, [10, 20])
@@ -180,7 +180,7 @@ def test_to_and_numpy(three):
 
 
 def test_empty_result_has_every_field():
-    empty = empty_result((6, 8), 3, masks=True, joints=5)
+    empty = empty_result((6, 8), 3, masks=True, keypoints=5)
     assert len(empty) == 0 and empty.keypoints.shape == (0, 5, 3) and len(empty.masks) == 0
     assert len(empty[empty.scores > 0.5]) == 0 and len(Instances.cat([empty, empty])) == 0
 

@@ -1,4 +1,4 @@
-"""The analysis tools on results of real pictures (coco_mini, where it is) and of generated ones, and their pictures."""
+"""The analysis tools on results of real images (coco_mini, where it is) and of generated ones, and their images."""
 
 import importlib.util
 import json
@@ -55,7 +55,7 @@ def near_truth(dataset) -> list[Instances]:
 
 @pytest.fixture(scope='module')
 def generated(tiny_detector, tmp_path_factory):
-    """(config, dataset, results, path of results.pkl) of the tiny detector's four pictures."""
+    """(config, dataset, results, path of results.pkl) of the tiny detector's four images."""
     from boxdet.datasets import build_dataset
     from boxdet.engine.config import load_config
     dataset = build_dataset(load_config(tiny_detector.config).data.test, dict(test_mode=True))
@@ -67,7 +67,7 @@ def generated(tiny_detector, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def real(shared_data, repo_root, tmp_path_factory):
-    """The same of coco_mini's validation pictures, under the stock Mask R-CNN config."""
+    """The same of coco_mini's validation images, under the stock Mask R-CNN config."""
     from boxdet.datasets import build_dataset
     from boxdet.engine.config import load_config
     folder, data = tmp_path_factory.mktemp('real'), shared_data / 'coco_mini'
@@ -156,8 +156,8 @@ def test_confusion_matrix(run, case, tmp_path):
     objects = np.concatenate([dataset.get_ann_info(k)['labels'] for k in range(len(dataset))])
     assert found['classes'][-1] == 'background' and matrix.sum() == len(objects) + matrix[-1].sum()
     assert matrix.trace() > 0.6 * len(objects) and f'{len(objects)} objects: {matrix.trace()} found' in out
-    picture = cv2.imread(str(tmp_path / 'confusion_matrix.png'))
-    assert picture.shape[0] > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    image = cv2.imread(str(tmp_path / 'confusion_matrix.png'))
+    assert image.shape[0] > 500 and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
 def test_thresholds_of_the_confusion_matrix(run, generated, tmp_path):
@@ -180,7 +180,7 @@ def test_analyze_results(run, case, tmp_path):
         files = sorted((tmp_path / kind).iterdir())
         assert len(files) == 2
         assert sorted(float(f.stem.rpartition('_')[2]) for f in files) == pytest.approx(sorted(expected), abs=6e-4)
-        assert cv2.imread(str(files[0])).shape[1] > 900  # two pictures side by side
+        assert cv2.imread(str(files[0])).shape[1] > 900  # two images side by side
 
 
 def test_coco_error_analysis(run, generated, tmp_path):
@@ -207,7 +207,7 @@ def test_coco_error_analysis(run, generated, tmp_path):
 
 
 @pytest.mark.slow
-def test_coco_error_analysis_of_real_pictures(run, real, tmp_path):
+def test_coco_error_analysis_of_real_images(run, real, tmp_path):
     _, dataset, results, _ = real
     format_results(dataset, results, str(tmp_path / 'r'))
     out = run('analysis_tools/coco_error_analysis', tmp_path / 'r.bbox.json', tmp_path / 'out', '--ann',
@@ -284,11 +284,11 @@ def test_benchmark(run, tiny_detector, tmp_path):
 
 
 @pytest.mark.parametrize('poly', [True, False])
-def test_browse_dataset_on_real_pictures(run, real, tmp_path, poly):
+def test_browse_dataset_on_real_images(run, real, tmp_path, poly):
     options = [] if poly else ['--cfg-options', 'data.train.pipeline.1.poly2mask=False', '--original']
     out = run('misc/browse_dataset', real[0], '--output-dir', tmp_path, '--not-show', '--number', '3', *options)
     files = sorted(tmp_path.iterdir(), key=lambda f: f.stem[-1])
-    assert len(files) == 3 and '3 pictures' in out and [f.stem[-2:] for f in files] == ['_0', '_1', '_2']
+    assert len(files) == 3 and '3 images' in out and [f.stem[-2:] for f in files] == ['_0', '_1', '_2']
     width = cv2.imread(str(files[0])).shape[1]
     assert (width >= 800) == poly  # as the pipeline resized it, or as it is stored
 
@@ -312,7 +312,7 @@ def test_browse_dataset_walks_through_wrappers(run, tiny_detector, tmp_path):
     assert sorted(files) == list(range(16)) and np.array_equal(files[1], files[5])
     plain = cv2.imread(str(tiny_detector.images[0]))
     difference = np.abs(files[0].astype(int) - plain[:, ::-1]).max(axis=2)
-    assert 0.05 < (difference > 30).mean() < 0.9  # the mirrored picture, with objects drawn on part of it
+    assert 0.05 < (difference > 30).mean() < 0.9  # the mirrored image, with objects drawn on part of it
     with pytest.raises(DataError, match="the sample has no 'gt_bboxes'"):
         run('misc/browse_dataset', config, '--output-dir', tmp_path / 'x', '--not-show', '--skip-type',
             'LoadAnnotations',
@@ -329,7 +329,7 @@ def test_browse_dataset_without_a_display_says_so(run, tiny_detector, tmp_path, 
 
 
 @pytest.mark.slow
-def test_log_and_speed_of_a_training_on_real_pictures(run, repo_root, shared_data, tiny_detector, tmp_path):
+def test_log_and_speed_of_a_training_on_real_images(run, repo_root, shared_data, tiny_detector, tmp_path):
     data, classes = shared_data / 'coco_mini', "classes=('person', 'car', 'chair')"
     steps = """[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
         dict(type='Resize', img_scale=(160, 128), keep_ratio=True), dict(type='RandomFlip', flip_ratio=0.5),

@@ -34,7 +34,7 @@ def read(folder, split):
 
 
 def by_one_mask_each(path):
-    """What 2.x's converter makes of a picture of ids: a whole mask an id, encoded by pycocotools."""
+    """What 2.x's converter makes of an image of ids: a whole mask an id, encoded by pycocotools."""
     labels = pytest.importorskip('cityscapesscripts.helpers.labels')
     ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     found = []
@@ -74,17 +74,17 @@ def test_several_processes_write_the_same_and_show_progress(cityscapes_dir, repo
                '--nproc', '2', '-o', str(tmp_path / 'out')]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert '4/4 pictures' in done.stdout and 'train: 4 pictures' in done.stdout
+    assert '4/4 images' in done.stdout and 'train: 4 images' in done.stdout
     for split in ('train', 'val', 'test'):
         assert read(tmp_path / 'out', split) == read(cityscapes_dir / 'annotations', split)
 
 
 def test_other_folders_and_a_missing_split(copy, tool, capsys):
-    (copy / 'leftImg8bit').rename(copy / 'pictures')
+    (copy / 'leftImg8bit').rename(copy / 'images')
     (copy / 'gtFine').rename(copy / 'truth')
-    shutil.rmtree(copy / 'pictures/train')
-    shutil.rmtree(copy / 'truth/test')  # a test split without ground truth lists its pictures
-    tool.main([str(copy), '--img-dir', 'pictures', '--gt-dir', 'truth'])
+    shutil.rmtree(copy / 'images/train')
+    shutil.rmtree(copy / 'truth/test')  # a test split without ground truth lists its images
+    tool.main([str(copy), '--img-dir', 'images', '--gt-dir', 'truth'])
     assert not (copy / NAME.format('train')).exists()
     assert len(read(copy, 'val')['images']) == 4 and len(read(copy, 'test')['images']) == 2
     assert 'annotations' not in read(copy, 'test')
@@ -104,19 +104,19 @@ def test_broken_folders_name_the_file_and_leave_no_output(copy, tool):
     first.write_bytes(good[:200])
     refuses(f'{first.name}: the image file is truncated')
     cv2.imwrite(str(first), ids[:64])
-    refuses(rf'{first.name}: shape \(64, 256\), the picture it belongs to is 128 x 256')
+    refuses(rf'{first.name}: shape \(64, 256\), the image it belongs to is 128 x 256')
     ids[0, 0] = 41003
     cv2.imwrite(str(first), ids)
     refuses(f'{first.name}: instance id 41003: Cityscapes has no label 41')
     first.write_bytes(good)
-    picture = sorted((copy / 'leftImg8bit/train').rglob('*.png'))[0]
-    picture.write_bytes(b'')
-    refuses(f'{picture.name}: empty file')
-    picture.rename(picture.with_name('photo.png'))
-    refuses('photo.png: the names of pictures end in leftImg8bit.png')
+    image = sorted((copy / 'leftImg8bit/train').rglob('*.png'))[0]
+    image.write_bytes(b'')
+    refuses(f'{image.name}: empty file')
+    image.rename(image.with_name('photo.png'))
+    refuses('photo.png: the names of images end in leftImg8bit.png')
     shutil.rmtree(copy / 'leftImg8bit/train')
     (copy / 'leftImg8bit/train').mkdir()
-    refuses('train: no pictures CITY/NAME_leftImg8bit.png')
+    refuses('train: no images CITY/NAME_leftImg8bit.png')
 
 
 def test_a_folder_without_splits_and_no_process(tmp_path, tool, capsys):
@@ -129,7 +129,7 @@ def test_a_folder_without_splits_and_no_process(tmp_path, tool, capsys):
 
 def test_no_output_where_a_process_fails(copy, repo_root):
     first = sorted((copy / 'gtFine/train').rglob('*_instanceIds.png'))[0]
-    first.write_bytes(b'no picture')
+    first.write_bytes(b'no image')
     command = [sys.executable, str(repo_root / 'tools/dataset_converters/cityscapes.py'), str(copy), '--nproc', '2']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and 'Traceback' not in done.stderr

@@ -42,20 +42,20 @@ def run(command, repo_root, capsys):
 
 @pytest.fixture
 def folder(tiny_detector, tmp_path):
-    """Four pictures, one of them in a folder, and files that are none."""
-    shutil.copytree(tiny_detector.folder / 'images', tmp_path / 'pictures')
-    (tmp_path / 'pictures/notes.txt').write_text('not a picture')
-    (tmp_path / 'pictures/.hidden.png').write_bytes(b'x')
-    return tmp_path / 'pictures'
+    """Four images, one of them in a folder, and files that are none."""
+    shutil.copytree(tiny_detector.folder / 'images', tmp_path / 'images')
+    (tmp_path / 'images/notes.txt').write_text('not an image')
+    (tmp_path / 'images/.hidden.png').write_bytes(b'x')
+    return tmp_path / 'images'
 
 
 def test_default_names_are_beside_the_checkpoint(tiny_detector, run, folder, tmp_path, monkeypatch):
     checkpoint = shutil.copy(tiny_detector.checkpoint, tmp_path)
     monkeypatch.setattr(tiny_detector, 'checkpoint', checkpoint)
     status, told, _ = run(folder, None)
-    assert status == 0 and f'{tmp_path}/infer/pictures.json and {tmp_path}/infer/pictures: 4 images' in told
-    assert len(json.loads((tmp_path / 'infer/pictures.json').read_text())['images']) == 4
-    assert len(list((tmp_path / 'infer/pictures').rglob('*.png'))) == 4
+    assert status == 0 and f'{tmp_path}/infer/images.json and {tmp_path}/infer/images: 4 images' in told
+    assert len(json.loads((tmp_path / 'infer/images.json').read_text())['images']) == 4
+    assert len(list((tmp_path / 'infer/images').rglob('*.png'))) == 4
 
 
 def test_predictions_are_a_training_set(run, folder, tmp_path, tiny_detector):
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on(command, run, folder, tmp_path):
     with pytest.raises(UserError, match='another model or other settings.*--restart'):  # it would mix two runs
         run(folder, out, '--score-thr', '0.5')
     status, told, _ = run(folder, out)
-    assert status == 0 and f'{lines - 1} pictures are done, going on' in told and not part.exists()
+    assert status == 0 and f'{lines - 1} images are done, going on' in told and not part.exists()
     assert run(folder, tmp_path / 'q.json')[0] == 0
     assert json.loads((tmp_path / 'q.json').read_text()) == json.loads(out.read_text())
     part.write_text('of another run')
@@ -123,18 +123,18 @@ def test_wrong_use(run, folder, tmp_path):
     (tmp_path / 'bare').mkdir()
     for place, out, message in ((tmp_path / 'none', 'a.json', 'none: no such folder'),
                                 (folder, 'a.pkl', "to a '.json' file"),
-                                (tmp_path / 'bare', 'a.json', 'no pictures in it')):
+                                (tmp_path / 'bare', 'a.json', 'no images in it')):
         with pytest.raises(UserError, match=message):
             run(place, tmp_path / out)
 
 
-def test_pictures_only_and_endings(run, folder, tmp_path):
+def test_images_only_and_endings(run, folder, tmp_path):
     status, told, _ = run(folder, None, '--show-dir', tmp_path / 'drawn', '--image-ext', 'PNG', '.bmp')
     assert status == 0 and told.strip().endswith('drawn: 3 images')
     assert sorted(path.name for path in (tmp_path / 'drawn').rglob('*') if path.is_file()) == [
         'a.png.png', 'b.png.png', 'd.png.png']
     for more, message in ((('--image-ext', '.pgn'), "--image-ext .pgn: .*did you mean '.pn?g"),
-                          (('--image-ext', 'bmp'), 'none of the 4 pictures in it ends in .bmp'),
+                          (('--image-ext', 'bmp'), 'none of the 4 images in it ends in .bmp'),
                           (('--score-thr', 'nan'), '--score-thr nan: scores are from 0 to 1')):
         with pytest.raises(UserError, match=message):
             run(folder, tmp_path / 'a.json', *more)

@@ -1,4 +1,4 @@
-"""A keypoint model from the annotation file to the picture, through the tools as users run them."""
+"""A keypoint model from the annotation file to the image, through the tools as users run them."""
 import contextlib
 import importlib.util
 import io
@@ -11,7 +11,7 @@ import pytest
 
 from boxdet.evaluation import load_results
 
-JOINTS = 11
+KEYPOINTS = 11
 
 
 @pytest.fixture(scope='module')
@@ -58,20 +58,20 @@ def test_the_test_tool_measures_draws_and_saves(project, repo_root, shapes_dir, 
     out = run(repo_root, 'tools/test.py', project / 'config.py', project / 'work/latest.pth', '--device', 'cpu',
               '--eval', 'bbox', 'keypoints', '--eval-options', 'classwise=True', f'jsonfile_prefix={tmp_path}/r',
               '--out',
-              tmp_path / 'r.pkl', '--show-dir', tmp_path / 'pictures', '--show-score-thr', '0.01')
+              tmp_path / 'r.pkl', '--show-dir', tmp_path / 'images', '--show-score-thr', '0.01')
     assert 'keypoints_mAP: ' in out and 'bbox_mAP: ' in out
     results = load_results(tmp_path / 'r.pkl')
     assert len(results) == 6 and any(map(len, results))
-    assert all(r.keypoints.shape == (len(r), JOINTS, 3) for r in results)
+    assert all(r.keypoints.shape == (len(r), KEYPOINTS, 3) for r in results)
     rows = json.loads((tmp_path / 'r.keypoints.json').read_text())
     assert len(rows) == sum(map(len, results))
     first = next(r for r in results if len(r))
     # The shapes' file has continuous coordinates (keypoint_offset=0).
-    np.testing.assert_allclose(np.reshape(rows[0]['keypoints'], (JOINTS, 3)), first.keypoints[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(np.reshape(rows[0]['keypoints'], (KEYPOINTS, 3)), first.keypoints[0].numpy(), rtol=1e-6)
     assert set(rows[0]) == {'image_id', 'category_id', 'keypoints', 'score'} and rows[0]['category_id'] == 6
-    pictures = sorted((tmp_path / 'pictures').glob('*.jpg'))
-    assert len(pictures) == 6
-    changed = sum((cv2.imread(str(p)) != cv2.imread(str(shapes_dir / 'val' / p.name))).any() for p in pictures)
+    images = sorted((tmp_path / 'images').glob('*.jpg'))
+    assert len(images) == 6
+    changed = sum((cv2.imread(str(p)) != cv2.imread(str(shapes_dir / 'val' / p.name))).any() for p in images)
     assert changed > 0
 
 

@@ -1,4 +1,4 @@
-"""The shipped LVIS config trains, evaluates and keeps its best, on four pictures with LVIS's federated annotations."""
+"""The shipped LVIS config trains, evaluates and keeps its best, on four images with LVIS's federated annotations."""
 import importlib.util
 import json
 import shutil
@@ -24,7 +24,7 @@ def tool(repo_root):
 
 @pytest.fixture(scope='module')
 def config(repo_root, tiny_detector, tmp_path_factory):
-    """The shipped config with a small model, on the tiny detector's pictures laid out as LVIS v1 has them."""
+    """The shipped config with a small model, on the tiny detector's images laid out as LVIS v1 has them."""
     folder = tmp_path_factory.mktemp('lvis')
     shutil.copytree(tiny_detector.folder / 'images', folder / 'val2017')
     data = json.loads(tiny_detector.ann_file.read_text())
@@ -57,7 +57,7 @@ def test_train_evaluate_and_write(config, tool, tmp_path, capsys):
     found = next(line for line in lines if line.get('mode') == 'val')
     assert {f'{kind}_AP{item}' for kind in ('bbox', 'segm') for item in ('', '50', 's', 'r', 'c', 'f')} <= set(found)
     assert list(tmp_path.glob('best_bbox_AP_epoch_1.pth'))
-    # No class is rare enough to repeat one of the four pictures: three wide ones in two batches, and a tall one.
+    # No class is rare enough to repeat one of the four images: three wide ones in two batches, and a tall one.
     assert len([line for line in lines if line.get('mode') == 'train']) == 3
 
     capsys.readouterr()

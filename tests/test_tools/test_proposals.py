@@ -33,7 +33,7 @@ def tool(repo_root):
 
 
 def small(transforms):
-    """The pipeline for pictures of 96 pixels."""
+    """The pipeline for images of 96 pixels."""
     return [{**t, **({'img_scale': (96, 96)} if 'img_scale' in t else {}),
              **({'transforms': small(t['transforms'])} if 'transforms' in t else {})} for t in transforms]
 

@@ -238,7 +238,7 @@ evaluation = dict(interval=3)
     assert load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == 18
 
 
-def test_an_unreadable_picture_in_the_third_epoch(server, shapes_dir, tmp_path):
+def test_an_unreadable_image_in_the_third_epoch(server, shapes_dir, tmp_path):
     shutil.copytree(shapes_dir, tmp_path / 'shapes')
     config = write(tmp_path / 'config', tmp_path / 'shapes')
     breaks = '''
@@ -246,7 +246,7 @@ from mmengine.hooks import Hook
 from boxdet.registry import HOOKS
 
 @HOOKS.register_module()
-class BreakPicture(Hook):
+class BreakImage(Hook):
     def before_train_epoch(self, runner):
         if runner.epoch == 2:
             open(PATH, 'r+b').truncate(200)
@@ -255,11 +255,11 @@ class BreakPicture(Hook):
     detector = server.config.parent / 'tiny_breaking_detector.py'  # in the working directory
     detector.write_text((config.parent / 'tiny_detector.py').read_text() + breaks.replace('PATH', repr(str(victim))))
     text = config.read_text().replace("'tiny_detector'", "'tiny_breaking_detector'")
-    config.write_text(text + "custom_hooks.append(dict(type='BreakPicture'))\n")
-    whole_picture = victim.read_bytes()
+    config.write_text(text + "custom_hooks.append(dict(type='BreakImage'))\n")
+    whole_image = victim.read_bytes()
 
     def train(name, *more):
-        victim.write_bytes(whole_picture)
+        victim.write_bytes(whole_image)
         server.output()
         status = server.run(tmp_path / name, '--cfg-options', 'data.workers_per_gpu=1', *more, config=config)
         return status, server.output()

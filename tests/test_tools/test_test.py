@@ -148,9 +148,9 @@ def test_an_option_without_effect_says_so(tool, tiny_detector, tmp_path):
                    '--out', str(tmp_path / 'r.pkl')])
 
 
-def test_pictures(run, tmp_path):
-    run('--show-dir', tmp_path / 'pictures', '--show-score-thr', '0.0')
-    assert cv2.imread(str(tmp_path / 'pictures/deep/b.png')).shape == (128, 96, 3)
+def test_images(run, tmp_path):
+    run('--show-dir', tmp_path / 'images', '--show-score-thr', '0.0')
+    assert cv2.imread(str(tmp_path / 'images/deep/b.png')).shape == (128, 96, 3)
 
 
 def test_format_only_without_annotations(run, tiny_detector, tmp_path):

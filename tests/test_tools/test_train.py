@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_architecture(run, shapes_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_truncated_picture_is_named(run, shapes_dir, tmp_path):
+def test_a_truncated_image_is_named(run, shapes_dir, tmp_path):
     import shutil
     shutil.copytree(shapes_dir, tmp_path / 'shapes')
     victim = sorted((tmp_path / 'shapes/train').iterdir())[3]

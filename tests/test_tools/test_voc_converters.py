@@ -125,7 +125,7 @@ def test_real_data(convert, shared_data, tmp_path):
 
 
 def test_images2coco(convert, tmp_path):
-    folder = tmp_path / 'pictures'
+    folder = tmp_path / 'images'
     (folder / 'deep').mkdir(parents=True)
     cv2.imwrite(str(folder / 'a.jpg'), np.zeros((30, 40, 3), np.uint8))
     cv2.imwrite(str(folder / 'deep/b c.png'), np.zeros((50, 20), np.uint8))

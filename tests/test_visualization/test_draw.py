@@ -132,7 +132,7 @@ def test_labels_hide_no_small_object():
             assert shared(plate, boxes[0]) == 0 and shared(plate, boxes[1]) == 0
 
 
-def test_small_pictures_have_small_labels():
+def test_small_images_have_small_labels():
     def plate_height(height, width):
         image = np.zeros((height, width, 3), np.uint8)
         drawn = draw_instances(image, scene([[20, 100, 280, 200]], [0], [0.9], (height, width)), ['cat'])
@@ -158,7 +158,7 @@ def test_masks_of_another_size():
         draw_instances(noise(120, 160), scene([[50, 60, 300, 200]], [0], [0.9], masks=True))
 
 
-def test_pictures_are_written_and_read(tmp_path):
+def test_images_are_written_and_read(tmp_path):
     image = noise(40, 50)
     path = tmp_path / 'new folder/größe.png'
     write_image(image, path)
@@ -166,20 +166,20 @@ def test_pictures_are_written_and_read(tmp_path):
     assert read_image(str(path)).shape == (40, 50, 3)
 
 
-def test_pictures_come_in_every_form(tmp_path):
+def test_images_come_in_every_form(tmp_path):
     image = noise(40, 50)
     write_image(image, tmp_path / 'a.png')
     content = (tmp_path / 'a.png').read_bytes()
     for form in (str(tmp_path / 'a.png'), tmp_path / 'a.png', content, bytearray(content), memoryview(content),
                  Image.open(tmp_path / 'a.png'), Image.fromarray(image[:, :, ::-1]), image):
         assert np.array_equal(read_image(form), image)
-    with pytest.raises(DataError, match='a picture is a file name, an array, bytes or a PIL image, not int'):
+    with pytest.raises(DataError, match='an image is a file name, an array, bytes or a PIL image, not int'):
         read_image(3)
-    with pytest.raises(DataError, match='the picture: not an image'):
+    with pytest.raises(DataError, match='the image: not an image'):
         read_image(b'text')
 
 
-def test_a_turned_picture_is_read_as_the_result_was(tmp_path):
+def test_a_turned_image_is_read_as_the_result_was(tmp_path):
     """The EXIF orientation counts or not, which the size tells that the result is of."""
     flat = Image.fromarray(noise(40, 50)[:, :, ::-1])
     exif = Image.Exif()
@@ -189,14 +189,14 @@ def test_a_turned_picture_is_read_as_the_result_was(tmp_path):
         upright, stored = read_image(form), read_image(form, (40, 50))
         assert upright.shape == (50, 40, 3) and np.array_equal(read_image(form, (50, 40)), upright)
         assert stored.shape == (40, 50, 3) and np.array_equal(np.rot90(stored, -1), upright)
-        with pytest.raises(DataError, match='the result is of a picture of 60x40 pixels, this one has 40x50'):
+        with pytest.raises(DataError, match='the result is of an image of 60x40 pixels, this one has 40x50'):
             read_image(form, (40, 60))
 
 
-def test_unreadable_and_unwritable_pictures_are_named(tmp_path):
+def test_unreadable_and_unwritable_images_are_named(tmp_path):
     with pytest.raises(DataError, match='nothing.jpg: No such file'):
         read_image(tmp_path / 'nothing.jpg')
-    (tmp_path / 'text.jpg').write_text('no picture')
+    (tmp_path / 'text.jpg').write_text('no image')
     with pytest.raises(DataError, match='text.jpg: not an image'):
         read_image(tmp_path / 'text.jpg')
     (tmp_path / 'empty.jpg').write_bytes(b'')
@@ -286,32 +286,32 @@ def test_a_hundred_masks_on_1080p_take_no_full_decodings(monkeypatch):
     assert len(looked_at) == 100 and max(looked_at) <= 161 * 161
 
 
-# --- joints
+# --- keypoints
 
-def person(joints, box=(20, 20, 180, 180), **fields):
+def person(keypoints, box=(20, 20, 180, 180), **fields):
     return Instances(bboxes=torch.tensor([box], dtype=torch.float32), labels=torch.zeros(1, dtype=torch.long),
-                     keypoints=torch.tensor([joints], dtype=torch.float32), **fields)
+                     keypoints=torch.tensor([keypoints], dtype=torch.float32), **fields)
 
 
-def test_bones_and_joints_have_their_own_fixed_colors():
+def test_bones_and_keypoints_have_their_own_fixed_colors():
     image = np.zeros((200, 200, 3), np.uint8)
-    joints = [[50.5, 50.5, .9], [150.5, 50.5, .9], [150.5, 150.5, .9], [50.5, 150.5, .01]]
-    drawn = draw_instances(image, person(joints), skeleton=[(0, 1), (1, 2), (2, 3)])
-    for joint, (x, y) in enumerate([(50, 50), (150, 50), (150, 150)]):
-        assert drawn[y, x].tolist() == list(class_color(joint)[::-1])
+    keypoints = [[50.5, 50.5, .9], [150.5, 50.5, .9], [150.5, 150.5, .9], [50.5, 150.5, .01]]
+    drawn = draw_instances(image, person(keypoints), skeleton=[(0, 1), (1, 2), (2, 3)])
+    for keypoint, (x, y) in enumerate([(50, 50), (150, 50), (150, 150)]):
+        assert drawn[y, x].tolist() == list(class_color(keypoint)[::-1])
     assert drawn[50, 100].tolist() == list(class_color(1)[::-1])                         # the bone 0-1
     assert drawn[100, 150].tolist() == list(class_color(2)[::-1])
-    assert not drawn[150, 100].any() and not drawn[150, 50].any()                        # a joint that is a guess
-    assert draw_instances(image, person(joints), skeleton=[(2, 3)], joint_thr=0)[150, 100].any()
-    assert not draw_instances(image, person(joints))[50, 100].any()                 # no skeleton, no bones
-    truth = [[x, y, 2 * (score > .5)] for x, y, score in joints]
+    assert not drawn[150, 100].any() and not drawn[150, 50].any()                        # a keypoint that is a guess
+    assert draw_instances(image, person(keypoints), skeleton=[(2, 3)], keypoint_thr=0)[150, 100].any()
+    assert not draw_instances(image, person(keypoints))[50, 100].any()                 # no skeleton, no bones
+    truth = [[x, y, 2 * (score > .5)] for x, y, score in keypoints]
     assert np.array_equal(draw_instances(image, person(truth), skeleton=[(0, 1), (1, 2), (2, 3)]), drawn)
 
 
-def test_joints_grow_with_object_and_picture():
+def test_keypoints_grow_with_object_and_image():
     def painted(size, box):
-        joints = [[box[0] + 1, box[1] + 1, 1], [box[2] - 1, box[3] - 1, 1]]
-        given = person(joints, box)
+        keypoints = [[box[0] + 1, box[1] + 1, 1], [box[2] - 1, box[3] - 1, 1]]
+        given = person(keypoints, box)
         image = np.zeros((size, size, 3), np.uint8)
         plain = draw_instances(image, given.without('keypoints'))
         return np.count_nonzero((draw_instances(image, given, skeleton=[(0, 1)]) != plain).any(axis=2))
@@ -320,7 +320,7 @@ def test_joints_grow_with_object_and_picture():
     assert small < 200 and large > 100 * 20 and painted(160, (20, 20, 150, 150)) < large
 
 
-def test_odd_joints_are_drawn_without_a_fault():
+def test_odd_keypoints_are_drawn_without_a_fault():
     image = np.zeros((100, 100, 3), np.uint8)
     odd = [[float('nan'), 5, 1], [1e12, -1e12, 1], [50, 50, float('nan')], [-3, 105, 1]]
     draw_instances(image, person(odd), skeleton=[(0, 1), (1, 2), (2, 3)])

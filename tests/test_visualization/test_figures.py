@@ -1,4 +1,4 @@
-"""Curves of a JSON log, and sheets of pictures."""
+"""Curves of a JSON log, and sheets of images."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from boxdet.errors import DataError
-from boxdet.visualization.figures import curves, picture_grid, read_log, training_curves
+from boxdet.visualization.figures import curves, image_grid, read_log, training_curves
 
 
 def write_log(path, rows, tail=''):
@@ -66,13 +66,13 @@ def test_logs_without_anything(tmp_path):
         training_curves(write_log(tmp_path / 'log.json', []), tmp_path / 'c.png')
 
 
-def test_sheet_keeps_every_picture_whole():
+def test_sheet_keeps_every_image_whole():
     wide, tall = np.full((50, 200, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)
-    sheet = picture_grid([wide, tall, wide], columns=2, tile=100, gap=4)
+    sheet = image_grid([wide, tall, wide], columns=2, tile=100, gap=4)
     assert sheet.shape == (100 + 25 + 3 * 4, 2 * 104 + 4, 3)
     assert (sheet == 10).all(axis=2).sum() == 2 * 100 * 25 and (sheet == 20).all(axis=2).sum() == 33 * 100
-    assert picture_grid([wide] * 12, tile=40).shape[1] == 5 * 48 + 8
-    titled = picture_grid([wide], tile=100, titles=['name'])
+    assert image_grid([wide] * 12, tile=40).shape[1] == 5 * 48 + 8
+    titled = image_grid([wide], tile=100, titles=['name'])
     assert (titled[-24:] < 128).any() and titled.shape[0] == 25 + 16 + 26
     with pytest.raises(DataError):
-        picture_grid([])
+        image_grid([])

@@ -1,4 +1,4 @@
-"""Pages of pictures with their detections, looked at as pixels."""
+"""Pages of images with their detections, looked at as pixels."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from boxdet.visualization.palette import class_color
 from boxdet.visualization.pdf import write_pdf
 
 
-def person(joints) -> Instances:
+def person(keypoints) -> Instances:
     return Instances((200, 200), bboxes=torch.tensor([[20., 20, 180, 180]]), scores=torch.tensor([0.9]),
-                     labels=torch.zeros(1, dtype=torch.long), keypoints=torch.tensor([joints], dtype=torch.float32))
+                     labels=torch.zeros(1, dtype=torch.long), keypoints=torch.tensor([keypoints], dtype=torch.float32))
 
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """The figure of a page as (800, 800, 3) uint8 RGB, four pixels of it for one of the picture."""
+    """The figure of a page as (800, 800, 3) uint8 RGB, four pixels of it for one of the image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     made, write = [], Figure.savefig
@@ -35,18 +35,18 @@ def draw(tmp_path, monkeypatch):
 
 
 def near(page, x, y, color):
-    """Whether the colour is seen in the pixel (x, y) of the picture."""
+    """Whether the colour is seen in the pixel (x, y) of the image."""
     return bool((np.abs(page[4 * y:4 * y + 4, 4 * x:4 * x + 4].astype(int) - color).max(axis=2) < 9).any())
 
 
-def test_joints_and_bones_are_drawn(draw):
-    joints = [[50.5, 50.5, .9], [150.5, 50.5, .9], [150.5, 150.5, .9], [50.5, 150.5, .01]]
-    page = draw(person(joints), skeleton=[(0, 1), (1, 2), (2, 3)])
+def test_keypoints_and_bones_are_drawn(draw):
+    keypoints = [[50.5, 50.5, .9], [150.5, 50.5, .9], [150.5, 150.5, .9], [50.5, 150.5, .01]]
+    page = draw(person(keypoints), skeleton=[(0, 1), (1, 2), (2, 3)])
     assert near(page, 50, 50, class_color(0)) and near(page, 150, 150, class_color(2))
     assert near(page, 100, 50, class_color(1)) and near(page, 150, 100, class_color(2))  # the bones
-    assert not page[580:624, 360:440].any(), 'a joint that is a guess has no bone'
-    assert not draw(person(joints))[180:224, 360:440].any(), 'no skeleton, no bones'
-    assert not draw(person(joints).without('keypoints'), skeleton=[(0, 1)])[180:224, 180:480].any()
+    assert not page[580:624, 360:440].any(), 'a keypoint that is a guess has no bone'
+    assert not draw(person(keypoints))[180:224, 360:440].any(), 'no skeleton, no bones'
+    assert not draw(person(keypoints).without('keypoints'), skeleton=[(0, 1)])[180:224, 180:480].any()
 
 
 def test_labels_do_not_cover_one_another(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_labels_do_not_cover_one_another(tmp_path, monkeypatch):
             assert not box.overlaps(other)
 
 
-def test_odd_joints_and_no_objects(draw):
+def test_odd_keypoints_and_no_objects(draw):
     odd = [[float('nan'), 5, 1], [1e12, -1e12, 1], [50, 50, float('nan')], [-3, 205, 1]]
     draw(person(odd), skeleton=[(0, 1), (1, 2), (2, 3)])
     draw(person(odd)[:0], skeleton=[(0, 1)])

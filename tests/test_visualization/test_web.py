@@ -1,4 +1,4 @@
-"""Pictures and outlines for a web page."""
+"""Images and outlines for a web page."""
 
 import base64
 
@@ -12,7 +12,7 @@ from boxdet.visualization.web import embedded_jpeg, outline_path
 
 @pytest.mark.parametrize('shape, size, scale',
                          [((300, 600), (200, 100), 1 / 3), ((50, 40), (40, 50), 1), ((2000, 3), (1, 200), .1)])
-def test_embedded_picture_is_no_larger_than_asked(shape, size, scale):
+def test_embedded_image_is_no_larger_than_asked(shape, size, scale):
     image = np.full((*shape, 3), (10, 120, 240), np.uint8)
     address, found, by = embedded_jpeg(image, 200)
     assert found == size and by == pytest.approx(scale)

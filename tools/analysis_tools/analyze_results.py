@@ -26,11 +26,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; its data.test is what the results are of')
     parser.add_argument('prediction_path', help='results file of tools/test.py --out')
-    parser.add_argument('show_dir', help='folder for the pictures')
+    parser.add_argument('show_dir', help='folder for the images')
     parser.add_argument('--show', action='store_true', help='also show them in windows')
     parser.add_argument('--wait-time', type=float, default=0,
                         help='seconds that each is shown; 0: until a key (default)')
-    parser.add_argument('--topk', type=int, default=20, help='pictures of each kind (default: %(default)s)')
+    parser.add_argument('--topk', type=int, default=20, help='images of each kind (default: %(default)s)')
     parser.add_argument('--show-score-thr', type=float, default=0, help='draw detections above this score '
                         '(default: %(default)s)')
     parser.add_argument('--metric', choices=['bbox', 'segm'], default='bbox',
@@ -73,18 +73,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def draw(dataset: Any, result: Any, index: int, score: float, path: Path, args: argparse.Namespace) -> None:
     """The ground truth and the detections of one image, side by side."""
-    from boxdet.apis.saved_results import ground_truth, picture_of
+    from boxdet.apis.saved_results import ground_truth, image_of
     from boxdet.visualization.draw import draw_instances, show, write_image
-    from boxdet.visualization.figures import picture_grid
+    from boxdet.visualization.figures import image_grid
 
-    name, picture = picture_of(dataset, index, result.image_size)
+    name, image = image_of(dataset, index, result.image_size)
     truth = ground_truth(dataset, index)
     options = dict(palette=getattr(dataset, 'PALETTE', None), skeleton=getattr(dataset, 'SKELETON', ()))
     shown = result[result.scores > args.show_score_thr]
-    sheet = picture_grid(
-        [draw_instances(picture, truth, dataset.CLASSES, **options),
-         draw_instances(picture, shown, dataset.CLASSES, score_thr=args.show_score_thr, **options)], columns=2,
-        tile=max(480, min(960, max(picture.shape[:2]))),
+    sheet = image_grid(
+        [draw_instances(image, truth, dataset.CLASSES, **options),
+         draw_instances(image, shown, dataset.CLASSES, score_thr=args.show_score_thr, **options)], columns=2,
+        tile=max(480, min(960, max(image.shape[:2]))),
         titles=[f'ground truth: {len(truth)} objects', f'{len(shown)} detections, AP {score:.3f}'])
     write_image(sheet, path)
     if args.show:

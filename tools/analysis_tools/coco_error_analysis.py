@@ -7,7 +7,7 @@
 C75, C50: precision at IoU 0.75, 0.50. Loc: at 0.10, so that bad places do not count. Sim: confusions within a
 supercategory do not count either. Oth: nor do confusions with any class. BG: nor do false positives on the
 background. FN: nor do misses. The area between two curves is what that kind of error costs. out/TYPE/ holds
-allclass.png, one picture for each class that has objects, and error_analysis.json with the areas below the curves.
+allclass.png, one image for each class that has objects, and error_analysis.json with the areas below the curves.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            epilog=__doc__.partition('\n\n')[2],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('result', nargs='+', help='COCO result files (json), one for each of --types, or results.pkl')
-    parser.add_argument('out_dir', help='folder for the pictures')
+    parser.add_argument('out_dir', help='folder for the images')
     parser.add_argument('--ann', default='data/coco/annotations/instances_val2017.json', metavar='FILE',
                         help='the annotation file (default: %(default)s)')
     parser.add_argument('--types', nargs='+', default=['bbox'], choices=['bbox', 'segm'], help='default: bbox')
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / 'error_analysis.json', areas)
         print(f'{kind}, all classes: '
               + ', '.join(f'{cause} {area:.3f}' for cause, area in areas['allclass']['all'].items()))
-        print(f'pictures: {folder}/ ({len(named)})')
+        print(f'images: {folder}/ ({len(named)})')
 
 
 def open_annotations(path: str):

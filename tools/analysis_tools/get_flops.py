@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Count a model's parameters and its multiplications on one picture, part by part; no weights and no data are needed.
+"""Count a model's parameters and its multiplications on one image, part by part; no weights and no data are needed.
 
 python tools/analysis_tools/get_flops.py configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py --shape 1280 800
 """

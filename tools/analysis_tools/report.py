@@ -1,4 +1,4 @@
-"""One self-contained HTML page on saved results: curves, classes, confusion, the worst errors with their pictures.
+"""One self-contained HTML page on saved results: curves, classes, confusion, the worst errors with their images.
 
 python tools/test.py CONFIG CHECKPOINT --out results.pkl
 python tools/analysis_tools/report.py CONFIG results.pkl report
@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--eval', nargs='+', metavar='METRIC', help="metrics (default: the config's)")
     parser.add_argument('--title', help="headline (default: the config's name)")
     parser.add_argument('--errors', type=int, default=60, metavar='N',
-                        help='errors shown with their picture (default: %(default)s)')
+                        help='errors shown with their image (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')
     args = parser.parse_args(argv)
     if args.errors < 0:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Convert Cityscapes' pictures of instance ids to COCO annotation files, one for each split.
+"""Convert Cityscapes' images of instance ids to COCO annotation files, one for each split.
 
     python tools/dataset_converters/cityscapes.py data/cityscapes --nproc 8 --out-dir data/cityscapes/annotations
 
 PATH/leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png and PATH/gtFine/SPLIT/CITY/NAME_gtFine_instanceIds.png become
 instancesonly_filtered_gtFine_SPLIT.json for SPLIT train, val and test; a split that is not there is passed over, and a
-test split without ground truth lists its pictures only. An id of 1000 or more is one object, a smaller one a group of
+test split without ground truth lists its images only. An id of 1000 or more is one object, a smaller one a group of
 objects (iscrowd=1). The classes are the eight that Cityscapes evaluates, the category ids its label ids, the masks RLE.
 """
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LAST_LABEL = 33
 
 
 class Files(NamedTuple):
-    """A picture, its instance ids (None where there is no ground truth) and the city, which is its folder's name."""
+    """An image, its instance ids (None where there is no ground truth) and the city, which is its folder's name."""
     image: Path
     instances: Path | None
     city: str
@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=summary, epilog=details,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('cityscapes_path', type=Path, help='folder of the data set')
-    parser.add_argument('--img-dir', default='leftImg8bit', help='folder of the pictures in it (default: %(default)s)')
+    parser.add_argument('--img-dir', default='leftImg8bit', help='folder of the images in it (default: %(default)s)')
     parser.add_argument('--gt-dir', default='gtFine', help='folder of the ground truth in it (default: %(default)s)')
     parser.add_argument('-o', '--out-dir', type=Path, help='where the JSON files go (default: cityscapes_path)')
     parser.add_argument('--nproc', type=int, default=1, metavar='N', help='processes (default: %(default)s)')
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def collect_files(images: Path, truth: Path, optional: bool = False) -> list[Files]:
-    """The pictures of a split, sorted, each with its file of instance ids.
+    """The images of a split, sorted, each with its file of instance ids.
 
     Args:
         images: the split's folder of images.
@@ -58,15 +58,15 @@ def collect_files(images: Path, truth: Path, optional: bool = False) -> list[Fil
         optional: there may be no folder ``truth``.
 
     Raises:
-        DataError: no pictures, one of another name, or one without ground truth.
+        DataError: no images, one of another name, or one without ground truth.
     """
     paths = sorted(images.glob('*/*.png'))
     if not paths:
-        raise DataError(f'{images}: no pictures CITY/NAME_{_IMAGE}')
+        raise DataError(f'{images}: no images CITY/NAME_{_IMAGE}')
     found, without = [], optional and not truth.is_dir()
     for path in paths:
         if not path.name.endswith(_IMAGE):
-            raise DataError(f'{path}: the names of pictures end in {_IMAGE}')
+            raise DataError(f'{path}: the names of images end in {_IMAGE}')
         instances = truth / path.parent.name / (path.name.removesuffix(_IMAGE) + _INSTANCES)
         if not without and not instances.is_file():
             raise DataError(f'{path} has no ground truth: {instances} is not there')
@@ -75,10 +75,10 @@ def collect_files(images: Path, truth: Path, optional: bool = False) -> list[Fil
 
 
 def convert_image(files: Files) -> dict[str, Any]:
-    """COCO's entry of a picture, without id; 'annotations' holds those of its objects, without ids.
+    """COCO's entry of an image, without id; 'annotations' holds those of its objects, without ids.
 
     Raises:
-        DataError: a file that cannot be read, ids of another size than the picture, an id that Cityscapes lacks.
+        DataError: a file that cannot be read, ids of another size than the image, an id that Cityscapes lacks.
     """
     from boxdet.datasets.files import image_size
 
@@ -91,7 +91,7 @@ def convert_image(files: Files) -> dict[str, Any]:
 
 
 def objects_of(path: Path, image_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO annotations of a picture of instance ids, without ids, by rising instance id."""
+    """COCO annotations of an image of instance ids, without ids, by rising instance id."""
     import numpy as np
     from pycocotools import mask as coco_mask
 
@@ -101,7 +101,7 @@ def objects_of(path: Path, image_hw: tuple[int, int]) -> list[dict[str, Any]]:
 
     ids = decode_image(read_bytes(str(path)), str(path), 'unchanged')
     if ids.shape != image_hw:
-        raise DataError(f'{path}: shape {ids.shape}, the picture it belongs to is {image_hw[0]} x {image_hw[1]} '
+        raise DataError(f'{path}: shape {ids.shape}, the image it belongs to is {image_hw[0]} x {image_hw[1]} '
                         '(height x width); instance ids have one channel')
     columns = ids.T.ravel()  # COCO counts column by column
     at = np.flatnonzero(columns >= min(LABEL_IDS.values()))
@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.monotonic()
         files = collect_files(images / split, truth / split, optional=split == 'test')
         out = (args.out_dir or args.cityscapes_path) / f'instancesonly_filtered_gtFine_{split}.json'
-        print(f'{split}: {len(files)} pictures')
-        data = as_coco(list(in_parallel(convert_image, files, args.nproc, 'pictures')))
+        print(f'{split}: {len(files)} images')
+        data = as_coco(list(in_parallel(convert_image, files, args.nproc, 'images')))
         write_json(out, data)
         print(f"{out}: {len(data.get('annotations', ()))} objects, {time.monotonic() - began:.1f} s")
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""List a folder of pictures in a COCO file without annotations, to predict them with tools/test.py --format-only.
+"""List a folder of images in a COCO file without annotations, to predict them with tools/test.py --format-only.
 
-    python tools/dataset_converters/images2coco.py pictures classes.txt pictures.json --exclude-extensions gif
+    python tools/dataset_converters/images2coco.py images classes.txt images.json --exclude-extensions gif
 
 CLASSES names the categories, one a line. OUT is written to the folder 'annotations' beside IMG_PATH, as mmdetection 2.x
-does, unless it is a path with a folder in it. Pictures of folders within IMG_PATH are listed too, by their path in it.
-Files that are no pictures are named at the end and left out; the exit status is then 1.
+does, unless it is a path with a folder in it. Images of folders within IMG_PATH are listed too, by their path in it.
+Files that are no images are named at the end and left out; the exit status is then 1.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, details = __doc__.partition('\n\n')
     parser = CommandParser(description=summary, epilog=details,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('img_path', type=Path, help='folder of the pictures')
+    parser.add_argument('img_path', type=Path, help='folder of the images')
     parser.add_argument('classes', help='text file with the class names, one a line')
     parser.add_argument('out', help='name, or path, of the JSON file')
     parser.add_argument('-e', '--exclude-extensions', nargs='+', default=[], metavar='EXTENSION',
@@ -58,7 +58,7 @@ def find_files(folder: Path, excluded: Sequence[str] = ()) -> list[str]:
 
 
 def measure(path: str) -> tuple[int, int] | str:
-    """(width, height) of a picture, or what is wrong with the file."""
+    """(width, height) of an image, or what is wrong with the file."""
     from boxdet.datasets.files import image_size
 
     try:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(size, str):
             images.append(dict(id=len(images), file_name=name, width=size[0], height=size[1]))
     if not images:
-        raise DataError(f'{args.img_path}: none of its {len(names)} files is a picture')
+        raise DataError(f'{args.img_path}: none of its {len(names)} files is an image')
     categories = [dict(id=k, name=name, supercategory='none') for k, name in enumerate(classes)]
     out = Path(args.out)
     if out.parent == Path('.') and not args.out.startswith('.'):

@@ -3,7 +3,7 @@
     python tools/misc/browse_dataset.py CONFIG                                  # a window; any key goes on, Esc ends
     python tools/misc/browse_dataset.py CONFIG --output-dir out --not-show --number 20
 
-Steps of --skip-type (normalisation and formatting) are left out, so that pictures look like pictures; --original
+Steps of --skip-type (normalisation and formatting) are left out, so that colours are the stored ones; --original
 leaves out everything after the annotations are loaded. Wrappers (RepeatDataset, ConcatDataset, MultiImageMixDataset,
 ...) are walked as in training. The number at the end of a file's name is the place in the data set.
 """
@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--skip-type', nargs='+', default=['DefaultFormatBundle', 'Normalize', 'Collect'],
                         metavar='TYPE',
                         help='steps of the pipeline to leave out (default: %(default)s)')
-    parser.add_argument('--original', action='store_true', help='show the pictures as they are stored')
-    parser.add_argument('--output-dir', metavar='DIR', help='write the pictures there')
+    parser.add_argument('--original', action='store_true', help='show the images as they are stored')
+    parser.add_argument('--output-dir', metavar='DIR', help='write the images there')
     parser.add_argument('--not-show', action='store_true', help='open no window')
     parser.add_argument('--show-interval', type=float, default=0, metavar='SECONDS',
                         help='go on after so many seconds (default: at a key)')
@@ -68,14 +68,14 @@ def main(argv: list[str] | None = None) -> None:
     count = min(len(dataset), args.number or len(dataset))
     for index in range(count):
         sample = dataset[index]
-        picture = drawn(sample, dataset)
+        image = drawn(sample, dataset)
         name = Path(sample.get('ori_filename') or sample.get('filename') or f'{index}.jpg')
         if args.output_dir:
-            write_image(picture, Path(args.output_dir) / f'{name.stem}_{index}{name.suffix or ".jpg"}')
-        if not args.not_show and show(picture, 'browse_dataset', args.show_interval) == 27:
+            write_image(image, Path(args.output_dir) / f'{name.stem}_{index}{name.suffix or ".jpg"}')
+        if not args.not_show and show(image, 'browse_dataset', args.show_interval) == 27:
             break
     if args.output_dir:
-        print(f'{count} pictures: {args.output_dir}')
+        print(f'{count} images: {args.output_dir}')
 
 
 def without_steps(data: Any, keep: Any) -> Any:
@@ -90,7 +90,7 @@ def without_steps(data: Any, keep: Any) -> Any:
 
 
 def drawn(sample: Mapping[str, Any], dataset: Any) -> Any:
-    """The picture of a sample with its objects, and regions to ignore in grey."""
+    """The image of a sample with its objects, and regions to ignore in grey."""
     import numpy as np
 
     from boxdet.structures.instances import Instances
@@ -116,7 +116,7 @@ def drawn(sample: Mapping[str, Any], dataset: Any) -> Any:
 
 
 def info_of(dataset: Any) -> Any:
-    """The (first) data set inside wrappers, which knows what its joints are."""
+    """The (first) data set inside wrappers, which knows what its keypoints are."""
     while hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets'):
         dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
     return dataset

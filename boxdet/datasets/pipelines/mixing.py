@@ -92,11 +92,11 @@ class CopyPaste:
         return results
 
 
-def _hidden_under(joints: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Joints (N, J, 3) of which those that lie in ``region`` (H, W) are hidden: visibility 1 in place of 2."""
-    column, row = (np.clip(joints[..., axis].astype(np.int64), 0, region.shape[1 - axis] - 1) for axis in (0, 1))
-    hidden = joints.copy()
-    hidden[..., 2] = np.where(region[row, column] > 0, np.minimum(joints[..., 2], 1), joints[..., 2])
+def _hidden_under(keypoints: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Keypoints (N, J, 3) of which those that lie in ``region`` (H, W) are hidden: visibility 1 in place of 2."""
+    column, row = (np.clip(keypoints[..., axis].astype(np.int64), 0, region.shape[1 - axis] - 1) for axis in (0, 1))
+    hidden = keypoints.copy()
+    hidden[..., 2] = np.where(region[row, column] > 0, np.minimum(keypoints[..., 2], 1), keypoints[..., 2])
     return hidden
 
 

@@ -1,4 +1,4 @@
-"""COCO 2017 persons, boxes and 17 joints; each image is resized to one of six short sides."""
+"""COCO 2017 persons, boxes and 17 keypoints; each image is resized to one of six short sides."""
 dataset_type = 'CocoKeypointDataset'
 data_root = 'data/coco/'
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)

@@ -1,4 +1,4 @@
-"""COCO 2017 persons and joints for backbones whose weights come from Caffe: BGR, no standard deviation."""
+"""COCO 2017 persons and keypoints for backbones whose weights come from Caffe: BGR, no standard deviation."""
 _base_ = './coco_keypoint.py'
 img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
 train_pipeline = [

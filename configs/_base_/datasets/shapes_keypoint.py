@@ -1,12 +1,12 @@
-"""The stickmen of the shapes data set that tools/make_shapes.py draws: boxes and 11 joints.
+"""The stickmen of the shapes data set that tools/make_shapes.py draws: boxes and 11 keypoints.
 
-The names of the joints, and by them what a mirror swaps, come from the annotation file. A stickman faces the viewer,
+The names of the keypoints, and by them what a mirror swaps, come from the annotation file. A stickman faces the viewer,
 and only that tells its left hand from its right one.
 """
 dataset_type = 'CocoKeypointDataset'
 data_root = 'data/shapes/'
 classes = ('stickman',)
-sigmas = [0.079, 0.079, 0.107, 0.072, 0.072, 0.062, 0.062, 0.087, 0.087, 0.089, 0.089]  # COCO's of the same joints
+sigmas = [0.079, 0.079, 0.107, 0.072, 0.072, 0.062, 0.062, 0.087, 0.087, 0.089, 0.089]  # COCO's of the same keypoints
 keypoints = dict(sigmas=sigmas, keypoint_offset=0)  # the file's coordinates are continuous
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [

@@ -1,4 +1,4 @@
-"""Keypoint R-CNN (He et al. 2017, section 5): Faster R-CNN for persons with a heatmap for each of COCO's 17 joints.
+"""Keypoint R-CNN (He et al. 2017, section 5): Faster R-CNN for persons with a heatmap for each of COCO's 17 keypoints.
 
 The values are detectron2's Base-Keypoint-RCNN-FPN: a plain L1 loss and fewer proposals in training cost keypoint AP.
 """

@@ -1,4 +1,4 @@
-"""From a picture in any form to the sample that a model's test pipeline makes of it."""
+"""From an image in any form to the sample that a model's test pipeline makes of it."""
 from __future__ import annotations
 
 import copy
@@ -22,30 +22,30 @@ from boxdet.errors import ConfigError, DataError
 
 ImageLike = str | os.PathLike | np.ndarray | bytes | Any  # Any: a PIL image, or what can read() bytes
 _ORIENTATION = '_ignore_orientation'
-_PATIENCE = 2.0  # seconds for a source to give the picture that it is at; a camera may never
-_MOST_THREADS = 4  # decoding and resizing of more pictures at once outruns any network
+_PATIENCE = 2.0  # seconds for a source to give the image that it is at; a camera may never
+_MOST_THREADS = 4  # decoding and resizing of more images at once outruns any network
 
 
-def is_picture(value: Any) -> bool:
-    """Whether ``value`` is one picture, and not several of them."""
+def is_image(value: Any) -> bool:
+    """Whether ``value`` is one image, and not several of them."""
     one = isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview))
     return one or _is_pil(value) or hasattr(value, 'read')  # an open file is no list of lines here
 
 
-def _is_pil(picture: Any) -> bool:
-    return any(kind.__module__.startswith('PIL.') for kind in type(picture).__mro__)
+def _is_pil(image: Any) -> bool:
+    return any(kind.__module__.startswith('PIL.') for kind in type(image).__mro__)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A test pipeline, ready for pictures from files and from memory; threads may share it.
+    """A test pipeline, ready for images from files and from memory; threads may share it.
 
     Args:
         from_file, in_memory: the pipeline as it is, and with the step that takes an array in place of the one that
             reads.
         color_type, backend: what the config's first step says of reading.
         channel_order: of arrays that are given, 'bgr' or 'rgb'.
-        exif_orientation: turn pictures upright by their EXIF orientation; None leaves it to the config's first step.
+        exif_orientation: turn images upright by their EXIF orientation; None leaves it to the config's first step.
     """
     from_file: Compose
     in_memory: Compose
@@ -59,10 +59,10 @@ class Preparation:
 
         Args:
             source: path, array, bytes, PIL image or file object.
-            index: what a message calls a picture that has no name.
+            index: what a message calls an image that has no name.
 
         Raises:
-            DataError: a picture that cannot be read.
+            DataError: an image that cannot be read.
         """
         if isinstance(source, (str, os.PathLike)) and self.exif_orientation is None:
             return self.from_file(dict(img_info=dict(filename=os.fspath(source)), img_prefix=None), compact=True)
@@ -73,7 +73,7 @@ class Preparation:
 
     @property
     def upright(self) -> bool:
-        """Whether pictures are turned by their EXIF orientation."""
+        """Whether images are turned by their EXIF orientation."""
         if self.exif_orientation is None:
             return not self.color_type.endswith(_ORIENTATION)
         return self.exif_orientation
@@ -101,56 +101,56 @@ def _content(file: Any, index: int) -> bytes:
             file.seek(0)
         data = file.read()
     except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise DataError(f'picture {index}: the {type(file).__name__} cannot be read ({error})') from error
+        raise DataError(f'image {index}: the {type(file).__name__} cannot be read ({error})') from error
     if not isinstance(data, bytes):
-        raise DataError(f"picture {index}: read() of the {type(file).__name__} gives {type(data).__name__}, not bytes "
-                        "(a picture's file is opened with 'rb')")
+        raise DataError(f"image {index}: read() of the {type(file).__name__} gives {type(data).__name__}, not bytes "
+                        "(an image's file is opened with 'rb')")
     return data
 
 
-def _decode_pil(picture: Any, index: int, upright: bool) -> np.ndarray:
+def _decode_pil(image: Any, index: int, upright: bool) -> np.ndarray:
     from PIL import ImageOps
     try:
-        picture = ImageOps.exif_transpose(picture) if upright else picture
-        if picture.mode.startswith('I;16'):  # Pillow would cut at 255; OpenCV takes the upper byte, as from a file
-            return cv2.cvtColor((np.asarray(picture) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
-        if picture.mode in ('I', 'F'):
-            raise DataError(f"picture {index} is a PIL image of mode '{picture.mode}', which does not tell what is "
+        image = ImageOps.exif_transpose(image) if upright else image
+        if image.mode.startswith('I;16'):  # Pillow would cut at 255; OpenCV takes the upper byte, as from a file
+            return cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+        if image.mode in ('I', 'F'):
+            raise DataError(f"image {index} is a PIL image of mode '{image.mode}', which does not tell what is "
                             "white: scale it to 0-255 and convert it to 'L'")
-        return np.ascontiguousarray(np.asarray(picture.convert('RGB'))[:, :, ::-1])
+        return np.ascontiguousarray(np.asarray(image.convert('RGB'))[:, :, ::-1])
     except (OSError, ValueError) as error:  # read only now, from a file that may be truncated, or is closed
-        raise DataError(f'picture {index}: a PIL image that cannot be read ({error})') from error
+        raise DataError(f'image {index}: a PIL image that cannot be read ({error})') from error
 
 
 def _decode_bytes(data: bytes | bytearray | memoryview, index: int, color_type: str) -> np.ndarray:
     if not len(data):
-        raise DataError(f'picture {index}: 0 bytes that are no image file')
+        raise DataError(f'image {index}: 0 bytes that are no image file')
     try:
-        return decode_image(np.frombuffer(data, np.uint8), f'picture {index}', color_type)
+        return decode_image(np.frombuffer(data, np.uint8), f'image {index}', color_type)
     except DataError as error:
         known = 'truncated' in str(error)
-        raise error if known else DataError(f'picture {index}: {len(data)} bytes that are no image file') from None
+        raise error if known else DataError(f'image {index}: {len(data)} bytes that are no image file') from None
 
 
-def _checked(picture: Any, index: int) -> np.ndarray:
-    if not isinstance(picture, np.ndarray):
+def _checked(image: Any, index: int) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
         raise DataError(
-            f'picture {index} is a {type(picture).__name__}: give a file name, array, bytes, open file or PIL image')
-    channels = 1 if picture.ndim == 2 else picture.shape[2] if picture.ndim == 3 else 0
-    if channels not in (1, 3, 4) or not picture.size or picture.dtype != np.uint8:
+            f'image {index} is a {type(image).__name__}: give a file name, array, bytes, open file or PIL image')
+    channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
+    if channels not in (1, 3, 4) or not image.size or image.dtype != np.uint8:
         raise DataError(
-            f'picture {index} is an array {picture.shape} of {picture.dtype}: it has to be '
+            f'image {index} is an array {image.shape} of {image.dtype}: it has to be '
             '(height, width, 3) of uint8 in BGR order, or with 1 channel, or with 4, the last being alpha')
     if channels == 1:
-        return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(picture[:, :, :3]) if channels == 4 else picture
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image[:, :, :3]) if channels == 4 else image
 
 
 def preparation(model: nn.Module, channel_order: str = 'bgr', exif_orientation: bool | None = None) -> Preparation:
     """The Preparation by ``model.cfg``'s test pipeline; its steps are built once while the config stays.
 
     Raises:
-        ConfigError: the model has no config, the config no test pipeline or one that needs more than a picture
+        ConfigError: the model has no config, the config no test pipeline or one that needs more than an image
             (proposals), or another ``channel_order``.
     """
     if channel_order not in ('bgr', 'rgb'):
@@ -181,7 +181,7 @@ def _steps(model: nn.Module) -> Sequence[Any]:
     if not steps:
         raise ConfigError(f"{name}: data.test has no 'pipeline'")
     if _asks_for_proposals(steps):
-        raise ConfigError(f'{name}: its test pipeline needs proposals, which a picture alone does not bring; '
+        raise ConfigError(f'{name}: its test pipeline needs proposals, which an image alone does not bring; '
                           'tools/test.py runs it on its data set')
     return steps
 
@@ -197,33 +197,33 @@ def _type_of(step: Any) -> str:
 
 # --- ahead of the network ---
 
-def prepared_ahead(prepare: Preparation, pictures: Iterable[ImageLike],
+def prepared_ahead(prepare: Preparation, images: Iterable[ImageLike],
                    ahead: int) -> Generator[tuple[ImageLike, dict], None, None]:
-    """Each picture with its sample, in order; ``ahead`` of them at most are read before they are asked for.
+    """Each image with its sample, in order; ``ahead`` of them at most are read before they are asked for.
 
     Args:
-        prepare: what makes a sample of a picture.
-        pictures: any number of them.
+        prepare: what makes a sample of an image.
+        images: any number of them.
         ahead: 0 reads and prepares in the caller's thread.
 
     Raises:
-        what ``pictures`` or ``prepare`` raise, at the picture's turn.
+        what ``images`` or ``prepare`` raise, at the image's turn.
     """
     if ahead <= 0:
-        yield from ((picture, prepare(picture, index)) for index, picture in enumerate(pictures))
+        yield from ((image, prepare(image, index)) for index, image in enumerate(images))
         return
     ready: queue.Queue = queue.Queue()
     places, stop = threading.Semaphore(ahead), threading.Event()
 
     def read(pool: ThreadPoolExecutor) -> None:
         try:
-            source = iter(pictures)
+            source = iter(images)
             for index in itertools.count():
                 places.acquire()
                 if stop.is_set():
                     return
-                picture = next(source)
-                ready.put((picture, pool.submit(prepare, picture, index)))
+                image = next(source)
+                ready.put((image, pool.submit(prepare, image, index)))
         except StopIteration:
             ready.put(None)
         except BaseException as error:  # whatever it is, the caller has to hear of it
@@ -245,7 +245,7 @@ def _in_turn(ready: queue.Queue, places: threading.Semaphore) -> Iterator[tuple[
     while (item := ready.get()) is not None:
         if isinstance(item, BaseException):
             raise item
-        picture, future = item
+        image, future = item
         sample = future.result()
         places.release()
-        yield picture, sample
+        yield image, sample
