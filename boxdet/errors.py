@@ -55,8 +55,22 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ''
 
 
+def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
+    """Return ``'; near it are a, b, c'`` for the ``count`` most similar of ``names``, or ``''`` when none is near."""
+    near = difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)
+    return f"; near it are {', '.join(near)}" if near else ''
+
+
+# How a command line writes what a text calls tools/NAME.py: the command `boxdet` puts its own names there.
+spelling: Callable[[str], str] = str
+
+
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line with the nearest valid form, and status 2."""
+
+    def format_help(self) -> str:
+        """Argparse's, with the names of commands as the user has them."""
+        return spelling(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and leave."""
@@ -72,6 +86,10 @@ class CommandParser(argparse.ArgumentParser):
 
 # Called with the error that ends this process, before it is printed: a rank of several tells the others.
 last_words: list[Callable[[BaseException], None]] = []
+
+# Packages that only some of boxdet imports, and the extra that installs them: pip install 'boxdet[EXTRA]'.
+EXTRAS = {'av': 'video', 'matplotlib': 'report', 'onnx': 'export', 'onnxruntime': 'export', 'onnxscript': 'export',
+          'tensorboard': 'loggers', 'supervision': 'supervision', 'cityscapesscripts': 'cityscapes'}
 
 EXIT_NOTES = 'BOXDET_EXIT_NOTES'  # environment: the folder where tools/torchrun.py reads why its ranks ended
 _word = threading.Lock()  # taken once, by the thread that says why this process ends
@@ -108,6 +126,10 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         _leave_note('', end.code if isinstance(end.code, int) else int(end.code is not None), 'exit')
         raise
     except Exception as error:  # ours to mend: it keeps its traceback
+        missing = (getattr(error, 'name', None) or '').partition('.')[0]
+        if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
+            say_last(f"error: this needs {missing}, which is not installed: pip install 'boxdet[{EXTRAS[missing]}]'", 2)
+            sys.exit(2)
         if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # torch's
             _tell_others(error)
             first = (str(error).splitlines() or ['no more of it'])[0]
@@ -137,6 +159,7 @@ def say_last(text: str, status: int, kind: str = 'error', aloud: bool = True) ->
     if not _word.acquire(blocking=False):
         time.sleep(5)  # the other thread ends the process
         return
+    text = spelling(text)
     if _leave_note(text, status, kind) or not aloud:
         return
     if _rank() and kind == 'error':
@@ -179,4 +202,4 @@ def _rank() -> int:
 
 def _show_warning(message: Warning | str, *_: object) -> None:
     if _rank() == 0:  # the others would say the same again
-        print(f'warning: {message}', file=sys.stderr)
+        print(spelling(f'warning: {message}'), file=sys.stderr)

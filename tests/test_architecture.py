@@ -12,7 +12,7 @@ FILES = sorted((ROOT / 'boxdet').rglob('*.py'))
 FLOORS = {'errors': -1, 'version': -1, 'files': 0, 'geometry': 0, 'structures': 1, 'registry': 1, 'abilities': 1,
           'idle_overrides': 0, 'matching': 2, 'visualization': 2, 'checkpoints': 2, 'datasets': 3, 'models': 3,
           'evaluation': 4, 'engine': 5, 'export': 5,
-          'apis': 6, 'utils': 7, 'compat': 8, 'runtime': 0}
+          'apis': 6, 'utils': 7, 'cli': 7, '__main__': 8, 'compat': 8, 'runtime': 0}
 # Where the projects below us may be touched; everywhere else they would spread.
 OUTSIDERS = {
     'onnxruntime': ('boxdet/runtime.py', 'boxdet/apis/export.py'),

@@ -5,6 +5,7 @@
     python tools/train.py CONFIG --cfg-options data.samples_per_gpu=1 optimizer.lr=0.0025
     python tools/train.py CONFIG --auto-resume                          go on after an interruption
     python tools/train.py CONFIG --load-from coco.pth                   fine-tune: the weights only
+    python tools/train.py CONFIG --data train.json val.json             your own data, in COCO's form
     python tools/train.py CONFIG --amp --resume                         mmdetection 3.x's words: half precision, go on
     python tools/train.py CONFIG --tensorboard                          curves, too
     kill -USR1 PID                                                      save after this iteration and end with status 75
@@ -34,7 +35,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description='Train a detector as its config says.',
                            epilog=__doc__.partition('\n\n')[2],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of one in ./configs or among those of boxdet')
+    parser.add_argument('--data', nargs='+', metavar='FILE',
+                        help="train on this COCO file, in place of the config's data, and evaluate on a second one "
+                        '(without it on the same); classes and num_classes are those of the file')
+    parser.add_argument('--images', nargs='+', metavar='DIR', default=(),
+                        help='the folders of the images of --data (default: looked for beside the files)')
     parser.add_argument('--work-dir', metavar='DIR', help='where everything goes (default: work_dirs/<config name>)')
     parser.add_argument('--resume-from', metavar='FILE',
                         help='go on from this checkpoint: weights, optimizer, epoch, random numbers')
@@ -76,6 +82,8 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuse combinations that cannot be meant, before anything is loaded."""
     if args.options and args.cfg_options:
         raise ConfigError('--options is the old name of --cfg-options: give one of them')
+    if args.images and not args.data:
+        raise ConfigError('--images names folders for the files of --data, and there is none')
     if sum(bool(value) for value in (args.resume_from, args.auto_resume, args.resume, args.load_from)) > 1:
         raise ConfigError('--resume-from, --auto-resume, --resume and --load-from exclude each other')
     if args.resume == 'auto':
@@ -95,9 +103,10 @@ def check_args(args: argparse.Namespace) -> None:
 
 def merge_args(args: argparse.Namespace, cfg: Any) -> None:
     """Write what the command line decides into the config, which is what the work_dir keeps."""
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(cfg.filename).stem)
     if args.load_from:
-        cfg.load_from, cfg.resume_from = args.load_from, None
+        from boxdet.checkpoints import zoo
+        cfg.load_from, cfg.resume_from = zoo.address(args.load_from, cfg.filename), None
     if args.resume_from:
         cfg.resume_from = args.resume_from
     gpu = args.gpu_id if args.gpu_ids is None else args.gpu_ids[0]
@@ -111,6 +120,12 @@ def merge_args(args: argparse.Namespace, cfg: Any) -> None:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ConfigError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+
+
+def own_data(args: argparse.Namespace, cfg: Any) -> list[str]:
+    """Put the files of --data into the config; returns what the log is to tell of it."""
+    from boxdet.engine.own_data import use_data
+    return use_data(cfg, args.data, args.images) if args.data else []
 
 
 def add_tensorboard(cfg: Any) -> None:
@@ -154,7 +169,7 @@ def prepare(args: argparse.Namespace, cfg: Any) -> tuple[Any, str]:
     timestamp = broadcast_object(time.strftime('%Y%m%d_%H%M%S'))
     if is_main():
         check_writable(cfg.work_dir, 'work_dir')
-        cfg.dump(os.path.join(cfg.work_dir, Path(args.config).name))
+        cfg.dump(os.path.join(cfg.work_dir, Path(cfg.filename).name))
     logger = setup_logger(os.path.join(cfg.work_dir, f'{timestamp}.log'), cfg.get('log_level', 'INFO'))
     cfg.seed = choose_seed(cfg.get('seed') if args.seed is None else args.seed)
     set_random_seed(cfg.seed + (get_dist_info()[0] if args.diff_seed else 0),
@@ -178,7 +193,7 @@ def train(args: argparse.Namespace, cfg: Any, logger: Any, timestamp: str) -> No
     if any(mode == 'val' for mode, _ in cfg.get('workflow') or []):
         datasets.append(build_dataset(loss_settings(cfg.data.val, cfg.data.train)))
     train_detector(model, datasets, cfg, distributed=args.launcher != 'none', validate=not args.no_validate,
-                   timestamp=timestamp, meta=dict(exp_name=Path(args.config).name))
+                   timestamp=timestamp, meta=dict(exp_name=Path(cfg.filename).name))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -189,10 +204,13 @@ def main(argv: list[str] | None = None) -> None:
     from boxdet.engine.interruption import Interrupted, request_requeue
 
     cfg = load_config(args.config, args.cfg_options or args.options)
+    told = own_data(args, cfg)
     merge_args(args, cfg)
     validates_losses = any(mode == 'val' for mode, _ in cfg.get('workflow') or [])
     check_config(cfg, needed=('model', 'data.train', 'optimizer', *(['data.val'] if validates_losses else [])))
     logger, timestamp = prepare(args, cfg)
+    for line in told:
+        logger.info(line)
     try:
         train(args, cfg, logger, timestamp)
     except Interrupted as stop:

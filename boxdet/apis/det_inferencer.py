@@ -23,7 +23,6 @@ from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import Config, load_config, translated
-from boxdet.engine.dialects.packages import find_config
 from boxdet.engine.environment import choose_device
 from boxdet.engine.evaluation_loop import Progress
 from boxdet.errors import ConfigError, DataError, nearest
@@ -31,7 +30,6 @@ from boxdet.files.writing import write_json
 from boxdet.structures.instances import Instances
 from boxdet.visualization import draw
 
-_OWN_CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # 3.x's names of palettes -> ours; the vivid colours tell the classes of COCO and Cityscapes apart as well as theirs.
 _PALETTES = {'none': None, 'coco': 'vivid', 'voc': 'voc', 'citys': 'vivid', 'random': 'random'}
 _OF_TEXTS = ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')
@@ -196,9 +194,7 @@ def _config_of(model: Any, weights: Any) -> Any:
             raise ConfigError(f'DetInferencer: {weights} holds no config: give one as model')
         return translated(Config.fromstring(text, '.py'))
     if isinstance(model, (str, os.PathLike)):
-        text = str(model)
-        known = os.path.isfile(text) or os.path.splitext(text)[1] in ('.py', '.json', '.yaml', '.yml')
-        return load_config(text if known else find_config(text, _OWN_CONFIGS))
+        return load_config(model)
     if isinstance(model, Mapping) and not hasattr(model, 'merge_from_dict'):
         model = Config(dict(model))
     return translated(model)

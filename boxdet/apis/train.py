@@ -76,11 +76,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     _check_folders(cfg, work_dir)
     device = choose_device(cfg.get('device'))
     length = runner_config(cfg)
-    validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
-    metric = (cfg.get('evaluation') or {}).get('metric')
-    check_training(model, datasets[0], validation, ignored_codes(cfg), metric)
-    if validation is not None:
-        check_metrics(model, metric, validation)
+    validation, batch = check_before_training(model, datasets[0], cfg, validate)
     loaders = [_train_loader(datasets[0], cfg, length, distributed),
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
     scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size)
@@ -105,6 +101,29 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
         runner.load_checkpoint(cfg.load_from)
     runner.train()
     return model
+
+
+def check_before_training(model: nn.Module, dataset: Any, cfg: Any, validate: bool = True) -> tuple[Any, int]:
+    """Check model, training set and validation set against each other.
+
+    Args:
+        model: built detector.
+        dataset: the training set.
+        cfg: Config.
+        validate: ``cfg.data.val``, where there is one, is evaluated.
+
+    Returns:
+        the validation set, or None; how many of its images at a time.
+
+    Raises:
+        UserError: a finding that ends a training.
+    """
+    validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
+    metric = (cfg.get('evaluation') or {}).get('metric')
+    check_training(model, dataset, validation, ignored_codes(cfg), metric)
+    if validation is not None:
+        check_metrics(model, metric, validation)
+    return validation, batch
 
 
 def runner_config(cfg: Any) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError('videos are read and written by PyAV, which is not installed: pip install av') from error
+        raise UserError("videos are read and written by PyAV, which is not installed: pip install 'boxdet[video]'"
+                        ) from error
     return av
 
 

@@ -1,7 +1,6 @@
 """Published weights by the name of their config: ``zoo.json`` says where they are, whose, and what they reached."""
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import json
@@ -9,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
-from boxdet.errors import CheckpointError
+from boxdet.errors import CheckpointError, near_names
 
 SCHEME = 'zoo://'
 
@@ -44,9 +43,8 @@ def entry(name: str) -> Entry:
     known = entries()
     short = Path(name).name.removesuffix('.py')
     if short not in known:
-        near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-        hint = f"; near it are {', '.join(near)}" if near else ''
-        raise CheckpointError(f"no published weights are known for '{short}'{hint} (tools/zoo.py list shows all)")
+        raise CheckpointError(f"no published weights are known for '{short}'{near_names(short, known)} "
+                              '(tools/zoo.py list shows all)')
     return known[short]
 
 

@@ -46,7 +46,7 @@ from boxdet.engine.config_source import (
     write_literal_python,
 )
 from boxdet.engine.dialects import mmdet3
-from boxdet.engine.dialects.packages import package_config, package_module
+from boxdet.engine.dialects.packages import find_config, package_config, package_module
 from boxdet.engine.dialects.pure_python import Named, base_imports
 from boxdet.errors import ConfigError, nearest
 
@@ -185,16 +185,14 @@ class Config(_MMEngineConfig):
 
 
 def named_config(path: str | os.PathLike) -> str | os.PathLike:
-    """``path`` itself, or the file in ``configs/`` (the working folder's, then the checkout's) of that short name."""
+    """``path`` itself, or the file of that short name (see ``find_config``).
+
+    Raises:
+        ConfigError: a short name that no config has.
+    """
     text = str(path)
     is_name = text and os.path.basename(text) == text and os.path.splitext(text)[1] not in CONFIG_SUFFIXES
-    if not is_name or os.path.exists(text):
-        return path
-    for folder in (Path('configs'), Path(__file__).resolve().parents[2] / 'configs'):
-        found = sorted(one for one in folder.glob(f'*/{text}.py') if one.parent.name != '_base_')
-        if found:
-            return found[0]
-    return path
+    return find_config(text) if is_name and not os.path.exists(text) else path
 
 
 def load_config(path: str | os.PathLike, options: Mapping[str, Any] | Sequence[str] | None = None,

@@ -7,6 +7,7 @@ Letters: N instances, J keypoints, H and W the image.
 """
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import sys
@@ -393,7 +394,7 @@ def show(image: np.ndarray, win_name: str = '', wait_time: float = 0) -> int:
 
 def _lend_fonts() -> None:
     """Where OpenCV names a folder of fonts that its wheel lacks, name matplotlib's: Qt complains of texts otherwise."""
-    if not os.path.isdir(os.environ.get('QT_QPA_FONTDIR', '.')):
+    if not os.path.isdir(os.environ.get('QT_QPA_FONTDIR', '.')) and importlib.util.find_spec('matplotlib'):
         import matplotlib
         os.environ['QT_QPA_FONTDIR'] = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
 

@@ -91,7 +91,7 @@ def test_the_config_comes_with_the_checkpoint(tiny_detector, tmp_path, expected)
 
 
 def test_a_config_by_its_name_and_random_weights(monkeypatch):
-    with pytest.raises(ConfigError, match="'mask_rcnn_r50_fpn_1x_coc'; did you mean 'mask_rcnn_r50_fpn_1x"):
+    with pytest.raises(ConfigError, match="'mask_rcnn_r50_fpn_1x_coc'; near it are mask_rcnn_r50_fpn_1x_coco, "):
         DetInferencer('mask_rcnn_r50_fpn_1x_coc', 'x.pth', device='cpu')
     with pytest.warns(UserWarning, match='no weights are given: the results are those of random ones'):
         made = DetInferencer('mask_rcnn_r18_fpn_shapes', device='cpu', palette='voc')

@@ -95,7 +95,7 @@ def test_short_names_of_configs(repo_root, tmp_path, monkeypatch):
     (tmp_path / 'configs/own').mkdir(parents=True)
     (tmp_path / 'configs/own/mask_rcnn_r50_fpn_1x_coco.py').write_text("model = dict(type='Own')")
     assert load_config('mask_rcnn_r50_fpn_1x_coco').model.type == 'Own'  # the working folder's come first
-    with pytest.raises(ConfigError, match='no such config'):
+    with pytest.raises(ConfigError, match='no config is called'):
         load_config('mask_rcnn_r50_fpn_1x_cocoo')
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from boxdet.datasets.label_formats.labels import LabelSet, ReadOptions
 from boxdet.errors import DataError, nearest
+
+if TYPE_CHECKING:  # a command line lists the formats without OpenCV
+    from boxdet.datasets.label_formats.labels import LabelSet, ReadOptions
 
 # The order is the order of recognition: the more particular forms come first.
 READERS = {
@@ -66,5 +69,6 @@ def read_labels(source: Path, name: str | None = None, options: ReadOptions | No
     """
     if not source.exists():
         raise DataError(f'{source}: no such file or folder')
+    from boxdet.datasets.label_formats.labels import ReadOptions
     module = format_module(name or recognise(source))
     return module.read(source, options or ReadOptions())

@@ -5,7 +5,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from boxdet.errors import ConfigError, nearest
+from boxdet.errors import ConfigError, near_names
+from boxdet.files.shipped import config_folders
 
 FOLDER = 'BOXDET_MMDET_CONFIGS'  # environment: a folder in the place of the installed package
 
@@ -31,19 +32,20 @@ def package_config(package: str, name: str) -> str:
     return str(roots[0] / name)  # reading it tells that it is not there, and what is near
 
 
-def find_config(name: str, *folders: Path) -> str:
-    """The config that is called ``name`` without folder and ending, in ``folders`` or among mmdet's configs.
+def find_config(name: str) -> Path:
+    """The config that is called ``name`` without folder and ending: in ``./configs``, boxdet's or mmdet's.
 
     Raises:
-        ConfigError: there is none; names the most similar one.
+        ConfigError: there is none; names the three most similar ones.
     """
     known: dict[str, Path] = {}
-    for root in (*folders, *_roots('mmdet')):
+    for root in (*config_folders(), *_roots('mmdet')):
         for path in sorted(root.rglob('*.py')) if root.is_dir() else ():
-            known.setdefault(path.stem, path)
+            if '_base_' not in path.relative_to(root).parts:
+                known.setdefault(path.stem, path)
     if name not in known:
-        raise ConfigError(f"no config is called '{name}'{nearest(name, known)}")
-    return str(known[name])
+        raise ConfigError(f"no config is called '{name}'{near_names(name, known)}")
+    return known[name]
 
 
 def package_module(module: str) -> str:
