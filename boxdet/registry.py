@@ -199,6 +199,7 @@ FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),
     'mask_scoring': ('MaskIoUHead', 'MaskScoringRCNN', 'MaskScoringRoIHead'),
     'tridentnet': ('TridentFasterRCNN', 'TridentResNet', 'TridentRoIHead'),
+    'guided_anchoring': ('ApproxMaxIoUAssigner', 'GARPNHead'),
     'cascade_rpn': ('CascadeRPNHead', 'RegionAssigner', 'StageCascadeRPNHead'),
     # Backbones
     'swin': ('SwinTransformer',),

@@ -167,7 +167,7 @@ class MaxIoUAssigner:
         labels = None if gt_labels is None else torch.full_like(gt_inds, -1)
         if not num_gts or not len(bboxes):
             return AssignResult(num_gts, gt_inds.fill_(BACKGROUND), max_overlaps, labels)
-        bboxes = bboxes[:, :4]
+        bboxes = bboxes[..., :4]
         chunks = self._chunks(len(bboxes), num_gts, bboxes.is_cuda)
         # Written in place: small tensors kept from each round would leave the heap in pieces, several times the size.
         best = max_overlaps.new_zeros(len(chunks), num_gts)                                  # (C, G)

@@ -214,9 +214,20 @@ class RPNHead(nn.Module):
         if self.train_cfg is None:
             raise ConfigError("model.train_cfg needs 'rpn' for training")
         anchors = self.anchors(cls_scores)
-        counts = [len(a) for a in anchors]
         targets = self.targets(torch.cat(anchors), self.inside_flags(cls_scores, anchors, metas, batch_hw),
                                gt, ignored)
+        return self.loss_of_targets(cls_scores, bbox_preds, targets, [len(level) for level in anchors])
+
+    def loss_of_targets(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
+                        targets: AnchorTargets, counts: Sequence[int]) -> dict[str, list[torch.Tensor]]:
+        """As ``loss``, with the targets known.
+
+        Args:
+            cls_scores: what ``forward`` returned.
+            bbox_preds: likewise.
+            targets: of the batch.
+            counts: anchors of each level.
+        """
         # Of a quarter million anchors an image a few hundred are in the loss: these are picked first.
         every_cls = flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1)      # (B * N, C)
         every_reg = flatten_levels(bbox_preds, 4).flatten(0, 1)                          # (B * N, 4)
@@ -247,18 +258,18 @@ class RPNHead(nn.Module):
         """Match the anchors (N, 4) with each image's ground truth and draw those that enter the loss.
 
         Args:
-            anchors: (N, 4) of all levels.
+            anchors: (N, 4) of all levels, or (B, N, 4) where each image has its own.
             inside: B masks (N,) bool of the anchors that take part; None for all.
             gt: as in ``loss``.
             ignored: as in ``loss``.
         """
         pos, neg, pos_anchors, gt_boxes, avg_factor = [], [], [], [], 0
-        for i, (objects, mask) in enumerate(zip(gt, inside)):
+        for i, (every, objects, mask) in enumerate(zip(anchors.expand(len(gt), -1, -1), gt, inside)):
             places = None if mask is None else mask.nonzero().squeeze(1)
-            own = anchors if places is None else anchors[places]
+            own = every if places is None else every[places]
             matched = self.assigner.assign(own, objects.bboxes, None if ignored is None else ignored[i], None)
             drawn = self.sampler.sample(matched, own, objects.bboxes)  # of any class; a lone RPN is given no labels
-            offset = i * len(anchors)
+            offset = i * len(every)
             pos.append((drawn.pos_inds if places is None else places[drawn.pos_inds]) + offset)
             neg.append((drawn.neg_inds if places is None else places[drawn.neg_inds]) + offset)
             pos_anchors.append(drawn.pos_boxes)
@@ -283,20 +294,24 @@ class RPNHead(nn.Module):
         anchors that reach over the image's edge by more than that.
         """
         sizes = [tuple(c.shape[-2:]) for c in cls_scores]
-        border, every = self.train_cfg.allowed_border, torch.cat(list(anchors))
+        every = torch.cat(list(anchors))
         flags = []
         for meta in metas:
             mask = None
             if tuple(meta.pad_shape[:2]) != tuple(batch_hw):
                 valid = self.anchor_generator.valid_flags(sizes, meta.pad_shape, device=every.device)
                 mask = torch.cat(valid)
-            if border >= 0:
-                height, width = meta.img_shape[:2]
-                near = ((every[:, 0] >= -border) & (every[:, 1] >= -border)
-                        & (every[:, 2] < width + border) & (every[:, 3] < height + border))
+            if self.train_cfg.allowed_border >= 0:
+                near = self.within_border(every, meta)
                 mask = near if mask is None else mask & near
             flags.append(mask)
         return flags
+
+    def within_border(self, anchors: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
+        """Which anchors (N, 4) reach over the image's edge by less than ``allowed_border`` pixels: (N,) bool."""
+        border, (height, width) = self.train_cfg.allowed_border, meta.img_shape[:2]
+        return ((anchors[:, 0] >= -border) & (anchors[:, 1] >= -border)
+                & (anchors[:, 2] < width + border) & (anchors[:, 3] < height + border))
 
     # ------------------------------------------------------------------------------------------ proposals
 
@@ -318,8 +333,8 @@ class RPNHead(nn.Module):
     @torch.no_grad()
     def predict_padded(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
                        metas: Sequence[ImageMeta] | torch.Tensor, settings: ProposalSettings,
-                       suppression: Suppression,
-                       anchors: Sequence[torch.Tensor] | None = None) -> PaddedInstances:
+                       suppression: Suppression, anchors: Sequence[torch.Tensor] | None = None,
+                       among: Sequence[torch.Tensor] | None = None) -> PaddedInstances:
         """Proposals ``bboxes`` (B, n, 4) and ``scores`` (B, n), best first, those that only fill up last.
 
         Args:
@@ -329,10 +344,11 @@ class RPNHead(nn.Module):
             settings: how many proposals, and which.
             suppression: how candidates are chosen and suppressed.
             anchors: of each level and image (B, H * W * A, 4), in the place of the generator's.
+            among: of each level (B, H * W * A) bool: which anchors may become proposals; all by default.
         """
         grids = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype) if anchors is None else anchors
         kept = [self._best_of_level(*level, settings.nms_pre, suppression)
-                for level in zip(cls_scores, bbox_preds, grids)]
+                for level in zip(cls_scores, bbox_preds, grids, among or [None] * len(grids))]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, starts = (torch.cat(parts, dim=1) for parts in zip(*kept))      # (B, N), (B, N, 4) twice
         sizes = image_sizes(metas)
@@ -359,11 +375,14 @@ class RPNHead(nn.Module):
         boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return PaddedInstances(dict(bboxes=boxes, scores=scores), valid, settled)
 
-    def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor, nms_pre: int,
+    def _best_of_level(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor,
+                       among: torch.Tensor | None, nms_pre: int,
                        suppression: Suppression) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The ``nms_pre`` best of a level: scores (B, n), deltas (B, n, 4), anchors (B, n, 4)."""
+        """The ``nms_pre`` best of a level: scores (B, n), -1 where none, deltas (B, n, 4), anchors (B, n, 4)."""
         logits = at_least_float32(flatten_levels([cls_score], self.cls_out_channels))   # (B, H * W * A, C)
         scores = logits[..., 0].sigmoid() if self.use_sigmoid else logits.softmax(-1)[..., 0]
+        if among is not None:
+            scores = scores.masked_fill(~among, -1)
         deltas = flatten_levels([bbox_pred], 4)                                         # (B, H * W * A, 4)
         if nms_pre > 0:
             scores, place = suppression.pick(scores, nms_pre)                           # (B, n)

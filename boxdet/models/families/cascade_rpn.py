@@ -7,7 +7,7 @@ of a level.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -59,17 +59,12 @@ class RegionAssigner:
         """
         found = [torch.full((len(level),), BACKGROUND, dtype=torch.long, device=level.device) for level in levels]
         if len(gt_bboxes):
-            side = (gt_bboxes[:, 2:] - gt_bboxes[:, :2]).prod(dim=1).sqrt()
-            target = (side.log2() - side.new_tensor(float(scale * strides[0])).log2() + 0.5).floor()
             near = [torch.zeros_like(own, dtype=torch.bool) for own in found]
-            for i, level in enumerate(target.clamp(0, len(levels) - 1).long().tolist()):
-                around = {at: partial(_inside, levels[at] / strides[at], gt_bboxes[i] / strides[at], sizes[at])
-                          for at in (level - 1, level, level + 1) if 0 <= at < len(levels)}
-                inside = around.pop(level)
-                found[level][inside((1 - self.ignore_ratio) / 2)] = IGNORED
-                found[level][inside((1 - self.center_ratio) / 2)] = i + 1
-                for at, beside in around.items():
-                    near[at] |= beside((1 - self.ignore_ratio) / 2)
+            for i, (level, inside) in enumerate(regions(levels, sizes, strides, scale, gt_bboxes)):
+                found[level][inside[level](self.ignore_ratio)] = IGNORED
+                found[level][inside[level](self.center_ratio)] = i + 1
+                for at in set(inside) - {level}:
+                    near[at] |= inside[at](self.ignore_ratio)
             # 2.x takes these flags for places: of the levels beside the object's own nothing but the cells 0 and 1 are
             # left out. Published weights were learnt so.
             for own, flags in zip(found, near):
@@ -78,17 +73,31 @@ class RegionAssigner:
         return AssignResult(len(gt_bboxes), gt_inds, gt_bboxes.new_zeros(len(gt_inds)))
 
 
-def _inside(anchors: Tensor, box: Tensor, size: tuple[int, int], ratio: float) -> Tensor:
-    """Which anchors (N, 4) have their centres between ``ratio`` and 1 - ``ratio`` of the box, all in cells: (N,)."""
-    low, high = box[:2], box[2:]
+def regions(levels: Sequence[Tensor], sizes: Sequence[tuple[int, int]], strides: Sequence[int], scale: float,
+            gt_bboxes: Tensor) -> Iterator[tuple[int, dict[int, Callable[[float], Tensor]]]]:
+    """Of each object the level of its size; and, of this level and those beside it, what tells its anchors.
+
+    The latter, given a part of the object's sides, tells which anchors (N,) have their centres in a box of these sides
+    around the object's centre. Arguments are as in ``RegionAssigner.assign_levels``.
+    """
+    side = (gt_bboxes[:, 2:] - gt_bboxes[:, :2]).prod(dim=1).sqrt()
+    target = (side.log2() - side.new_tensor(float(scale * strides[0])).log2() + 0.5).floor()
+    for box, level in zip(gt_bboxes, target.clamp(0, len(levels) - 1).long().tolist()):
+        yield level, {at: partial(_inside, levels[at] / strides[at], box / strides[at], sizes[at])
+                      for at in (level - 1, level, level + 1) if 0 <= at < len(levels)}
+
+
+def _inside(anchors: Tensor, box: Tensor, size: tuple[int, int], part: float) -> Tensor:
+    """Which anchors (N, 4) have their centres in the middle ``part`` of the box, all in cells: (N,) bool."""
+    low, high, ratio = box[:2], box[2:], (1 - part) / 2
     limit = box.new_tensor([size[1], size[0]])
-    start, end = (torch.minimum(torch.round(part).clamp(min=0), limit)
-                  for part in ((1 - ratio) * low + ratio * high, ratio * low + (1 - ratio) * high))
+    start, end = (torch.minimum(torch.round(corner).clamp(min=0), limit)
+                  for corner in ((1 - ratio) * low + ratio * high, ratio * low + (1 - ratio) * high))
     centre = (anchors[:, :2] + anchors[:, 2:]) * 0.5
     return ((centre >= start) & (centre <= end)).all(dim=1)
 
 
-class _DeformConv(nn.Module):
+class OffsetConv(nn.Module):
     """A 3x3 convolution whose taps move by given offsets."""
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -97,7 +106,7 @@ class _DeformConv(nn.Module):
         nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Map (B, C, h, w) with offsets (B, 18, h, w) to (B, C', h, w)."""
+        """Map (B, C, h, w) with offsets (B, 18 a group of channels, h, w) to (B, C', h, w)."""
         return deform_conv2d(x, offset.to(x.dtype), self.weight, padding=1)
 
 
@@ -116,7 +125,7 @@ class AdaptiveConv(nn.Module):
         if type not in ('dilation', 'offset'):
             raise ConfigError(f"StageCascadeRPNHead: adapt_cfg.type is 'dilation' or 'offset', not '{type}'")
         self.follows_anchors = type == 'offset'
-        self.conv = _DeformConv(in_channels, out_channels) if self.follows_anchors else nn.Conv2d(
+        self.conv = OffsetConv(in_channels, out_channels) if self.follows_anchors else nn.Conv2d(
             in_channels, out_channels, 3, padding=dilation, dilation=dilation)
         if not self.follows_anchors:
             normal_init(self.conv, std=0.01)
