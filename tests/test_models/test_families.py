@@ -207,6 +207,20 @@ def cascade_rpn() -> dict:
     return cfg
 
 
+def guided_anchoring() -> dict:
+    cfg = tiny_models.faster_rcnn()
+    strides = cfg['rpn_head']['anchor_generator']['strides']
+    cfg['rpn_head'] = dict(
+        type='GARPNHead', in_channels=16, feat_channels=16, loc_filter_thr=0.01,
+        approx_anchor_generator=dict(type='AnchorGenerator', octave_base_scale=2, scales_per_octave=3,
+                                     ratios=[0.5, 1.0, 2.0], strides=strides),
+        square_anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], scales=[2], strides=strides))
+    cfg['train_cfg']['rpn'] |= dict(
+        ga_assigner=dict(type='ApproxMaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+        ga_sampler=dict(type='RandomSampler', num=64, pos_fraction=0.5, add_gt_as_proposals=False))
+    return cfg
+
+
 def legacy() -> dict:
     cfg = faster(roi_head__bbox_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')),
                  rpn_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')))()
@@ -243,7 +257,7 @@ FAMILIES = {
     'htc': htc(), 'htc_without_semantic': htc(semantic=False),
     'point_rend': point_rend, 'grid': grid, 'sabl': faster(roi_head=dict(bbox_head=sabl_head())),
     'sabl_cascade': sabl_cascade, 'dynamic': dynamic, 'pisa': pisa,
-    'cascade_rpn': cascade_rpn,
+    'cascade_rpn': cascade_rpn, 'guided_anchoring': guided_anchoring,
     'trident': trident(1), 'trident_all': trident(-1), 'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
     'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
 }

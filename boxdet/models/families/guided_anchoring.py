@@ -1,5 +1,6 @@
-"""Guided anchoring (Wang et al. 2019, "Region Proposal by Guided Anchoring"): where objects are and how large they are
-is predicted first, and the anchors are made of it: one a cell.
+"""Guided anchoring (Wang et al. 2019, "Region Proposal by Guided Anchoring").
+
+Where objects are and how large they are is predicted first, and the anchors are made of it: one a cell.
 
 Letters: B images, L levels, N cells of all levels, A approximations of an anchor in a cell, G ground-truth boxes.
 """
@@ -19,7 +20,7 @@ from boxdet.geometry.nms import EXACT, Suppression
 from boxdet.matching.assigner import AssignResult, MaxIoUAssigner
 from boxdet.models import contracts
 from boxdet.models.families.cascade_rpn import OffsetConv, regions
-from boxdet.models.initialization import InitCfg, initialize
+from boxdet.models.initialization import InitCfg
 from boxdet.models.rpn_head import ProposalSettings, RPNHead, RPNTrainSettings, flatten_levels
 from boxdet.models.settings import number
 from boxdet.registry import BBOX_ASSIGNERS, HEADS, LOSSES, MATCHING, Cfg
@@ -190,8 +191,7 @@ class GARPNHead(RPNHead):
         self.conv_reg = nn.Conv2d(feat_channels, 4, 1)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:  # type: ignore[override]
-        """Of each of the L levels objectness (B, C, h, w), deltas (B, 4, h, w), sizes (B, 2, h, w), places (B, 1, h, w).
-        """
+        """Of each level objectness (B, C, h, w), deltas (B, 4, h, w), sizes (B, 2, h, w) and places (B, 1, h, w)."""
         outs = []
         for x in feats:
             hidden = F.relu(self.rpn_conv(x), inplace=True)
