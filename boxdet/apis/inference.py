@@ -276,7 +276,7 @@ def inference_stream(model: nn.Module, imgs: Iterable[ImageLike], batch_size: in
         each image as it was given, with its result; in order.
 
     Raises:
-        as ``inference_detector``, at once what is wrong with the arguments.
+        UserError: as ``inference_detector``; what is wrong with the arguments at once.
     """
     _check_numbers(batch_size, prefetch)
     frames = isinstance(imgs, np.ndarray) and imgs.ndim != 3  # (N, H, W, 3), say

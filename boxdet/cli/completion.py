@@ -85,11 +85,12 @@ def _of_program(name: str, before: Sequence[str], word: str) -> list[str]:
 
 def _arguments_of(path: Path) -> tuple[list[str], dict[str, list[str]], bool]:
     """Options of a program, the choices of those that have some, whether it takes a config: read, not run."""
-    options, choices, takes_config = ['--help'], {}, False
+    options, takes_config = ['--help'], False
+    choices: dict[str, list[str]] = {}
     for call in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if not isinstance(call, ast.Call) or getattr(call.func, 'attr', '') != 'add_argument':
             continue
-        names = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+        names = [str(arg.value) for arg in call.args if isinstance(arg, ast.Constant)]
         takes_config = takes_config or 'config' in names
         options += [name for name in names if name.startswith('--')]
         for keyword in call.keywords:

@@ -19,7 +19,7 @@ _OTHER_CLASSES = ('rpn_head', 'semantic_head')
 class _File(NamedTuple):
     path: Path
     folder: Path
-    count: int
+    images: int
     classes: tuple[str, ...]
 
 
@@ -50,7 +50,7 @@ def use_data(cfg: Any, files: Sequence[str], images: Sequence[str] = ()) -> list
     folders = [*images, *images[-1:]][:len(files)] if images else [None] * len(files)
     opened = [_open(Path(file), folder) for file, folder in zip(files, folders)]
     classes = opened[0].classes
-    told = [f'--data: {one.path}: {one.count} images in {one.folder}, {len(classes)} classes ({", ".join(classes)}); '
+    told = [f'--data: {one.path}: {one.images} images in {one.folder}, {len(classes)} classes ({", ".join(classes)}); '
             f'data.{splits}' for one, splits in zip(opened, ('train', 'val and data.test'))]
     if len(opened) == 1:
         told.append('--data: data.val and data.test are the same file: the model is evaluated on images that it learns '

@@ -1,0 +1,93 @@
+"""The wheel and the sdist: what is in them, what they say of themselves, and that the wheel is enough to work with.
+
+benchmarks/fresh_install.py does the same in an empty environment, with a training and an export.
+"""
+import email
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from boxdet.version import __version__
+
+pytestmark = pytest.mark.slow
+
+SOURCES = ('boxdet', 'configs', 'tools', 'demo', 'docs', 'requirements', 'README.md', 'CHANGELOG.md', 'LICENSE',
+           'MANIFEST.in', 'setup.py', 'pyproject.toml')
+
+
+@pytest.fixture(scope='module')
+def built(repo_root, tmp_path_factory):
+    """(wheel, sdist), built from a copy, for building writes beside the sources."""
+    folder = tmp_path_factory.mktemp('package')
+    for name in SOURCES:
+        source, target = repo_root / name, folder / 'boxdet' / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)  # with its __pycache__, which must not be in the wheel
+        else:
+            shutil.copyfile(source, target)
+    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder, folder / 'boxdet'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob('*.whl')), next(folder.glob('*.tar.gz'))
+
+
+@pytest.fixture(scope='module')
+def names(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        return {name for name in wheel.namelist() if not name.endswith('/')}
+
+
+def below(folder, *patterns):
+    return {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.rglob(pattern)}
+
+
+def test_files_of_the_wheel(names, repo_root):
+    package = below(repo_root / 'boxdet', '*.py') | {'zoo.json', 'evaluation/report.html'}
+    share = {f'share/{folder}/{name}' for folder, patterns in (
+        ('configs', ['*.py']), ('tools', ['*.py', '*.sh']), ('demo', ['*.py', '*.ipynb', 'demo.*']), ('docs', ['*.md']))
+        for name in below(repo_root / folder, *patterns)}
+    about = {f'boxdet-{__version__}.dist-info/{name}' for name in (
+        'METADATA', 'RECORD', 'WHEEL', 'entry_points.txt', 'licenses/LICENSE', 'top_level.txt')}
+    assert names == {f'boxdet/{name}' for name in package | share} | about
+
+
+def test_what_it_says_of_itself(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        about = email.message_from_bytes(wheel.read(f'boxdet-{__version__}.dist-info/METADATA'))
+        assert wheel.read(f'boxdet-{__version__}.dist-info/entry_points.txt').decode().split() == [
+            '[console_scripts]', 'boxdet', '=', 'boxdet.cli.command:main']
+    assert (about['Name'], about['License'], about['Requires-Python']) == ('boxdet', 'Apache-2.0', '>=3.10')
+    needed = [line for line in about.get_all('Requires-Dist') if 'extra ==' not in line]
+    assert {line.partition('>')[0] for line in needed} == {
+        'torch', 'torchvision', 'mmengine', 'mmcv-lite', 'numpy', 'opencv-python', 'pycocotools', 'terminaltables'}
+    assert {'video', 'report', 'export', 'transforms', 'loggers', 'docs', 'all'} <= set(about.get_all('Provides-Extra'))
+    done = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *built], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count('PASSED') == 2, done.stdout
+
+
+def test_the_sdist_builds_it_again(built):
+    with tarfile.open(built[1]) as sdist:  # the wheel is built from it
+        inside = {name.partition('/')[2].partition('/')[0] for name in sdist.getnames()}
+    assert set(SOURCES) <= inside and 'tests' not in inside
+
+
+def test_the_wheel_alone(built, shapes_dir, tmp_path):
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(tmp_path / 'site')
+
+    def boxdet(*arguments):
+        done = subprocess.run([sys.executable, '-m', 'boxdet', *map(str, arguments)], capture_output=True, text=True,
+                              cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = boxdet('config', 'mask_rcnn_r50_fpn_1x_coco', '--explain', 'model.backbone.depth')
+    assert 'site/boxdet/share/configs/_base_/models/faster_rcnn_r50_fpn.py:' in told
+    told = boxdet('check', 'mask_rcnn_r18_fpn_shapes', '--data', shapes_dir / 'annotations/instances_train.json')
+    assert told.endswith('a training can begin (12 images, 12 to evaluate on)\n')
