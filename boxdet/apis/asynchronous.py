@@ -27,10 +27,11 @@ from torch import nn
 from boxdet.apis.images import ImageLike, is_image
 from boxdet.apis.inference import inference_detector
 from boxdet.errors import ConfigError
+from boxdet.registry import Cfg
 from boxdet.structures.instances import Instances
 
 _GPU_THREADS = 8
-_stream: contextvars.ContextVar[Any] = contextvars.ContextVar('boxdet_stream', default=None)
+_stream: contextvars.ContextVar[torch.cuda.Stream | None] = contextvars.ContextVar('boxdet_stream', default=None)
 _pools: dict[tuple, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 # The streams that a model's tensors were recorded on: once is enough, for as long as they live.
@@ -39,7 +40,7 @@ _streams_lock = threading.Lock()
 
 
 @contextlib.asynccontextmanager
-async def concurrent(streamqueue: asyncio.Queue) -> AsyncIterator[Any]:
+async def concurrent(streamqueue: asyncio.Queue) -> AsyncIterator[torch.cuda.Stream | None]:
     """Take a stream from the queue, waiting until one is free, and give it back at the end.
 
     Args:
@@ -78,7 +79,8 @@ async def async_inference_detector(model: nn.Module, imgs: ImageLike | Iterable[
     return await asyncio.get_running_loop().run_in_executor(_pool(next(model.parameters()).device), work)
 
 
-def _detect(model: nn.Module, imgs: Any, stream: Any, options: dict[str, Any]) -> Instances | list[Instances]:
+def _detect(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], stream: torch.cuda.Stream | None,
+            options: Cfg) -> Instances | list[Instances]:
     device = next(model.parameters()).device
     if device.type != 'cuda':
         return inference_detector(model, imgs, **options)
@@ -88,7 +90,7 @@ def _detect(model: nn.Module, imgs: Any, stream: Any, options: dict[str, Any]) -
         return inference_detector(model, imgs, **options)  # ends with results on the CPU: the stream is done
 
 
-def _lend(model: nn.Module, stream: Any, device: torch.device) -> None:
+def _lend(model: nn.Module, stream: torch.cuda.Stream | None, device: torch.device) -> None:
     """Hand the model's tensors to ``stream``: it waits for what wrote them, and their memory stays until it is done."""
     stream.wait_stream(torch.cuda.default_stream(device))
     with _streams_lock:

@@ -27,6 +27,7 @@ from boxdet.engine.environment import choose_device
 from boxdet.engine.evaluation_loop import Progress
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.files.writing import write_json
+from boxdet.registry import Cfg
 from boxdet.structures.instances import Instances
 from boxdet.visualization import draw
 
@@ -183,7 +184,7 @@ def as_prediction(result: Instances) -> dict[str, list]:
     return found
 
 
-def _config_of(model: Any, weights: Any) -> Any:
+def _config_of(model: str | os.PathLike | Cfg | None, weights: str | os.PathLike | None) -> str | Config:
     """The Config that ``model`` names, or that the checkpoint ``weights`` holds."""
     if model is None:
         if weights is None:
@@ -200,7 +201,7 @@ def _config_of(model: Any, weights: Any) -> Any:
     return translated(model)
 
 
-def _images(inputs: Any) -> list[ImageLike]:
+def _images(inputs: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """The images that ``inputs`` are; a folder is those in it, without the folders inside, as in 3.x."""
     if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
         found = sorted(os.path.join(inputs, name) for name in os.listdir(inputs)

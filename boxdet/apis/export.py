@@ -24,6 +24,7 @@ from boxdet.export.graph import InputFormat
 from boxdet.export.onnx_file import write_onnx
 from boxdet.export.parity import Parity
 from boxdet.export.program import write_program
+from boxdet.registry import Cfg
 from boxdet.structures.batch import Batch
 
 __all__ = ['export_onnx', 'export_program', 'input_format', 'verify_onnx']
@@ -82,12 +83,12 @@ def input_format(model: nn.Module) -> InputFormat:
                        pad.get('size_divisor', 1), (max(scale), min(scale)) if single and keeps else None)
 
 
-def _pipeline(model: nn.Module) -> Sequence[Any]:
+def _pipeline(model: nn.Module) -> Sequence[Cfg]:
     preparation(model)  # refuses a model without one
     return model.__dict__['_test_pipelines'][0]
 
 
-def _steps(pipeline: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+def _steps(pipeline: Sequence[Cfg]) -> Iterator[Cfg]:
     """All steps of a pipeline, those inside of others too."""
     for step in pipeline:
         if isinstance(step, Mapping) and 'type' in step:

@@ -18,6 +18,7 @@ from torch import nn
 from boxdet.apis.inference import inference_stream
 from boxdet.datasets.files import image_size
 from boxdet.errors import DataError
+from boxdet.files.json_text import JsonObject
 from boxdet.files.writing import write_json
 from boxdet.structures.instances import Instances
 
@@ -49,7 +50,8 @@ class Journal:
     """``OUT.part``: a line an image, of which only the last can be broken.
 
     Args:
-        path: of the file. made_by: what must be the same for a run to go on.
+        path: of the file.
+        made_by: what must be the same for a run to go on.
 
     Attributes:
         done: what each image that is through gave: 'width', 'height', 'annotations'.
@@ -58,7 +60,7 @@ class Journal:
         DataError: the file is of another run, or cannot be written.
     """
 
-    def __init__(self, path: Path, made_by: dict[str, Any]):
+    def __init__(self, path: Path, made_by: JsonObject):
         self.path = path
         self.done: dict[str, dict] = {}
         header = json.dumps(made_by, sort_keys=True)
@@ -89,7 +91,7 @@ class Journal:
             intact += len(line)
         return intact
 
-    def add(self, name: str, row: dict[str, Any]) -> None:
+    def add(self, name: str, row: JsonObject) -> None:
         """Note what image ``name`` gave."""
         self.done[name] = row
         self._file.write(json.dumps(dict(file=name, **row)).encode() + b'\n')
@@ -101,7 +103,7 @@ class Journal:
         self.path.unlink()
 
 
-def made_by(config_text: str, checkpoint: str, **settings: Any) -> dict[str, Any]:
+def made_by(config_text: str, checkpoint: str, **settings: Any) -> JsonObject:
     """What tells one run from another: config, checkpoint file (size and time of its last change) and settings."""
     found = dict(config=hashlib.sha256(config_text.encode()).hexdigest(), checkpoint=str(checkpoint), **settings)
     if os.path.isfile(checkpoint):
@@ -142,7 +144,7 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
 
 
 def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
-             batch_size: int) -> Iterator[tuple[str, Any]]:
+             batch_size: int) -> Iterator[tuple[str, Instances | str]]:
     """(name, Instances or what is wrong); behind an image that cannot be read a new stream goes on."""
     through = 0
     while through < len(names):
@@ -156,7 +158,7 @@ def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
             yield names[through - 1], str(error)
 
 
-def _row(result: Instances, path: str) -> dict[str, Any]:
+def _row(result: Instances, path: str) -> JsonObject:
     width, height = result.image_size[::-1] if result.image_size else image_size(path)
     num_classes = result.num_classes or (int(result.labels.max()) + 1 if len(result) else 1)
     found = result.to_coco(0, range(1, num_classes + 1))
@@ -166,7 +168,7 @@ def _row(result: Instances, path: str) -> dict[str, Any]:
     return dict(width=int(width), height=int(height), annotations=annotations)
 
 
-def _annotation(row: dict[str, Any], area: float) -> dict[str, Any]:
+def _annotation(row: JsonObject, area: float) -> JsonObject:
     """A COCO annotation, without ids, of a COCO result."""
     annotation = {**row, 'area': area, 'iscrowd': 0}
     del annotation['image_id']
@@ -177,10 +179,10 @@ def _annotation(row: dict[str, Any], area: float) -> dict[str, Any]:
 
 
 def write_annotations(path: str | os.PathLike, names: Sequence[str], journal: Journal, classes: Sequence[str],
-                      info: dict[str, Any]) -> int:
+                      info: JsonObject) -> int:
     """Write what ``journal`` has of ``names`` as COCO JSON, categories from 1; return the number of objects."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[JsonObject] = []
+    annotations: list[JsonObject] = []
     for name in names:
         if name in journal.done:
             row = journal.done[name]

@@ -6,10 +6,10 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, Union
 
 import cv2
 import numpy as np
@@ -19,20 +19,33 @@ from boxdet.datasets.files import decode_image
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
+from boxdet.registry import Cfg
 
-ImageLike = str | os.PathLike | np.ndarray | bytes | Any  # Any: a PIL image, or what can read() bytes
+if TYPE_CHECKING:
+    import PIL.Image
+    from typing_extensions import TypeIs
+
+
+class HasRead(Protocol):
+    """An open file, or what reads like one."""
+
+    def read(self) -> bytes:
+        """All that is left of it."""
+
+
+ImageLike = Union[str, os.PathLike, np.ndarray, bytes, bytearray, memoryview, 'PIL.Image.Image', HasRead]
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the image that it is at; a camera may never
 _MOST_THREADS = 4  # decoding and resizing of more images at once outruns any network
 
 
-def is_image(value: Any) -> bool:
+def is_image(value: object) -> TypeIs[ImageLike]:
     """Whether ``value`` is one image, and not several of them."""
     one = isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview))
     return one or _is_pil(value) or hasattr(value, 'read')  # an open file is no list of lines here
 
 
-def _is_pil(image: Any) -> bool:
+def _is_pil(image: object) -> TypeIs[PIL.Image.Image]:
     return any(kind.__module__.startswith('PIL.') for kind in type(image).__mro__)
 
 
@@ -41,9 +54,10 @@ class Preparation:
     """A test pipeline, ready for images from files and from memory; threads may share it.
 
     Args:
-        from_file, in_memory: the pipeline as it is, and with the step that takes an array in place of the one that
-            reads.
-        color_type, backend: what the config's first step says of reading.
+        from_file: the pipeline as it is.
+        in_memory: the pipeline with a step that takes an array in the place of the one that reads.
+        color_type: what the config's first step says of the colours to read.
+        backend: what it says of the files.
         channel_order: of arrays that are given, 'bgr' or 'rgb'.
         exif_orientation: turn images upright by their EXIF orientation; None leaves it to the config's first step.
     """
@@ -78,7 +92,7 @@ class Preparation:
             return not self.color_type.endswith(_ORIENTATION)
         return self.exif_orientation
 
-    def _decode(self, source: Any, index: int) -> np.ndarray:
+    def _decode(self, source: ImageLike, index: int) -> np.ndarray:
         """(H, W, 3) uint8 in BGR order."""
         color_type = 'color' if self.upright else 'color' + _ORIENTATION
         if isinstance(source, (str, os.PathLike)):
@@ -94,10 +108,10 @@ class Preparation:
         return image if self.channel_order == 'bgr' else np.ascontiguousarray(image[:, :, ::-1])
 
 
-def _content(file: Any, index: int) -> bytes:
+def _content(file: HasRead, index: int) -> bytes:
     """All bytes of an open file, from its beginning where it can go back there."""
     try:
-        if hasattr(file, 'seekable') and file.seekable():
+        if hasattr(file, 'seekable') and hasattr(file, 'seek') and file.seekable():
             file.seek(0)
         data = file.read()
     except (OSError, ValueError) as error:  # ValueError: it is closed
@@ -108,7 +122,7 @@ def _content(file: Any, index: int) -> bytes:
     return data
 
 
-def _decode_pil(image: Any, index: int, upright: bool) -> np.ndarray:
+def _decode_pil(image: PIL.Image.Image, index: int, upright: bool) -> np.ndarray:
     from PIL import ImageOps
     try:
         image = ImageOps.exif_transpose(image) if upright else image
@@ -132,7 +146,7 @@ def _decode_bytes(data: bytes | bytearray | memoryview, index: int, color_type: 
         raise error if known else DataError(f'image {index}: {len(data)} bytes that are no image file') from None
 
 
-def _checked(image: Any, index: int) -> np.ndarray:
+def _checked(image: object, index: int) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         raise DataError(
             f'image {index} is a {type(image).__name__}: give a file name, array, bytes, open file or PIL image')
@@ -159,8 +173,9 @@ def preparation(model: nn.Module, channel_order: str = 'bgr', exif_orientation: 
     kept = model.__dict__.get('_test_pipelines')
     if kept is None or kept[0] != steps:
         given = list(steps)
-        if _type_of(given[0]) == 'LoadImageFromFile':
-            given[0] = {**given[0], 'type': 'LoadImageFromWebcam'}
+        first = given[0]
+        if isinstance(first, Mapping) and _type_of(first) == 'LoadImageFromFile':
+            given[0] = {**first, 'type': 'LoadImageFromWebcam'}
         kept = (copy.deepcopy(list(steps)), Compose(list(steps)), Compose(given))
         model.__dict__['_test_pipelines'] = kept
     loader = kept[1].transforms[0]
@@ -168,7 +183,7 @@ def preparation(model: nn.Module, channel_order: str = 'bgr', exif_orientation: 
                        channel_order, exif_orientation)
 
 
-def _steps(model: nn.Module) -> Sequence[Any]:
+def _steps(model: nn.Module) -> Sequence[Cfg | Callable]:
     if getattr(model, 'cfg', None) is None:
         raise ConfigError('the model has no cfg: make it with init_detector, or set model.cfg')
     test = (model.cfg.get('data') or {}).get('test') or {}
@@ -186,12 +201,12 @@ def _steps(model: nn.Module) -> Sequence[Any]:
     return steps
 
 
-def _asks_for_proposals(steps: Sequence[Any]) -> bool:
+def _asks_for_proposals(steps: Sequence[Cfg | Callable]) -> bool:
     return any(_type_of(step) == 'LoadProposals' or isinstance(step, Mapping) and (
         'proposals' in step.get('keys', ()) or _asks_for_proposals(step.get('transforms') or ())) for step in steps)
 
 
-def _type_of(step: Any) -> str:
+def _type_of(step: Cfg | Callable) -> str:
     return str(step.get('type', '')).rpartition('.')[2] if isinstance(step, Mapping) else type(step).__name__
 
 

@@ -23,7 +23,7 @@ from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
 from boxdet.datasets.collate import collate
-from boxdet.engine.config import load_config, parse_options, refuse_misspelt_options, translated
+from boxdet.engine.config import Config, load_config, parse_options, refuse_misspelt_options, translated
 from boxdet.engine.environment import choose_device, give_back_memory, memory_format, slow_in
 from boxdet.engine.findings import ignored_codes, report
 from boxdet.engine.model_check import model_findings
@@ -31,20 +31,21 @@ from boxdet.engine.preflight import head_classes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
 from boxdet.models.folding import PRECISIONS, fuse_conv_bn, ready_for_inference
-from boxdet.registry import DATASETS
+from boxdet.registry import DATASETS, Cfg
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 from boxdet.visualization.palette import PaletteSpec
 
 __all__ = ['fuse_conv_bn', 'inference_detector', 'inference_stream', 'init_detector', 'show_result_pyplot']
 
-_Waiting = tuple[int, Any, Any]  # an image's index, its sample, and that sample collated alone
+_Collated = Batch | list[Batch]  # of one image: the views of test-time augmentation are a list
+_Waiting = tuple[int, dict, _Collated]  # an image's index, its sample, and that sample collated alone
 
 
 # --- a model ---
 
-def init_detector(config: str | os.PathLike | Mapping[str, Any], checkpoint: str | os.PathLike | None = None,
-                  device: str | torch.device = 'cuda:0', cfg_options: Mapping[str, Any] | None = None, *,
+def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike | None = None,
+                  device: str | torch.device = 'cuda:0', cfg_options: Cfg | None = None, *,
                   precision: str = 'fp32', compile: bool | str = False) -> nn.Module:
     """Build a detector for inference: batch norms folded into the convolutions, weights in the device's memory format.
 
@@ -118,7 +119,7 @@ def _compile_backend(compile: bool | str) -> str:
     return compile
 
 
-def _configured(config: Any, cfg_options: Any) -> Any:
+def _configured(config: str | os.PathLike | Cfg, cfg_options: Cfg | None) -> Config:
     """A Config of a file name or a copy of a Config, with the options in it."""
     options = parse_options(list(cfg_options)) if isinstance(cfg_options, (list, tuple)) else cfg_options or {}
     if not isinstance(options, Mapping):
@@ -133,7 +134,7 @@ def _configured(config: Any, cfg_options: Any) -> Any:
     return cfg
 
 
-def build_for_inference(cfg: Any) -> nn.Module:
+def build_for_inference(cfg: Config) -> nn.Module:
     """Build ``cfg.model`` without what only training needs: pretrained weights and ``train_cfg``.
 
     Raises:
@@ -160,11 +161,11 @@ def _without_pretrained(value: Any) -> Any:
             if not (k == 'init_cfg' and _is_pretrained(v))}
 
 
-def _is_pretrained(value: Any) -> bool:
+def _is_pretrained(value: object) -> bool:
     return isinstance(value, Mapping) and value.get('type') == 'Pretrained'
 
 
-def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence[str] | None) -> Mapping[str, Any]:
+def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence[str] | None) -> Cfg:
     """Load ``checkpoint`` into ``model`` and set its ``CLASSES``: those of the checkpoint, else ``classes``.
 
     What is missing in the checkpoint or does not fit, and classes that differ, are warnings.
@@ -204,7 +205,7 @@ def _warn_of_other_classes(model: nn.Module, checkpoint: str | os.PathLike | Non
                       'docs/troubleshooting.md#the-classes-are-wrong', stacklevel=3)
 
 
-def configured_classes(cfg: Any) -> tuple[str, ...] | None:
+def configured_classes(cfg: Config) -> tuple[str, ...] | None:
     """The class names of the config's test data: its ``classes``, else those of its type; None if unknown."""
     data = cfg.get('data') or {}
     test = data.get('test') or data.get('val') or data.get('train') or {}
@@ -248,10 +249,9 @@ def inference_detector(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], 
     """
     _check_numbers(batch_size, prefetch)
     if is_image(imgs) or not _is_iterable(imgs):  # preparation says that the latter is no image
-        sample = preparation(model, channel_order, exif_orientation)(imgs)
+        sample = preparation(model, channel_order, exif_orientation)(cast('ImageLike', imgs))
         return _predict(model, [(0, sample, collate([sample]))])[0]
-    images = cast('Iterable[ImageLike]', imgs)
-    stream = inference_stream(model, images, batch_size, prefetch, channel_order, exif_orientation)
+    stream = inference_stream(model, imgs, batch_size, prefetch, channel_order, exif_orientation)
     return [result for _, result in stream]
 
 
@@ -289,11 +289,11 @@ def inference_stream(model: nn.Module, imgs: Iterable[ImageLike], batch_size: in
     return _stream(model, prepared_ahead(prepare, imgs, ahead), batch_size)
 
 
-def _is_iterable(value: Any) -> bool:
+def _is_iterable(value: object) -> bool:
     return hasattr(value, '__iter__') or hasattr(value, '__getitem__')
 
 
-def _check_numbers(batch_size: Any, prefetch: Any) -> None:
+def _check_numbers(batch_size: int, prefetch: int) -> None:
     for name, value, least in (('batch_size', batch_size, 1), ('prefetch', prefetch, 0)):
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and not (whole and value >= least):
@@ -304,7 +304,7 @@ def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, 
             batch_size: int) -> Iterator[tuple[ImageLike, Instances]]:
     images: dict[int, ImageLike] = {}     # given and not yet handed back
     results: dict[int, Instances] = {}
-    waiting: dict[Any, list[_Waiting]] = {}  # by input size, until a batch of them is full
+    waiting: dict[int | tuple[int, ...], list[_Waiting]] = {}  # by input size, until a batch of them is full
     turn, failure = 0, None
     with contextlib.closing(prepared):
         for index, item in enumerate(_collated(prepared)):
@@ -333,7 +333,7 @@ def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, 
         raise failure
 
 
-def _collated(prepared: Iterator[tuple[ImageLike, dict]]) -> Iterator[tuple[ImageLike, dict, Any] | Exception]:
+def _collated(prepared: Iterator[tuple[ImageLike, dict]]) -> Iterator[tuple[ImageLike, dict, _Collated] | Exception]:
     """Each image with its sample and that collated alone: one Batch, or a list of them (views, which stay alone).
 
     What is raised on the way comes as the last item, so that the images before it are not lost.
@@ -368,7 +368,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return (batch.pin_memory() if device.type == 'cuda' else batch).to(device)
 
 
-def show_result_pyplot(model: nn.Module, img: ImageLike, result: Any, score_thr: float = 0.3,
+def show_result_pyplot(model: nn.Module, img: ImageLike, result: Instances | Sequence, score_thr: float = 0.3,
                        title: str = 'result', wait_time: float = 0, palette: PaletteSpec = None,
                        out_file: str | None = None) -> None:
     """Show a result with matplotlib, in a notebook or a window.

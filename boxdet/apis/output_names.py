@@ -4,7 +4,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from boxdet.datasets.contracts import Dataset
 
 
 def output_names(paths: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
@@ -37,7 +38,7 @@ def output_names(paths: Sequence[str], names: Sequence[str] | None = None) -> li
     return found
 
 
-def image_names(dataset: Any, endings: bool = True) -> list[str]:
+def image_names(dataset: Dataset, endings: bool = True) -> list[str]:
     """``output_names`` of the images of a data set, wrappers included.
 
     Args:
@@ -56,7 +57,7 @@ def image_names(dataset: Any, endings: bool = True) -> list[str]:
     return output_names(paths, names) if paths else []
 
 
-def located(dataset: Any, index: int) -> tuple[Any, int]:
+def located(dataset: Dataset, index: int) -> tuple[Dataset, int]:
     """The data set inside wrappers that holds image ``index``, and the place there."""
     while not hasattr(dataset, 'img_prefix') and hasattr(dataset, '_at'):
         dataset, index = dataset._at(index)

@@ -4,23 +4,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from boxdet.apis.output_names import located
 from boxdet.datasets import build_dataset, inference_settings
-from boxdet.engine.config import load_config
+from boxdet.datasets.contracts import Dataset
+from boxdet.datasets.custom import CustomDataset
+from boxdet.engine.config import Config, load_config
 from boxdet.errors import ConfigError
 from boxdet.evaluation import load_results
 from boxdet.evaluation.evaluate import aligned
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Fields, Instances
 from boxdet.structures.masks import BitmapMasks
 from boxdet.visualization.draw import read_image
 
 
 def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
-                 cfg_options: Sequence[str] | None = None) -> tuple[Any, Any, Sequence[Instances]]:
+                 cfg_options: Sequence[str] | None = None) -> tuple[Config, CustomDataset, Sequence[Instances]]:
     """The config, the data set of its ``data.test``, and the results, checked against it.
 
     Raises:
@@ -35,10 +36,10 @@ def open_results(config: str | os.PathLike, results_file: str | os.PathLike,
     return cfg, dataset, aligned(dataset, results)
 
 
-def ground_truth(dataset: Any, index: int) -> Instances:
+def ground_truth(dataset: Dataset, index: int) -> Instances:
     """The objects of image ``index`` to draw, with their masks where the annotations have some."""
     info, entry = dataset.get_ann_info(index), dataset.img_info(index)
-    fields: dict[str, Any] = dict(
+    fields: Fields = dict(
         bboxes=np.asarray(info['bboxes'], np.float32).reshape(-1, 4),
         labels=np.asarray(info['labels'], np.int64))
     masks = info.get('masks')
@@ -47,7 +48,7 @@ def ground_truth(dataset: Any, index: int) -> Instances:
     return Instances(**fields)
 
 
-def image_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
+def image_of(dataset: Dataset, index: int, image_hw: tuple[int, int] | None = None) -> tuple[str, np.ndarray]:
     """The name of image ``index`` in the data set, and the image (H, W, 3) uint8 in BGR order.
 
     Args:
@@ -55,6 +56,6 @@ def image_of(dataset: Any, index: int, image_hw: tuple[int, int] | None = None) 
         index: place in it.
         image_hw: it is read as it was for a result of this size (see ``read_image``).
     """
-    dataset, index = located(dataset, index)
-    name = dataset.img_info(index)['filename']
-    return name, read_image(Path(getattr(dataset, 'img_prefix', None) or '') / name, image_hw)
+    part, index = located(dataset, index)
+    name = part.img_info(index)['filename']
+    return name, read_image(Path(getattr(part, 'img_prefix', None) or '') / name, image_hw)

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from boxdet.apis.inference import load_into
 from boxdet.apis.output_names import image_names
 from boxdet.checkpoints.loading import compare_classes
+from boxdet.datasets.contracts import Dataset
 from boxdet.datasets.loader import data_set_of
 from boxdet.engine.distributed import is_main, unwrap
 from boxdet.engine.evaluation_loop import run_inference
@@ -18,13 +19,14 @@ from boxdet.engine.part_times import PartTimes
 from boxdet.engine.preflight import check_num_classes, head_classes, parts_of
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.chosen_classes import ChosenClasses
+from boxdet.registry import Cfg
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances
 
 __all__ = ['multi_gpu_test', 'run_inference', 'single_gpu_test']
 
 
-def single_gpu_test(model: nn.Module, data_loader: Any, show: bool = False,
+def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = False,
                     out_dir: str | os.PathLike | None = None, show_score_thr: float = 0.3,
                     progress: bool = True, times: PartTimes | None = None) -> Sequence[Instances]:
     """Predict every image of ``data_loader``.
@@ -64,7 +66,7 @@ def single_gpu_test(model: nn.Module, data_loader: Any, show: bool = False,
                          convert=None if chosen is None else chosen.relabelled, times=times)
 
 
-def multi_gpu_test(model: nn.Module, data_loader: Any, tmpdir: str | None = None,
+def multi_gpu_test(model: nn.Module, data_loader: DataLoader, tmpdir: str | None = None,
                    gpu_collect: bool = False, times: PartTimes | None = None) -> Sequence[Instances] | None:
     """Predict with all ranks, each its share of ``data_loader``; classes are matched as in ``single_gpu_test``.
 
@@ -88,7 +90,7 @@ def multi_gpu_test(model: nn.Module, data_loader: Any, tmpdir: str | None = None
                          convert=None if chosen is None else chosen.relabelled, times=times)
 
 
-def load_for_test(model: nn.Module, checkpoint: str | os.PathLike, dataset: Any, strict: bool = True) -> None:
+def load_for_test(model: nn.Module, checkpoint: str | os.PathLike, dataset: Dataset, strict: bool = True) -> None:
     """Load ``checkpoint`` into ``model``, and compare what it was trained on with ``dataset``.
 
     The data set may have some of the model's classes only. A COCO file without categories gets the category ids of the
@@ -126,7 +128,7 @@ def load_for_test(model: nn.Module, checkpoint: str | os.PathLike, dataset: Any,
     _take_category_ids(dataset, checkpoint, meta, known or wanted)
 
 
-def _take_category_ids(dataset: Any, checkpoint: Any, meta: Mapping[str, Any], known: Sequence[str] | None) -> None:
+def _take_category_ids(dataset: Dataset, checkpoint: str | os.PathLike, meta: Cfg, known: Sequence[str] | None) -> None:
     ids = dict(zip(known or (), meta.get('category_ids') or ()))
     for part in parts_of(dataset):
         if getattr(part, 'tells_categories', True):
@@ -142,7 +144,7 @@ def _listed(names: Sequence[str]) -> str:
     return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
-def _chosen(detector: nn.Module, dataset: Any) -> ChosenClasses | None:
+def _chosen(detector: nn.Module, dataset: Dataset) -> ChosenClasses | None:
     """How the detector's classes become the data set's; says so. An RPN has none."""
     if not getattr(detector, 'with_roi_head', True):
         return None

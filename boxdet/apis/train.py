@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from boxdet.datasets import build_dataloader, build_dataset, inference_settings
+from boxdet.datasets.contracts import Dataset
+from boxdet.engine.config import Config
 from boxdet.engine.config_check import require
 from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import (
@@ -27,7 +30,7 @@ from boxdet.engine.environment import (
     setup_logger,
 )
 from boxdet.engine.findings import ignored_codes
-from boxdet.engine.hooks import EvaluationHook, output_folder
+from boxdet.engine.hooks import EvaluationHook, Hook, output_folder
 from boxdet.engine.learning_rate import POLICIES
 from boxdet.engine.preflight import (
     check_metrics,
@@ -42,13 +45,14 @@ from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 from boxdet.evaluation.evaluate import evaluate, option_names
 from boxdet.models.folding import fold_batch_norms, lay_out
-from boxdet.registry import HOOKS, RUNNERS, check_keywords
+from boxdet.registry import HOOKS, RUNNERS, Cfg, check_keywords
 
 __all__ = ['choose_seed', 'set_random_seed', 'train_detector']
 
 
-def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool = False, validate: bool = False,
-                   timestamp: str | None = None, meta: Mapping[str, Any] | None = None) -> nn.Module:
+def train_detector(model: nn.Module, dataset: Dataset | list[Dataset] | tuple[Dataset, ...], cfg: Config,
+                   distributed: bool = False, validate: bool = False, timestamp: str | None = None,
+                   meta: Cfg | None = None) -> nn.Module:
     """Train ``model`` as ``cfg`` says.
 
     Args:
@@ -81,7 +85,7 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
     scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size)
     check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None)
-    model.CLASSES = datasets[0].CLASSES
+    model.CLASSES = datasets[0].CLASSES  # type: ignore[assignment]  # torch types it as Tensor | Module
     model = place_for_training(model, device, cfg)
     frozen = freeze(model, cfg.frozen_modules) if cfg.get('frozen_modules') else ()
     step = build_update_step(build_optimizer(model, cfg.optimizer, scale), cfg.get('optimizer_config'), cfg.get('fp16'),
@@ -103,7 +107,8 @@ def train_detector(model: nn.Module, dataset: Any, cfg: Any, distributed: bool =
     return model
 
 
-def check_before_training(model: nn.Module, dataset: Any, cfg: Any, validate: bool = True) -> tuple[Any, int]:
+def check_before_training(model: nn.Module, dataset: Dataset, cfg: Config,
+                          validate: bool = True) -> tuple[Dataset | None, int]:
     """Check model, training set and validation set against each other.
 
     Args:
@@ -126,7 +131,7 @@ def check_before_training(model: nn.Module, dataset: Any, cfg: Any, validate: bo
     return validation, batch
 
 
-def runner_config(cfg: Any) -> dict[str, Any]:
+def runner_config(cfg: Config) -> Cfg:
     """``cfg.runner``, or what ``total_epochs`` meant before there was one.
 
     Raises:
@@ -139,7 +144,7 @@ def runner_config(cfg: Any) -> dict[str, Any]:
     raise ConfigError("the config says neither runner=dict(type='EpochBasedRunner', max_epochs=…) nor total_epochs")
 
 
-def _scaled_schedule(cfg: Any, length: Mapping[str, Any], samples_per_gpu: int) -> tuple[float, tuple]:
+def _scaled_schedule(cfg: Config, length: Cfg, samples_per_gpu: int) -> tuple[float, tuple]:
     """What the learning rate is multiplied by; ``runner``, ``lr_config``, ``evaluation`` and ``checkpoint_config``."""
     accumulation = (cfg.get('optimizer_config') or {}).get('cumulative_iters', 1)
     scale = learning_rate_scale(samples_per_gpu, get_dist_info()[1], accumulation, cfg.optimizer.get('lr', 0.),
@@ -150,7 +155,7 @@ def _scaled_schedule(cfg: Any, length: Mapping[str, Any], samples_per_gpu: int) 
     return scale, (length, cfg.get('lr_config'), *sections.values())
 
 
-def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
+def _meta(cfg: Config, dataset: Dataset, given: Mapping | None) -> Cfg:
     """What every checkpoint tells of the training, in plain values."""
     meta = dict(CLASSES=dataset.CLASSES, PALETTE=getattr(dataset, 'PALETTE', None), config=cfg.pretty_text,
                 seed=cfg.get('seed'))
@@ -160,7 +165,7 @@ def _meta(cfg: Any, dataset: Any, given: Mapping | None) -> dict[str, Any]:
     return {**meta, **(given or {})}
 
 
-def place_for_training(model: nn.Module, device: torch.device, cfg: Any) -> nn.Module:
+def place_for_training(model: nn.Module, device: torch.device, cfg: Config) -> nn.Module:
     """Move the model in the form that trains fastest: norms that stand still folded, and a memory format.
 
     ``channels_last`` in the config says which one: True or False; without it the one that was fastest where it was
@@ -178,7 +183,7 @@ def place_for_training(model: nn.Module, device: torch.device, cfg: Any) -> nn.M
     return lay_out(fold_batch_norms(model), chosen).to(device)
 
 
-def _check_folders(cfg: Any, work_dir: Path) -> None:
+def _check_folders(cfg: Config, work_dir: Path) -> None:
     """Look before the training, not after its first epoch, whether what it will write can be written."""
     if not is_main():
         return
@@ -191,26 +196,26 @@ def _check_folders(cfg: Any, work_dir: Path) -> None:
 
 # --- loaders ---
 
-def _split_options(cfg: Any, split: str) -> dict[str, Any]:
+def _split_options(cfg: Config, split: str) -> Cfg:
     """Loader options: what stands in ``data`` itself, then in ``data.<split>_dataloader``."""
     own = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
     shared = {key: value for key, value in cfg.data.items() if key not in own}
     return {**shared, **(cfg.data.get(f'{split}_dataloader') or {})}
 
 
-def _train_loader(dataset: Any, cfg: Any, length: Mapping, distributed: bool, **more: Any) -> Any:
+def _train_loader(dataset: Dataset, cfg: Config, length: Mapping, distributed: bool, **more: Any) -> DataLoader:
     options = dict(samples_per_gpu=1, workers_per_gpu=2, num_gpus=1, dist=distributed, seed=cfg.get('seed'),
                    runner_type=length['type'])
     return build_dataloader(dataset, **{**options, **_split_options(cfg, 'train'), **more})
 
 
-def _validation_set(cfg: Any) -> tuple[Any, int]:
+def _validation_set(cfg: Config) -> tuple[Dataset, int]:
     """``data.val`` without augmentation, and how many of its images at a time."""
     settings, batch = inference_settings(cfg.data.val, (cfg.data.get('val_dataloader') or {}).get('samples_per_gpu'))
     return build_dataset(settings, dict(test_mode=True)), batch
 
 
-def _evaluation_hook(cfg: Any, evaluation: Mapping | None, dataset: Any, batch: int, by_epoch: bool,
+def _evaluation_hook(cfg: Config, evaluation: Mapping | None, dataset: Dataset, batch: int, by_epoch: bool,
                      distributed: bool) -> EvaluationHook:
     options = {'workers_per_gpu': 2, **_split_options(cfg, 'val'), 'samples_per_gpu': batch}
     loader = build_dataloader(dataset, dist=distributed, **{'shuffle': False, **options})
@@ -223,7 +228,8 @@ def _evaluation_hook(cfg: Any, evaluation: Mapping | None, dataset: Any, batch: 
 
 # --- hooks ---
 
-def _hooks(cfg: Any, lr_config: Mapping | None, saving: Mapping | None, by_epoch: bool) -> Iterator[tuple[Any, Any]]:
+def _hooks(cfg: Config, lr_config: Mapping | None, saving: Mapping | None,
+           by_epoch: bool) -> Iterator[tuple[Hook, str | int | None]]:
     """(hook, priority or None) of ``lr_config``, ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
     if cfg.get('momentum_config'):
         raise ConfigError('momentum_config: boxdet keeps the momentum constant; take the key out')
@@ -241,7 +247,7 @@ def _hooks(cfg: Any, lr_config: Mapping | None, saving: Mapping | None, by_epoch
             yield one, None
 
 
-def _lr_hook(lr_config: Mapping, by_epoch: bool) -> Any:
+def _lr_hook(lr_config: Mapping, by_epoch: bool) -> Hook:
     policy = lr_config.get('policy')
     own = f"{policy}LrUpdaterHook"
     if policy is not None and policy.lower() not in {p.lower() for p in POLICIES} and own in HOOKS:

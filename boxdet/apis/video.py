@@ -9,15 +9,20 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from boxdet.errors import DataError, UserError, nearest
 from boxdet.files.writing import Replacement
+
+if TYPE_CHECKING:
+    import av
+    import av.container
 
 # What each ending of a file holds. H.264 as yuv420p is what every browser plays; WebM asks for VP9.
 _H264 = ('libx264', dict(preset='veryfast', crf='21'))
@@ -34,7 +39,8 @@ class VideoFile:
         path: of the file.
 
     Attributes:
-        frames: how many there are. rate: frames a second, a Fraction.
+        frames: how many there are.
+        rate: frames a second, a Fraction.
 
     Raises:
         DataError: no such file, no video in it, or (while iterating) a frame that cannot be decoded.
@@ -73,7 +79,7 @@ class VideoFile:
                                 f'({error.strerror})') from error
 
 
-def _opened(path: str) -> Any:
+def _opened(path: str) -> av.container.InputContainer:
     av = _pyav()
     if not os.path.isfile(path):
         raise DataError(f'{path}: {"a folder, not a video file" if os.path.isdir(path) else "no such file"}')
@@ -83,20 +89,20 @@ def _opened(path: str) -> Any:
         raise DataError(f'{path}: not a video that can be read ({error.strerror})') from error
 
 
-def _video_stream(container: Any, path: str) -> Any:
+def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
     if not container.streams.video:
         raise DataError(f'{path}: there is no video in this file')
     return container.streams.video[0]
 
 
-def _upright(frame: Any) -> np.ndarray:
+def _upright(frame: av.VideoFrame) -> np.ndarray:
     """The frame as it is meant to be seen: telephones store how they were held beside the pixels."""
     image = frame.to_ndarray(format='bgr24')
     turns = round(frame.rotation / 90) % 4  # degrees, counter-clockwise
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def _pyav() -> Any:
+def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
@@ -132,7 +138,7 @@ class VideoWriter:
         self._new = Replacement(self.path)
         self._container = self._open()
 
-    def _open(self) -> Any:
+    def _open(self) -> av.container.OutputContainer:
         av = _pyav()
         # The index goes to the front, so that a browser starts before it has the whole file.
         options = {'movflags': '+faststart'} if self._format in ('mp4', 'mov') else {}
@@ -149,7 +155,9 @@ class VideoWriter:
         if self._shape is None:
             self._shape = frame.shape
             height, width = frame.shape[:2]
-            self._stream = self._container.add_stream(self._codec, rate=self._rate, options=self._options)
+            stream = self._container.add_stream(self._codec, rate=self._rate, options=self._options)
+            assert isinstance(stream, av.VideoStream)  # as every codec of _FORMATS gives
+            self._stream = stream
             self._stream.width, self._stream.height = width + width % 2, height + height % 2
             self._stream.pix_fmt = 'yuv420p'
             self._stream.codec_context.colorspace = _BT601  # as OpenCV converts; players would guess
@@ -164,7 +172,7 @@ class VideoWriter:
         self._mux(self._stream.encode(av.VideoFrame.from_ndarray(planes, format='yuv420p')))  # type: ignore[arg-type]
         self.frames += 1
 
-    def _mux(self, packets: Any) -> None:
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
         import av
 
         try:
@@ -189,7 +197,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if kind is None:
             self.close()
         else:
@@ -264,5 +272,5 @@ class Camera:
     def __enter__(self) -> Camera:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -19,15 +19,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-from boxdet.datasets.cityscapes import LABEL_IDS
+from boxdet.datasets.cityscapes import LABEL_IDS, CityscapesDataset
 from boxdet.datasets.files import decode_image, encode_png, read_bytes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.coco_metrics import CocoEvaluator
-from boxdet.evaluation.evaluator import Evaluator, Logger
+from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics
 from boxdet.files.writing import write_whole
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
@@ -37,7 +37,7 @@ _FIRST_INSTANCE = 1000  # an instance id is 1000 * label + number; a smaller one
 
 
 @EVALUATORS.register_module()
-class CityscapesEvaluator(Evaluator):
+class CityscapesEvaluator(Evaluator[CityscapesDataset]):
     """Cityscapes' and COCO's numbers, by the keys above, of a CityscapesDataset.
 
     The ground truth of 'cityscapes' are the ``*_gtFine_instanceIds.png`` of the data set's folder ``seg_prefix``, or of
@@ -48,7 +48,11 @@ class CityscapesEvaluator(Evaluator):
         outfile_prefix: also write the predictions: the folder of 'cityscapes' (see ``format_results``), the prefix of
             COCO's JSON files.
         classwise: also a table and keys for each class.
-        proposal_nums, iou_thrs, metric_items, max_dets, area_ranges: as CocoEvaluator.
+        proposal_nums: as CocoEvaluator.
+        iou_thrs: as CocoEvaluator.
+        metric_items: as CocoEvaluator.
+        max_dets: as CocoEvaluator.
+        area_ranges: as CocoEvaluator.
 
     Raises:
         ConfigError: unknown metric or item.
@@ -73,31 +77,31 @@ class CityscapesEvaluator(Evaluator):
         return (['mAP', 'AP@50'] if 'cityscapes' in self.metrics else []) + (
             self._of_coco.metric_names() if self._of_coco else [])
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: CityscapesDataset) -> None:
         """Raise UserError when there is nothing to evaluate against, or cityscapesscripts is not installed."""
         CocoEvaluator(()).check(dataset)
         if 'cityscapes' in self.metrics:
             check_ground_truth(dataset)
 
-    def check_files(self, dataset: Any) -> None:
+    def check_files(self, dataset: CityscapesDataset) -> None:
         """Raise UserError for names that the files of Cityscapes' server cannot have."""
         _label_ids(dataset)
         _stems(dataset)
 
-    def reset(self, dataset: Any, logger: Logger = None) -> None:
+    def reset(self, dataset: CityscapesDataset, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         super().reset(dataset, logger)
         if self._of_coco:
             self._of_coco.reset(dataset, logger)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """As the class says.
 
         Raises:
             ConfigError: cityscapesscripts is not installed, a class that Cityscapes does not have.
             DataError: no ground truth for an image, results without masks or of another size.
         """
-        values: dict[str, Any] = {}
+        values: Metrics = {}
         if 'cityscapes' in self.metrics:
             if self.outfile_prefix is not None:
                 self.format_results(self.dataset, self.results, self.outfile_prefix)
@@ -108,7 +112,8 @@ class CityscapesEvaluator(Evaluator):
         return values
 
     # CityscapesDataset.format_results takes these.
-    def format_results(self, dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:  # type: ignore[override]
+    def format_results(self, dataset: CityscapesDataset, results: Sequence[Instances],  # type: ignore[override]
+                       txtfile_prefix: str) -> dict[str, str]:
         """Write the files of Cityscapes' server: see the function of this name."""
         return format_results(dataset, results, txtfile_prefix)
 
@@ -116,7 +121,7 @@ class CityscapesEvaluator(Evaluator):
 # ---------------------------------------------------------------------------------------------- result files
 
 
-def format_results(dataset: Any, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
+def format_results(dataset: CityscapesDataset, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
     """Write what Cityscapes' server takes into the folder ``txtfile_prefix``; needs no annotations.
 
     For each image ``STEM_pred.txt``, one line a detection: the mask's file, the label id and the score; and for each
@@ -165,7 +170,7 @@ def _bitmap(rle: dict) -> np.ndarray:
     return bitmap
 
 
-def _stems(dataset: Any) -> list[str]:
+def _stems(dataset: CityscapesDataset) -> list[str]:
     """What each image's result files are called.
 
     Raises:
@@ -181,7 +186,7 @@ def _stems(dataset: Any) -> list[str]:
     return stems
 
 
-def _label_ids(dataset: Any) -> list[int]:
+def _label_ids(dataset: CityscapesDataset) -> list[int]:
     """Cityscapes' number of each class."""
     for name in dataset.CLASSES:
         if name not in LABEL_IDS:
@@ -190,7 +195,7 @@ def _label_ids(dataset: Any) -> list[int]:
     return [LABEL_IDS[name] for name in dataset.CLASSES]
 
 
-def _masks(dataset: Any, index: int, result: Instances) -> Sequence[dict]:
+def _masks(dataset: CityscapesDataset, index: int, result: Instances) -> Sequence[dict]:
     """The RLEs of a result, all of its image's size."""
     info = dataset.img_info(index)
     if 'masks' not in result:
@@ -209,7 +214,7 @@ def _masks(dataset: Any, index: int, result: Instances) -> Sequence[dict]:
 # ---------------------------------------------------------------------------------------------- the metric
 
 
-def _cityscapes(dataset: Any, results: Sequence[Instances], say: Callable[..., None],
+def _cityscapes(dataset: CityscapesDataset, results: Sequence[Instances], say: Callable[..., None],
                 classwise: bool) -> dict[str, float]:
     scripts = _scripts()
     args = copy.copy(scripts.args)  # of the module: others may evaluate with it too
@@ -235,7 +240,7 @@ def _cityscapes(dataset: Any, results: Sequence[Instances], say: Callable[..., N
     return values
 
 
-def _scripts() -> Any:
+def _scripts() -> ModuleType:
     try:
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling
     except ImportError as error:
@@ -243,7 +248,7 @@ def _scripts() -> Any:
     return evalInstanceLevelSemanticLabeling
 
 
-def check_ground_truth(dataset: Any) -> None:
+def check_ground_truth(dataset: CityscapesDataset) -> None:
     """Raise before the hours of inference what 'cityscapes' would find after them.
 
     Raises:
@@ -257,9 +262,9 @@ def check_ground_truth(dataset: Any) -> None:
                         f'first is {missing[0]}; seg_prefix names their folder')
 
 
-def _ground_truth_files(dataset: Any) -> Iterator[str]:
+def _ground_truth_files(dataset: CityscapesDataset) -> Iterator[str]:
     """The file of instance ids of each image."""
-    folder = dataset.seg_prefix
+    folder: str | Path | None = dataset.seg_prefix
     if folder is None:
         parts = Path(dataset.img_prefix).parts
         if 'leftImg8bit' not in parts:

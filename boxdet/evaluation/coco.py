@@ -17,7 +17,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as coco_masks
@@ -26,7 +26,8 @@ from pycocotools.coco import COCO
 from boxdet.errors import DataError
 from boxdet.evaluation.oks import oks
 from boxdet.evaluation.stored_results import arrays_of
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Fields, Instances
+from boxdet.structures.masks import BitmapMasks, PolygonMasks, RleMasks
 
 # pycocotools' areaRngLbl: below 32^2 pixels, 32^2..96^2, above.
 SIZE_RANGES = dict(all=(0, 1e10), small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, 1e10))
@@ -44,8 +45,11 @@ class Truths:
     """The objects of the ground truth in columns, sorted by image (in the data set's order) and category id.
 
     Args:
-        image: (G,) place in the data set. label: (G,) class, 0 <= label < K. ids: (G,) annotation ids.
-        boxes: (G, 4) float64 x, y, width, height. area: (G,) float64 pixels.
+        image: (G,) place in the data set.
+        label: (G,) class, 0 <= label < K.
+        ids: (G,) annotation ids.
+        boxes: (G, 4) float64 x, y, width, height.
+        area: (G,) float64 pixels.
         crowd: (G,) bool: a region; what overlaps is the share of the detection that lies in it, not the IoU.
         shared: (G,) bool: any number of detections may be matched with it.
         ignored: (G,) bool: neither found nor missed. In COCO crowds are both.
@@ -59,7 +63,7 @@ class Truths:
     crowd: np.ndarray
     shared: np.ndarray
     ignored: np.ndarray
-    shapes: Any = None
+    shapes: Sequence[dict] | Sequence[np.ndarray] | np.ndarray | None = None
 
 
 class OksSettings(NamedTuple):
@@ -79,13 +83,19 @@ class Matches:
 
     Args:
         truths: the ground truth.
-        image: (D,) place in the data set. row: (D,) place in that image's Instances.
-        label: (D,) class. score: (D,) float64. area: (D,) float64 pixels. rank: (D,) place among the detections of its
+        image: (D,) place in the data set.
+        row: (D,) place in that image's Instances.
+        label: (D,) class.
+        score: (D,) float64.
+        area: (D,) float64 pixels.
+        rank: (D,) place among the detections of its
             image and class, from 0.
         status: (A, T, D) int8: WRONG, FOUND or IGNORED.
         truth: (T, D) place in ``truths`` of the object that each detection is matched with at the first size, -1
             without one; overlap: (D,) the largest IoU with any object of its image and class. None unless asked for.
-        counted: (A, K) objects to be found. iou_thrs: (T,). sizes: A names.
+        counted: (A, K) objects to be found.
+        iou_thrs: (T,).
+        sizes: A names.
     """
     truths: Truths
     image: np.ndarray
@@ -107,8 +117,12 @@ class Scores:
     """What one evaluation accumulated.
 
     Args:
-        precision: (T, R, K, A, M), -1 where there is no ground truth. recall: (T, K, A, M), likewise.
-        iou_thrs: (T,). category_ids: K. limits: M. sizes: A names.
+        precision: (T, R, K, A, M), -1 where there is no ground truth.
+        recall: (T, K, A, M), likewise.
+        iou_thrs: (T,).
+        category_ids: K.
+        limits: M.
+        sizes: A names.
     """
     precision: np.ndarray
     recall: np.ndarray
@@ -131,7 +145,7 @@ class Scores:
         """Average recall with at most ``limit`` detections an image; otherwise as ``ap``."""
         return self._mean(self.recall[self._thresholds(iou)], size, limit, category)
 
-    def _thresholds(self, iou: float | None) -> Any:
+    def _thresholds(self, iou: float | None) -> slice | np.ndarray:
         return slice(None) if iou is None else np.where(iou == self.iou_thrs)[0]
 
     def _mean(self, values: np.ndarray, size: str, limit: int, category: int | None) -> float:
@@ -284,15 +298,15 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     return Matches(truths, counted=counted, iou_thrs=thrs, sizes=tuple(sizes), **columns)
 
 
-def _blocks(rows: Iterator[dict[str, Any]], images: Sequence[dict], iou_type: str, class_order: np.ndarray, limit: int,
-            class_agnostic: bool) -> Iterator[tuple[dict[str, np.ndarray], list[Any]]]:
+def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class_order: np.ndarray, limit: int,
+            class_agnostic: bool) -> Iterator[tuple[dict[str, np.ndarray], list]]:
     """Columns of the detections of consecutive images and their masks, about ``_BLOCK`` detections at a time.
 
     ``rows``: of ``arrays_of``. Beside the columns of ``Matches``: 'group' (D,), the number of the image and class, and
     'boxes' (D, 4) x, y, width, height.
     """
     parts: list[tuple[np.ndarray, ...]] = []
-    shapes: list[Any] = []
+    shapes: list = []
     count = 0
     for place, (image, fields) in enumerate(zip(images, rows)):
         own = len(fields['labels'])
@@ -340,7 +354,7 @@ def _sorted_columns(parts: Sequence[tuple[np.ndarray, ...]], iou_type: str, clas
                 group=group[order], boxes=boxes[order]), order
 
 
-def _mask_areas(fields: dict[str, Any], image: dict) -> np.ndarray:
+def _mask_areas(fields: Fields, image: dict) -> np.ndarray:
     """(N,) float64 pixels of the masks, which must be of the image's size."""
     if 'masks' not in fields:
         raise DataError(f"image {image['id']}: the results hold no masks; 'segm' needs a model with a mask head")
@@ -353,18 +367,18 @@ def _mask_areas(fields: dict[str, Any], image: dict) -> np.ndarray:
     return np.concatenate([coco_masks.area(masks[i:i + 100]) for i in range(0, len(masks), 100)]).astype(np.float64)
 
 
-def _rles(masks: Any) -> Sequence[dict]:
+def _rles(masks: RleMasks | BitmapMasks | PolygonMasks | Sequence[dict]) -> Sequence[dict]:
     """The masks as RLE dicts; a user may have put a list of them in the place of a container."""
     return masks.to_rle().rles if hasattr(masks, 'to_rle') else masks
 
 
-def _in_file_coordinates(fields: dict[str, Any], offset: float) -> dict[str, Any]:
+def _in_file_coordinates(fields: Fields, offset: float) -> Fields:
     if 'keypoints' not in fields:
         return fields
     return dict(fields, keypoints=fields['keypoints'].astype(np.float64) - (offset, offset, 0))
 
 
-def _extents(fields: dict[str, Any], image: dict) -> np.ndarray:
+def _extents(fields: Fields, image: dict) -> np.ndarray:
     """(N,) float64 area of the box around the keypoints, which pycocotools takes for a detection's size."""
     if 'keypoints' not in fields:
         raise DataError(f"image {image['id']}: the results hold no keypoints; 'keypoints' needs a model with a "
@@ -380,7 +394,7 @@ def _place_in_run(values: np.ndarray) -> np.ndarray:
     return places - np.maximum.accumulate(np.where(starts, places, 0)) if len(values) else places
 
 
-def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence[Any], truths: Truths, groups: np.ndarray,
+def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence, truths: Truths, groups: np.ndarray,
                        overlaps: Callable[..., np.ndarray], least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of one image and class whose overlap is ``least`` at least.
 
@@ -405,7 +419,7 @@ def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence[Any], trut
     return detection[near], truth[near], overlap[near]
 
 
-def _box_overlaps(found: dict[str, np.ndarray], shapes: Sequence[Any], truths: Truths, detection: np.ndarray,
+def _box_overlaps(found: dict[str, np.ndarray], shapes: Sequence, truths: Truths, detection: np.ndarray,
                   truth: np.ndarray) -> np.ndarray:
     """IoU (P,) of boxes, in the order of operations of pycocotools' bbIou."""
     boxes, others = found['boxes'][detection], truths.boxes[truth]
@@ -430,13 +444,13 @@ def _mask_overlaps(found: dict[str, np.ndarray], shapes: Sequence[dict], truths:
 def _keypoint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], truths: Truths,
                        detection: np.ndarray, truth: np.ndarray, oks_settings: OksSettings) -> np.ndarray:
     """Object keypoint similarity (P,); 0 with an object that has no keypoints in the file."""
-    overlap = np.zeros(len(detection))
+    overlap, keypoints = np.zeros(len(detection)), cast('Sequence[np.ndarray]', truths.shapes)
     for pairs, rows, own in _groups(detection, truth):
-        labelled = [g for g in range(own.start, own.stop) if len(truths.shapes[g])]
+        labelled = [g for g in range(own.start, own.stop) if len(keypoints[g])]
         block = np.zeros((rows.stop - rows.start, own.stop - own.start))
         if labelled:
             block[:, np.array(labelled) - own.start] = oks(
-                np.stack(shapes[rows]), np.stack([truths.shapes[g] for g in labelled]), truths.boxes[labelled],
+                np.stack(shapes[rows]), np.stack([keypoints[g] for g in labelled]), truths.boxes[labelled],
                 truths.area[labelled], oks_settings.sigmas)
         overlap[pairs] = block.ravel()
     return overlap

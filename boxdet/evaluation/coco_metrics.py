@@ -16,14 +16,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.contracts import AnnotatedInCoco, with_keypoints
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.coco import SIZE_RANGES, OksSettings, Scores, coco_scores
 from boxdet.evaluation.concat import JoinedCoco
-from boxdet.evaluation.evaluator import Evaluator
+from boxdet.evaluation.evaluator import Evaluator, Metrics
 from boxdet.evaluation.predictions import coco_predictions
 from boxdet.evaluation.proposals import proposal_recall
 from boxdet.evaluation.stored_results import labels_of
@@ -40,7 +40,7 @@ _KEYPOINT_LIMIT = 20  # and the 20 best persons
 
 
 @EVALUATORS.register_module()
-class CocoEvaluator(Evaluator):
+class CocoEvaluator(Evaluator[AnnotatedInCoco]):
     """COCO's numbers, by the keys above; a value with ``copypaste`` in its key is a text.
 
     The data set gives ``coco`` (pycocotools), ``img_ids``, ``cat_ids`` and ``CLASSES``.
@@ -89,7 +89,7 @@ class CocoEvaluator(Evaluator):
             names += self.items[name] if name == 'proposal' else [f'{name}_{item}' for item in self.items[name]]
         return names
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: AnnotatedInCoco) -> None:
         """Raise UserError when ``dataset`` holds nothing to evaluate against, or does not know its keypoints."""
         if not dataset.coco.anns:
             source = getattr(dataset, 'ann_file', 'the data set')
@@ -98,7 +98,7 @@ class CocoEvaluator(Evaluator):
         if 'keypoints' in self.metrics:
             _oks_settings(dataset)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """As the class says.
 
         Raises:
@@ -107,7 +107,7 @@ class CocoEvaluator(Evaluator):
         dataset, results, say = self.dataset, self.results, self.say
         if self.jsonfile_prefix is not None:
             self.format_results(dataset, results, self.jsonfile_prefix)
-        values: dict[str, Any] = {}
+        values: Metrics = {}
         for name in self.metrics:
             if name == 'proposal_fast':
                 values.update(_fast_recall(dataset, results, self.nums, self.thrs, self._fast_prefix, say))
@@ -127,7 +127,7 @@ class CocoEvaluator(Evaluator):
                 values.update(_per_class(dataset, scores, name, limit, say))
         return values
 
-    def format_results(self, dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
+    def format_results(self, dataset: AnnotatedInCoco, results: Sequence[Instances], jsonfile_prefix: str = 'results',
                        proposals: bool | None = None) -> dict[str, str]:
         """Write COCO's result files: see the function of this name."""
         return format_results(dataset, results, jsonfile_prefix, proposals)
@@ -172,7 +172,7 @@ def _checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[fl
     return checked
 
 
-def format_results(dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
+def format_results(dataset: AnnotatedInCoco, results: Sequence[Instances], jsonfile_prefix: str = 'results',
                    proposals: bool | None = None) -> dict[str, str]:
     """Write ``PREFIX.bbox.json``, or of an RPN ``PREFIX.proposal.json``.
 
@@ -224,13 +224,13 @@ def _are_proposals(results: Sequence[Instances], classes: int) -> bool:
                                  for result in results)
 
 
-def _predictions(dataset: Any, results: Sequence[Instances], kind: str) -> Iterator[dict]:
+def _predictions(dataset: AnnotatedInCoco, results: Sequence[Instances], kind: str) -> Iterator[dict]:
     offset = getattr(dataset, 'keypoint_offset', HALF_PIXEL)
     for image_id, result in zip(dataset.img_ids, results):
         yield from coco_predictions(result, image_id, dataset.cat_ids, kind, offset)
 
 
-def _scores(dataset: Any, results: Sequence[Instances], metric: str, thrs: np.ndarray,
+def _scores(dataset: AnnotatedInCoco, results: Sequence[Instances], metric: str, thrs: np.ndarray,
             limits: list[int], ranges: Mapping[str, Sequence[float]] | None) -> Scores:
     oks_settings = _oks_settings(dataset) if metric == 'keypoints' else None
     field = dict(segm='masks', keypoints='keypoints').get(metric)
@@ -242,13 +242,13 @@ def _scores(dataset: Any, results: Sequence[Instances], metric: str, thrs: np.nd
                        sizes=None if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
 
 
-def _oks_settings(dataset: Any) -> OksSettings:
+def _oks_settings(dataset: AnnotatedInCoco) -> OksSettings:
     """How the keypoints of ``dataset`` are compared.
 
     Raises:
         ConfigError: it has none, or does not say how far each may be off.
     """
-    if not hasattr(dataset, 'SIGMAS'):
+    if not with_keypoints(dataset):
         raise ConfigError(f"metric 'keypoints' needs a CocoKeypointDataset, not a {type(dataset).__name__}")
     if dataset.SIGMAS is None:
         raise ConfigError(f"metric 'keypoints' needs sigmas=[...] of the {len(dataset.KEYPOINT_NAMES)} keypoints of "
@@ -256,7 +256,7 @@ def _oks_settings(dataset: Any) -> OksSettings:
     return OksSettings(dataset.SIGMAS, dataset.keypoint_offset)
 
 
-def _fast_recall(dataset: Any, results: Sequence[Instances], nums: Sequence[int], thrs: np.ndarray,
+def _fast_recall(dataset: AnnotatedInCoco, results: Sequence[Instances], nums: Sequence[int], thrs: np.ndarray,
                  prefix: str, say: Callable) -> dict[str, float]:
     """AR of 'proposal_fast': crowds and ignored boxes are no ground truth."""
     wanted = set(dataset.cat_ids)
@@ -315,7 +315,7 @@ def _summary(metric: str, scores: Scores, limit: int, nums: Sequence[int]) -> st
     return '\n'.join(lines)
 
 
-def _per_class(dataset: Any, scores: Scores, metric: str, limit: int, say: Callable) -> dict[str, float]:
+def _per_class(dataset: AnnotatedInCoco, scores: Scores, metric: str, limit: int, say: Callable) -> dict[str, float]:
     """Log the table of classes; return their AP by ``METRIC_NAME_precision``."""
     from terminaltables import AsciiTable
 

@@ -6,13 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from boxdet.datasets.contracts import Dataset
+from boxdet.datasets.wrappers import ConcatDataset
 from boxdet.errors import ConfigError
+from boxdet.registry import Cfg
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+T = TypeVar('T')
 
 
-def split(dataset: Any, results: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
+def split(dataset: ConcatDataset, results: Sequence[T]) -> Iterator[tuple[Dataset, list[T]]]:
     """Each part with the results of its images."""
     start = 0
     for part in dataset.datasets:
@@ -20,7 +28,7 @@ def split(dataset: Any, results: Sequence[Any]) -> Iterator[tuple[Any, list[Any]
         start += len(part)
 
 
-def numbered(options: Mapping[str, Any], index: int) -> dict[str, Any]:
+def numbered(options: Cfg, index: int) -> Cfg:
     """The options of part ``index``: what it writes gets a name of its own, PREFIX_0, PREFIX_1."""
     return {key: f'{value}_{index}' if key.endswith('_prefix') and value is not None else value
             for key, value in options.items()}
@@ -36,7 +44,7 @@ class Joined:
         ConfigError: parts of VOC that are measured by several rules.
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: ConcatDataset):
         self._dataset, parts = dataset, dataset.datasets
         if len({getattr(part, 'ap_rule', 'area') for part in parts}) > 1:
             raise ConfigError('separate_eval=False: VOC 2007 and 2012 compute mAP by other rules; give year=2007 or '
@@ -69,15 +77,15 @@ class Joined:
 class JoinedCoco(Joined):
     """As Joined, of COCO files: images and categories of all of them with running numbers."""
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: ConcatDataset):
         super().__init__(dataset)
         self.img_ids = list(range(1, len(dataset) + 1))
         self.cat_ids = list(range(1, len(self.CLASSES) + 1))
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
-        self._coco: Any = None
+        self._coco: COCO | None = None
 
     @property
-    def coco(self) -> Any:
+    def coco(self) -> COCO:
         """Images and annotations of all parts as pycocotools' COCO, with running numbers."""
         if self._coco is None:
             from pycocotools.coco import COCO

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.contracts import AnnotatedInCoco
 from boxdet.evaluation.coco import Matches, Truths, accumulate, match, truth_columns
 from boxdet.structures.instances import Instances
 
@@ -30,7 +30,9 @@ class ErrorCurves:
 
     Args:
         precision: (C, R, K, A), -1 where a class has no object of that size.
-        objects: (A, K) how many there are. sizes: A names. labels: K names, in the order of the axes.
+        objects: (A, K) how many there are.
+        sizes: A names.
+        labels: K names, in the order of the axes.
         areas: of all objects that count, pixels.
     """
     precision: np.ndarray
@@ -49,7 +51,7 @@ class ErrorCurves:
         return np.where(there, self.precision, 0).sum(axis=2) / np.maximum(there.sum(axis=2), 1)
 
 
-def error_curves(dataset: Any, results: Sequence[Instances], iou_type: str,
+def error_curves(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type: str,
                  sizes: Mapping[str, Sequence[float]]) -> ErrorCurves:
     """Match three times: as it is, with other classes of the supercategory excused, and with all other classes excused.
 
@@ -81,7 +83,7 @@ def error_curves(dataset: Any, results: Sequence[Instances], iou_type: str,
                        list(dataset.CLASSES), truths.area[~truths.ignored])
 
 
-def _families(dataset: Any) -> np.ndarray:
+def _families(dataset: AnnotatedInCoco) -> np.ndarray:
     """(K,) a number for the supercategory of each class; a class without one is alone."""
     names = [dataset.coco.cats[c].get('supercategory') if c in dataset.coco.cats else None for c in dataset.cat_ids]
     known = {name: number for number, name in enumerate(dict.fromkeys(names))}

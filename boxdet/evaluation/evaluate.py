@@ -13,14 +13,17 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from boxdet.datasets.contracts import Dataset
 from boxdet.datasets.evaluated import own_method
+from boxdet.datasets.wrappers import ConcatDataset
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation import concat
-from boxdet.evaluation.evaluator import Evaluator, Logger, aligned, labelled
+from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics, aligned, labelled
+from boxdet.evaluation.predictions import Result
 from boxdet.evaluation.stored_results import labels_of
-from boxdet.registry import EVALUATORS, accepted_keywords
+from boxdet.registry import EVALUATORS, Cfg, accepted_keywords
 from boxdet.structures.instances import Instances
 
 # Keys of config.evaluation that steer the evaluation during training; the others are options of evaluate().
@@ -29,11 +32,16 @@ _TRAINING_ONLY = ('interval', 'start', 'by_epoch', 'save_best', 'rule', 'out_dir
 # What the caller and the dispatcher hand over; the other keywords are options.
 _GIVEN = {'self', 'dataset', 'results', 'metric', 'logger', 'proposals'}
 
-Metric = None | str | Mapping[str, Any] | Sequence[Any]
+T = TypeVar('T')
+_Folder = tempfile.TemporaryDirectory
+Metric = None | str | Cfg | Sequence[str | Cfg]
+Offered = Sequence[str | Cfg] | None  # types or configs of evaluators; None: those of the data set
+Settings = dict[str, Any]  # of an evaluator's constructor
+AnyDataset = Dataset | type[Dataset]
 
 
-def evaluate(dataset: Any, results: Iterable[Any], metric: Metric = None, logger: Logger = None,
-             **options: Any) -> dict[str, Any]:
+def evaluate(dataset: Dataset, results: Iterable[Result], metric: Metric = None, logger: Logger = None,
+             **options: Any) -> Metrics:
     """Evaluate ``results``, one for each image of ``dataset`` in its order.
 
     Args:
@@ -53,7 +61,7 @@ def evaluate(dataset: Any, results: Iterable[Any], metric: Metric = None, logger
     return build_evaluator(dataset, metric, **options).run(dataset, results, logger)
 
 
-def build_evaluator(dataset: Any, metric: Metric = None, offered: Sequence[Any] | None = None,
+def build_evaluator(dataset: AnyDataset, metric: Metric = None, offered: Offered = None,
                     **options: Any) -> Evaluator:
     """The evaluator of ``dataset``, or of a data set's class, for these metrics.
 
@@ -88,8 +96,8 @@ class EvaluatorGroup(Evaluator):
         ConfigError: unknown metric or option, or a data set that offers none.
     """
 
-    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None,
-                 offered: Sequence[Any] | None = None):
+    def __init__(self, dataset: AnyDataset, metric: Metric = None, options: Cfg | None = None,
+                 offered: Offered = None):
         chosen = _chosen(dataset, metric, offered)
         _check_names(options or {}, _option_names([cls for cls, _ in chosen], dataset, offered))
         self.evaluators: list[Evaluator] = []
@@ -110,12 +118,12 @@ class EvaluatorGroup(Evaluator):
         """The fields that the results must have, by the metric that needs them."""
         return {name: field for evaluator in self.evaluators for name, field in evaluator.needs().items()}
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: Dataset) -> None:
         """Raise UserError before the hours of inference where an evaluator would raise it after them."""
         for evaluator in self.evaluators:
             evaluator.check(dataset)
 
-    def reset(self, dataset: Any, logger: Logger = None) -> None:
+    def reset(self, dataset: Dataset, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         super().reset(dataset, logger)
         self._detections = 0
@@ -128,29 +136,30 @@ class EvaluatorGroup(Evaluator):
         for evaluator in self.evaluators:
             evaluator.process(indices, results)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """What the evaluators give, in their order."""
         if not self._detections:
             self.say(f'the results of all {len(self.dataset)} images are empty: every metric is 0', logging.WARNING)
         return self._joined([evaluator.evaluate() for evaluator in self.evaluators])
 
-    def _joined(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def _joined(self, parts: Sequence[Mapping[str, T]]) -> dict[str, T]:
+        values: dict[str, T] = {}
         for evaluator, found in zip(self.evaluators, parts):
             for key, value in found.items():
                 values[f'{type(evaluator).__name__}_{key}' if key in values else key] = value
         return values
 
-    def write(self, dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+    def write(self, dataset: Dataset, results: Iterable[Result], *args: str,
+              **options: Any) -> tuple[dict[str, str], _Folder | None]:
         """``format_results``, into a temporary folder where no prefix is given; returns that too."""
         return _write_somewhere(dataset, results, *args, **options)
 
 
 @EVALUATORS.register_module()
-class ConcatEvaluator(Evaluator):
+class ConcatEvaluator(Evaluator[ConcatDataset]):
     """A ConcatDataset: each part under '0_bbox_mAP', '1_bbox_mAP', …, or without ``separate_eval`` all as one."""
 
-    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None):
+    def __init__(self, dataset: ConcatDataset, metric: Metric = None, options: Cfg | None = None):
         self.whole = None if dataset.separate_eval else joined(dataset)
         options = options or {}
         self.parts = [build_evaluator(self.whole, metric, **options)] if self.whole is not None else [
@@ -167,14 +176,14 @@ class ConcatEvaluator(Evaluator):
         """The fields that the results must have, by the metric that needs them."""
         return {name: field for part in self.parts for name, field in part.needs().items()}
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: ConcatDataset) -> None:
         """Raise UserError before the hours of inference where a part would raise it after them."""
         # As one they are measured against what their files hold together; each must hold something.
         for evaluator, part in zip(self.parts * (len(dataset.datasets) if self.whole is not None else 1),
                                    dataset.datasets):
             evaluator.check(part)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """What the parts give."""
         if self.whole is not None:
             return self.parts[0].run(self.whole, self.results, self.logger)
@@ -184,7 +193,8 @@ class ConcatEvaluator(Evaluator):
             values.update({f'{i}_{key}': value for key, value in evaluator.run(part, mine, self.logger).items()})
         return values
 
-    def write(self, dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+    def write(self, dataset: ConcatDataset, results: Iterable[Result], *args: str,
+              **options: Any) -> tuple[dict[str, str], _Folder | None]:
         """``format_results``, into a temporary folder where no prefix is given; returns that too."""
         return _write_somewhere(dataset, results, *args, **options)
 
@@ -192,19 +202,19 @@ class ConcatEvaluator(Evaluator):
 class OwnEvaluator(Evaluator):
     """A data set that brings an ``evaluate`` of its own, as mmdetection 2.x's do: it is asked, with 2.x's results."""
 
-    def __init__(self, dataset: Any, metric: Metric = None, options: Mapping[str, Any] | None = None):
+    def __init__(self, dataset: AnyDataset, metric: Metric = None, options: Cfg | None = None):
         self.options = {**({} if metric is None else dict(metric=metric)), **(options or {})}
 
-    def run(self, dataset: Any, results: Iterable[Any], logger: Logger = None) -> dict[str, Any]:
+    def run(self, dataset: Dataset, results: Iterable[Result], logger: Logger = None) -> Metrics:
         """What the data set's ``evaluate`` returns."""
         return own_method(dataset, 'evaluate')(as_2x(dataset, results), logger=logger, **self.options)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """As ``run``, of what was processed."""
         return self.run(self.dataset, self.results, self.logger)
 
 
-def joined(dataset: Any) -> Any:
+def joined(dataset: ConcatDataset) -> concat.Joined:
     """The parts of a ConcatDataset as one data set.
 
     Raises:
@@ -221,7 +231,7 @@ def joined(dataset: Any) -> Any:
 
 # --- which evaluators ---
 
-def _offered(dataset: Any, offered: Sequence[Any] | None) -> list[tuple[type[Evaluator], dict[str, Any]]]:
+def _offered(dataset: AnyDataset, offered: Offered) -> list[tuple[type[Evaluator], Settings]]:
     """The evaluators that a data set, or its class, offers, with settings of their own."""
     named = getattr(dataset, 'EVALUATORS', ('CocoEvaluator',)) if offered is None else offered
     if not named:
@@ -230,13 +240,13 @@ def _offered(dataset: Any, offered: Sequence[Any] | None) -> list[tuple[type[Eva
     return [_evaluator(one) for one in ([named] if isinstance(named, (str, Mapping)) else named)]
 
 
-def default_metric(dataset: Any) -> str:
+def default_metric(dataset: AnyDataset) -> str:
     """The metric that is measured when none is named, or the type of an evaluator that has only one."""
     cls = _offered(dataset, None)[0][0]
     return cls.METRICS[0] if cls.METRICS else cls.__name__
 
 
-def _evaluator(one: str | Mapping[str, Any]) -> tuple[type[Evaluator], dict[str, Any]]:
+def _evaluator(one: str | Cfg) -> tuple[type[Evaluator], Settings]:
     """The class and the settings of a type or a config."""
     if isinstance(one, Mapping) and 'type' not in one:
         raise ConfigError(f"a metric that is a dict is the config of an evaluator and needs a 'type': {dict(one)}")
@@ -248,7 +258,7 @@ def _evaluator(one: str | Mapping[str, Any]) -> tuple[type[Evaluator], dict[str,
     return cls, settings
 
 
-def _chosen(dataset: Any, metric: Metric, offered: Sequence[Any] | None) -> list[tuple[type, dict[str, Any]]]:
+def _chosen(dataset: AnyDataset, metric: Metric, offered: Offered) -> list[tuple[type, Settings]]:
     """The evaluators that the metrics ask for, in their order, with their settings."""
     ours = _offered(dataset, offered)
     if metric is None:
@@ -278,7 +288,7 @@ def _chosen(dataset: Any, metric: Metric, offered: Sequence[Any] | None) -> list
     return chosen + [(cls, settings) for cls, settings in ours if not cls.METRICS and cls not in dict(chosen)]
 
 
-def _option_names(chosen: Sequence[type], dataset: Any, offered: Sequence[Any] | None) -> list[str] | None:
+def _option_names(chosen: Sequence[type], dataset: AnyDataset, offered: Offered) -> list[str] | None:
     names: set[str] = set()
     for cls in {**dict.fromkeys(chosen), **dict.fromkeys(cls for cls, _ in _offered(dataset, offered))}:
         own, open_ended = accepted_keywords(cls)
@@ -288,7 +298,7 @@ def _option_names(chosen: Sequence[type], dataset: Any, offered: Sequence[Any] |
     return sorted(names - _GIVEN)
 
 
-def metric_names(dataset: Any, metric: Metric = None, offered: Sequence[Any] | None = None,
+def metric_names(dataset: AnyDataset, metric: Metric = None, offered: Offered = None,
                  **options: Any) -> list[str] | None:
     """The keys that ``evaluate`` gives with these options, but those of single classes and texts.
 
@@ -307,8 +317,8 @@ def metric_names(dataset: Any, metric: Metric = None, offered: Sequence[Any] | N
     return build_evaluator(dataset, metric, offered, **options).metric_names()
 
 
-def option_names(dataset: Any, writing: bool = False, metric: Metric = None,
-                 offered: Sequence[Any] | None = None) -> list[str] | None:
+def option_names(dataset: AnyDataset, writing: bool = False, metric: Metric = None,
+                 offered: Offered = None) -> list[str] | None:
     """The options of ``evaluate`` for a data set or its class.
 
     Args:
@@ -335,7 +345,7 @@ def _names_of(function: Callable) -> list[str] | None:
     return None if open_ended else sorted(names - _GIVEN)
 
 
-def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', writing: bool = False,
+def check_options(dataset: AnyDataset, options: Cfg, where: str = '', writing: bool = False,
                   metric: Metric = None) -> None:
     """Raise ConfigError when the evaluation of ``dataset`` takes no such option.
 
@@ -349,7 +359,7 @@ def check_options(dataset: Any, options: Mapping[str, Any], where: str = '', wri
     _check_names(options, option_names(dataset, writing, metric), where, writing)
 
 
-def _check_names(options: Mapping[str, Any], names: Sequence[str] | None, where: str = '',
+def _check_names(options: Cfg, names: Sequence[str] | None, where: str = '',
                  writing: bool = False) -> None:
     for key in options if names is not None else ():
         if key not in names:
@@ -358,8 +368,8 @@ def _check_names(options: Mapping[str, Any], names: Sequence[str] | None, where:
                               f"{nearest(key, names)} (it takes {', '.join(names)})")
 
 
-def configured_options(dataset: Any, metric: Metric, configured: Mapping[str, Any] | None,
-                       given: Mapping[str, Any], where: str = '') -> dict[str, Any]:
+def configured_options(dataset: AnyDataset, metric: Metric, configured: Cfg | None,
+                       given: Cfg, where: str = '') -> Settings:
     """The keywords for ``evaluate``: those of a config's ``evaluation`` section, then the ``given`` ones.
 
     Args:
@@ -380,7 +390,7 @@ def configured_options(dataset: Any, metric: Metric, configured: Mapping[str, An
     return options
 
 
-def needs_of(dataset: Any, metric: Metric = None, writing: bool = False) -> dict[str, str]:
+def needs_of(dataset: AnyDataset, metric: Metric = None, writing: bool = False) -> dict[str, str]:
     """The field of the results ('labels', 'masks', 'keypoints') that each metric needs, where it needs one.
 
     Args:
@@ -396,14 +406,14 @@ def needs_of(dataset: Any, metric: Metric = None, writing: bool = False) -> dict
     return {} if need is None else dict(files=need)
 
 
-def require_annotations(dataset: Any, metric: Metric = None) -> None:
+def require_annotations(dataset: AnyDataset, metric: Metric = None) -> None:
     """Raise DataError when ``dataset`` holds nothing to evaluate against, ConfigError when it cannot be evaluated."""
     build_evaluator(dataset, metric).check(dataset)
 
 
 # --- result files ---
 
-def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | None = None,
+def format_results(dataset: Dataset, results: Iterable[Result], *args: str, proposals: bool | None = None,
                    **options: Any) -> dict[str, str]:
     """Write the predictions as the files that the data set's server takes; needs no annotations.
 
@@ -431,7 +441,8 @@ def format_results(dataset: Any, results: Iterable[Any], *args: Any, proposals: 
     return {str(i): path for i, path in enumerate([found] if isinstance(found, str) else found or ())}
 
 
-def _write_somewhere(dataset: Any, results: Iterable[Any], *args: Any, **options: Any) -> tuple[dict[str, str], Any]:
+def _write_somewhere(dataset: Dataset, results: Iterable[Result], *args: str,
+                     **options: Any) -> tuple[dict[str, str], _Folder | None]:
     options = {name: value for name, value in options.items() if value is not None}
     folder = None
     if not args and not any(name.endswith('_prefix') for name in options):
@@ -440,10 +451,10 @@ def _write_somewhere(dataset: Any, results: Iterable[Any], *args: Any, **options
     return _write(dataset, results, *args, **options), folder
 
 
-def _write(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | None = None,
+def _write(dataset: Dataset, results: Iterable[Result], *args: str, proposals: bool | None = None,
            **options: Any) -> dict[str, str]:
     if hasattr(dataset, 'datasets'):
-        parts = enumerate(concat.split(dataset, aligned(dataset, results)))
+        parts = enumerate(concat.split(cast(ConcatDataset, dataset), aligned(dataset, results)))
         return {f'{i}_{kind}': path for i, (part, mine) in parts for kind, path in format_results(
             part, mine, *args, proposals=proposals, **concat.numbered(options, i)).items()}
     writer = _writer(dataset)
@@ -453,7 +464,7 @@ def _write(dataset: Any, results: Iterable[Any], *args: Any, proposals: bool | N
     return EVALUATORS.build(dict(type=writer)).format_results(dataset, aligned(dataset, results), *args, **options)
 
 
-def _writer(dataset: Any) -> type[Evaluator]:
+def _writer(dataset: AnyDataset) -> type[Evaluator]:
     """The first of the data set's evaluators that writes files."""
     offered = [cls for cls, _ in _offered(dataset, None)]
     for cls in offered:
@@ -463,7 +474,7 @@ def _writer(dataset: Any) -> type[Evaluator]:
     raise ConfigError(f'result files of {names} are not known: save the results with --out')
 
 
-def check_files(dataset: Any) -> None:
+def check_files(dataset: AnyDataset) -> None:
     """Raise UserError where ``format_results`` would raise it after the hours of inference."""
     if own_method(dataset, 'format_results'):
         return
@@ -474,14 +485,14 @@ def check_files(dataset: Any) -> None:
             EVALUATORS.build(dict(type=_writer(part))).check_files(part)
 
 
-def writing_options(dataset: Any, given: Mapping[str, Any], folder: str, where: str = '') -> dict[str, Any]:
+def writing_options(dataset: AnyDataset, given: Cfg, folder: str, where: str = '') -> Settings:
     """The keywords for ``format_results``: prefixes that are not given lead to ``folder``/results."""
     check_options(dataset, given, where, writing=True)
     check_files(dataset)
     return {**_prefixes(dataset, folder), **given}
 
 
-def _prefixes(dataset: Any, folder: str) -> dict[str, str]:
+def _prefixes(dataset: AnyDataset, folder: str) -> dict[str, str]:
     """The options that say where files go, each leading to ``folder``/results."""
     while hasattr(dataset, 'datasets'):
         dataset = dataset.datasets[0]
@@ -493,7 +504,7 @@ def _prefixes(dataset: Any, folder: str) -> dict[str, str]:
 
 # --- mmdetection 2.x's form ---
 
-def as_2x(dataset: Any, results: Iterable[Any]) -> list[Any]:
+def as_2x(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
     """The results as mmdetection 2.x handed them over: ``Instances.per_class`` of each image, of an RPN (N, 5).
 
     Those with keypoints, for which 2.x had no form, stay Instances.
@@ -501,7 +512,7 @@ def as_2x(dataset: Any, results: Iterable[Any]) -> list[Any]:
     return [_one_as_2x(result, len(dataset.CLASSES)) if isinstance(result, Instances) else result for result in results]
 
 
-def _one_as_2x(result: Instances, num_classes: int) -> Any:
+def _one_as_2x(result: Instances, num_classes: int) -> Result:
     if 'keypoints' in result:
         return result
     if 'labels' in result:

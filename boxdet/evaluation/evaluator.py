@@ -29,20 +29,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from boxdet.datasets.contracts import Dataset
 from boxdet.errors import ConfigError, DataError, nearest
-from boxdet.evaluation.predictions import from_legacy
+from boxdet.evaluation.predictions import Result, from_legacy
 from boxdet.evaluation.stored_results import StoredResults, labels_of
 from boxdet.structures.instances import Instances
 
+if TYPE_CHECKING:
+    from boxdet.datasets.wrappers import ConcatDataset
+    from boxdet.evaluation.concat import Joined
+
 Logger = None | str | logging.Logger
 Say = Callable[..., None]  # say(text, level=logging.INFO)
+Metrics = dict[str, float | str]  # by mmdetection 2.x's keys; a few are texts
+D = TypeVar('D', bound=Dataset)
 
 
-class Evaluator:
+class Evaluator(Generic[D]):
     """Keeps the results of all images, packed; a subclass measures them in ``evaluate``, or overrides all three.
 
     The constructor takes settings only, so that a config can be checked before there is a data set. One object may
@@ -67,7 +74,7 @@ class Evaluator:
     NEEDS: Mapping[str, str] = {}
     FILES: str | None = None
     FILES_NEED: str | None = None
-    joined: Callable[[Any], Any] | None = None
+    joined: Callable[[ConcatDataset], Joined] | None = None
 
     def __init__(self, metric: str | Sequence[str] | None = None):
         wanted = self.METRICS[:1] if metric is None else metric
@@ -85,10 +92,10 @@ class Evaluator:
         """The fields that the results must have, by the metric that needs them."""
         return {name: self.NEEDS[name] for name in self.metrics if name in self.NEEDS}
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: D) -> None:
         """Raise UserError before the hours of inference where ``evaluate`` would raise it after them."""
 
-    def run(self, dataset: Any, results: Iterable[Any], logger: Logger = None) -> dict[str, Any]:
+    def run(self, dataset: D, results: Iterable[Result], logger: Logger = None) -> Metrics:
         """All of it on results that are there already: ``check``, ``reset``, ``process``, ``evaluate``.
 
         Args:
@@ -102,13 +109,13 @@ class Evaluator:
         self.process(range(len(results)), results)
         return self.evaluate()
 
-    def check_files(self, dataset: Any) -> None:
+    def check_files(self, dataset: D) -> None:
         """Raise UserError before the hours of inference where ``format_results`` would raise it after them."""
 
-    def reset(self, dataset: Any, logger: Logger = None) -> None:
+    def reset(self, dataset: D, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         self.dataset, self.logger, self.say = dataset, logger, speaker(logger)
-        self.results: Any = StoredResults(len(dataset))
+        self.results: Sequence[Instances] = StoredResults(len(dataset))
 
     def process(self, indices: Sequence[int], results: Sequence[Instances]) -> None:
         """Take some results, in the pixels of the original images, on the CPU.
@@ -126,11 +133,11 @@ class Evaluator:
         for index, result in zip(indices, results):
             self.results.put(index, result)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """The numbers (and a few texts) of what was processed, by their keys."""
         raise TypeError(f'{type(self).__name__} does not say what it measures: it needs an evaluate() of its own')
 
-    def format_results(self, dataset: Any, results: Sequence[Instances]) -> dict[str, str]:
+    def format_results(self, dataset: D, results: Sequence[Instances]) -> dict[str, str]:
         """Write files that a server takes; the paths by what they hold. Called where ``FILES`` names its option."""
         raise ConfigError(f'{type(self).__name__} writes no result files: save the results with --out')
 
@@ -145,7 +152,7 @@ def speaker(logger: Logger) -> Say:
     return say
 
 
-def aligned(dataset: Any, results: Iterable[Any]) -> Sequence[Instances]:
+def aligned(dataset: Dataset, results: Iterable[Result]) -> Sequence[Instances]:
     """The results as Instances with labels, one for each image of ``dataset``.
 
     What comes one after the other (a generator, results that are stored already) is not held in memory as a whole.
@@ -153,21 +160,24 @@ def aligned(dataset: Any, results: Iterable[Any]) -> Sequence[Instances]:
     Raises:
         DataError: another number of results, or a class that the data set does not have, naming the image.
     """
+    found: Sequence[Instances]
     if isinstance(results, (list, tuple)):
-        results = [labelled(from_legacy(result)) for result in results]
-    elif not isinstance(results, StoredResults) or any(labels is None for labels in labels_of(results)):
-        results = StoredResults.of(labelled(from_legacy(result)) for result in results)
-    if len(results) != len(dataset):
-        raise DataError(f'{len(results)} results for a data set of {len(dataset)} images: they belong to another '
+        found = [labelled(from_legacy(result)) for result in results]
+    elif isinstance(results, StoredResults) and all(labels is not None for labels in labels_of(results)):
+        found = results
+    else:
+        found = StoredResults.of(labelled(from_legacy(result)) for result in results)
+    if len(found) != len(dataset):
+        raise DataError(f'{len(found)} results for a data set of {len(dataset)} images: they belong to another '
                         'data set, or a run that did not end')
     classes = len(dataset.CLASSES)
-    for index, labels in enumerate(labels_of(results)):
+    for index, labels in enumerate(labels_of(found)):
         largest = labels.max(initial=-1)
         if largest >= classes:
             name = dataset.img_ids[index] if hasattr(dataset, 'img_ids') else index
             raise DataError(f'image {name}: a detection of class {largest}, but the data set has {classes} classes '
                             f'(0 to {classes - 1}): the model was made for others')
-    return results
+    return found
 
 
 def labelled(result: Instances) -> Instances:

@@ -21,14 +21,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.contracts import AnnotatedInCoco
 from boxdet.errors import DataError
 from boxdet.evaluation.coco import IGNORED, WRONG, Matches, Scores, Truths, accumulate, match, truth_columns
 from boxdet.evaluation.coco_metrics import CocoEvaluator, format_results
-from boxdet.evaluation.evaluator import Evaluator, Logger
+from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics
 from boxdet.evaluation.stored_results import without_masks
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
@@ -41,7 +41,7 @@ _SIZES = dict(s='small', m='medium', l='large')
 
 
 @EVALUATORS.register_module()
-class LVISEvaluator(Evaluator):
+class LVISEvaluator(Evaluator[AnnotatedInCoco]):
     """LVIS's numbers, by the keys above, of an LVISDataset; the value of ``..._copypaste`` is a text.
 
     Args:
@@ -74,17 +74,17 @@ class LVISEvaluator(Evaluator):
         """The keys that ``evaluate`` gives, but those of single classes and texts."""
         return self._of_coco.metric_names() + [f'{name}_{item}' for name in self._own for item in _ITEMS]
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: AnnotatedInCoco) -> None:
         """Raise DataError when ``dataset`` holds nothing to evaluate against, or lacks what LVIS's rules need."""
         self._of_coco.check(dataset)
         require_lists(dataset)
 
-    def reset(self, dataset: Any, logger: Logger = None) -> None:
+    def reset(self, dataset: AnnotatedInCoco, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         super().reset(dataset, logger)
         self._of_coco.reset(dataset, logger)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """As the class says.
 
         Raises:
@@ -106,13 +106,13 @@ class LVISEvaluator(Evaluator):
                 values.update(_per_class(dataset, scores, name, self.say))
         return values
 
-    def format_results(self, dataset: Any, results: Sequence[Instances], jsonfile_prefix: str = 'results',
+    def format_results(self, dataset: AnnotatedInCoco, results: Sequence[Instances], jsonfile_prefix: str = 'results',
                        proposals: bool | None = None) -> dict[str, str]:
         """Write COCO's result files: see boxdet/evaluation/coco_metrics.py."""
         return format_results(dataset, results, jsonfile_prefix, proposals)
 
 
-def require_lists(dataset: Any) -> None:
+def require_lists(dataset: AnnotatedInCoco) -> None:
     """Raise DataError, naming the image or category, when ``dataset`` lacks what the federated rules need."""
     for image_id in dataset.img_ids:
         for key in ('neg_category_ids', 'not_exhaustive_category_ids'):
@@ -129,7 +129,7 @@ def require_lists(dataset: Any) -> None:
 # ---------------------------------------------------------------------------------------------- the rules of LVIS
 
 
-def lvis_scores(dataset: Any, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
+def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
                 iou_thrs: float | Sequence[float] | np.ndarray | None = None) -> Scores:
     """Precision and recall by LVIS's rules.
 
@@ -150,7 +150,7 @@ def lvis_scores(dataset: Any, results: Sequence[Instances], iou_type: str, limit
     return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit])
 
 
-def _truths(dataset: Any, iou_type: str) -> Truths:
+def _truths(dataset: AnnotatedInCoco, iou_type: str) -> Truths:
     """The objects that have an area, none of them a crowd."""
     truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
     with_area, nowhere = np.flatnonzero(truths.area > 0), np.zeros(len(truths.area), dtype=bool)
@@ -162,7 +162,7 @@ def _truths(dataset: Any, iou_type: str) -> Truths:
                      else [column[i] for i in with_area] for name, column in columns.items()})
 
 
-def _listed(dataset: Any, images: Sequence[dict], key: str) -> np.ndarray:
+def _listed(dataset: AnnotatedInCoco, images: Sequence[dict], key: str) -> np.ndarray:
     """(images, K) bool: the classes that the entries of the images list under ``key``."""
     labels = {category: label for label, category in enumerate(dataset.cat_ids)}
     pairs = [(place, labels[category]) for place, image in enumerate(images) for category in image[key]
@@ -192,7 +192,7 @@ def _forgiven(matches: Matches, not_exhaustive: np.ndarray) -> Matches:
     return replace(matches, status=status)
 
 
-def item_value(dataset: Any, scores: Scores, item: str) -> float:
+def item_value(dataset: AnnotatedInCoco, scores: Scores, item: str) -> float:
     """The value of 'AP', 'AP50', 'APs', 'APr', ...; -1 without ground truth."""
     detail = item[2:]
     limit, = scores.limits
@@ -232,7 +232,7 @@ def _summary(metric: str, found: dict[str, float], scores: Scores, limit: int) -
     return '\n'.join([f'{metric}:', *rows])
 
 
-def _per_class(dataset: Any, scores: Scores, metric: str, say: Callable[..., None]) -> dict[str, float]:
+def _per_class(dataset: AnnotatedInCoco, scores: Scores, metric: str, say: Callable[..., None]) -> dict[str, float]:
     """Log the table of classes that have objects; return the AP of all by ``METRIC_NAME_precision``."""
     from terminaltables import AsciiTable
 

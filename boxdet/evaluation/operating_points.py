@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.contracts import Dataset, in_coco
 from boxdet.errors import DataError
 from boxdet.evaluation.coco import FOUND, IGNORED, IOU_THRS, WRONG, Truths, curve, match, truth_columns
 from boxdet.structures.instances import Instances
@@ -25,8 +25,10 @@ class Detections:
     """Columns of all detections, by image, class and falling score.
 
     Args:
-        image: (D,) place in the data set. row: (D,) place in ``results[image]``.
-        label: (D,) class. score: (D,) float64.
+        image: (D,) place in the data set.
+        row: (D,) place in ``results[image]``.
+        label: (D,) class.
+        score: (D,) float64.
         truth: (D,) place in ``Records.truths`` of the object it is matched with, -1 for none.
         iou: (D,) largest overlap with an object of its class, float64; 0 where it touches none.
         ignored: (D,) bool: matched with an ignored object, so neither right nor wrong.
@@ -45,8 +47,12 @@ class Objects:
     """Columns of the ground truth, by image and class.
 
     Args:
-        image: (G,) place in the data set. label: (G,) class. id: (G,) annotation id, or place among the image's.
-        box: (G, 4) float64 xyxy. area: (G,) float64 pixels. ignored: (G,) bool, crowds and difficult ones.
+        image: (G,) place in the data set.
+        label: (G,) class.
+        id: (G,) annotation id, or place among the image's.
+        box: (G, 4) float64 xyxy.
+        area: (G,) float64 pixels.
+        ignored: (G,) bool, crowds and difficult ones.
         detection: (G,) place in ``Records.detections`` of the best that found it, -1 for none.
     """
     image: np.ndarray
@@ -74,11 +80,16 @@ class OperatingPoint:
 
     Args:
         threshold: detections that score so much or more count; 1 where no threshold finds anything.
-        precision, recall, f1: at ``threshold``; 0 where nothing is found. objects: that could be found.
+        precision: at ``threshold``; 0 where nothing is found.
+        recall: likewise.
+        f1: likewise.
+        objects: how many could be found.
         ap: average precision at the overlap of the records, -1 without objects; of all classes together their mean.
         interpolated: (101,) precision at recall 0, 0.01, ... 1, None without objects; of all classes together their
             mean.
-        scores, precisions, recalls: (S,) the whole curve, from the highest score down.
+        scores: (S,) thresholds of the whole curve, from the highest score down.
+        precisions: (S,) at each of them.
+        recalls: (S,) at each of them.
     """
     threshold: float
     precision: float
@@ -107,12 +118,13 @@ class OperatingPoints:
     classes: list[OperatingPoint]
 
 
-def match_records(dataset: Any, results: Sequence[Instances], iou_thr: float = 0.5, metric: str = 'bbox') -> Records:
+def match_records(dataset: Dataset, results: Sequence[Instances], iou_thr: float = 0.5,
+                  metric: str = 'bbox') -> Records:
     """Match detections and objects from overlap ``iou_thr`` on, best score first; see ``match_at``."""
     return match_at(dataset, results, [iou_thr], metric)[0]
 
 
-def match_at(dataset: Any, results: Sequence[Instances], iou_thrs: Sequence[float] | np.ndarray,
+def match_at(dataset: Dataset, results: Sequence[Instances], iou_thrs: Sequence[float] | np.ndarray,
              metric: str = 'bbox') -> list[Records]:
     """One ``Records`` for each overlap of ``iou_thrs``, in one pass over ``results``.
 
@@ -160,7 +172,7 @@ def operating_points(records: Records) -> OperatingPoints:
     return OperatingPoints(overall, classes)
 
 
-def confusion_matrix(dataset: Any, results: Sequence[Instances], score_thr: float = 0.3, iou_thr: float = 0.5,
+def confusion_matrix(dataset: Dataset, results: Sequence[Instances], score_thr: float = 0.3, iou_thr: float = 0.5,
                      metric: str = 'bbox', records: Records | None = None) -> np.ndarray:
     """Objects (rows) against what they were taken for (columns), background last.
 
@@ -198,7 +210,7 @@ def confusion_matrix(dataset: Any, results: Sequence[Instances], score_thr: floa
     return matrix
 
 
-def image_scores(dataset: Any, results: Sequence[Instances], metric: str = 'bbox') -> np.ndarray:
+def image_scores(dataset: Dataset, results: Sequence[Instances], metric: str = 'bbox') -> np.ndarray:
     """Average precision of each image alone: the mean over IoU 0.50 to 0.95 and the classes of its objects.
 
     Returns:
@@ -223,7 +235,7 @@ def _status(found: Detections) -> np.ndarray:
     return np.where(found.ignored, IGNORED, np.where(found.truth >= 0, FOUND, WRONG))
 
 
-def _match_whatever_class(dataset: Any, results: Sequence[Instances], records: Records, left: np.ndarray,
+def _match_whatever_class(dataset: Dataset, results: Sequence[Instances], records: Records, left: np.ndarray,
                           free: np.ndarray) -> np.ndarray:
     """For each of the detections ``left`` the place of the object among the ``free`` (G,) ones that it finds, or -1."""
     found = records.detections
@@ -239,10 +251,10 @@ def _match_whatever_class(dataset: Any, results: Sequence[Instances], records: R
     return taken
 
 
-def _ground_truth(dataset: Any, metric: str,
+def _ground_truth(dataset: Dataset, metric: str,
                   chosen: np.ndarray | None = None) -> tuple[Truths, list[dict], Sequence[int]]:
     """The objects (those of ``chosen`` (G,) bool), the image entries and the category ids of the labels."""
-    if hasattr(dataset, 'coco'):
+    if in_coco(dataset):
         truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, metric)
         images, category_ids = [dataset.coco.imgs[i] for i in dataset.img_ids], dataset.cat_ids
     elif metric == 'segm':
@@ -257,7 +269,7 @@ def _ground_truth(dataset: Any, metric: str,
     return truths, images, category_ids
 
 
-def _truths_of_boxes(dataset: Any) -> Truths:
+def _truths_of_boxes(dataset: Dataset) -> Truths:
     """The boxes that ``get_ann_info`` gives, with the regions where nothing counts."""
     rows: dict[str, list[np.ndarray]] = dict(image=[], label=[], ids=[], boxes=[], ignored=[], crowd=[])
     everything = np.arange(len(dataset.CLASSES))

@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from boxdet.files.json_text import read_json
 from boxdet.files.pickles import DATA, RestrictedUnpickler, loads
 from boxdet.files.writing import write_json_list, write_whole
 from boxdet.geometry.keypoints import HALF_PIXEL
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Fields, Instances, PerClass
 from boxdet.structures.masks import RleMasks
 
 KINDS = ('bbox', 'segm', 'keypoints', 'proposal')
+Result = Instances | PerClass | np.ndarray  # of an image: ours, or mmdetection 2.x's; of 2.x's RPN (N, 5)
+_Entry = PerClass | np.ndarray | Fields  # of an image in a results file
 
 
 def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence[int],
@@ -94,7 +96,7 @@ def _read_result_list(path: str | os.PathLike) -> list[dict]:
 
 
 def _from_coco_rows(rows: Sequence[dict], labels: dict[int, int]) -> Instances:
-    fields: dict[str, Any] = {}
+    fields: Fields = {}
     if rows and 'segmentation' in rows[0]:
         fields['masks'] = RleMasks([row['segmentation'] for row in rows])
     if rows and 'bbox' not in rows[0]:
@@ -106,7 +108,7 @@ def _from_coco_rows(rows: Sequence[dict], labels: dict[int, int]) -> Instances:
                      labels=torch.tensor([labels[row['category_id']] for row in rows], dtype=torch.long), **fields)
 
 
-def from_legacy(result: Any) -> Instances:
+def from_legacy(result: Result) -> Instances:
     """Read mmdetection 2.x's result of one image; Instances are returned as they are.
 
     Args:
@@ -190,7 +192,7 @@ _INDEXED = b'results with index 2'
 _PROTOCOL, _EMPTY_LIST, _APPEND, _STOP = b'\x80\x03', b']', b'a', b'.'
 
 
-def _write_pickled_rows(file: Any, rows: Iterable[tuple[Any, np.ndarray | None]]) -> None:
+def _write_pickled_rows(file: BinaryIO, rows: Iterable[tuple[_Entry, np.ndarray | None]]) -> None:
     file.write(_PROTOCOL + _EMPTY_LIST)
     bounds, beside = [], []
     for row, order in rows:
@@ -204,7 +206,7 @@ def _write_pickled_rows(file: Any, rows: Iterable[tuple[Any, np.ndarray | None]]
     file.write(np.array(bounds, '<i8').tobytes() + np.array(len(bounds), '<i8').tobytes() + _INDEXED)
 
 
-def _pickled_rows(file: BinaryIO) -> Iterator[tuple[Any, np.ndarray | None]]:
+def _pickled_rows(file: BinaryIO) -> Iterator[tuple[_Entry, np.ndarray | None]]:
     """The rows of a pickled results file and what stands beside them, one by one where it tells where they lie."""
     size = file.seek(0, os.SEEK_END)
     tail = len(_INDEXED) + 8
@@ -228,13 +230,13 @@ def _pickled_rows(file: BinaryIO) -> Iterator[tuple[Any, np.ndarray | None]]:
     yield from ((row, None) for row in _list_of_rows(RestrictedUnpickler(file, DATA).load()))
 
 
-def _list_of_rows(rows: Any) -> list[Any]:
+def _list_of_rows(rows: object) -> list:
     if not isinstance(rows, list):
         raise DataError(f'a results file holds a list, one entry an image, not {type(rows).__name__}')
     return rows
 
 
-def _from_row(row: Any, suffix: str, order: np.ndarray | None = None) -> Instances:
+def _from_row(row: _Entry, suffix: str, order: np.ndarray | None = None) -> Instances:
     if isinstance(row, dict):
         return _from_plain(row)
     if order is None:
@@ -259,7 +261,7 @@ def check_results_path(path: str | os.PathLike) -> str:
     return suffix
 
 
-def _as_legacy(instances: Instances, num_classes: int | None) -> tuple[Any, np.ndarray | None]:
+def _as_legacy(instances: Instances, num_classes: int | None) -> tuple[_Entry, np.ndarray | None]:
     """The entry of a pickle, and the image's size and the objects' places in ``instances``: see ``_INDEXED``."""
     if not {'bboxes', 'scores', 'labels'} <= set(instances.fields) <= {'bboxes', 'scores', 'labels', 'masks'}:
         return _as_plain(instances), None
@@ -272,16 +274,17 @@ def _as_legacy(instances: Instances, num_classes: int | None) -> tuple[Any, np.n
     size = instances.image_size or (-1, -1)
     row = instances.per_class(count)
     if 'masks' in instances.fields:
-        row = row[0], [[_plain_rle(rle) for rle in of_class] for of_class in row[1]]
+        boxes, masks = cast('tuple[list[np.ndarray], list[list[dict]]]', row)
+        row = boxes, [[_plain_rle(rle) for rle in of_class] for of_class in masks]
     return row, np.concatenate([[int(v) for v in size], np.argsort(labels, kind='stable')])
 
 
-def _plain_rle(rle: dict[str, Any]) -> dict[str, Any]:
+def _plain_rle(rle: dict) -> dict:
     counts = rle['counts']
     return dict(size=[int(v) for v in rle['size']], counts=counts.encode() if isinstance(counts, str) else counts)
 
 
-def _as_plain(instances: Instances) -> dict[str, Any]:
+def _as_plain(instances: Instances) -> Fields:
     row = instances.numpy()
     if 'masks' in row:
         row['masks'] = [_plain_rle(rle) for rle in row['masks']]
@@ -293,10 +296,10 @@ def _as_proposals(instances: Instances) -> np.ndarray:
     return np.concatenate([arrays['bboxes'], arrays['scores'][:, None]], axis=1).astype(np.float32)
 
 
-def _from_plain(row: dict[str, Any]) -> Instances:
+def _from_plain(row: Fields) -> Instances:
     row = dict(row)
     image_size, num_classes = row.pop('image_size', None), row.pop('num_classes', None)
-    fields: dict[str, Any] = dict(
+    fields: Fields = dict(
         bboxes=torch.from_numpy(np.array(row.pop('bboxes'), np.float32).reshape(-1, 4)),
         scores=torch.from_numpy(np.array(row.pop('scores'), np.float32)),
         labels=torch.from_numpy(np.array(row.pop('labels'), np.int64)))

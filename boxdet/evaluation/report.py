@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
+from boxdet.datasets.contracts import Dataset, ImageFolder, in_coco
 from boxdet.datasets.files import decode_image, read_bytes
 from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation.evaluate import default_metric
@@ -26,7 +27,9 @@ from boxdet.evaluation.operating_points import (
     match_at,
     operating_points,
 )
+from boxdet.files.json_text import JsonObject
 from boxdet.files.writing import write_whole
+from boxdet.registry import Cfg
 from boxdet.structures.instances import Instances
 from boxdet.visualization.web import embedded_jpeg, outline_path
 
@@ -41,8 +44,8 @@ _IMAGE_SIDE = 720
 _MOST_DRAWN = 60  # detections drawn on one image
 
 
-def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instances], metrics: Mapping[str, Any],
-                 title: str, meta: Sequence[str] = (), most_errors: int = 60,
+def write_report(path: str | os.PathLike, dataset: ImageFolder, results: Sequence[Instances],
+                 metrics: Mapping[str, float | str], title: str, meta: Sequence[str] = (), most_errors: int = 60,
                  say: Callable[[str], None] | None = None) -> Path:
     """Write the report of ``results`` as ``path``/index.html.
 
@@ -70,8 +73,8 @@ def write_report(path: str | os.PathLike, dataset: Any, results: Sequence[Instan
     return write_whole(file, page.replace('/*DATA*/', content))
 
 
-def report_data(dataset: Any, results: Sequence[Instances], metrics: Mapping[str, Any], most_errors: int = 60,
-                say: Callable[[str], None] | None = None) -> dict[str, Any]:
+def report_data(dataset: ImageFolder, results: Sequence[Instances], metrics: Mapping[str, float | str],
+                most_errors: int = 60, say: Callable[[str], None] | None = None) -> JsonObject:
     """What the page shows, as plain lists and numbers; the keys are those that report.html reads."""
     kind = 'segm' if any('masks' in result for result in results) and 'segm_mAP' in metrics else 'bbox'
     matched = match_at(dataset, results, _IOUS, kind)
@@ -99,14 +102,14 @@ def report_data(dataset: Any, results: Sequence[Instances], metrics: Mapping[str
               f'{len(base.detections.score)} detections. Made by boxdet.')
 
 
-def check_reportable(dataset: Any) -> None:
+def check_reportable(dataset: Dataset) -> None:
     """Raise ConfigError when ``dataset`` is no single data set (several joined, one repeated): reports are on one."""
     if not all(hasattr(dataset, name) for name in ('get_ann_info', 'data_infos', 'ann_file')):
         raise ConfigError(f'a report is on one data set, not on a {type(dataset).__name__}: report on its data sets '
                           'one at a time')
 
 
-def default_metrics(cfg: Mapping[str, Any], dataset: Any) -> list[str]:
+def default_metrics(cfg: Cfg, dataset: Dataset) -> list[str]:
     """The metrics of ``evaluation`` in a config, else the first one of the data set's."""
     named = (cfg.get('evaluation') or {}).get('metric') or default_metric(dataset)
     return [cast(str, named)] if isinstance(named, (str, Mapping)) else list(named)
@@ -114,7 +117,7 @@ def default_metrics(cfg: Mapping[str, Any], dataset: Any) -> list[str]:
 
 # --- numbers ---
 
-def _headline(metrics: Mapping[str, Any], half: OperatingPoints, base: Records) -> list[dict[str, str]]:
+def _headline(metrics: Mapping[str, float | str], half: OperatingPoints, base: Records) -> list[dict[str, str]]:
     """The first numbers: the metrics as evaluated (no single classes, no texts), then the best F1."""
     shown = [dict(name=name, text='–' if value < 0 else f'{value:.3f}') for name, value in metrics.items()
              if isinstance(value, float) and not name.endswith('_precision')]
@@ -129,7 +132,7 @@ def _point(point: OperatingPoint) -> dict[str, float]:
                 threshold=float(point.threshold))
 
 
-def _classes(names: Sequence[str], points: Mapping[float, OperatingPoints], base: Records) -> list[dict[str, Any]]:
+def _classes(names: Sequence[str], points: Mapping[float, OperatingPoints], base: Records) -> list[JsonObject]:
     objects = np.bincount(base.truths.label[~base.truths.ignored], minlength=len(names))
     found, rows = base.detections, []
     for label, name in enumerate(names):
@@ -142,7 +145,7 @@ def _classes(names: Sequence[str], points: Mapping[float, OperatingPoints], base
     return rows
 
 
-def _curve(iou: float, points: OperatingPoints) -> dict[str, Any]:
+def _curve(iou: float, points: OperatingPoints) -> JsonObject:
     """Interpolated precision at 101 recalls in thousandths, of every class that has objects and of their mean."""
     return dict(iou=iou, mean=_thousandths(points.overall), classes=[_thousandths(point) for point in points.classes])
 
@@ -151,7 +154,7 @@ def _thousandths(point: OperatingPoint) -> list[int] | None:
     return None if point.interpolated is None else np.rint(1000 * point.interpolated).astype(int).tolist()
 
 
-def _calibration(base: Records, classes: int) -> dict[str, Any]:
+def _calibration(base: Records, classes: int) -> JsonObject:
     """For each bin of scores: detections, those that are right, and the sum of their scores."""
     found = base.detections
     kept = ~found.ignored
@@ -165,7 +168,7 @@ def _calibration(base: Records, classes: int) -> dict[str, Any]:
     return dict(all=counted(kept), classes=[counted(kept & (found.label == label)) for label in range(classes)])
 
 
-def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, float | str], kind: str) -> JsonObject:
     """Objects and found objects by size, for all classes and for each."""
     truths, found = base.truths, base.detections
     thresholds = np.array([point.threshold for point in half.classes])
@@ -183,7 +186,7 @@ def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, Any], kin
 
 # --- errors and their images ---
 
-def _errors(dataset: Any, results: Sequence[Instances], base: Records, half: OperatingPoints, most: int,
+def _errors(dataset: ImageFolder, results: Sequence[Instances], base: Records, half: OperatingPoints, most: int,
             say: Callable[[str], None] | None) -> tuple[list[dict], list[dict]]:
     """The worst errors, worst first, and the images that they point to."""
     chosen = _false_detections(base, results, dataset.CLASSES, most - most // 2)
@@ -274,8 +277,8 @@ def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return common / np.maximum((box[2:] - box[:2]).prod() + areas - common, 1e-9)
 
 
-def _image(dataset: Any, result: Instances, base: Records, half: OperatingPoints, index: int,
-           say: Callable[[str], None] | None) -> dict[str, Any] | None:
+def _image(dataset: ImageFolder, result: Instances, base: Records, half: OperatingPoints, index: int,
+           say: Callable[[str], None] | None) -> JsonObject | None:
     """An image of the data set, small and as text, with its objects and detections; None when it cannot be read."""
     name = dataset.data_infos[index]['filename']
     try:
@@ -291,12 +294,12 @@ def _image(dataset: Any, result: Instances, base: Records, half: OperatingPoints
                 found=_drawn_detections(result, base, half, index, scale, dataset.CLASSES))
 
 
-def _drawn_truths(dataset: Any, base: Records, index: int, scale: float) -> list[dict]:
+def _drawn_truths(dataset: ImageFolder, base: Records, index: int, scale: float) -> list[dict]:
     truths = base.truths
     places = np.flatnonzero((truths.image == index) & ~truths.ignored)
     drawn = [dict(place=int(i), text=dataset.CLASSES[truths.label[i]], box=_scaled(truths.box[i], scale))
              for i in places]
-    if base.metric == 'segm':
+    if base.metric == 'segm' and in_coco(dataset):
         for one, annotation in zip(drawn, (dataset.coco.anns[truths.id[i]] for i in places)):
             one['mask'] = outline_path(dataset.coco.annToRLE(annotation), scale)
     return drawn
@@ -323,9 +326,9 @@ def _scaled(box: np.ndarray, scale: float) -> list[float]:
     return [round(float(v) * scale, 1) for v in box]
 
 
-def _in_image(error: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+def _in_image(error: JsonObject, image: JsonObject) -> JsonObject:
     """The error's box in the image's pixels, and which of the drawn things it is about."""
-    found: dict[str, Any] = {'box': [round(v * image['scale'], 1) for v in error.pop('source')]}
+    found: JsonObject = {'box': [round(v * image['scale'], 1) for v in error.pop('source')]}
     for key, drawn in (('detection', image['found']), ('truth', image['truth'])):
         place = error.pop(f'{key}_place', None)
         found[key] = next((i for i, one in enumerate(drawn) if one['place'] == place), -1) if place is not None else -1

@@ -12,13 +12,13 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
 
 from boxdet.errors import DataError
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Fields, Instances
 from boxdet.structures.masks import RleMasks
 
 MEMORY_LIMIT = 32 << 20  # bytes
@@ -41,8 +41,9 @@ class StoredResults(Sequence):
 
     def __init__(self, total: int, memory_limit: int = MEMORY_LIMIT):
         self._limit, self._held, self._written = memory_limit, 0, 0
-        self._parts: list[Any] = [None] * total  # bytes in memory, or (offset, length) in the file
-        self._file: Any = None
+        # Bytes in memory, or (offset, length) in the file.
+        self._parts: list[bytes | tuple[int, int] | None] = [None] * total
+        self._file: _Spill | None = None
         self._skipped: tuple[str, ...] = ()
 
     @classmethod
@@ -88,7 +89,7 @@ class StoredResults(Sequence):
         offset, length = part
         return self._file.read(offset, length)
 
-    def arrays(self, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+    def arrays(self, wanted: Callable[[str], bool]) -> Iterator[Fields]:
         """Of each image the ``wanted`` fields as ``Instances.numpy()`` gives them; they may not be written to."""
         return (_fields(self._present(index), lambda name: wanted(name) and name not in self._skipped)[2]
                 for index in range(len(self)))
@@ -111,7 +112,13 @@ class StoredResults(Sequence):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Instances: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Instances]: ...
+
+    def __getitem__(self, index: int | slice) -> Instances | list[Instances]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return unpack(self._present(index), self._skipped)
@@ -151,7 +158,7 @@ class _Spill:
             self._file.close()
 
 
-def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[dict[str, Any]]:
+def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[Fields]:
     """Of each image ``Instances.numpy()``, not to be written to.
 
     Of those that are stored the fields ``without`` are not read, and no tensor is made.
@@ -205,7 +212,7 @@ def unpack(data: bytes, without: Sequence[str] = ()) -> Instances:
         for name, value in fields.items()})
 
 
-def _fields(data: bytes, wanted: Callable[[str], bool]) -> tuple[tuple[int, int] | None, int | None, dict[str, Any]]:
+def _fields(data: bytes, wanted: Callable[[str], bool]) -> tuple[tuple[int, int] | None, int | None, Fields]:
     """Image size, number of classes and the wanted fields of ``pack``: views of ``data``, or masks."""
     end = data.index(b'\n')
     size, num_classes, described = json.loads(data[:end].decode())

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from boxdet.datasets.contracts import AnnotatedDataset
 from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation.concat import Joined
-from boxdet.evaluation.evaluator import Evaluator
+from boxdet.evaluation.evaluator import Evaluator, Metrics
 from boxdet.evaluation.proposals import box_areas, box_iou, proposal_recall
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
@@ -34,7 +34,7 @@ Range = tuple[float, float]
 
 
 @EVALUATORS.register_module()
-class MeanAPEvaluator(Evaluator):
+class MeanAPEvaluator(Evaluator[AnnotatedDataset]):
     """The numbers of the table above, of any data set with ``get_ann_info`` and ``has_annotations``.
 
     Args:
@@ -71,13 +71,13 @@ class MeanAPEvaluator(Evaluator):
             names += [f'AR@{num}' for num in self.nums] if len(self.thrs) > 1 else []
         return names
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: AnnotatedDataset) -> None:
         """Raise DataError when ``dataset`` holds nothing to evaluate against."""
         if not dataset.has_annotations:
             raise DataError(f'{dataset.ann_file} holds no annotations, so there is nothing to evaluate against: use '
                             '--out to save the results')
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Metrics:
         """As the table above says.
 
         Raises:
@@ -85,7 +85,7 @@ class MeanAPEvaluator(Evaluator):
         """
         dataset, results = self.dataset, self.results
         truths = [dataset.get_ann_info(i) for i in range(len(dataset))]
-        values: dict[str, float] = {}
+        values: Metrics = {}
         if 'mAP' in self.metrics:
             rule = getattr(dataset, 'ap_rule', 'area')
             matches = match(truths, results, len(dataset.CLASSES), self.border)
@@ -101,7 +101,8 @@ class VOCEvaluator(MeanAPEvaluator):
     border = 1.
 
 
-def _options(iou_thr: Any, proposal_nums: Any, scale_ranges: Any) -> tuple[list[float], list[int], list[Range]]:
+def _options(iou_thr: float | Sequence[float], proposal_nums: Sequence[int],
+             scale_ranges: Sequence[Range] | None) -> tuple[list[float], list[int], list[Range]]:
     thrs = [float(thr) for thr in np.atleast_1d(iou_thr)]
     if not thrs or not all(0 < thr <= 1 for thr in thrs):
         raise ConfigError(f'iou_thr={iou_thr}: an overlap is above 0 and not above 1')
@@ -130,9 +131,14 @@ class Matches:
     """Every detection, best first, with the object it overlaps most.
 
     Args:
-        labels, scores, areas: (D,) of the detections. overlap: (D,) with their object, -1 where image and class have
-            none. target: (D,) index of the object, -1 likewise.
-        truth_labels, truth_areas, difficult: (G,) of the objects.
+        labels: (D,) classes of the detections.
+        scores: (D,) their scores.
+        areas: (D,) their areas.
+        overlap: (D,) IoU with their object, -1 where there is none of that class in the image.
+        target: (D,) index of that object, -1 likewise.
+        truth_labels: (G,) classes of the objects.
+        truth_areas: (G,) their areas.
+        difficult: (G,) whether each is difficult.
     """
     labels: np.ndarray
     scores: np.ndarray

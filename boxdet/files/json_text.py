@@ -9,6 +9,8 @@ from typing import Any
 
 from boxdet.errors import DataError, UserError, nearest
 
+JsonObject = dict[str, Any]
+
 
 def read_json(path: str | os.PathLike, object_hook: Callable[[dict], Any] | None = None,
               error: type[UserError] = DataError) -> Any:

@@ -23,7 +23,7 @@ Window = tuple[int, int, np.ndarray]
 
 # pycocotools rounds polygon corners to a fifth of a pixel before it draws them.
 _POLYGON_STEPS = 5
-_FAR = 10**6  # pixels from the origin that no corner of a polygon is
+_FAR = 10**6  # pixels: no polygon's corner is that far from the origin
 # Columns of a pasted mask are evaluated in blocks of about this many pixels: a mask that fills a 12-megapixel
 # image takes a few megabytes.
 _PASTE_BLOCK = 1 << 18
@@ -38,7 +38,7 @@ def polygon_area(polygon: np.ndarray) -> float:
     return float(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
-def rasterize_polygons(polygons: Sequence[np.ndarray], image_hw: tuple[int, int]) -> Window:
+def rasterize_polygons(polygons: Sequence[np.ndarray] | Sequence[Sequence[float]], image_hw: tuple[int, int]) -> Window:
     """The union of ``polygons`` as the window of an (H, W) bitmap, pixel for pixel what pycocotools draws on all of it.
 
     Polygons of fewer than three points enclose nothing and are left out.
@@ -66,7 +66,7 @@ def _clamp(value: int, low: int, high: int) -> int:
     return max(low, min(value, high))
 
 
-def _quantize(polygon: np.ndarray) -> np.ndarray:
+def _quantize(polygon: np.ndarray | Sequence[float]) -> np.ndarray:
     """Corners (P, 2) in fifths of a pixel, rounded as pycocotools' C code does: add a half and cut towards zero.
 
     Raises:

@@ -270,7 +270,7 @@ def _soft_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,
     table = _group_table(groups.cpu().numpy())  # (G, S) places, -1 for none
     present = table >= 0
     current = np.where(present, values[table], -np.inf)                                  # (G, S)
-    # As in mmcv's joint run: below min_score nothing lives, but for the best box of all, which is taken first.
+    # As in mmcv: boxes below min_score are dropped, except the best one of all classes, which is taken first.
     low = present & (current < options['min_score'])
     low[np.unravel_index(current.argmax(), current.shape)] = False
     current[low] = -np.inf

@@ -134,7 +134,7 @@ def _parts(extent: torch.Tensor, output_hw: tuple[int, int],
             yield part, points[part]
         return
     points = (extent / extent.new_tensor([output_hw[1], output_hw[0]])).ceil().clamp(min=0).long()
-    # Few groups, and little work for points that a roi of the group has not: sizes are taken two by two.
+    # Few groups, and little work for points that a roi of the group does not have: sizes are taken two by two.
     kind = (points[:, 0] + 1) // 2 + ((points[:, 1] + 1) // 2 << 20)
     order = kind.argsort(stable=True)
     for members in order.split(kind.unique(return_counts=True)[1].tolist()):
@@ -170,7 +170,7 @@ def _axis(start: torch.Tensor, extent: torch.Tensor, bins: int, points: torch.Te
         return index.flatten(2), torch.stack([below, above], dim=-1).flatten(2)
     first = low[..., :1] if most else low.new_zeros(*low.shape[:2], 1)                           # (r, n, 1)
     weight = below.new_zeros(*low.shape[:2], most + 1)
-    # Points that a roi has not, with weight 0, may lie far beyond its bin.
+    # Points that a roi does not have, of weight 0, may lie far beyond its bin.
     slot = (low - first).clamp(max=max(most - 1, 0)).long()
     weight.scatter_add_(2, slot, below).scatter_add_(2, slot + 1, above)
     return (first + torch.arange(most + 1, dtype=torch.int32, device=device)).clamp(max=cells - 1), weight

@@ -5,15 +5,14 @@ boxes.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, box_overlaps
-from boxdet.registry import BBOX_ASSIGNERS, IOU_CALCULATORS
+from boxdet.registry import BBOX_ASSIGNERS, IOU_CALCULATORS, Cfg
 
 # Values of AssignResult.gt_inds below the first match, which is 1 (mmdetection's numbers).
 IGNORED = -1
@@ -126,7 +125,8 @@ class MaxIoUAssigner:
 
     def __init__(self, pos_iou_thr: float, neg_iou_thr: float | Sequence[float], min_pos_iou: float = 0.0,
                  gt_max_assign_all: bool = True, ignore_iof_thr: float = -1, ignore_wrt_candidates: bool = True,
-                 match_low_quality: bool = True, gpu_assign_thr: float = -1, iou_calculator: Any = None):
+                 match_low_quality: bool = True, gpu_assign_thr: float = -1,
+                 iou_calculator: Cfg | Callable[..., torch.Tensor] | None = None):
         self.pos_iou_thr = pos_iou_thr
         self.neg_iou_thr = neg_iou_thr
         self.min_pos_iou = min_pos_iou
@@ -264,5 +264,5 @@ class MaxIoUAssigner:
 
 
 def _numbers(chosen: torch.Tensor) -> torch.Tensor:
-    """I + 1 (G,) for the ground truths chosen (G,), 0 for the others."""
+    """(G,) ``index + 1`` of the ground truths that are ``chosen`` (G,), 0 for the others."""
     return torch.arange(1, len(chosen) + 1, device=chosen.device) * chosen

@@ -19,7 +19,8 @@ class DeltaXYWHBBoxCoder:
     """(dx, dy, dw, dh): the centre's shift in widths and heights of the box, the logarithm of the size's growth.
 
     Args:
-        target_means, target_stds: four each; deltas are normalised by them.
+        target_means: four numbers that are subtracted from the deltas.
+        target_stds: four numbers that the deltas are divided by then.
         clip_border: decoded boxes are clipped to the image, where its shape is given.
         add_ctr_clamp: limit the centre's shift to ``ctr_clamp`` pixels, and the growth only from above (YOLOF).
 

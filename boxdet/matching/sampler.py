@@ -14,13 +14,12 @@ Letters: N candidates, G ground-truth boxes, P positive and Q negative samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.matching.assigner import BACKGROUND, AssignResult
-from boxdet.registry import BBOX_SAMPLERS
+from boxdet.registry import BBOX_SAMPLERS, Cfg
 from boxdet.structures.batch import SampledRois
 
 RankLosses = Callable[[torch.Tensor, 'torch.Tensor | None'], Mapping[str, torch.Tensor]]
@@ -111,19 +110,19 @@ class RandomSampler:
         return wanted if self.neg_pos_ub < 0 else min(wanted, int(self.neg_pos_ub * max(1, positive)))
 
     @staticmethod
-    def _draw(choose: Callable, inds: torch.Tensor, wanted: int, *context: Any) -> torch.Tensor:
+    def _draw(choose: Callable, inds: torch.Tensor, wanted: int, *context: object) -> torch.Tensor:
         if len(inds) <= wanted:
             return inds
         return choose(inds, wanted, *context).sort().values
 
     def choose_positives(self, inds: torch.Tensor, wanted: int, assign_result: AssignResult, bboxes: torch.Tensor,
                          rank_losses: RankLosses | None) -> torch.Tensor:
-        """``wanted`` of the positives ``inds``, which are more."""
+        """``wanted`` of the positives ``inds``, of which there are more."""
         return random_choice(inds, wanted)
 
     def choose_negatives(self, inds: torch.Tensor, wanted: int, assign_result: AssignResult, bboxes: torch.Tensor,
                          rank_losses: RankLosses | None) -> torch.Tensor:
-        """``wanted`` of the negatives ``inds``, which are more."""
+        """``wanted`` of the negatives ``inds``, of which there are more."""
         return random_choice(inds, wanted)
 
 
@@ -133,7 +132,7 @@ class InstanceBalancedPosSampler(RandomSampler):
 
     def choose_positives(self, inds: torch.Tensor, wanted: int, assign_result: AssignResult, bboxes: torch.Tensor,
                          rank_losses: RankLosses | None) -> torch.Tensor:
-        """As many of each object as go, then any others."""
+        """The same number of each object as far as possible, then any others."""
         _, objects = assign_result.gt_inds[inds].unique(return_inverse=True)
         quota = round(wanted / (int(objects.max()) + 1)) + 1
         return inds[_choose_by_group(objects, quota, wanted)]
@@ -147,7 +146,10 @@ class IoUBalancedNegSampler(RandomSampler):
     the rest from the second call on; here -1 keeps its meaning.
 
     Args:
-        num, pos_fraction, neg_pos_ub, add_gt_as_proposals: as in RandomSampler.
+        num: as in RandomSampler.
+        pos_fraction: as in RandomSampler.
+        neg_pos_ub: as in RandomSampler.
+        add_gt_as_proposals: as in RandomSampler.
         floor_thr: negatives of less overlap are drawn at random, those above from ``num_bins`` ranges; with 0 those
             that overlap nothing are drawn at random; -1 draws all from the ranges.
         floor_fraction: part of the negatives drawn from below ``floor_thr``.
@@ -189,7 +191,7 @@ class IoUBalancedNegSampler(RandomSampler):
         return torch.cat([ranged, floored, random_choice(rest, wanted - len(ranged) - len(floored))])
 
     def _choose_by_range(self, overlaps: torch.Tensor, highest: torch.Tensor, wanted: int) -> torch.Tensor:
-        """Places of ``wanted`` of the overlaps (n,), which are more."""
+        """Places of ``wanted`` of the overlaps (n,), of which there are more."""
         if self.num_bins == 1:
             return random_choice(torch.arange(len(overlaps), device=overlaps.device), wanted)
         floor = max(self.floor_thr, 0)
@@ -204,11 +206,15 @@ class CombinedSampler(RandomSampler):
     """Positives chosen by one sampler, negatives by another.
 
     Args:
-        pos_sampler, neg_sampler: configs; what they leave out of the other keywords is taken from here.
-        num, pos_fraction, neg_pos_ub, add_gt_as_proposals: as in RandomSampler.
+        pos_sampler: config; keywords that it leaves out are the ones given here.
+        neg_sampler: likewise.
+        num: as in RandomSampler.
+        pos_fraction: as in RandomSampler.
+        neg_pos_ub: as in RandomSampler.
+        add_gt_as_proposals: as in RandomSampler.
     """
 
-    def __init__(self, pos_sampler: Any, neg_sampler: Any, num: int, pos_fraction: float, neg_pos_ub: float = -1,
+    def __init__(self, pos_sampler: Cfg, neg_sampler: Cfg, num: int, pos_fraction: float, neg_pos_ub: float = -1,
                  add_gt_as_proposals: bool = True):
         super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
         shared = dict(num=num, pos_fraction=pos_fraction, neg_pos_ub=neg_pos_ub,
@@ -217,13 +223,15 @@ class CombinedSampler(RandomSampler):
         self.neg_sampler = BBOX_SAMPLERS.build(neg_sampler, **shared)
         self.ranks_by_loss = self.pos_sampler.ranks_by_loss or self.neg_sampler.ranks_by_loss
 
-    def choose_positives(self, *args: Any) -> torch.Tensor:
+    def choose_positives(self, inds: torch.Tensor, wanted: int, assign_result: AssignResult, bboxes: torch.Tensor,
+                         rank_losses: RankLosses | None) -> torch.Tensor:
         """As ``pos_sampler`` chooses."""
-        return self.pos_sampler.choose_positives(*args)
+        return self.pos_sampler.choose_positives(inds, wanted, assign_result, bboxes, rank_losses)
 
-    def choose_negatives(self, *args: Any) -> torch.Tensor:
+    def choose_negatives(self, inds: torch.Tensor, wanted: int, assign_result: AssignResult, bboxes: torch.Tensor,
+                         rank_losses: RankLosses | None) -> torch.Tensor:
         """As ``neg_sampler`` chooses."""
-        return self.neg_sampler.choose_negatives(*args)
+        return self.neg_sampler.choose_negatives(inds, wanted, assign_result, bboxes, rank_losses)
 
 
 @BBOX_SAMPLERS.register_module()
@@ -231,7 +239,10 @@ class OHEMSampler(RandomSampler):
     """The boxes of the highest loss (Shrivastava et al. 2016).
 
     Args:
-        num, pos_fraction, neg_pos_ub, add_gt_as_proposals: as in RandomSampler.
+        num: as in RandomSampler.
+        pos_fraction: as in RandomSampler.
+        neg_pos_ub: as in RandomSampler.
+        add_gt_as_proposals: as in RandomSampler.
         loss_key: which of the losses that ``rank_losses`` returns decides.
     """
 
@@ -274,7 +285,7 @@ def negatives(assign_result: AssignResult) -> torch.Tensor:
 
 
 def random_choice(inds: torch.Tensor, count: int) -> torch.Tensor:
-    """``count`` different ones of ``inds``, or all of them where they are no more."""
+    """``count`` different ones of ``inds``, or all of them where there are fewer."""
     if len(inds) <= count:
         return inds
     return inds[torch.randperm(len(inds), device=inds.device)[:count]]

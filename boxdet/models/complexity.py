@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from boxdet.models.cascade_roi_head import CascadeRoIHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import StandardRoIHead
 from boxdet.structures.batch import ImageMeta
+
+T = TypeVar('T')
 
 PROPOSALS = 1000  # where no RPN says how many: Fast R-CNN's files hold as many
 
@@ -75,7 +77,7 @@ def _proposing(head: nn.Module, feats: Sequence[torch.Tensor], meta: ImageMeta) 
         head.run(*outs, [meta])
 
 
-def _counted(counts: dict[str, int], part: str, run: Callable[..., Any], *inputs: Any) -> Any:
+def _counted(counts: dict[str, int], part: str, run: Callable[..., T], *inputs: object) -> T:
     """Run a part and add what it takes under its name."""
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d})
     before = sum(counts.values())
@@ -86,8 +88,8 @@ def _counted(counts: dict[str, int], part: str, run: Callable[..., Any], *inputs
     return result
 
 
-def _deform_conv2d(image: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Sequence[int] = (), **kwargs: Any
-                   ) -> int:
+def _deform_conv2d(image: Sequence[int], weight: Sequence[int], *args: object, out_shape: Sequence[int] = (),
+                   **kwargs: object) -> int:
     """A deformable convolution multiplies as a plain one; its interpolation is not counted, as nobody's is."""
     batch, _, height, width = out_shape
     out_channels, per_group, kernel_h, kernel_w = weight
@@ -151,7 +153,7 @@ class _Pooling(nn.Module):
         self.extractor, self.num_inputs, self.out_channels = extractor, extractor.num_inputs, extractor.out_channels
         self.featmap_strides = extractor.featmap_strides
 
-    def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, **kwargs: object) -> torch.Tensor:
         """(R, C, h, w) for rois (R, 5)."""
         own, layer = self.extractor, self.extractor.roi_layers[0]
         pooled = torch.empty(len(rois), own.out_channels, *layer.output_size, device='meta')

@@ -120,7 +120,7 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum of every rank's tensor, on every rank; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         total = x.clone()
         dist.all_reduce(total, group=group)

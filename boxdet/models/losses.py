@@ -101,7 +101,8 @@ class CrossEntropyLoss(_Loss):
     Args:
         use_sigmoid: each class is a yes or no of its own.
         use_mask: ``pred`` are masks of each class, of which the roi's own counts.
-        reduction, loss_weight: as in the other losses.
+        reduction: as in the other losses.
+        loss_weight: as in the other losses.
         class_weight: weight of each class; with sigmoid or masks of the positive answers.
         ignore_index: elements of this label have no loss; -100 by default.
         avg_non_ignore: the mean is over the elements that are not ignored, where no ``avg_factor`` is given.
@@ -201,7 +202,8 @@ class FocalLoss(_Loss):
 
     Args:
         use_sigmoid: always True.
-        gamma: how much easy examples lose. alpha: weight of the positive answers, 1 - alpha of the negative ones.
+        gamma: how much easy examples lose.
+        alpha: weight of the positive answers, 1 - alpha of the negative ones.
         activated: ``pred`` are probabilities and not logits.
 
     Raises:
@@ -300,7 +302,9 @@ class BalancedL1Loss(_ElementLoss):
     """Smooth L1 with more gradient for small errors (Pang et al. 2019, Libra R-CNN, section 3.3).
 
     Args:
-        alpha, gamma: of the paper. beta: where the linear part begins.
+        alpha: of the paper.
+        gamma: likewise.
+        beta: where the linear part begins.
     """
 
     def __init__(self, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, reduction: str = 'mean',
@@ -421,7 +425,8 @@ class BoundedIoULoss(_Loss):
     """Four bounds of the IoU, by centre and size, under a smooth L1 (Tychsen-Smith and Petersson 2018).
 
     Args:
-        beta: of the smooth L1. eps: added to what is divided by.
+        beta: of the smooth L1.
+        eps: added to what is divided by.
     """
     needs_boxes = True
 

@@ -219,8 +219,12 @@ class GenericRoIExtractor(nn.Module):
 
     Args:
         aggregation: 'sum' adds the levels' features, 'concat' joins their channels.
-        pre_cfg, post_cfg: configs of layers before and after the joining; none by default.
-        roi_layer, out_channels, featmap_strides, init_cfg: as in ``SingleRoIExtractor``.
+        pre_cfg: config of a layer before the joining; none by default.
+        post_cfg: config of a layer after it; none by default.
+        roi_layer: as in ``SingleRoIExtractor``.
+        out_channels: as in ``SingleRoIExtractor``.
+        featmap_strides: as in ``SingleRoIExtractor``.
+        init_cfg: as in ``SingleRoIExtractor``.
     """
 
     def __init__(self, roi_layer: dict, out_channels: int, featmap_strides: Sequence[int],

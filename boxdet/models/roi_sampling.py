@@ -131,7 +131,9 @@ class DeformRoIPoolPack(nn.Module):
         output_size: side of the output, or (h, w).
         output_channels: C of the features.
         deform_fc_channels: width of the layers.
-        spatial_scale, sampling_ratio, gamma: as in ``deform_roi_pool``.
+        spatial_scale: as in ``deform_roi_pool``.
+        sampling_ratio: as in ``deform_roi_pool``.
+        gamma: as in ``deform_roi_pool``.
     """
 
     def __init__(self, output_size: int | tuple[int, int], output_channels: int, deform_fc_channels: int = 1024,

@@ -8,10 +8,10 @@ background).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from boxdet.geometry.nms import EXACT, Suppression, group_of_parts
 from boxdet.models import contracts
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
-from boxdet.models.settings import Settings, integer, nms, number, read_section
+from boxdet.models.settings import OlderKey, Settings, integer, nms, number, read_section
 from boxdet.registry import HEADS, LOSSES, MATCHING, Cfg, accepted_keywords
 from boxdet.structures.batch import ImageMeta, image_sizes
 from boxdet.structures.instances import Instances, PaddedInstances, image_rows, of_images
@@ -73,7 +73,7 @@ class ProposalSettings(Settings):
     max_per_batch: int = integer(-1)
 
     # As mmdetection up to 2.10 wrote them.
-    older_keys: ClassVar[Mapping[str, Callable[[Any], tuple[str, Any]]]] = dict(
+    older_keys: ClassVar[Mapping[str, OlderKey]] = dict(
         max_num=lambda value: ('max_per_img', value),
         nms_thr=lambda value: ('nms', dict(type='nms', iou_threshold=value)))
 

@@ -29,7 +29,8 @@ from boxdet.registry import HEADS
 
 _RESEMBLES = 0.75  # from this similarity on a key that nobody declares is taken for a misspelt one
 # Says what a field may hold: called with the path and the value, raises ConfigError.
-Check = Callable[[str, Any], None]
+Check = Callable[[str, object], None]
+OlderKey = Callable[[Any], tuple[str, Any]]  # the old value to the new key and value
 
 
 class Section(dict):
@@ -82,17 +83,17 @@ class Settings:
 # ---------------------------------------------------------------------------------------------- fields
 
 
-def number(default: float, low: float | None = None, high: float | None = None) -> Any:
+def number(default: float, low: float | None = None, high: float | None = None) -> float:
     """A field that holds a number, from ``low`` to ``high`` where these are given."""
     return field(default=default, metadata=dict(check=partial(check_number, low=low, high=high)))
 
 
-def integer(default: int) -> Any:
+def integer(default: int) -> int:
     """A field that holds an integer."""
     return field(default=default, metadata=dict(check=check_integer))
 
 
-def nms(**default: Any) -> Any:
+def nms(**default: str | float) -> dict:
     """A field that holds the config of a suppression."""
     return field(default_factory=lambda: dict(default), metadata=dict(check=check_nms))
 
@@ -107,7 +108,7 @@ def section(part: str, declared: str) -> Any:
     return field(default=None, metadata=dict(part=part, declared=declared))
 
 
-def check_number(path: str, value: Any, low: float | None = None, high: float | None = None) -> None:
+def check_number(path: str, value: object, low: float | None = None, high: float | None = None) -> None:
     """Raise ConfigError unless ``value`` is a number from ``low`` to ``high``."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f'{path} must be a number, not {value!r}')
@@ -121,13 +122,13 @@ def _range(low: float | None, high: float | None) -> str:
     return f'lie in [{low}, {high}]'
 
 
-def check_integer(path: str, value: Any) -> None:
+def check_integer(path: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is an integer."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f'{path} must be an integer, not {value!r}')
 
 
-def check_nms(path: str, value: Any) -> None:
+def check_nms(path: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is the config of a suppression."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path} must be a dict such as dict(type='nms', iou_threshold=0.5), not {value!r}")
@@ -143,13 +144,13 @@ def check_nms(path: str, value: Any) -> None:
 # ---------------------------------------------------------------------------------------------- parsing
 
 
-def read_section(reader: Any, name: str, cfg: Any, where: str, parts: Mapping[str, Any] | None = None) -> Any:
+def read_section(reader: object, name: str, cfg: object, where: str, parts: Mapping[str, object] | None = None) -> Any:
     """Read one section as ``reader`` (an object, its class or its config) declares it under ``name``."""
     return parse_section(declared_by(reader, name), cfg, where, parts)
 
 
-def parse_section(settings: type | PerStage | Open | None, cfg: Any, where: str,
-                  parts: Mapping[str, Any] | None = None) -> Any:
+def parse_section(settings: type | PerStage | Open | None, cfg: object, where: str,
+                  parts: Mapping[str, object] | None = None) -> Any:
     """Read one section; None, or an object of the dataclass, is returned as it is.
 
     Args:
@@ -184,7 +185,7 @@ def parse_section(settings: type | PerStage | Open | None, cfg: Any, where: str,
     return _fill(settings, cfg, where, parts or {})
 
 
-def declared_by(part: Any, name: str) -> type | PerStage | Open | None:
+def declared_by(part: object, name: str) -> type | PerStage | Open | None:
     """What the class of ``part`` declares as ``train_settings`` or ``test_settings``.
 
     Args:
@@ -200,7 +201,7 @@ def declared_by(part: Any, name: str) -> type | PerStage | Open | None:
     return settings if kind.__module__.startswith('boxdet.') else Open(settings)
 
 
-def _with_further(settings: type, cfg: Mapping[str, Any]) -> type:
+def _with_further(settings: type, cfg: Mapping[str, object]) -> type:
     """``settings`` with a field for each key of ``cfg`` that resembles none of its own."""
     known = [*(f.name for f in fields(settings)), *getattr(settings, 'older_keys', ())]
     further = [(key, Any, field(default=None)) for key in cfg if str(key).isidentifier() and key not in known
@@ -210,13 +211,13 @@ def _with_further(settings: type, cfg: Mapping[str, Any]) -> type:
     return make_dataclass(settings.__name__, further, bases=(settings,), frozen=True, namespace=dict(declared=settings))
 
 
-def _rebuilt(settings: type, values: Mapping[str, Any]) -> Any:
+def _rebuilt(settings: type, values: Mapping[str, object]) -> object:
     """A copy, or what a pickle held: classes with further keys have no name to find them by."""
     known = {f.name for f in fields(settings)}
     return _with_further(settings, {k: v for k, v in values.items() if k not in known})(**values)
 
 
-def _fill(settings: type, cfg: Mapping[str, Any], where: str, parts: Mapping[str, Any]) -> Any:
+def _fill(settings: type, cfg: Mapping[str, object], where: str, parts: Mapping[str, object]) -> Any:
     known = {f.name: f.metadata for f in fields(settings) if f.init}
     older = getattr(settings, 'older_keys', {})
     values: dict[str, Any] = {}
@@ -239,14 +240,14 @@ def _fill(settings: type, cfg: Mapping[str, Any], where: str, parts: Mapping[str
         raise ConfigError(f'{where}: {error}') from error
 
 
-def _inner_section(metadata: Mapping[str, Any], value: Any, path: str, parts: Mapping[str, Any]) -> Any:
+def _inner_section(metadata: Mapping[str, str], value: object, path: str, parts: Mapping[str, object]) -> Any:
     part = parts.get(metadata['part'])
     if part is None and value:
         warnings.warn(f"{path} is read by nobody: the model has no {metadata['part']}", stacklevel=6)
     return parse_section(declared_by(part, metadata['declared']), value, path)
 
 
-def _as_sections(value: Any) -> Any:
+def _as_sections(value: object) -> object:
     """A copy of ``value`` whose dicts are ``Section``."""
     if isinstance(value, Mapping):
         return Section({key: _as_sections(item) for key, item in value.items()})
@@ -255,7 +256,7 @@ def _as_sections(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _modernize(values: dict[str, Any], key: str, translate: Callable[[Any], tuple[str, Any]], where: str) -> None:
+def _modernize(values: dict[str, Any], key: str, translate: OlderKey, where: str) -> None:
     """Put today's key in the place of an older one, in ``values``.
 
     Raises:

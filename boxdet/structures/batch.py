@@ -22,13 +22,13 @@ from boxdet.geometry.keypoints import flip_heatmaps as flip_keypoint_maps
 from boxdet.geometry.keypoints import flip_keypoints
 from boxdet.structures.instances import Instances
 
-FlipPairs = Sequence[tuple[int, int]] | None  # keypoints that a mirror swaps; None where nobody said
+FlipPairs = Sequence[tuple[int, int]] | None  # keypoints that a mirror swaps; None where it is not known
 _FLIPPED_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 
 
 @dataclass(frozen=True)
 class ImageMeta:
-    """Where an image came from and what was done to it; 2.x's ``img_metas`` dict under names.
+    """Where an image came from and what was done to it; the entries of 2.x's ``img_metas`` dict.
 
     Shapes are (height, width, channels) as in 2.x. ``scale_factor`` (4,) float32 is what x, y, x, y of the original
     were multiplied by. ``extra`` holds what a user's pipeline collected beyond these.
@@ -112,7 +112,7 @@ class Batch:
         return replace(self, images=self.images.pin_memory(),
                        semantic_seg=None if self.semantic_seg is None else self.semantic_seg.pin_memory())
 
-    def record_stream(self, stream: Any) -> None:
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the tensors until ``stream``, which was handed them, is done with them."""
         parts = [*(self.gt or ()), *(self.proposals or ())]
         fields = [value for part in parts for value in part.fields.values() if isinstance(value, torch.Tensor)]
@@ -145,7 +145,8 @@ def _same_norm(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return np.array_equal(one['mean'], other['mean']) and np.array_equal(one['std'], other['std'])
 
 
-def normalize_pixels_(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+def normalize_pixels_(pixels: torch.Tensor, mean: Sequence[float] | np.ndarray,
+                      std: Sequence[float] | np.ndarray) -> torch.Tensor:
     """``(pixels - mean) * (1 / std)`` in place, each step rounded to float32.
 
     Args:
@@ -168,8 +169,10 @@ class SampledRois:
     """The candidates of one image that take part in the loss.
 
     Args:
-        pos_boxes: (P, 4) positive candidates. neg_boxes: (Q, 4) negative ones.
-        pos_inds, neg_inds: (P,), (Q,) their places among the candidates given to the sampler.
+        pos_boxes: (P, 4) positive candidates.
+        neg_boxes: (Q, 4) negative ones.
+        pos_inds: (P,) places of the positives among the candidates given to the sampler.
+        neg_inds: (Q,) places of the negatives.
         pos_gt_index: (P,) the ground truth that each positive is matched to; pos_gt_boxes (P, 4) and pos_gt_labels
             (P,) are its box and label.
         pos_is_gt: (P,) bool, whether the positive is a ground-truth box added as a proposal.

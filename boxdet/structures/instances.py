@@ -21,8 +21,11 @@ from torch.nn import functional as F
 from boxdet.errors import DataError, UserError
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.geometry.masks import encode_window
-from boxdet.structures.masks import RleMasks
+from boxdet.structures.masks import Index, RleMasks
 
+Fields = dict[str, Any]  # tensors, arrays, masks, or a type of the user's
+Mask = dict | np.ndarray  # an RLE dict or a bitmap (H, W)
+PerClass = Sequence[np.ndarray] | tuple[Sequence[np.ndarray], Sequence[Sequence[Mask]]]  # of mmdetection 2.x
 _NOT_BY_CLASS = ("Instances {}: mmdetection 2.x's lists by class are result.per_class() (with its bool masks "
                  "result.per_class(masks='bitmap')); object i is result[i:i + 1], a field result.bboxes")
 
@@ -52,7 +55,7 @@ class Instances:
         self._fields = fields
 
     @property
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> Fields:
         """The fields by name (a copy of the mapping, not of the data)."""
         return dict(self._fields)
 
@@ -80,7 +83,7 @@ class Instances:
         """
         raise UserError(_NOT_BY_CLASS.format('is not iterated over or unpacked'))
 
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+    def __array__(self, *_: object, **__: object) -> NoReturn:
         """Refused.
 
         Raises:
@@ -88,7 +91,7 @@ class Instances:
         """
         raise UserError(_NOT_BY_CLASS.format('is no array'))
 
-    def __getitem__(self, index: Any) -> Instances:
+    def __getitem__(self, index: Index) -> Instances:
         """Select rows by a slice, or a boolean or integer tensor, array or list of one dimension.
 
         Raises:
@@ -106,7 +109,7 @@ class Instances:
         """A new object that lacks the fields ``names``."""
         return self._with({k: v for k, v in self._fields.items() if k not in names})
 
-    def _with(self, fields: dict[str, Any]) -> Instances:
+    def _with(self, fields: Fields) -> Instances:
         return Instances(self.image_size, self.num_classes, **fields)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
@@ -116,7 +119,7 @@ class Instances:
                  if isinstance(value, torch.Tensor)}
         return self.replace(**moved)
 
-    def numpy(self) -> dict[str, Any]:
+    def numpy(self) -> Fields:
         """The fields as numpy arrays by name; mask containers and lists as they are."""
         return {name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
                 for name, value in self._fields.items()}
@@ -135,7 +138,7 @@ class Instances:
             raise ValueError(f'parts hold different fields: {[sorted(p._fields) for p in parts]}')
         return first._with({name: _join([p._fields[name] for p in parts]) for name in first._fields})
 
-    def per_class(self, num_classes: int | None = None, masks: str = 'rle') -> Any:
+    def per_class(self, num_classes: int | None = None, masks: str = 'rle') -> PerClass:
         """Mmdetection 2.x's result of one image; ``from_per_class`` reads it.
 
         Args:
@@ -165,7 +168,7 @@ class Instances:
         return boxes, [[own[i] for i in index] for index in members]
 
     @classmethod
-    def from_per_class(cls, result: Any, image_size: tuple[int, int] | None = None) -> Instances:
+    def from_per_class(cls, result: PerClass | np.ndarray, image_size: tuple[int, int] | None = None) -> Instances:
         """The Instances of mmdetection 2.x's result of one image, sorted by class: what ``per_class`` gives, read back.
 
         Args:
@@ -181,7 +184,7 @@ class Instances:
             raise DataError(f'a result by class is a list of (n, 5) arrays, one a class; not {type(result).__name__}')
         rows = torch.from_numpy(np.concatenate([np.zeros((0, 5)), *boxes]).astype(np.float32))
         labels = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]))
-        fields: dict[str, Any] = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
+        fields: Fields = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
         if masks is not None:
             if not isinstance(masks, (list, tuple)):
                 raise DataError(f'the masks of a result by class are a list of lists, not {type(masks).__name__}')
@@ -270,7 +273,7 @@ def _is_part(value: torch.Tensor) -> bool:
     return value.untyped_storage().nbytes() > value.numel() * value.element_size()
 
 
-def _rows(index: Any, length: int) -> slice | torch.Tensor:
+def _rows(index: Index, length: int) -> slice | torch.Tensor:
     """An index in any form as a slice that goes forward, or a tensor of bools (N,) or whole numbers (n,)."""
     if isinstance(index, slice):
         forward = index.step is None or index.step > 0
@@ -289,7 +292,7 @@ def _rows(index: Any, length: int) -> slice | torch.Tensor:
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)  # to torch, uint8 is an older kind of bool
 
 
-def _as_tensor(index: Any) -> torch.Tensor:
+def _as_tensor(index: Index) -> torch.Tensor:
     array = np.asarray(index)
     if array.dtype.kind not in 'biuf':
         raise TypeError(f'Instances are indexed by rows, not by {type(index).__name__}')
@@ -309,7 +312,7 @@ def _select(value: Any, rows: slice | torch.Tensor) -> Any:
     return value[positions]
 
 
-def _rle_masks(masks: Sequence[Any], image_size: tuple[int, int] | None) -> RleMasks:
+def _rle_masks(masks: Sequence[Mask], image_size: tuple[int, int] | None) -> RleMasks:
     """Masks in COCO RLE of RLE dicts or bitmaps (H, W), all of one size.
 
     Raises:
@@ -328,7 +331,7 @@ def _rle_masks(masks: Sequence[Any], image_size: tuple[int, int] | None) -> RleM
     return rles
 
 
-def _encoded(bitmap: Any) -> dict:
+def _encoded(bitmap: np.ndarray) -> dict:
     bitmap = np.asarray(bitmap).astype(bool)
     return encode_window((0, 0, bitmap.astype(np.uint8)), bitmap.shape)
 
@@ -354,7 +357,7 @@ def empty_result(image_size: tuple[int, int] | None = None, num_classes: int | N
         masks: also an empty ``masks`` field.
         keypoints: J of an empty ``keypoints`` field, 0 for none.
     """
-    fields: dict[str, Any] = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
+    fields: Fields = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
                                   labels=torch.zeros(0, dtype=torch.int64))
     if masks:
         fields['masks'] = RleMasks([], *(image_size or (0, 0)))

@@ -12,9 +12,10 @@ Letters: N objects, H, W height and width of the masks, R rois, h, w size of a w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
@@ -37,10 +38,14 @@ from boxdet.geometry.masks import (
     warp_bitmap,
 )
 
+Array = np.ndarray | torch.Tensor
+Index = int | slice | Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor  # of rows
+Polygons = Sequence[Sequence[float]] | Sequence[np.ndarray]  # x1, y1, x2, y2, ... each
+Segmentation = dict | Polygons  # COCO's: RLE, or polygons
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 
 
-def _positions(index: Any, length: int) -> np.ndarray:
+def _positions(index: Index, length: int) -> np.ndarray:
     """Row numbers (n,) from an int, slice, boolean or integer array, tensor or list."""
     if isinstance(index, torch.Tensor):
         index = index.cpu().numpy()
@@ -60,7 +65,7 @@ def _check_direction(direction: str) -> None:
         raise ValueError(f"flip direction '{direction}' is none of {', '.join(FLIP_DIRECTIONS)}")
 
 
-def _as_arrays(boxes: Any, index: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _as_arrays(boxes: Array, index: Array | Sequence[int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Rois (R, 4) float32 clipped to the image, and (R,) int64."""
     boxes, index = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for v in (boxes, index))
     limits = np.array([width, height, width, height], dtype=np.float32)
@@ -75,11 +80,12 @@ class _Source:
     """
     __slots__ = ('_made_from', '_name', '_window', 'absent')
 
-    def __init__(self, made_from: Any, window: Window | None = None, name: str = '', absent: bool = False):
+    def __init__(self, made_from: tuple[Segmentation, int, int] | None, window: Window | None = None, name: str = '',
+                 absent: bool = False):
         self._made_from = made_from
         self._window = None if window is None else _with_a_pixel(window)
         self._name = name
-        self.absent = absent  # nobody drew this object: it is not known which pixels are its
+        self.absent = absent  # not annotated: which pixels are its own is unknown
 
     def window(self) -> Window:
         if self._window is None:
@@ -113,7 +119,7 @@ def _with_a_pixel(window: Window) -> Window:
     return window if window[2].size else (0, 0, np.zeros((1, 1), dtype=window[2].dtype))
 
 
-def _as_pixels(mask: Any) -> np.ndarray:
+def _as_pixels(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint8 of 0 and 1, or float32."""
     mask = np.asarray(mask)
     if mask.dtype.kind == 'f':
@@ -121,10 +127,10 @@ def _as_pixels(mask: Any) -> np.ndarray:
     return mask if mask.dtype == np.uint8 and mask.max(initial=0) <= 1 else (mask != 0).astype(np.uint8)
 
 
-def _generator(rng: np.random.RandomState | int | None) -> Any:
+def _generator(rng: np.random.RandomState | int | None) -> np.random.RandomState:
     """What draws random numbers: numpy's global state, a new one from a seed, or ``rng`` itself."""
     if rng is None:
-        return np.random
+        return np.random.mtrand._rand
     return np.random.RandomState(rng) if isinstance(rng, (int, np.integer)) else rng
 
 
@@ -132,7 +138,7 @@ def _unpacked_source(y0: int, x0: int, rle: dict, name: str, absent: bool = Fals
     return _Source(None, (y0, x0, coco_mask.decode(rle)), name, absent)
 
 
-def usable_polygons(segmentation: Any, name: str) -> list[Sequence[float]]:
+def usable_polygons(segmentation: object, name: str) -> list[Sequence[float]]:
     """The polygons of three points and more, [x1, y1, x2, y2, ...] each; others are left out as 2.x does.
 
     Raises:
@@ -153,7 +159,8 @@ class BitmapMasks:
     Args:
         masks: (N, H, W) array or N arrays (H, W), non-zero inside the object; floats (``crop_and_resize`` without
             ``binarize``) stay as they are.
-        height, width: H, W.
+        height: H.
+        width: W.
 
     Raises:
         ValueError: masks of another size.
@@ -173,7 +180,7 @@ class BitmapMasks:
         self._cols = np.arange(self.width, dtype=np.int32)
 
     @classmethod
-    def from_coco(cls, segmentations: Sequence[Any], height: int, width: int,
+    def from_coco(cls, segmentations: Sequence[Segmentation], height: int, width: int,
                   names: Sequence[str] | None = None) -> BitmapMasks:
         """Masks from COCO's ``segmentation`` values: lists of polygons, or RLE with compressed or plain counts.
 
@@ -223,7 +230,7 @@ class BitmapMasks:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def __getitem__(self, index: Any) -> BitmapMasks:
+    def __getitem__(self, index: Index) -> BitmapMasks:
         return self._derived([self._sources[i] for i in _positions(index, len(self))], self._rows, self._cols)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -251,7 +258,7 @@ class BitmapMasks:
         return result
 
     @classmethod
-    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, dtype: Any = np.uint8,
+    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, dtype: npt.DTypeLike = np.uint8,
                rng: np.random.RandomState | int | None = None) -> BitmapMasks:
         """Random bitmaps of which nine tenths of the pixels are 1, for tests.
 
@@ -410,7 +417,7 @@ class BitmapMasks:
 
     @property
     def absent(self) -> np.ndarray:
-        """(N,) bool: objects that nobody drew, of which no mask can be learned."""
+        """(N,) bool: objects without an annotated mask, from which none can be learned."""
         return np.array([source.absent for source in self._sources], dtype=bool)
 
     @property
@@ -430,7 +437,8 @@ class BitmapMasks:
 
     get_bboxes = bboxes
 
-    def crop_and_resize(self, bboxes: Any, out_shape: tuple[int, int], inds: Any, device: torch.device | str = 'cpu',
+    def crop_and_resize(self, bboxes: Array, out_shape: tuple[int, int], inds: Array,
+                        device: torch.device | str = 'cpu',
                         interpolation: str = 'bilinear', binarize: bool = True) -> BitmapMasks:
         """2.x's form of ``roi_targets``: the targets as BitmapMasks.
 
@@ -444,7 +452,7 @@ class BitmapMasks:
         """
         return BitmapMasks(self._targets(bboxes, out_shape, inds, binarize), *out_shape)
 
-    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+    def roi_targets(self, boxes: Array, out_hw: tuple[int, int], index: Array,
                     device: torch.device | str = 'cpu') -> torch.Tensor:
         """Mask targets of rois: RoIAlign of each roi's bitmap (aligned, adaptive sampling), then ``>= 0.5``.
 
@@ -459,7 +467,7 @@ class BitmapMasks:
         """
         return torch.from_numpy(self._targets(boxes, out_hw, index).astype(np.float32, copy=False)).to(device)
 
-    def _targets(self, boxes: Any, out_hw: tuple[int, int], index: Any, binarize: bool = True) -> np.ndarray:
+    def _targets(self, boxes: Array, out_hw: tuple[int, int], index: Array, binarize: bool = True) -> np.ndarray:
         """(R, h, w) float32."""
         boxes, index = _as_arrays(boxes, index, self.height, self.width)
         targets = np.zeros((len(boxes), *out_hw), dtype=np.float32)
@@ -505,7 +513,8 @@ class PolygonMasks:
 
     Args:
         masks: for each object a list of polygons, each a flat array x0, y0, x1, y1, ... (2 * P,).
-        height, width: H, W.
+        height: H.
+        width: W.
     """
 
     def __init__(self, masks: Sequence[Sequence[np.ndarray]], height: int, width: int):
@@ -515,7 +524,7 @@ class PolygonMasks:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def __getitem__(self, index: Any) -> PolygonMasks:
+    def __getitem__(self, index: Index) -> PolygonMasks:
         return PolygonMasks([self.masks[i] for i in _positions(index, len(self))], self.height, self.width)
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
@@ -533,7 +542,8 @@ class PolygonMasks:
         return PolygonMasks([polygons for p in parts for polygons in p.masks], first.height, first.width)
 
     @classmethod
-    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, n_verts: int = 5, dtype: Any = np.float32,
+    def random(cls, num_masks: int = 3, height: int = 32, width: int = 32, n_verts: int = 5,
+               dtype: npt.DTypeLike = np.float32,
                rng: np.random.RandomState | int | None = None) -> PolygonMasks:
         """Random polygons, corners in order about a point inside, for tests.
 
@@ -670,7 +680,7 @@ class PolygonMasks:
 
     @property
     def absent(self) -> np.ndarray:
-        """(N,) bool: objects without any polygon, of which no mask can be learned."""
+        """(N,) bool: objects without any polygon, from which no mask can be learned."""
         return np.array([not polygons for polygons in self.masks], dtype=bool)
 
     @property
@@ -689,7 +699,8 @@ class PolygonMasks:
 
     get_bboxes = bboxes
 
-    def crop_and_resize(self, bboxes: Any, out_shape: tuple[int, int], inds: Any, device: torch.device | str = 'cpu',
+    def crop_and_resize(self, bboxes: Array, out_shape: tuple[int, int], inds: Array,
+                        device: torch.device | str = 'cpu',
                         interpolation: str = 'bilinear', binarize: bool = True) -> PolygonMasks:
         """2.x's form of ``roi_targets``: the polygons in each roi, not drawn yet.
 
@@ -715,7 +726,7 @@ class PolygonMasks:
         scale = np.array([out_hw[1] / max(x2 - x1, 1), out_hw[0] / max(y2 - y1, 1)])
         return [((p.reshape(-1, 2) - (x1, y1)) * scale).ravel() for p in self.masks[i]]
 
-    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+    def roi_targets(self, boxes: Array, out_hw: tuple[int, int], index: Array,
                     device: torch.device | str = 'cpu') -> torch.Tensor:
         """Mask targets of rois: the polygons are moved and scaled into each roi and drawn there.
 
@@ -729,14 +740,15 @@ class PolygonMasks:
         return torch.from_numpy(targets).to(device)
 
 
-class RleMasks(Sequence):
+class RleMasks(Sequence[dict]):
     """A sequence of N COCO RLE dicts ``{'size': [H, W], 'counts': bytes}``: masks of results, in original pixels.
 
     ``masks[i]`` is a dict; a slice, a boolean or an integer array selects a new RleMasks.
 
     Args:
         rles: with compressed (bytes or text) or plain counts.
-        height, width: H, W; those of the first RLE when left out.
+        height: H; that of the first RLE when left out.
+        width: W; likewise.
     """
 
     def __init__(self, rles: Sequence[dict], height: int | None = None, width: int | None = None):
@@ -748,7 +760,13 @@ class RleMasks(Sequence):
     def __len__(self) -> int:
         return len(self.rles)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> dict: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Sequence[bool] | Array) -> RleMasks: ...
+
+    def __getitem__(self, index: Index) -> RleMasks | dict:
         if isinstance(index, (int, np.integer)):
             return self.rles[index]
         return RleMasks([self.rles[i] for i in _positions(index, len(self))], self.height, self.width)
@@ -788,7 +806,7 @@ class RleMasks(Sequence):
         """The part inside ``bbox`` (4,), which is clipped to the masks and cut to whole pixels."""
         return self.to_bitmap_masks().crop(bbox).to_rle()
 
-    def roi_targets(self, boxes: Any, out_hw: tuple[int, int], index: Any,
+    def roi_targets(self, boxes: Array, out_hw: tuple[int, int], index: Array,
                     device: torch.device | str = 'cpu') -> torch.Tensor:
         """As ``BitmapMasks.roi_targets``."""
         return self.to_bitmap_masks().roi_targets(boxes, out_hw, index, device)

@@ -72,7 +72,7 @@ class _Block(nn.Module):
         out += identity
         return out
 
-    def _contexts(self) -> tuple[Any, Any]:
+    def _contexts(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
         return contextlib.nullcontext(), self._statistics_kept()
 
     @contextlib.contextmanager
@@ -365,7 +365,7 @@ class ResNet(nn.Module):
         """Width of the 3x3 convolutions of a stage."""
         return self.base_channels * 2 ** stage
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         """Keywords that the blocks of a stage are given beyond those that all kinds have."""
         return {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from boxdet.models.backbones.resnet import ARCHITECTURES, ResNet
-from boxdet.registry import MODELS
+from boxdet.registry import MODELS, Cfg
 
 
 @MODELS.register_module()
@@ -23,7 +23,7 @@ class ResNeXt(ResNet):
         self.groups, self.base_width = groups, base_width  # read while the stages are made
         super().__init__(**kwargs)
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         if self.groups == 1:
             return {}
         return {'groups': self.groups,

@@ -170,7 +170,7 @@ class DetectoRS_ResNet(ResNet):
         self.output_img = output_img
         super().__init__(**kwargs)
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         return {'sac': self.sac if self.sac is not None and self.stage_with_sac[stage] else None}
 
     def _make_layer(self, block: type[_Bottleneck], in_channels: int, channels: int, num_blocks: int,
@@ -212,7 +212,7 @@ class DetectoRS_ResNeXt(DetectoRS_ResNet):
         self.groups, self.base_width = groups, base_width  # read while the stages are made
         super().__init__(**kwargs)
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         options = super()._block_options(stage)
         if self.groups > 1:
             width = self._stage_channels(stage) * self.base_width // self.base_channels * self.groups

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from boxdet.models.backbones.resnet import Bottleneck
 from boxdet.models.bbox_head import BBoxHead
+from boxdet.models.initialization import InitCfg
 from boxdet.models.layers import ConvModule
 from boxdet.models.standard_roi_head import StandardRoIHead
 from boxdet.registry import HEADS
@@ -61,7 +62,7 @@ class DoubleConvFCBBoxHead(BBoxHead):
 
     def __init__(self, num_convs: int = 0, num_fcs: int = 0, conv_out_channels: int = 1024,
                  fc_out_channels: int = 1024, conv_cfg: Mapping | None = None,
-                 norm_cfg: Mapping | None = None, init_cfg: Any = None, **kwargs: Any):
+                 norm_cfg: Mapping | None = None, init_cfg: InitCfg = None, **kwargs: Any):
         kwargs.setdefault('with_avg_pool', True)
         super().__init__(init_cfg=init_cfg or _INIT, **kwargs)
         layers: dict[str, Any] = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg or dict(type='BN'))

@@ -21,12 +21,12 @@ from boxdet.geometry.nms import Suppression
 from boxdet.models import contracts
 from boxdet.models.bbox_head import BoxTargets, RoITrainSettings
 from boxdet.models.detectors import TwoStageDetector
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import integer
 from boxdet.models.standard_roi_head import StandardRoIHead, add_masks, predict_boxes
-from boxdet.registry import DETECTORS, HEADS, LOSSES, ROI_EXTRACTORS
+from boxdet.registry import DETECTORS, HEADS, LOSSES, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
 from boxdet.structures.instances import Instances, PaddedInstances, joined
 
@@ -68,7 +68,7 @@ class GridRoIHead(StandardRoIHead):
     train_settings = GridTrainSettings
     fixed_size_prediction = True
 
-    def __init__(self, grid_roi_extractor: Any, grid_head: Any, **kwargs: Any):
+    def __init__(self, grid_roi_extractor: Cfg, grid_head: Cfg, **kwargs: Any):
         super().__init__(**kwargs)
         self.grid_roi_extractor = self.bbox_roi_extractor if grid_roi_extractor is None \
             else ROI_EXTRACTORS.build(grid_roi_extractor)
@@ -144,8 +144,8 @@ class GridHead(nn.Module):
 
     def __init__(self, grid_points: int = 9, num_convs: int = 8, roi_feat_size: int = 14, in_channels: int = 256,
                  conv_kernel_size: int = 3, point_feat_channels: int = 64, deconv_kernel_size: int = 4,
-                 class_agnostic: bool = False, loss_grid: Any = None, conv_cfg: Any = None, norm_cfg: Any = None,
-                 init_cfg: Any = None):
+                 class_agnostic: bool = False, loss_grid: Cfg | None = None, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
         norm_cfg = norm_cfg or dict(type='GN', num_groups=36)
         side = math.isqrt(grid_points)

@@ -18,12 +18,12 @@ from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITestSettings
 from boxdet.models.cascade_roi_head import CascadeRoIHead, next_boxes
 from boxdet.models.detectors import CascadeRCNN
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.mask_head import FCNMaskHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import box_losses, draw_samples, mask_loss, mask_samples
-from boxdet.registry import DETECTORS, HEADS, LOSSES, ROI_EXTRACTORS
+from boxdet.registry import DETECTORS, HEADS, LOSSES, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois
 from boxdet.structures.instances import Instances, joined
 
@@ -49,7 +49,8 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
     """A cascade of box and mask heads; masks are learnt on the boxes that their own stage has moved.
 
     Args:
-        num_stages, stage_loss_weights: as in ``CascadeRoIHead``.
+        num_stages: as in ``CascadeRoIHead``.
+        stage_loss_weights: as in ``CascadeRoIHead``.
         semantic_roi_extractor: config; pools the features of the semantic branch.
         semantic_head: config, a ``FusedSemanticHead``; None for a cascade without the branch.
         semantic_fusion: which heads read those features too, of 'bbox' and 'mask'.
@@ -63,8 +64,8 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
 
     test_settings = HTCTestSettings
 
-    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], semantic_roi_extractor: Any = None,
-                 semantic_head: Any = None, semantic_fusion: Sequence[str] = _FUSED, interleaved: bool = True,
+    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], semantic_roi_extractor: Cfg | None = None,
+                 semantic_head: Cfg | None = None, semantic_fusion: Sequence[str] = _FUSED, interleaved: bool = True,
                  mask_info_flow: bool = True, **kwargs: Any):
         super().__init__(num_stages, stage_loss_weights, **kwargs)
         if not set(semantic_fusion) <= set(_FUSED):
@@ -178,7 +179,8 @@ class HTCMaskHead(FCNMaskHead):
         **kwargs: as in ``FCNMaskHead``.
     """
 
-    def __init__(self, with_conv_res: bool = True, conv_cfg: Any = None, norm_cfg: Any = None, **kwargs: Any):
+    def __init__(self, with_conv_res: bool = True, conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
+                 **kwargs: Any):
         super().__init__(conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)
         if with_conv_res:
             self.conv_res = ConvModule(self.conv_out_channels, self.conv_out_channels, 1, conv_cfg=conv_cfg,
@@ -209,9 +211,9 @@ class FusedSemanticHead(nn.Module):
     """
 
     def __init__(self, num_ins: int, fusion_level: int, num_convs: int = 4, in_channels: int = 256,
-                 conv_out_channels: int = 256, num_classes: int = 183, conv_cfg: Any = None, norm_cfg: Any = None,
-                 ignore_label: int | None = None, loss_weight: float | None = None, loss_seg: Any = None,
-                 init_cfg: Any = None):
+                 conv_out_channels: int = 256, num_classes: int = 183, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, ignore_label: int | None = None, loss_weight: float | None = None,
+                 loss_seg: Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self.num_ins, self.fusion_level = num_ins, fusion_level

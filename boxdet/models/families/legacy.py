@@ -22,7 +22,8 @@ class LegacyDeltaXYWHBBoxCoder(DeltaXYWHBBoxCoder):
     the image's last pixel.
 
     Args:
-        target_means, target_stds: four each; deltas are normalised by them.
+        target_means: four numbers that are subtracted from the deltas.
+        target_stds: four numbers that the deltas are divided by then.
     """
 
     def __init__(self, target_means: Sequence[float] = (0., 0., 0., 0.),

@@ -13,11 +13,11 @@ from torch.nn.modules.utils import _pair
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITrainSettings
 from boxdet.models.detectors import TwoStageDetector
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import number
 from boxdet.models.standard_roi_head import StandardRoIHead
-from boxdet.registry import DETECTORS, HEADS, LOSSES
+from boxdet.registry import DETECTORS, HEADS, LOSSES, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances, joined
 
@@ -42,7 +42,7 @@ class MaskScoringRoIHead(StandardRoIHead):
 
     train_settings = MaskScoringTrainSettings
 
-    def __init__(self, mask_iou_head: Any, **kwargs: Any):
+    def __init__(self, mask_iou_head: Cfg, **kwargs: Any):
         super().__init__(**kwargs)
         self.mask_iou_head = HEADS.build(mask_iou_head)
 
@@ -74,7 +74,7 @@ class MaskIoUHead(nn.Module):
 
     def __init__(self, num_convs: int = 4, num_fcs: int = 2, roi_feat_size: int | tuple[int, int] = 14,
                  in_channels: int = 256, conv_out_channels: int = 256, fc_out_channels: int = 1024,
-                 num_classes: int = 80, loss_iou: Any = None, init_cfg: Any = None):
+                 num_classes: int = 80, loss_iou: Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(conv_out_channels if i else in_channels + 1, conv_out_channels, 3, padding=1,

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from boxdet.geometry.boxes import at_least_float32, box_overlaps
 from boxdet.matching.assigner import AssignResult
 from boxdet.matching.sampler import RandomSampler, gather, negatives, positives, random_choice
 from boxdet.models import contracts
-from boxdet.models.bbox_head import BoxTargets, RoITrainSettings
+from boxdet.models.bbox_head import BBoxHead, BoxTargets, RoITrainSettings
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import StandardRoIHead, draw_samples
 from boxdet.registry import BBOX_SAMPLERS, HEADS
@@ -90,7 +89,7 @@ class _Asking:
         self.sample = partial(sampler.sample, predictions=predictions)
 
 
-def reweighted(head: Any, scores: torch.Tensor, deltas: torch.Tensor, samples: Sequence[SampledRois],
+def reweighted(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, samples: Sequence[SampledRois],
                targets: BoxTargets, k: float = 2, bias: float = 0) -> BoxTargets:
     """``targets`` whose positives weigh by how well their boxes lie among those of the object (ISR-P, section 4.2).
 
@@ -126,7 +125,7 @@ def reweighted(head: Any, scores: torch.Tensor, deltas: torch.Tensor, samples: S
     return replace(targets, label_weights=weights.index_copy(0, targets.pos_index, after.to(weights.dtype)))
 
 
-def carl_loss(head: Any, scores: torch.Tensor, deltas: torch.Tensor, targets: BoxTargets, k: float = 1,
+def carl_loss(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, targets: BoxTargets, k: float = 1,
               bias: float = 0.2, sigmoid: bool = False) -> torch.Tensor:
     """The box loss with positives weighed by their score, which learns from it too (CARL, section 4.3).
 
@@ -159,7 +158,10 @@ class ScoreHLRSampler(RandomSampler):
     For a ``PISARoIHead``, which lets it ask the box head.
 
     Args:
-        num, pos_fraction, neg_pos_ub, add_gt_as_proposals: as in ``RandomSampler``.
+        num: as in ``RandomSampler``.
+        pos_fraction: as in ``RandomSampler``.
+        neg_pos_ub: as in ``RandomSampler``.
+        add_gt_as_proposals: as in ``RandomSampler``.
         k: power of the weights.
         bias: least weight, before the power.
         score_thr: negatives of a lower score are drawn at random, where there are not enough others.

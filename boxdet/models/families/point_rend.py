@@ -18,14 +18,14 @@ from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import RoITestSettings, RoITrainSettings
 from boxdet.models.detectors import TwoStageDetector
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule
 from boxdet.models.mask_head import FCNMaskHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.roi_sampling import corners, sum_of_samples
 from boxdet.models.settings import integer, number
 from boxdet.models.standard_roi_head import StandardRoIHead, have_masks
-from boxdet.registry import DETECTORS, HEADS, LAYERS, LOSSES
+from boxdet.registry import DETECTORS, HEADS, LAYERS, LOSSES, Cfg
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances, joined
 
@@ -79,7 +79,7 @@ class PointRendRoIHead(StandardRoIHead):
     train_settings = PointRendTrainSettings
     test_settings = PointRendTestSettings
 
-    def __init__(self, point_head: Any, **kwargs: Any):
+    def __init__(self, point_head: Cfg, **kwargs: Any):
         super().__init__(**kwargs)
         if not self.with_mask or self.shares_extractor:
             raise ConfigError('model.roi_head: PointRendRoIHead needs a mask_head and a mask_roi_extractor')
@@ -148,7 +148,7 @@ class CoarseMaskHead(FCNMaskHead):
     """
 
     def __init__(self, num_convs: int = 0, num_fcs: int = 2, fc_out_channels: int = 1024, downsample_factor: int = 2,
-                 init_cfg: Any = None, conv_cfg: Any = None, norm_cfg: Any = None, **kwargs: Any):
+                 init_cfg: InitCfg = None, conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, **kwargs: Any):
         init_cfg = init_cfg or dict(type='Xavier', override=[
             dict(name='fcs'), dict(type='Constant', val=0.001, name='fc_logits')])
         super().__init__(num_convs=num_convs, upsample_cfg=dict(type=None), init_cfg=init_cfg, conv_cfg=conv_cfg,
@@ -199,8 +199,9 @@ class MaskPointHead(nn.Module):
     """
 
     def __init__(self, num_classes: int, num_fcs: int = 3, in_channels: int = 256, fc_channels: int = 256,
-                 class_agnostic: bool = False, coarse_pred_each_layer: bool = True, conv_cfg: Any = None,
-                 norm_cfg: Any = None, act_cfg: Any = None, loss_point: Any = None, init_cfg: Any = None):
+                 class_agnostic: bool = False, coarse_pred_each_layer: bool = True, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = None, act_cfg: Cfg | None = None, loss_point: Cfg | None = None,
+                 init_cfg: InitCfg = None):
         super().__init__()
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.coarse_pred_each_layer = coarse_pred_each_layer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from boxdet.errors import ConfigError, nearest
 from boxdet.models.backbones.resnet import Bottleneck, ResNet
 from boxdet.models.layers import build_conv_layer, build_norm_layer
-from boxdet.registry import BACKBONES
+from boxdet.registry import BACKBONES, Cfg
 
 _KEYS = ('w0', 'wa', 'wm', 'group_w', 'depth', 'bot_mul')
 _DIVISOR = 8  # all widths are multiples of it
@@ -70,7 +70,7 @@ class RegNet(ResNet):
     def _stage_channels(self, stage: int) -> int:
         return self.stage_widths[stage]
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         width = round(self.stage_widths[stage] * self.bottleneck_ratio)
         return {'width': width, 'groups': width // self.group_widths[stage]}
 

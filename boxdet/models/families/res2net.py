@@ -82,6 +82,6 @@ class Res2Net(ResNet):
         self.scales, self.base_width = scales, base_width  # read while the stages are made
         super().__init__(style='pytorch', deep_stem=True, avg_down=True, **kwargs)
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         part = self._stage_channels(stage) * self.base_width // self.base_channels
         return {'scales': self.scales, 'width': part * self.scales}

@@ -98,7 +98,7 @@ class ResNeSt(ResNetV1d):
         self.radix, self.reduction_factor, self.avg_down_stride = radix, reduction_factor, avg_down_stride
         super().__init__(**kwargs)
 
-    def _block_options(self, stage: int) -> dict[str, Any]:
+    def _block_options(self, stage: int) -> Cfg:
         channels = self._stage_channels(stage)
         width = channels if self.groups == 1 else channels * self.base_width // self.base_channels * self.groups
         return {'groups': self.groups, 'width': width, 'radix': self.radix,

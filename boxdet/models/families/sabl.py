@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +16,9 @@ from torch.nn import functional as F
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.models.bbox_head import BBoxHead, BoxTargets
+from boxdet.models.initialization import InitCfg
 from boxdet.models.layers import ConvModule
-from boxdet.registry import BBOX_CODERS, HEADS, LOSSES
+from boxdet.registry import BBOX_CODERS, HEADS, LOSSES, Cfg
 
 _INIT = [
     dict(type='Xavier', layer='Linear', distribution='uniform', override=[
@@ -143,8 +143,9 @@ class SABLHead(BBoxHead):
                  reg_feat_up_ratio: int = 2, reg_pre_kernel: int = 3, reg_post_kernel: int = 3, reg_pre_num: int = 2,
                  reg_post_num: int = 1, cls_out_channels: int = 1024, reg_offset_out_channels: int = 256,
                  reg_cls_out_channels: int = 256, num_cls_fcs: int = 1, num_reg_fcs: int = 0,
-                 reg_class_agnostic: bool = True, norm_cfg: Any = None, bbox_coder: Any = None, loss_cls: Any = None,
-                 loss_bbox_cls: Any = None, loss_bbox_reg: Any = None, init_cfg: Any = None):
+                 reg_class_agnostic: bool = True, norm_cfg: Cfg | None = None, bbox_coder: Cfg | None = None,
+                 loss_cls: Cfg | None = None, loss_bbox_cls: Cfg | None = None, loss_bbox_reg: Cfg | None = None,
+                 init_cfg: InitCfg = None):
         coder = BBOX_CODERS.build(bbox_coder or dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7))
         ratio = int(reg_feat_up_ratio)
         if roi_feat_size * ratio != coder.num_buckets:

@@ -18,12 +18,12 @@ from boxdet.models.bbox_head import BBoxHead
 from boxdet.models.cascade_roi_head import CascadeRoIHead, next_boxes
 from boxdet.models.detectors import CascadeRCNN
 from boxdet.models.families.htc import FusedSemanticHead
-from boxdet.models.initialization import initialize
+from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule, build_conv_layer, build_norm_layer
 from boxdet.models.mask_head import FCNMaskHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import box_losses, draw_samples, mask_loss, mask_samples
-from boxdet.registry import DETECTORS, HEADS, ROI_EXTRACTORS
+from boxdet.registry import DETECTORS, HEADS, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta
 from boxdet.structures.instances import Instances, joined
 
@@ -38,7 +38,8 @@ class SCNetRoIHead(CascadeRoIHead):
     """Stages of box heads, and one mask head that reads what the last of them made of its rois.
 
     Args:
-        num_stages, stage_loss_weights: as in ``CascadeRoIHead``; the mask loss is multiplied by the sum of the weights.
+        num_stages: as in ``CascadeRoIHead``; the mask loss is multiplied by the sum of the weights.
+        stage_loss_weights: as in ``CascadeRoIHead``; the mask loss is multiplied by the sum of the weights.
         semantic_roi_extractor: config; pools the features of the semantic branch.
         semantic_head: config, a ``SCNetSemanticHead``; None for none.
         feat_relay_head: config, a ``FeatureRelayHead``; None: the mask head does not read the box head's features.
@@ -51,9 +52,9 @@ class SCNetRoIHead(CascadeRoIHead):
         ConfigError: parts that need one another are missing.
     """
 
-    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], semantic_roi_extractor: Any = None,
-                 semantic_head: Any = None, feat_relay_head: Any = None, glbctx_head: Any = None,
-                 mask_roi_extractor: Any = None, mask_head: Any = None, **kwargs: Any):
+    def __init__(self, num_stages: int, stage_loss_weights: Sequence[float], semantic_roi_extractor: Cfg | None = None,
+                 semantic_head: Cfg | None = None, feat_relay_head: Cfg | None = None, glbctx_head: Cfg | None = None,
+                 mask_roi_extractor: Cfg | None = None, mask_head: Cfg | None = None, **kwargs: Any):
         super().__init__(num_stages, stage_loss_weights, **kwargs)
         if mask_head is None or mask_roi_extractor is None:
             raise ConfigError('model.roi_head: SCNetRoIHead needs a mask_head and a mask_roi_extractor')
@@ -171,7 +172,7 @@ class SCNetBBoxHead(BBoxHead):
 class _SimplifiedBlocks(nn.Sequential):
     """Residual blocks of two convolutions without an activation at their end."""
 
-    def __init__(self, in_channels: int, channels: int, count: int, conv_cfg: Any, norm_cfg: Any):
+    def __init__(self, in_channels: int, channels: int, count: int, conv_cfg: Cfg | None, norm_cfg: Cfg | None):
         super().__init__(*(_SimplifiedBlock(channels if i else in_channels, channels, conv_cfg, norm_cfg)
                            for i in range(count)))
 
@@ -179,7 +180,7 @@ class _SimplifiedBlocks(nn.Sequential):
 class _SimplifiedBlock(nn.Module):
     """x + conv(relu(conv(x))), with norms where there are any."""
 
-    def __init__(self, in_channels: int, channels: int, conv_cfg: Any, norm_cfg: Any):
+    def __init__(self, in_channels: int, channels: int, conv_cfg: Cfg | None, norm_cfg: Cfg | None):
         super().__init__()
         bias = norm_cfg is None
         self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, 3, padding=1, bias=bias)
@@ -208,7 +209,8 @@ class _SimplifiedBlock(nn.Module):
 class SCNetMaskHead(FCNMaskHead):
     """``FCNMaskHead`` whose convolutions are residual blocks of two, if ``conv_to_res``."""
 
-    def __init__(self, conv_to_res: bool = True, conv_cfg: Any = None, norm_cfg: Any = None, **kwargs: Any):
+    def __init__(self, conv_to_res: bool = True, conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
+                 **kwargs: Any):
         super().__init__(conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)
         if conv_to_res:
             self.convs = _SimplifiedBlocks(self.in_channels, self.conv_out_channels, self.num_convs // 2, conv_cfg,
@@ -220,7 +222,7 @@ class SCNetSemanticHead(FusedSemanticHead):
     """``FusedSemanticHead`` whose convolutions are residual blocks of two, if ``conv_to_res``."""
 
     def __init__(self, conv_to_res: bool = True, num_convs: int = 4, in_channels: int = 256,
-                 conv_out_channels: int = 256, conv_cfg: Any = None, norm_cfg: Any = None, **kwargs: Any):
+                 conv_out_channels: int = 256, conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, **kwargs: Any):
         super().__init__(num_convs=num_convs, in_channels=in_channels, conv_out_channels=conv_out_channels,
                          conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)
         if conv_to_res:
@@ -244,8 +246,8 @@ class GlobalContextHead(nn.Module):
     """
 
     def __init__(self, num_convs: int = 4, in_channels: int = 256, conv_out_channels: int = 256, num_classes: int = 80,
-                 loss_weight: float = 1.0, conv_cfg: Any = None, norm_cfg: Any = None, conv_to_res: bool = False,
-                 init_cfg: Any = None):
+                 loss_weight: float = 1.0, conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None,
+                 conv_to_res: bool = False, init_cfg: InitCfg = None):
         super().__init__()
         self.loss_weight = loss_weight
         if conv_to_res:
@@ -291,7 +293,7 @@ class FeatureRelayHead(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1024, out_conv_channels: int = 256, roi_feat_size: int = 7,
-                 scale_factor: int = 2, init_cfg: Any = None):
+                 scale_factor: int = 2, init_cfg: InitCfg = None):
         super().__init__()
         self.shape, self.scale_factor = (out_conv_channels, roi_feat_size, roi_feat_size), scale_factor
         self.fc = nn.Linear(in_channels, out_conv_channels * roi_feat_size ** 2)

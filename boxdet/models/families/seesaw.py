@@ -147,7 +147,9 @@ class NormedConv2d(nn.Conv2d):
     """The same as a convolution.
 
     Args:
-        tempearture, power, eps: as of ``NormedLinear``.
+        tempearture: as of ``NormedLinear``.
+        power: as of ``NormedLinear``.
+        eps: as of ``NormedLinear``.
         norm_over_kernel: the norm of a filter is over the whole of it, and not of each place by itself.
         **kwargs: as of ``torch.nn.Conv2d``.
     """

@@ -16,7 +16,7 @@ from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.cascade_roi_head import CascadeRoIHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import draw_samples, mask_loss, mask_samples
-from boxdet.registry import HEADS, ROI_EXTRACTORS
+from boxdet.registry import HEADS, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois, image_sizes
 from boxdet.structures.instances import Instances, OfImages, image_rows, joined, of_images, split_like
 
@@ -31,7 +31,7 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
         **kwargs: as of ``CascadeRoIHead``.
     """
 
-    def __init__(self, mask_roi_extractor: Any = None, mask_head: Any = None, **kwargs: Any):
+    def __init__(self, mask_roi_extractor: Cfg | None = None, mask_head: Cfg | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         if mask_head is not None:
             self.mask_head = HEADS.build(mask_head)

@@ -9,12 +9,12 @@ from boxdet.models.bbox_head import ConvFCBBoxHead
 from boxdet.models.layers import ConvModule
 from boxdet.models.mask_head import FCNMaskHead
 from boxdet.models.necks.fpn import FPN
-from boxdet.registry import HEADS, NECKS
+from boxdet.registry import HEADS, NECKS, Cfg
 
 _GROUP_NORM = {'type': 'GN', 'num_groups': 32}
 
 
-def _convs(in_channels: int, out_channels: int, count: int, norm_cfg: Any) -> nn.ModuleList:
+def _convs(in_channels: int, out_channels: int, count: int, norm_cfg: Cfg | None) -> nn.ModuleList:
     """3x3 convolutions with a bias, a ReLU and a norm each, in this order."""
     return nn.ModuleList(
         ConvModule(in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=True, norm_cfg=norm_cfg,
@@ -30,7 +30,7 @@ class TensorpackFPN(FPN):
         **kwargs: as of ``FPN``.
     """
 
-    def __init__(self, norm_cfg: Any = _GROUP_NORM, **kwargs: Any):
+    def __init__(self, norm_cfg: Cfg = _GROUP_NORM, **kwargs: Any):
         super().__init__(norm_cfg=norm_cfg, **kwargs)
         for convs in (self.lateral_convs, self.fpn_convs):
             for i, old in enumerate(convs):
@@ -50,7 +50,7 @@ class TensorpackConvFCBBoxHead(ConvFCBBoxHead):
     """
 
     def __init__(self, num_shared_convs: int = 4, num_shared_fcs: int = 1, conv_out_channels: int = 256,
-                 norm_cfg: Any = _GROUP_NORM, **kwargs: Any):
+                 norm_cfg: Cfg = _GROUP_NORM, **kwargs: Any):
         super().__init__(num_shared_convs=num_shared_convs, num_shared_fcs=num_shared_fcs,
                          conv_out_channels=conv_out_channels, **kwargs)
         self.shared_convs = _convs(self.in_channels, conv_out_channels, num_shared_convs, norm_cfg)
@@ -65,6 +65,6 @@ class TensorpackFCNMaskHead(FCNMaskHead):
         **kwargs: as of ``FCNMaskHead``.
     """
 
-    def __init__(self, norm_cfg: Any = _GROUP_NORM, **kwargs: Any):
+    def __init__(self, norm_cfg: Cfg = _GROUP_NORM, **kwargs: Any):
         super().__init__(**kwargs)
         self.convs = _convs(self.in_channels, self.conv_out_channels, self.num_convs, norm_cfg)
