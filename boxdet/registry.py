@@ -192,7 +192,7 @@ FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'scnet': ('FeatureRelayHead', 'GlobalContextHead', 'SCNet', 'SCNetBBoxHead', 'SCNetMaskHead', 'SCNetRoIHead',
               'SCNetSemanticHead'),
     'seesaw': ('NormedConv2d', 'NormedLinear', 'SeesawLoss'),
-    'legacy': ('LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder'),
+    'legacy': ('DetectronAnchorGenerator', 'DetectronRoIAlign', 'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder'),
     'ghm': ('GHMC', 'GHMR'),
     'double_heads': ('DoubleConvFCBBoxHead', 'DoubleHeadRoIHead'),
     'single_mask_cascade': ('SingleMaskCascadeRoIHead',),

@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            epilog='In the window, a key shows the next image; q, Esc or closing it ends.')
     parser.add_argument('img', nargs='+', help="image files, folders, or patterns in quotes ('images/*.jpg')")
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'zoo' for the published weights")
     out = parser.add_mutually_exclusive_group()
     out.add_argument('--out-file', help='write the image here: .jpg, .png, ..., or .pdf, with lines and '
                      'text that stay sharp; without it a window opens')

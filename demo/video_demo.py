@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog='In the window, q or Esc ends, as closing it does; what was written until then is kept.')
     parser.add_argument('video', help='video file')
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'zoo' for the published weights")
     parser.add_argument('--out', help='write the video here: .mp4, .mov, .mkv (H.264), .webm (VP9) or .avi')
     parser.add_argument('--show', action='store_true', help='show the frames in a window')
     parser.add_argument('--wait-time', type=float, default=0.,

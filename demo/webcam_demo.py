@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description='Watch a detector at work on a camera: each image is the newest that the camera has.',
         epilog='In the window, q or Esc ends; so does closing it.')
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'zoo' for the published weights")
     parser.add_argument('--device', default='cuda:0', help='cpu or cuda:0, ... (default: %(default)s)')
     parser.add_argument('--camera-id', default='0',
                         help='number of the camera, its device (/dev/video0), the address of a stream '

@@ -178,6 +178,19 @@ def tiny_detector(tmp_path_factory):
                            ann_file=folder / 'ann.json', classes=('disc', 'bar', 'cross'))
 
 
+@pytest.fixture
+def server():
+    """Serves files from the loopback, see tests/file_server.py."""
+    import threading
+
+    from tests.file_server import Server
+    made = Server()
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
 @pytest.fixture(scope='session')
 def cityscapes_dir(tmp_path_factory) -> Path:
     """A small folder in Cityscapes' shape, drawn and converted: leftImg8bit, gtFine, annotations. Read only."""

@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dir', help='folder of the images')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'zoo' for the published weights")
     parser.add_argument('--out', metavar='FILE', help='the JSON file to write')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='SCORE',
                         help='leave out, and do not draw, what scores less (default: %(default)s)')

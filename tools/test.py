@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description='Test a detector on data.test of its config.', epilog=__doc__.partition('\n\n')[2],
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'zoo' for the published weights")
     what = parser.add_argument_group('what to do (one at least)')
     what.add_argument('--eval', nargs='+', metavar='METRIC',
                       help='evaluate; COCO: bbox, segm, keypoints, proposal, proposal_fast; VOC: mAP, recall; ...')

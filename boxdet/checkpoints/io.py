@@ -5,6 +5,7 @@ A checkpoint is a dict: ``meta`` (boxdet_version, epoch, iter, CLASSES, PALETTE,
 """
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,43 +18,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from boxdet.checkpoints import zoo
+from boxdet.checkpoints import backbones, zoo
 from boxdet.checkpoints.convert import recognise
 from boxdet.checkpoints.loading import named_values, state_dict_of
 from boxdet.errors import CheckpointError, nearest
+from boxdet.files import safetensors
 from boxdet.files.download import fetch
 from boxdet.files.pickles import CHECKPOINT, read_pickle, stand_ins_allowed, thaw
-from boxdet.files.writing import write_whole
-
-# Backbone weights that 2.x's configs ask for by name, in the public model zoo that defined the names.
-_MODEL_ZOO = 'https://download.openmmlab.com/pretrain/third_party/'
-OPEN_MMLAB = {
-    'vgg16_caffe': 'vgg16_caffe-292e1171.pth',
-    'detectron/resnet50_caffe': 'resnet50_caffe-788b5fa3.pth',
-    'detectron/resnet101_caffe': 'resnet101_caffe-3ad79236.pth',
-    'detectron2/resnet50_caffe': 'resnet50_msra-5891d200.pth',
-    'detectron2/resnet101_caffe': 'resnet101_msra-6cc46731.pth',
-    'detectron2/resnext101_32x8d': 'resnext101_32x8d-1516f1aa.pth',
-    'resnext50_32x4d': 'resnext50-32x4d-0ab1a123.pth',
-    'resnext101_32x4d': 'resnext101_32x4d-a5af3160.pth',
-    'resnext101_64x4d': 'resnext101_64x4d-ee2c6f71.pth',
-    'contrib/resnet50_gn': 'resnet50_gn_thangvubk-ad1730dd.pth',
-    'detectron/resnet50_gn': 'resnet50_gn-9186a21c.pth',
-    'detectron/resnet101_gn': 'resnet101_gn-cac0ab98.pth',
-    'jhu/resnet50_gn_ws': 'resnet50_gn_ws-15beedd8.pth',
-    'jhu/resnet101_gn_ws': 'resnet101_gn_ws-3e3c308c.pth',
-    'jhu/resnext50_32x4d_gn_ws': 'resnext50_32x4d_gn_ws-0d87ac85.pth',
-    'jhu/resnext101_32x4d_gn_ws': 'resnext101_32x4d_gn_ws-34ac1a9e.pth',
-    'resnet18_v1c': 'resnet18_v1c-b5776b93.pth',
-    'resnet50_v1c': 'resnet50_v1c-2cccc1ad.pth',
-    'resnet101_v1c': 'resnet101_v1c-e67eebb6.pth',
-}
-
+from boxdet.files.writing import json_value, write_whole
 
 # --- where a checkpoint is ---
 
 def find_checkpoint(address: str | os.PathLike) -> Path:
-    """Return the local file behind a path, a URL or a ``torchvision://``, ``open-mmlab://`` or ``zoo://`` name.
+    """Return the local file behind a path, a URL or a name: ``zoo://``, or one of ``backbones.SCHEMES``.
 
     What is remote is downloaded once into torch.hub's cache, see ``boxdet.files.download.fetch``. With several ranks
     all of them call this.
@@ -65,22 +42,19 @@ def find_checkpoint(address: str | os.PathLike) -> Path:
     scheme, separator, name = text.partition('://')
     if not separator:
         return _local_file(Path(text).expanduser())
-    if scheme in ('torchvision', 'modelzoo'):
-        return _fetch(_torchvision_url(name))
-    if scheme in ('open-mmlab', 'openmmlab'):
-        if name not in OPEN_MMLAB:
-            raise CheckpointError(f"{text}: no model of that name is known{nearest(name, OPEN_MMLAB)}")
-        return _fetch(_MODEL_ZOO + OPEN_MMLAB[name])
+    if scheme in backbones.SCHEMES:
+        return _fetch(backbones.url(scheme, name))
     if scheme == 'zoo':
-        return _fetch(zoo.entry(name)['weights'])
+        entry = zoo.entry(name)
+        return _fetch(entry['weights'], entry.get('md5', ''))
     if scheme in ('http', 'https', 'file'):
         return _fetch(text)
-    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, file://, torchvision://, "
-                          'open-mmlab:// or zoo://')
+    raise CheckpointError(f"{text}: '{scheme}://' is not understood; use a path, http(s)://, file://, zoo://, "
+                          f"{', '.join(f'{known}://' for known in backbones.SCHEMES)}")
 
 
-def _fetch(url: str) -> Path:
-    return fetch(url, zoo.download_folder(), CheckpointError)
+def _fetch(url: str, md5: str = '') -> Path:
+    return fetch(url, zoo.download_folder(), CheckpointError, md5)
 
 
 def _local_file(path: Path) -> Path:
@@ -92,15 +66,6 @@ def _local_file(path: Path) -> Path:
     raise CheckpointError(f'no checkpoint file {path}{nearest(path.name, siblings)}')
 
 
-def _torchvision_url(name: str) -> str:
-    from torchvision import models
-    names = models.list_models(module=models)
-    if name not in names:
-        raise CheckpointError(f"torchvision://{name}: torchvision has no such model{nearest(name, names)}")
-    # The first weights that torchvision published are the ones that torchvision:// meant when configs were written.
-    return next(iter(models.get_model_weights(name))).url
-
-
 # --- reading ---
 
 def load_checkpoint(address: str | os.PathLike, map_location: Any = 'cpu') -> dict:
@@ -108,7 +73,7 @@ def load_checkpoint(address: str | os.PathLike, map_location: Any = 'cpu') -> di
 
     Args:
         address: path, URL, ``torchvision://`` or ``open-mmlab://`` name. ``.pkl`` is read as a plain pickle, ``.npz``
-            as numpy's archive.
+            as numpy's archive, ``.safetensors`` with its metadata as ``meta``.
         map_location: where tensors go, as in torch.load.
 
     Returns:
@@ -124,6 +89,8 @@ def load_checkpoint(address: str | os.PathLike, map_location: Any = 'cpu') -> di
 def read_as_written(address: str | os.PathLike, map_location: Any = 'cpu') -> dict:
     """As ``load_checkpoint``, but the weights of other projects keep their names."""
     path = find_checkpoint(address)
+    if path.suffix == '.safetensors':
+        return _read_safetensors(path, map_location)
     if path.suffix == '.pkl':
         content = read_pickle(path, CHECKPOINT, CheckpointError)
     else:
@@ -160,6 +127,23 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path} is damaged or no numpy archive of plain arrays: {error}") from error
 
 
+def _read_safetensors(path: Path, map_location: Any = 'cpu') -> dict:
+    try:
+        state, metadata = safetensors.read(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} is damaged or no safetensors file: {error}') from error
+    if isinstance(map_location, (str, torch.device)):
+        state = {name: value.to(map_location) for name, value in state.items()}
+    return {'meta': {key: _from_json(text) for key, text in metadata.items()}, 'state_dict': state}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # another program's, which wrote the text as it is
+        return text
+
+
 def _read(path: Path, map_location: Any) -> Any:
     try:
         with stand_ins_allowed():
@@ -191,10 +175,32 @@ def save_checkpoint(checkpoint: Mapping, path: str | Path) -> Path:
 
     It goes to a temporary file beside ``path``, is forced to the disk, read back with its checksums, then renamed.
 
+    Args:
+        checkpoint: the dict, or a bare state dict.
+        path: the file. ``.safetensors`` holds the weights, and ``meta`` as JSON in its metadata.
+
     Raises:
-        CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was.
+        CheckpointError: it cannot be written (a full disk, say); an older file at ``path`` is as it was. Or it is for
+            ``.safetensors`` and holds more than weights and ``meta``.
     """
+    if Path(path).suffix == '.safetensors':
+        return _save_safetensors(checkpoint, path)
     return write_whole(path, lambda file: torch.save(dict(checkpoint), file), _check_archive, CheckpointError)
+
+
+def _save_safetensors(checkpoint: Mapping, path: str | Path) -> Path:
+    whole = dict(checkpoint) if isinstance(checkpoint.get('state_dict'), Mapping) else {'state_dict': checkpoint}
+    state, meta = state_dict_of(whole, str(path)), whole.pop('meta', None) or {}
+    if len(whole) > 1:
+        more = next(name for name in whole if name != 'state_dict')
+        raise CheckpointError(f"{path}: .safetensors holds weights and their meta, and there is no place for '{more}' "
+                              '(tools/model_converters/publish_model.py leaves out what training needs)')
+    try:
+        metadata = {'format': 'pt', **{str(key): json.dumps(value, default=json_value) for key, value in meta.items()}}
+        return write_whole(path, lambda file: safetensors.write(file, state, metadata), _read_safetensors,
+                           CheckpointError)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'cannot write {path}: {error}') from error
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: str | Path) -> Path:

@@ -13,14 +13,19 @@ from boxdet.errors import CheckpointError, near_names
 SCHEME = 'zoo://'
 
 
-class Entry(TypedDict):
+class _Checked(TypedDict, total=False):
+    md5: str
+
+
+class Entry(_Checked):
     """A line of ``zoo.json``.
 
     Args:
         config: path of the config within ``configs/``.
-        weights: address; the digits at the end of the file's name begin its SHA-256.
+        weights: address; eight or more digits at the end of the file's name begin its SHA-256.
         project: whose weights they are; they are converted while they are loaded.
         metrics: published figures in percent, 'box', 'mask', ...
+        md5: how the file's MD5 begins, where the project tells that.
     """
     config: str
     weights: str

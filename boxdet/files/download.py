@@ -23,7 +23,7 @@ _PIECE = 1 << 20
 _SILENCE = 60  # seconds in which a server must send something
 
 
-def fetch(url: str, folder: str | Path, error: type[UserError] = DataError) -> Path:
+def fetch(url: str, folder: str | Path, error: type[UserError] = DataError, md5: str = '') -> Path:
     """Return the local file behind ``url``.
 
     What is remote is downloaded into ``folder`` where it is not there yet, with a progress bar. With several ranks, all
@@ -37,6 +37,7 @@ def fetch(url: str, folder: str | Path, error: type[UserError] = DataError) -> P
         url: ``http://``, ``https://`` or ``file://``.
         folder: of the downloads.
         error: the class of the error.
+        md5: how the file's MD5 begins; for a file whose name tells no SHA-256.
 
     Raises:
         error: there is nothing at that address, the download broke off, or the content is not what the name says.
@@ -44,18 +45,19 @@ def fetch(url: str, folder: str | Path, error: type[UserError] = DataError) -> P
     if urlparse(url).scheme == 'file':
         return _local_file(url, error)
     target = Path(folder) / _local_name(url)
+    digest = hash_in_name(target.name) or (md5 and f'md5:{md5}')
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _fetch_here(url, target, error)
+        return _fetch_here(url, target, error, digest)
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            _fetch_here(url, target, error)
+            _fetch_here(url, target, error, digest)
         except UserError as problem:
             outcome = [str(problem)]
     dist.broadcast_object_list(outcome, src=0, group=_group())
     if outcome[0] is not None:
         raise error(outcome[0])
-    return _fetch_here(url, target, error)
+    return _fetch_here(url, target, error, digest)
 
 
 _groups: dict[str, Any] = {}
@@ -95,18 +97,19 @@ def _local_name(url: str) -> str:
     return f'{stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}'
 
 
-def _fetch_here(url: str, target: Path, error: type[UserError]) -> Path:
+def _fetch_here(url: str, target: Path, error: type[UserError], digest: str) -> Path:
     """``target``, downloaded if it is not there; processes of this machine that want it at once download it once."""
     if target.is_file():
         return target
     try:
         with _locked(target.with_name(f'.{target.name}.download')) as part:
             if not target.is_file():  # another process was faster
-                _download(url, part, hash_in_name(target.name))
+                _download(url, part, digest)
                 _give_name(part, target)
     except (OSError, ValueError, http.client.HTTPException) as problem:
-        raise error(f'cannot download {url}: {_reason(problem)}; fetch it elsewhere, put it at {target} and start again'
-                    ) from problem
+        advice = (f'{target.parent} cannot be written to; set BOXDET_HOME to a folder that can be'
+                  if isinstance(problem, _Unwritable) else f'fetch it elsewhere, put it at {target} and start again')
+        raise error(f'cannot download {url}: {_reason(problem)}; {advice}') from problem
     return target
 
 
@@ -116,12 +119,19 @@ def _reason(problem: Exception) -> str:
     return str(getattr(problem, 'strerror', None) or problem or type(problem).__name__)
 
 
+class _Unwritable(OSError):
+    """The folder of the downloads takes no file."""
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """The partial file, open and this process's alone; who waits for it gets it when the other one ends, however."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(path, 'ab+')  # noqa: SIM115 - it is closed below, and here where the path names another file by now
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, 'ab+')  # noqa: SIM115 - closed below, and here where the path names another file by now
+        except OSError as problem:
+            raise _Unwritable(problem.errno, problem.strerror) from problem
         _lock(file)
         if path.is_file() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
@@ -186,16 +196,18 @@ def _receive(url: str, part: BinaryIO, begin: int) -> None:
 
 
 def _hash_problem(path: Path, digest: str) -> str:
-    """How the file contradicts the hash in its name; '' if it does not."""
+    """How the file contradicts ``digest``, the beginning of its SHA-256 or of another hash ('md5:0676ba'); or ''."""
     if not digest:
         return ''
-    whole = hashlib.sha256()
+    kind, _, begin = digest.rpartition(':')
+    whole = hashlib.new(kind or 'sha256', usedforsecurity=False)
     with open(path, 'rb') as file:
         while piece := file.read(_PIECE):
             whole.update(piece)
     found = whole.hexdigest()
-    return '' if found.startswith(digest) else (
-        f'its SHA-256 begins with {found[:len(digest)]}, and its name says {digest}: it is damaged or was changed')
+    return '' if found.startswith(begin) else (
+        f"its {kind.upper() or 'SHA-256'} begins with {found[:len(begin)]}, and its name says {begin}: it is damaged "
+        'or was changed')
 
 
 def _give_name(part: BinaryIO, target: Path) -> None:

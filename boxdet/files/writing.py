@@ -164,7 +164,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Raises:
         DataError: as ``write_whole``.
     """
-    write_whole(path, json.dumps(value, default=_json_value))
+    write_whole(path, json.dumps(value, default=json_value))
 
 
 def write_json_list(path: str | Path, rows: Iterable[Any]) -> None:
@@ -176,12 +176,13 @@ def write_json_list(path: str | Path, rows: Iterable[Any]) -> None:
     def write(file: BinaryIO) -> None:
         file.write(b'[')
         for number, row in enumerate(rows):
-            file.write((b',' if number else b'') + b'\n' + json.dumps(row, default=_json_value).encode())
+            file.write((b',' if number else b'') + b'\n' + json.dumps(row, default=json_value).encode())
         file.write(b'\n]\n')
     write_whole(path, write)
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """What JSON has in the place of numpy's numbers and arrays, and of bytes that are text."""
     if isinstance(value, bytes):
         return value.decode('ascii')
     if isinstance(value, (np.ndarray, np.generic)):

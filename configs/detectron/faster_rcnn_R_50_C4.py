@@ -9,12 +9,12 @@ model = dict(
     backbone=dict(init_cfg=pretrained),
     rpn_head=dict(
         # The scales of the first ratio come first, as by default.
-        anchor_generator=dict(center_offset=0.5),
+        anchor_generator=dict(type='DetectronAnchorGenerator', center_offset=0.5),
         bbox_coder=unlimited,
         loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0)),
     roi_head=dict(
         shared_head=dict(init_cfg=pretrained),
-        bbox_roi_extractor=dict(roi_layer=dict(aligned=False)),
+        bbox_roi_extractor=dict(roi_layer=dict(type='DetectronRoIAlign')),
         bbox_head=dict(
             bbox_coder=unlimited,
             loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0, loss_weight=1.0))),

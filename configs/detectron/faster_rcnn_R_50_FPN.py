@@ -1,9 +1,8 @@
 """Detectron's e2e_faster_rcnn_R-50-FPN, and maskrcnn-benchmark's: the weights of both load as they are.
 
 Both count the pixels of a box inclusively: one from 0 to 9 is 10 wide. Here it is the box from 0 to 10, which makes the
-same overlaps, deltas and results; RoIAlign alone, which does not count so there, sees a pixel more on the right and at
-the bottom. That "+1" is not reproduced, nor that the sides of anchors are rounded before they are enlarged (they differ
-by 6 % at most).
+same overlaps, deltas and results; anchors and RoIAlign have types of their own that follow Detectron's rules
+(boxdet/models/families/legacy.py). Masks and keypoints are put on the image without its rounding to whole pixels.
 """
 _base_ = [
     '../_base_/models/faster_rcnn_r50_fpn.py', '../_base_/datasets/coco_detection_caffe.py',
@@ -17,11 +16,11 @@ model = dict(
         # Or Detectron's own file, ImageNetPretrained/MSRA/R-50.pkl, by its path or address.
         init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://detectron/resnet50_caffe')),
     rpn_head=dict(
-        anchor_generator=dict(center_offset=0.5),  # anchors are in the middle of a cell
+        anchor_generator=dict(type='DetectronAnchorGenerator', center_offset=0.5),
         bbox_coder=unlimited,
         loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0)),
     roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2, aligned=False)),
+        bbox_roi_extractor=dict(roi_layer=dict(type='DetectronRoIAlign', sampling_ratio=2)),
         bbox_head=dict(
             bbox_coder=unlimited,
             loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0, loss_weight=1.0))),

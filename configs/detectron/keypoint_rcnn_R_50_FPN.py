@@ -3,14 +3,14 @@ _base_ = [
     '../_base_/models/keypoint_rcnn_r50_fpn.py', '../_base_/datasets/coco_keypoint_caffe.py',
     '../_base_/schedules/schedule_1x.py', '../_base_/default_runtime.py',
 ]
-roi_layer = dict(sampling_ratio=2, aligned=False)
+roi_layer = dict(type='DetectronRoIAlign', sampling_ratio=2)
 unlimited = dict(add_ctr_clamp=True, ctr_clamp=1e6)
 model = dict(
     backbone=dict(
         style='caffe', norm_cfg=dict(requires_grad=False),
         init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://detectron/resnet50_caffe')),
     rpn_head=dict(
-        anchor_generator=dict(center_offset=0.5),
+        anchor_generator=dict(type='DetectronAnchorGenerator', center_offset=0.5),
         bbox_coder=unlimited,
         loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0)),
     roi_head=dict(

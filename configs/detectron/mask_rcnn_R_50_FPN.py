@@ -5,7 +5,7 @@ model = dict(
     roi_head=dict(
         mask_roi_extractor=dict(
             type='SingleRoIExtractor', out_channels=256, featmap_strides=[4, 8, 16, 32],
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2, aligned=False)),
+            roi_layer=dict(type='DetectronRoIAlign', output_size=14, sampling_ratio=2)),
         mask_head=dict(
             type='FCNMaskHead', num_convs=4, in_channels=256, conv_out_channels=256, num_classes=80,
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0))),

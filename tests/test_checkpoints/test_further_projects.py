@@ -12,6 +12,7 @@ import torchvision
 
 from boxdet.checkpoints.convert import detectron_pytorch, format_named, recognise, tensorpack
 from boxdet.checkpoints.io import load_checkpoint, save_arrays
+from boxdet.checkpoints.loading import load_weights
 from boxdet.engine.config import load_config
 from boxdet.errors import CheckpointError
 from boxdet.models import build_detector
@@ -173,6 +174,29 @@ def test_detectron_pytorch_there_and_back(repo_root, tmp_path, name):
         # Batch norms hold a scale and a shift there: the same function of other numbers.
         if not re.search(r'\.(bn\d|downsample\.1)\.', n):
             assert torch.equal(found[n], value), n
+
+
+@pytest.mark.parametrize('pooling', ['RoIAlign', 'RoIPool', 'RoICrop'])
+def test_p2only_with_each_pooling(repo_root, tmp_path, pooling):
+    """Of a file all but the output convolutions of the other levels is used; its RPN is called as without a pyramid."""
+    cfg = load_config(repo_root / 'configs/detectron/faster_rcnn_R_50_FPN_P2only.py')
+    cfg.model.roi_head.bbox_roi_extractor.roi_layer = dict(type=pooling, output_size=7)
+    whole = thin(load_config(repo_root / 'configs/detectron/faster_rcnn_R_50_FPN.py')).model
+    whole.rpn_head.anchor_generator.scales = [8, 16, 32, 64, 128]
+    theirs = detectron_pytorch.from_boxdet(numbered(build_detector(whole)))
+    theirs = {name.replace('RPN.FPN_RPN_', 'RPN.RPN_'): value / 1e5 for name, value in theirs.items()}
+    torch.save(dict(model=theirs, step=1), tmp_path / 'model_step1.pth')
+    model = build_detector(thin(cfg).model).eval()
+    report = load_weights(model, load_checkpoint(tmp_path / 'model_step1.pth'))
+    assert not report.missing and not report.mismatched
+    assert sorted(report.unexpected) == [f'neck.fpn_convs.{i}.conv.{leaf}' for i in (1, 2, 3)
+                                         for leaf in ('bias', 'weight')]
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        level, = model.extract_feat(image)
+        pooled = model.roi_head.bbox_roi_extractor([level], torch.tensor([[0., 4., 4., 40., 30.]]))
+    assert level.shape[-2:] == (16, 24) and pooled.shape == (1, 32, 7, 7) and pooled.isfinite().all()
+    assert model.rpn_head.anchor_generator.num_base_priors == [15]
 
 
 def test_detectron_pytorch_names_levels_from_the_top(repo_root):

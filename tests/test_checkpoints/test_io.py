@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from boxdet.checkpoints.io import (
     newest_checkpoint,
     save_checkpoint,
 )
-from boxdet.checkpoints.loading import compare_classes, describe, load_weights, state_dict_of
+from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights, state_dict_of
 from boxdet.errors import CheckpointError
 
 
@@ -38,6 +39,27 @@ def test_saved_is_loaded(tmp_path):
     assert torch.equal(loaded['state_dict']['w'], torch.arange(4.))
     assert torch.equal(loaded['optimizer']['state'][0]['momentum_buffer'], torch.ones(2))
     assert os.listdir(tmp_path / 'a') == ['x.pth']
+
+
+def test_safetensors(tmp_path):
+    path, other = tmp_path / 'x.safetensors', tmp_path / 'theirs.safetensors'
+    meta = dict(CLASSES=('a', 'b'), epoch=np.int64(3), config='a = 1', PALETTE=[(1, 2, 3)])
+    save_checkpoint(dict(meta=meta, state_dict={'module.w': torch.arange(4.)}), path)
+    loaded = load_checkpoint(path)
+    assert loaded['meta'] == dict(format='pt', CLASSES=['a', 'b'], epoch=3, config='a = 1', PALETTE=[[1, 2, 3]])
+    assert torch.equal(loaded['state_dict']['w'], torch.arange(4.)) and classes_of(loaded) == ('a', 'b')
+    assert load_checkpoint(path, 'meta')['state_dict']['w'].is_meta
+    safetensors.torch.save_file({'w': torch.ones(2)}, other, dict(format='pt', note='no JSON'))
+    assert load_checkpoint(other)['meta'] == dict(format='pt', note='no JSON')
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="no place for 'optimizer'"):
+        save_checkpoint(small(), path)
+    with pytest.raises(CheckpointError, match='cannot write .*object has no JSON form'):
+        save_checkpoint(dict(meta=dict(a=object()), state_dict=dict(w=torch.ones(1))), path)
+    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ['theirs.safetensors', 'x.safetensors']
+    path.write_bytes(before[:-1])
+    with pytest.raises(CheckpointError, match='x.safetensors is damaged or no safetensors file: its tensors end at'):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize('content', [
@@ -126,6 +148,7 @@ def test_missing_file_names_a_near_one(tmp_path):
 @pytest.mark.parametrize('address, message', [
     ('torchvision://resnet5', "did you mean 'resnet50'"),
     ('open-mmlab://detectron2/resnet50_cafe', "did you mean 'detectron2/resnet50_caffe'"),
+    ('mmcls://resnet5', "mmcls://resnet5: no model of that name is known; did you mean 'resnet"),
     ('s3://bucket/x.pth', "'s3://' is not understood")])
 def test_unknown_addresses(address, message):
     with pytest.raises(CheckpointError, match=message):
@@ -134,7 +157,9 @@ def test_unknown_addresses(address, message):
 
 @pytest.mark.parametrize('address, name', [
     ('torchvision://resnet50', 'resnet50-0676ba61.pth'),
-    ('open-mmlab://detectron2/resnet50_caffe', 'resnet50_msra-5891d200.pth')])
+    ('open-mmlab://detectron2/resnet50_caffe', 'resnet50_msra-5891d200.pth'),
+    ('open-mmlab://regnetx_3.2gf', 'regnetx_3.2gf-c2599b0f.pth'),
+    ('mmcls://resnet50', 'resnet50_batch256_imagenet_20200708-cfb998bf.pth')])
 def test_names_lead_to_addresses(tmp_path, monkeypatch, address, name):
     (tmp_path / 'checkpoints').mkdir()
     save_checkpoint(small(), tmp_path / 'checkpoints' / name)

@@ -1,12 +1,10 @@
 """Downloads: once, checked, resumed; a real server, and real processes that want one file at once."""
 import hashlib
-import http.server
 import os
 import random
 import re
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -17,53 +15,6 @@ from boxdet.files.download import fetch, hash_in_name
 
 CONTENT = random.Random(0).randbytes(3000)  # the same in every process: names of tests follow from it
 NAME = f'net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth'
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; ``asked`` holds (path, range) of every request. ``breaks_off`` ends each answer early."""
-
-    def __init__(self):
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.files, self.asked, self.breaks_off, self.ranges = {}, [], 0, True
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
-
-    @property
-    def url(self):
-        return f'http://127.0.0.1:{self.server_port}/'
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        wanted = self.headers.get('Range')
-        self.server.asked.append((self.path, wanted))
-        content = self.server.files.get(self.path.partition('?')[0].lstrip('/'))
-        if content is None:
-            self.send_error(404)
-            return
-        begin = int(re.fullmatch(r'bytes=(\d+)-', wanted).group(1)) if wanted and self.server.ranges else 0
-        if begin and begin >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if begin else 200)
-        self.send_header('Content-Length', str(len(content) - begin))
-        self.end_headers()
-        end = self.server.breaks_off or len(content)
-        self.wfile.write(content[begin:end])
-        self.wfile.flush()
-        self.server.may_go_on.wait(60)
-
-
-@pytest.fixture
-def server():
-    made = Server()
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
 
 
 def test_it_is_downloaded_once(server, tmp_path):

@@ -1,10 +1,12 @@
 """tools/model_converters/publish_model.py: only weights and their description, and a name that tells the content."""
 import hashlib
 import importlib.util
+import json
 import subprocess
 import sys
 
 import pytest
+import safetensors
 import torch
 
 from boxdet.apis import init_detector
@@ -51,6 +53,23 @@ def test_weights_and_their_description(publish, trained, tiny_detector, tmp_path
     assert tiny_detector.classes == init_detector(tiny_detector.config, written, device='cpu').CLASSES
 
 
+@pytest.mark.parametrize('arguments', [('model.safetensors',), ('model', '--format', 'safetensors')])
+def test_safetensors_with_classes_and_config(publish, trained, tiny_detector, tmp_path, arguments):
+    """The library reads it, its metadata say what it is of, and the same content has the same name."""
+    for _ in range(2):
+        publish(trained, tmp_path / 'new' / arguments[0], *arguments[1:])
+    written, = (tmp_path / 'new').iterdir()
+    assert written.name == f'model-{hashlib.sha256(written.read_bytes()).hexdigest()[:8]}.safetensors'
+    with safetensors.safe_open(written, 'pt') as file:
+        metadata = file.metadata()
+    assert metadata['format'] == 'pt' and json.loads(metadata['config']) == 'a = 1\n'
+    assert json.loads(metadata['CLASSES']) == ['disc', 'bar', 'cross']
+    state, found = load_checkpoint(trained)['state_dict'], load_checkpoint(written)
+    assert found['state_dict'].keys() == state.keys() and found['meta']['epoch'] == 3
+    assert all(torch.equal(value, state[name]) for name, value in found['state_dict'].items())
+    assert tiny_detector.classes == init_detector(tiny_detector.config, written, device='cpu').CLASSES
+
+
 def test_the_source_may_be_the_target(publish, trained):
     publish(trained, trained)
     publish(trained, trained)  # the same content, the same name
@@ -59,6 +78,8 @@ def test_the_source_may_be_the_target(publish, trained):
 
 
 def test_what_cannot_be_published(publish, trained, tmp_path, repo_root):
+    with pytest.raises(CheckpointError, match='its ending says another format than --format pth'):
+        publish(trained, tmp_path / 'a.safetensors', '--format', 'pth')
     with pytest.raises(CheckpointError, match='is a folder: name the file'):
         publish(trained, tmp_path)
     done = subprocess.run([sys.executable, str(repo_root / TOOL), 'missing.pth', 'a.pth'], capture_output=True,

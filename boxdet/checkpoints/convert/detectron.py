@@ -72,7 +72,10 @@ def to_boxdet(state: Mapping[str, Any], what: str = _WHAT) -> dict[str, torch.Te
     """
     state = {name: value for name, value in state.items() if not _LEFT_OUT.match(name)}
     architecture = _read(state)
-    state = {re.sub(r'^_(?:\[mask\]|mask)_', f'{_mask_prefix(architecture)}_', n): v for n, v in state.items()}
+    spellings: list[tuple[str, str]] = [(r'^_(?:\[mask\]|mask)_', f'{_mask_prefix(architecture)}_')]
+    if architecture.pyramid:  # of which one level is used, and its RPN is called as without a pyramid
+        spellings.append((r'^(conv_rpn|rpn_cls_logits|rpn_bbox_pred)_([wb])$', r'\1_fpn2_\2'))
+    state = {rename(name, spellings): value for name, value in state.items()}
     found = take_names(state, architecture.entries(), lambda name: _theirs(name, architecture), what)
     if architecture.norm == 'affine':
         found = _as_batch_norms(found)

@@ -1,6 +1,11 @@
-"""What models of mmdetection 1.x were trained with: boxes whose last pixel counts, "+1", and rounded anchors.
+"""What older models were trained with: boxes whose last pixel counts, "+1", and rounded anchors.
 
-Letters: N boxes, K classes, A anchors of a cell.
+mmdetection 1.x's parts keep its coordinates. Detectron's (and maskrcnn-benchmark's, Detectron.pytorch's) do not need
+to: a box that ends with pixel 9 there is one that ends at 10 here, and overlaps, deltas (``DeltaXYWHBBoxCoder``), the
+clipping to the image and what is written for COCO are the same numbers. Two things are not: the sides of anchors are
+rounded, and RoIAlign pools from the last pixel's own coordinate, one less.
+
+Letters: N boxes, R rois, K classes, A anchors of a cell, Q ratios, S scales.
 """
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ import torch
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.matching.anchors import AnchorGenerator
 from boxdet.matching.box_coder import DeltaXYWHBBoxCoder
-from boxdet.registry import ANCHOR_GENERATORS, BBOX_CODERS
+from boxdet.models.roi_extractor import RoIAlign
+from boxdet.registry import ANCHOR_GENERATORS, BBOX_CODERS, LAYERS
 
 
 @BBOX_CODERS.register_module()
@@ -68,3 +74,43 @@ class LegacyAnchorGenerator(AnchorGenerator):
         shift = 0.0 if self.centers is not None else self.center_offset
         low, high = anchors[:, :2] + 0.5 - shift, anchors[:, 2:] - 0.5 - shift
         return torch.cat([low, high], dim=1).round()
+
+
+@ANCHOR_GENERATORS.register_module()
+class DetectronAnchorGenerator(AnchorGenerator):
+    """Anchors as Detectron lays them: a ratio's sides are rounded before the scales enlarge them.
+
+    Arguments as in ``AnchorGenerator``; ``center_offset=0.5`` puts them in the middle of a cell, as there.
+
+    >>> generator = DetectronAnchorGenerator(strides=[16], ratios=[0.5], scales=[8.], center_offset=0.5)
+    >>> generator.grid_priors([(1, 1)], device='cpu')[0].tolist()  # -84, -40, 99, 55 with "+1"
+    [[-84.0, -40.0, 100.0, 56.0]]
+    """
+
+    def _base_anchors(self, level: int) -> torch.Tensor:
+        """The anchors (A, 4) of a level's first cell."""
+        size = self.base_sizes[level]
+        ratios = torch.tensor(self.ratios, dtype=torch.float64, device='cpu')
+        scales = torch.tensor(self.scales, dtype=torch.float64, device='cpu')
+        width = (size * size / ratios).sqrt().round()
+        sides = torch.stack([width, (width * ratios).round()], dim=1)[:, None] * scales[:, None]  # (Q, S, 2)
+        half = (sides if self.scale_major else sides.transpose(0, 1)).reshape(-1, 2) / 2          # (A, 2)
+        x, y = (self.center_offset * size,) * 2 if self.centers is None else self.centers[level]
+        centre = torch.tensor([x, y], dtype=torch.float64, device='cpu')
+        return torch.cat([centre - half, centre + half], dim=1).float()
+
+
+@LAYERS.register_module()
+class DetectronRoIAlign(RoIAlign):
+    """``RoIAlign`` as Detectron calls it: not aligned, and up to the coordinate of a roi's last pixel.
+
+    Args:
+        output_size, spatial_scale, sampling_ratio: as in ``RoIAlign``.
+    """
+
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float = 1.0, sampling_ratio: int = 0):
+        super().__init__(output_size, spatial_scale, sampling_ratio, aligned=False)
+
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
+        return super().forward(features, torch.cat([rois[:, :3], rois[:, 3:] - 1], dim=1))

@@ -1,0 +1,2 @@
+"""Detectron's e2e_mask_rcnn_R-50-FPN_1x; see faster_rcnn_R_50_FPN.py."""
+_base_ = './mask_rcnn_R_50_FPN.py'

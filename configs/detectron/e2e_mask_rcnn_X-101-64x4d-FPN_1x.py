@@ -1,0 +1,7 @@
+"""Detectron's e2e_mask_rcnn_X-101-64x4d-FPN_1x; see faster_rcnn_R_50_FPN.py."""
+_base_ = './mask_rcnn_R_50_FPN.py'
+model = dict(
+    backbone=dict(
+        type='ResNeXt', depth=101, groups=64, base_width=4, style='pytorch',
+        init_cfg=dict(
+            checkpoint='https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/FBResNeXt/X-101-64x4d.pkl')))

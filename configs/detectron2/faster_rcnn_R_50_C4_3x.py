@@ -1,0 +1,4 @@
+"""detectron2's COCO-Detection/faster_rcnn_R_50_C4_3x."""
+_base_ = './faster_rcnn_R_50_C4.py'
+lr_config = dict(step=[28, 34])
+runner = dict(max_epochs=36)

@@ -1,0 +1,4 @@
+"""detectron2's COCO-Detection/faster_rcnn_R_50_DC5_3x."""
+_base_ = './faster_rcnn_R_50_DC5.py'
+lr_config = dict(step=[28, 34])
+runner = dict(max_epochs=36)
