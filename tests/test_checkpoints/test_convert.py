@@ -202,7 +202,7 @@ VGG16, C4 = 'shapes/faster_rcnn_vgg16_shapes', 'mask_rcnn/mask_rcnn_r50_caffe_c4
       for target in formats()],
     *[(target, VGG16, 'backbone.features') for target in formats()],
     ('torchvision', C4, 'roi_head.shared_head.layer4'),
-    ('torchvision', GN, 'backbone.gn1'), ('detectron2', GN, 'backbone.gn1'),
+    ('torchvision', GN, 'backbone.gn1'),
     ('detectron', 'torchvision/fasterrcnn_resnet18', 'backbone.layer1.0.conv3')])
 def test_what_a_target_lacks_is_refused(target, config, named, repo_root, tiny_detector):
     own = (load_checkpoint(tiny_detector.checkpoint)['state_dict'] if 'resnet18' in config
