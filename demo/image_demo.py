@@ -111,7 +111,7 @@ def images_of(img: str) -> tuple[list[str], str]:
         DataError: a pattern that fits nothing.
     """
     if os.path.isdir(img):
-        from boxdet.apis.folder import list_images
+        from boxdet.apis.images import list_images
         return [os.path.join(img, name) for name in list_images(img)], img
     if os.path.exists(img) or not glob.has_magic(img):
         return [img], os.path.dirname(img)

@@ -104,7 +104,7 @@ def images_of(folder: str, endings: list[str] | None) -> list[str]:
     Raises:
         ConfigError: an ending that no image has. DataError: there is none.
     """
-    from boxdet.apis.folder import IMAGE_ENDINGS, list_images
+    from boxdet.apis.images import IMAGE_ENDINGS, list_images
 
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings or ())
     for ending in wanted:

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxdet.apis.folder import IMAGE_ENDINGS
-from boxdet.apis.images import ImageLike, is_image
+from boxdet.apis.images import IMAGE_ENDINGS, ImageLike, is_image
 from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
 from boxdet.checkpoints.io import load_checkpoint

@@ -22,28 +22,7 @@ from boxdet.files.json_text import JsonObject
 from boxdet.files.writing import write_json
 from boxdet.structures.instances import Instances
 
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
-
 OnResult = Callable[[str, Instances], None]  # (name in the folder, result)
-
-
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """The image files in ``folder`` and the folders in it, by their path within, sorted; hidden ones are left out.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f'{folder}: no such folder')
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        found += [(Path(place) / name).relative_to(folder).as_posix() for name in names
-                  if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith('.')]
-    if not found:
-        raise DataError(f"{folder}: no images in it (files that end in {', '.join(IMAGE_ENDINGS)})")
-    return sorted(found)
 
 
 class Journal:

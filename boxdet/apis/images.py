@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Union
 
 import cv2
@@ -21,6 +22,7 @@ from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import Cfg
 
+from pathlib import Path
 if TYPE_CHECKING:
     import PIL.Image
     from typing_extensions import TypeIs
@@ -37,6 +39,25 @@ ImageLike = Union[str, os.PathLike, np.ndarray, bytes, bytearray, memoryview, 'P
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the image that it is at; a camera may never
 _MOST_THREADS = 4  # decoding and resizing of more images at once outruns any network
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """The image files in ``folder`` and the folders in it, by their path within, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f'{folder}: no such folder')
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        found += [(Path(place) / name).relative_to(folder).as_posix() for name in names
+                  if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith('.')]
+    if not found:
+        raise DataError(f"{folder}: no images in it (files that end in {', '.join(IMAGE_ENDINGS)})")
+    return sorted(found)
 
 
 def is_image(value: object) -> TypeIs[ImageLike]:

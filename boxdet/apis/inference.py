@@ -12,13 +12,14 @@ import copy
 import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from boxdet.apis.images import ImageLike, is_image, preparation, prepared_ahead
+from boxdet.apis.images import ImageLike, is_image, list_images, preparation, prepared_ahead
 from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.checkpoints.loading import classes_of, compare_classes, describe, load_weights
@@ -31,6 +32,7 @@ from boxdet.engine.preflight import head_classes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.models import build_detector
 from boxdet.models.folding import PRECISIONS, fuse_conv_bn, ready_for_inference
+from boxdet.models.quantization import fast_in_int8, quantize
 from boxdet.registry import DATASETS, Cfg
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
@@ -38,6 +40,7 @@ from boxdet.visualization.palette import PaletteSpec
 
 __all__ = ['fuse_conv_bn', 'inference_detector', 'inference_stream', 'init_detector', 'show_result_pyplot']
 
+_CALIBRATION_IMAGES = 32
 _Collated = Batch | list[Batch]  # of one image: the views of test-time augmentation are a list
 _Waiting = tuple[int, dict, _Collated]  # an image's index, its sample, and that sample collated alone
 
@@ -46,7 +49,8 @@ _Waiting = tuple[int, dict, _Collated]  # an image's index, its sample, and that
 
 def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike | None = None,
                   device: str | torch.device = 'cuda:0', cfg_options: Cfg | None = None, *,
-                  precision: str = 'fp32', compile: bool | str = False) -> nn.Module:
+                  precision: str = 'fp32', compile: bool | str = False,
+                  calibration: str | os.PathLike | Sequence[ImageLike] = ()) -> nn.Module:
     """Build a detector for inference: batch norms folded into the convolutions, weights in the device's memory format.
 
     Args:
@@ -57,9 +61,12 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
         cfg_options: settings in place of the config's, ``{'model.test_cfg.rcnn.score_thr': 0.3}``; or a list of
             texts as on a command line.
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
-            always computed in float32. On a processor that is slow in it, float32 it is, with a warning.
+            always computed in float32. On a processor that is slow in it, float32 it is, with a warning. 'int8' for
+            products of eight bits in backbone, neck and RPN, on a processor that has them (``models.quantization``).
         compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
             images of few sizes follow.
+        calibration: for 'int8': a folder of images, or images, like those to come; ranges of activations are found on
+            them, of a folder on 32.
 
     Returns:
         the detector in eval mode, with ``cfg`` (the config) and ``CLASSES`` (from the checkpoint, else the
@@ -80,7 +87,9 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
         load_into(model, zoo.address(checkpoint, cfg.filename), configured_classes(cfg))
     _warn_of_other_classes(model, checkpoint)
     model.cfg = cfg
-    model = place_for_inference(model, device, precision)
+    model = place_for_inference(model, device, 'fp32' if precision == 'int8' else precision)
+    if precision == 'int8':
+        _quantize(model, device, calibration)
     give_back_memory()  # the checkpoint's: as much again as the weights
     with contextlib.suppress(ConfigError):  # no test pipeline, or one for proposals: inference_detector says so
         preparation(model)
@@ -98,6 +107,22 @@ def place_for_inference(model: nn.Module, device: torch.device, precision: str =
     precision = _fast_precision(precision, device)
     layout = memory_format(device, PRECISIONS.get(precision, torch.float32))
     return ready_for_inference(model.eval(), precision, layout).to(device)  # which knows what a precision is
+
+
+def _quantize(model: nn.Module, device: torch.device, calibration: str | os.PathLike | Sequence[ImageLike]) -> None:
+    """Bring the model into eight bits, with the ranges of activations found on images.
+
+    Raises:
+        ConfigError: a device that is not faster so, or no image. DataError: no such folder.
+    """
+    if not fast_in_int8(device):
+        raise ConfigError(f"precision='int8' would be slower than 'fp32' on this device ({device}): it needs a "
+                          'processor with VNNI or AMX')
+    images: Sequence[ImageLike] = [calibration] if is_image(calibration) else cast('Sequence[ImageLike]', calibration)
+    if isinstance(calibration, (str, os.PathLike)) and os.path.isdir(calibration):
+        names = list_images(calibration)
+        images = [os.path.join(calibration, name) for name in names[::-(-len(names) // _CALIBRATION_IMAGES)]]
+    quantize(model, (partial(inference_detector, model, image) for image in images))
 
 
 def _fast_precision(precision: str, device: torch.device) -> str:

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from boxdet.apis import init_detector
-from boxdet.apis.folder import Journal, list_images, predict_folder
+from boxdet.apis.folder import Journal, predict_folder
+from boxdet.apis.images import list_images
 
 
 @pytest.mark.parametrize('batch_size', [1, 4])
