@@ -5,9 +5,11 @@
 
 torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both
 get one uint8 image of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the
-float tensor that it wants, made of the image, boxdet by inference_detector. Whole calls are timed, one after the
-other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label, 0.05
-pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the model
+float tensor that it wants, made of the image, in inference mode and in both memory formats, of which the faster one
+counts; boxdet by inference_detector, in float32, bfloat16 and int8 (calibrated on that image) as far as the processor
+has them; and what boxdet exports by onnxruntime and OpenVINO, where they are installed. Whole calls are timed, one
+after the other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label,
+0.05 pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the model
 was made: the median of three, as the C library keeps more or less of what is freed, by chance.
 """
 import argparse
@@ -26,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 warnings.filterwarnings('ignore')
 
-VARIANTS = ('torchvision', 'fp32', 'bf16')
+PEERS = ('torchvision', 'torchvision, NHWC')
+VARIANTS = (*PEERS, 'fp32', 'bf16', 'int8', 'onnxruntime', 'openvino')
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,14 +80,18 @@ def runner(variant: str, model: str, image, device: str) -> Callable[[], object]
     import torchvision
     theirs = torchvision.models.detection.__dict__[f'{model}_resnet50_fpn'](weights=None, weights_backbone=None)
     weights = drawn_weights(theirs.state_dict())
-    if variant == 'torchvision':
+    if variant in PEERS:
+        layout = torch.channels_last if variant == PEERS[1] else torch.contiguous_format
         theirs.load_state_dict(weights)
-        theirs.eval().to(device)
+        theirs.eval().to(device, memory_format=layout)
 
         def run():
             with torch.inference_mode():
                 pixels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1])).to(device)
-                found = theirs([pixels.permute(2, 0, 1).float() / 255])[0]
+                pixels = pixels.permute(2, 0, 1).float() / 255
+                if variant == PEERS[0]:
+                    pixels = pixels.contiguous()
+                found = theirs([pixels])[0]
                 return {name: value.cpu() for name, value in found.items()}
         return run
     from boxdet.apis import inference_detector, init_detector
@@ -93,8 +100,66 @@ def runner(variant: str, model: str, image, device: str) -> Callable[[], object]
         torch.save(weights, f'{folder}/theirs.pth')
         del weights
         own = init_detector(str(ROOT / f'configs/torchvision/{model}_resnet50_fpn.py'), f'{folder}/theirs.pth',
-                            device=device, precision=variant)
+                            device=device, precision=variant if variant in ('bf16', 'int8') else 'fp32',
+                            calibration=[image])
+        if variant in ('onnxruntime', 'openvino'):
+            return exported(own, variant, f'{folder}/detector.onnx', image)
     return lambda: inference_detector(own, image)
+
+
+def exported(model, variant: str, path: str, image) -> Callable[[], object]:
+    """A function that takes the image to its results by ``boxdet.runtime``, on one of two engines."""
+    import numpy as np
+    import torch
+
+    from boxdet.apis import export_onnx
+    from boxdet.runtime import Detector
+    from boxdet.structures.instances import Instances
+    from boxdet.structures.masks import RleMasks
+    detector, size = Detector(export_onnx(model, path, image.shape[:2], 1)), image.shape[:2]
+    if variant == 'openvino':
+        import openvino
+        compiled = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+
+        class Session:
+            def run(self, _, feeds):
+                return list(compiled(feeds).values())
+        detector.session = Session()
+
+    def run():
+        found = detector(np.ascontiguousarray(image[:, :, ::-1]))
+        masks = dict(masks=RleMasks(found['masks'], *size)) if 'masks' in found else {}
+        boxes, scores, labels = (torch.as_tensor(found[key]) for key in ('boxes', 'scores', 'labels'))
+        return Instances(size, len(model.CLASSES), bboxes=boxes, scores=scores, labels=labels.long(), **masks)
+    return run
+
+
+def usable(device: str) -> list[str]:
+    """The variants that run here; those that do not are told of."""
+    import importlib.util
+
+    import torch
+
+    from boxdet.engine.environment import slow_in
+    from boxdet.models.quantization import fast_in_int8
+    missing = {'bf16': slow_in(torch.bfloat16, device) and 'this processor has no instructions for it',
+               'int8': not fast_in_int8(device) and 'this device has no instructions for it',
+               **{name: not importlib.util.find_spec(name) and f'not installed (pip install {name})'
+                  for name in ('onnxruntime', 'openvino')}}
+    for name, why in missing.items():
+        if why:
+            print(f'{name}: {why}')
+    return [name for name in VARIANTS if not missing.get(name)]
+
+
+def processor(device: str) -> str:
+    """Its name, and which instructions decide how fast it is here."""
+    import torch
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name(device)
+    known = torch.cpu.get_capabilities()
+    names = ('avx2', 'avx512_f', 'avx512_vnni', 'avx512_bf16', 'avx_vnni', 'amx_bf16', 'amx_int8')
+    return f"{known.get('cpu_name', 'processor')} ({' '.join(name for name in names if known.get(name))})"
 
 
 def compare(theirs: dict, ours) -> tuple[int, int, int]:
@@ -162,17 +227,12 @@ def main() -> None:
     if args.memory_of:
         return measure_memory(args)
     import torch
-
-    from boxdet.engine.environment import slow_in
     torch.set_num_threads(args.threads)
-    image, numbers = read_or_draw(args.image), {}
-    variants = VARIANTS[:2] if slow_in(torch.bfloat16, args.device) else VARIANTS
-    if variants != VARIANTS:
-        print('bf16: this processor has no instructions for it; init_detector would take float32')
+    image, numbers, variants = read_or_draw(args.image), {}, usable(args.device)
     for model in args.models:
         runs = {variant: runner(variant, model, image, args.device) for variant in variants}
         results = {variant: run() for variant, run in runs.items()}  # the first call is not timed
-        counts = {v: compare(results['torchvision'], results[v]) for v in variants[1:]}
+        counts = {v: compare(results[PEERS[0]], results[v]) for v in variants if v not in PEERS}
         times = {variant: [] for variant in variants}
         for _ in range(1 if args.quick else args.rounds):
             for variant, run in runs.items():
@@ -180,13 +240,14 @@ def main() -> None:
         seconds = {variant: statistics.median(values) for variant, values in times.items()}
         del runs, results
         memory = {variant: peak(variant, model, args) for variant in variants}
+        best = min(PEERS, key=seconds.__getitem__)  # of torchvision's two memory formats
         print(f'\n{model}_resnet50_fpn, 800x1216, {args.device}, {args.threads} threads, torch {torch.__version__}, '
-              f'{os.cpu_count()} cores')
-        print('                 ms   ratio      MB   ratio   results that agree')
+              f'{os.cpu_count()} cores, {processor(args.device)}')
+        print('                       ms   ratio      MB   ratio   results that agree')
         for v in variants:
             agree = f'{counts[v][2]} of {counts[v][0]}, {counts[v][1]} given' if v in counts else ''
-            print(f"{v:12s} {1e3 * seconds[v]:7.0f} {seconds[v] / seconds['torchvision']:7.2f} {memory[v]:7.0f} "
-                  f"{memory[v] / memory['torchvision']:7.2f}   {agree}")
+            print(f'{v:18s} {1e3 * seconds[v]:7.0f} {seconds[v] / seconds[best]:7.2f} {memory[v]:7.0f} '
+                  f'{memory[v] / memory[best]:7.2f}   {agree}')
         numbers[model] = dict(seconds=seconds, megabytes=memory, agree=counts)
     if args.json:
         Path(args.json).write_text(json.dumps(numbers, indent=1))
