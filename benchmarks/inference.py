@@ -4,13 +4,13 @@
     python benchmarks/inference.py [--models fasterrcnn maskrcnn] [--rounds 5] [--quick] [--device cuda] [--json FILE]
 
 torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn are given drawn weights, which boxdet converts. Both
-get one uint8 image of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the
-float tensor that it wants, made of the image, in inference mode and in both memory formats, of which the faster one
-counts; boxdet by inference_detector, in float32, bfloat16 and int8 (calibrated on that image) as far as the processor
-has them; and what boxdet exports by onnxruntime and OpenVINO, where they are installed. Whole calls are timed, one
-after the other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label,
-0.05 pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the model
-was made: the median of three, as the C library keeps more or less of what is freed, by chance.
+get one uint8 image of 800x1216 pixels and give boxes, scores, labels and masks of its size: torchvision from the float
+tensor that it wants, made of the image, in inference mode and in both memory formats, of which the faster one counts;
+boxdet by inference_detector, in float32, bfloat16 and int8 (calibrated on that image) as far as the processor has
+them; and what boxdet exports by onnxruntime and OpenVINO, where they are installed. Whole calls are timed, one after
+the other in every round; the medians are printed. Results are compared by the rule of the reference numbers (label,
+0.05 pixel, 5e-4, mask IoU 0.995). Memory is the peak of a process of its own for each, less what it held before the
+model was made: the median of three, as the C library keeps more or less of what is freed, by chance.
 """
 import argparse
 import json
