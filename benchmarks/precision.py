@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""What half precision changes: results that stay, on images of a folder, and AP on the config's test data.
+"""What half precision or eight bits change: results that stay, on images of a folder, and AP on the config's test data.
 
     python benchmarks/precision.py CONFIG CHECKPOINT [--folder ../shared/data/coco_mini/val2017] [--precision bf16]
-        [--score-thr 0.05] [--quick] [--device cuda] [--cfg-options KEY=VALUE ...] [--json out.json]
+        [--calibration photos/] [--score-thr 0.05] [--quick] [--device cuda] [--cfg-options KEY=VALUE ...]
+        [--json out.json]
 
-A result of float32 stays when half precision has one of its label with an IoU of 0.9 or more; each is the counterpart
-of one only, the best first. AP is that of boxdet.evaluation on the same data for both.
+A result of float32 stays when the other precision has one of its label with an IoU of 0.9 or more; each is the
+counterpart of one only, the best first. AP is that of boxdet.evaluation on the same data for both.
 """
 import argparse
 import json
@@ -23,7 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('--folder', type=Path, help='images to compare results on')
-    parser.add_argument('--precision', default='bf16', choices=['bf16', 'fp16'])
+    parser.add_argument('--precision', default='bf16', choices=['bf16', 'fp16', 'int8'])
+    parser.add_argument('--calibration', type=Path, help="for int8: images like the test data's, and not those")
     parser.add_argument('--score-thr', type=float, default=0.05)
     parser.add_argument('--quick', action='store_true', help='20 images of each')
     parser.add_argument('--device', default='cpu')
@@ -56,10 +58,13 @@ def main() -> None:
     from boxdet.evaluation.evaluate import evaluate
     from boxdet.models.folding import PRECISIONS
 
-    if slow_in(PRECISIONS[args.precision], args.device):
+    if args.precision == 'int8' and args.calibration is None:
+        sys.exit('int8 needs --calibration FOLDER')
+    if args.precision != 'int8' and slow_in(PRECISIONS[args.precision], args.device):
         sys.exit(f'{args.precision}: this processor has no instructions for it; init_detector would take float32')
     cfg = load_config(args.config, args.cfg_options)
-    models = {name: init_detector(cfg, args.checkpoint, device=args.device, precision=name)
+    models = {name: init_detector(cfg, args.checkpoint, device=args.device, precision=name,
+                                  calibration=args.calibration)
               for name in ('fp32', args.precision)}
     numbers = {}
     if args.folder:
