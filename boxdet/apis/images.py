@@ -22,7 +22,6 @@ from boxdet.datasets.pipelines.loading import read_image
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import Cfg
 
-from pathlib import Path
 if TYPE_CHECKING:
     import PIL.Image
     from typing_extensions import TypeIs
@@ -35,6 +34,7 @@ class HasRead(Protocol):
         """All that is left of it."""
 
 
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 ImageLike = Union[str, os.PathLike, np.ndarray, bytes, bytearray, memoryview, 'PIL.Image.Image', HasRead]
 _ORIENTATION = '_ignore_orientation'
 _PATIENCE = 2.0  # seconds for a source to give the image that it is at; a camera may never

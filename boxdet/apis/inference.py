@@ -118,7 +118,7 @@ def _quantize(model: nn.Module, device: torch.device, calibration: str | os.Path
     if not fast_in_int8(device):
         raise ConfigError(f"precision='int8' would be slower than 'fp32' on this device ({device}): it needs a "
                           'processor with VNNI or AMX')
-    images: Sequence[ImageLike] = [calibration] if is_image(calibration) else cast('Sequence[ImageLike]', calibration)
+    images: Sequence[ImageLike] = [calibration] if is_image(calibration) else calibration
     if isinstance(calibration, (str, os.PathLike)) and os.path.isdir(calibration):
         names = list_images(calibration)
         images = [os.path.join(calibration, name) for name in names[::-(-len(names) // _CALIBRATION_IMAGES)]]
