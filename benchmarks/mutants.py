@@ -1,6 +1,8 @@
 r"""Change the source one place at a time and count the changes that the tests do not notice.
 
     python benchmarks/mutants.py [FILE ...] [--number 240] [--seed 0] [--json out.json]
+    python benchmarks/mutants.py --json out.json --only 61-120        # a part of them, by their numbers
+    python benchmarks/mutants.py --json out.json --survivors --wider  # those again that out.json has alive
 
 A mutant is a file with one change: a comparison or an operator swapped, a number or a truth value changed, a condition
 negated, a call left out. They are drawn with a seed, from each file as many as it has places. A warm process that has
@@ -133,7 +135,8 @@ def tests_of(file: str) -> list[str]:
     """The test files that mirror a file of boxdet/."""
     path = Path(file)
     folder = 'test_' + path.parts[1]
-    return [name for name in (f'tests/{folder}/test_{path.stem}.py', *ALSO.get(file, ())) if (ROOT / name).exists()]
+    mirrors = (f'tests/{folder}/test_{path.stem}.py', f'tests/{folder}/test_defaults.py', *ALSO.get(file, ()))
+    return [name for name in mirrors if (ROOT / name).exists()]
 
 
 def _run(mutant: Mutant | None, tests: list[str], seconds: float) -> tuple[bool, float]:
@@ -187,7 +190,9 @@ def main() -> None:
     parser.add_argument('--number', type=int, default=240, help='mutants to draw (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--wider', action='store_true', help='what is left meets the tests of WIDER too')
-    parser.add_argument('--json', metavar='FILE', help='also write every mutant with its outcome')
+    parser.add_argument('--json', metavar='FILE', help='also write every mutant with its outcome, beside what it holds')
+    parser.add_argument('--only', metavar='FIRST-LAST', help='of those drawn')
+    parser.add_argument('--survivors', action='store_true', help='only those that --json has alive')
     args = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
@@ -195,8 +200,12 @@ def main() -> None:
     import mmengine  # noqa: F401
     import pytest  # noqa: F401
     import torchvision  # noqa: F401
-    rows, limits = [], {}
-    for count, mutant in enumerate(chosen := draw(args.files, args.number, args.seed), 1):
+    rows = json.loads(Path(args.json).read_text()) if args.json and Path(args.json).exists() else {}
+    chosen, limits = draw(args.files, args.number, args.seed), {}
+    first, last = map(int, args.only.split('-')) if args.only else (1, len(chosen))
+    for count, mutant in enumerate(chosen, 1):
+        if not first <= count <= last or args.survivors and not rows.get(str(count), {}).get('alive'):
+            continue
         tests = tests_of(mutant.file)
         if mutant.file not in limits:
             passes, seconds = _run(None, tests, 600)
@@ -208,13 +217,14 @@ def main() -> None:
         if alive and args.wider and wider:
             alive, more = _run(mutant, wider, 600)
             seconds += more
-        rows.append(dict(file=mutant.file, line=mutant.line, before=mutant.before, after=mutant.after, alive=alive))
+        rows[str(count)] = dict(file=mutant.file, line=mutant.line, before=mutant.before, after=mutant.after,
+                                alive=alive)
         print(f'{count}/{len(chosen)} {"ALIVE  " if alive else "noticed"} {seconds:5.1f} s  '
               f'{mutant.file}:{mutant.line}  '
               f'{mutant.before}  ->  {mutant.after}', flush=True)
         if args.json:
             Path(args.json).write_text(json.dumps(rows, indent=1))
-    left = sum(row['alive'] for row in rows)
+    left = sum(row['alive'] for row in rows.values())
     print(f'{left} of {len(rows)} mutants were not noticed: {100 * left / max(len(rows), 1):.1f} %')
 
 

@@ -5,6 +5,8 @@ Each message names the culprit: the file, the annotation id, the config key, and
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import difflib
 import json
 import os
@@ -91,6 +93,9 @@ last_words: list[Callable[[BaseException], None]] = []
 EXTRAS = {'av': 'video', 'matplotlib': 'report', 'onnx': 'export', 'onnxruntime': 'export', 'onnxscript': 'export',
           'tensorboard': 'loggers', 'supervision': 'supervision', 'cityscapesscripts': 'cityscapes'}
 
+# How ``run_command`` leaves the process; ``exit_at_once`` while it is a rank of several.
+leave: Callable[[int], NoReturn] = sys.exit
+
 EXIT_NOTES = 'BOXDET_EXIT_NOTES'  # environment: the folder where tools/torchrun.py reads why its ranks ended
 _word = threading.Lock()  # taken once, by the thread that says why this process ends
 
@@ -126,22 +131,44 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         _leave_note('', end.code if isinstance(end.code, int) else int(end.code is not None), 'exit')
         raise
     except Exception as error:  # ours to mend: it keeps its traceback
-        missing = (getattr(error, 'name', None) or '').partition('.')[0]
-        if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
-            say_last(f"error: this needs {missing}, which is not installed: pip install 'boxdet[{EXTRAS[missing]}]'", 2)
-            sys.exit(2)
-        if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # torch's
-            _tell_others(error)
-            first = (str(error).splitlines() or ['no more of it'])[0]
-            say_last(f'error: out of memory: {first}; see docs/troubleshooting.md#out-of-memory', 1)
-            sys.exit(1)
         _tell_others(error)
-        _leave_note(f'{type(error).__name__}: {" ".join(str(error).split())}', 1, 'crash')
-        raise
+        status = _say_what_is_missing(error)
+        if not status:
+            _leave_note(f'{type(error).__name__}: {" ".join(str(error).split())}', 1, 'crash')
+            if leave is sys.exit:
+                raise
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
     if status:
         _leave_note('', status, 'exit')
         _keep_status(signal.SIG_IGN)
-    sys.exit(status)
+    leave(status)
+
+
+def _say_what_is_missing(error: Exception) -> int:
+    """One line and a status for a package or for memory; 0 for any other error."""
+    missing = (getattr(error, 'name', None) or '').partition('.')[0]
+    if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
+        say_last(f"error: this needs {missing}, which is not installed: pip install 'boxdet[{EXTRAS[missing]}]'", 2)
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # torch's
+        first = (str(error).splitlines() or ['no more of it'])[0]
+        say_last(f'error: out of memory: {first}; see docs/troubleshooting.md#out-of-memory', 1)
+        return 1
+    return 0
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """Leave as ``sys.exit`` does, but without the end of the interpreter.
+
+    A thread of gloo may still hold the tensor of the last collective. When it lets go of it while the interpreter ends,
+    it aborts the process: "terminate called without an active exception", and status 134.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
+            stream.flush()
+    os._exit(status)
 
 
 def say_last(text: str, status: int, kind: str = 'error', aloud: bool = True) -> None:
@@ -175,6 +202,8 @@ def _keep_status(on_sigterm: Any) -> None:
 
 
 def _tell_others(error: BaseException) -> None:
+    if last_words:  # a launcher ends this rank once a rank that was told has ended: not before it has said why
+        _keep_status(signal.SIG_IGN)
     for tell in list(last_words):
         tell(error)
 

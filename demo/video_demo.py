@@ -39,7 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='draw objects above this score (default: %(default)s)')
     parser.add_argument('--batch-size', type=int,
-                        help='frames that go through the network together (default: 1 on a CPU, 8 on a GPU)')
+                        help='frames that go through the network together (default: 1 on a CPU, 8 on a GPU, not '
+                             'measured there)')
     return parser.parse_args(argv)
 
 

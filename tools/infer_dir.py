@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='of the drawn images; pdf has lines and text that stay sharp (default: %(default)s)')
     parser.add_argument('--image-ext', nargs='+', metavar='.EXT', help='take only files with these endings')
     parser.add_argument('--batch-size', type=int, metavar='N',
-                        help='images at a time (default: 1 on the CPU, 8 on a GPU)')
+                        help='images at a time (default: 1 on the CPU, 8 on a GPU, where it is not measured)')
     parser.add_argument('--restart', action='store_true', help='discard what an interrupted run has left')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config: a.b.c=value')

@@ -49,14 +49,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
                         help="mmdetection 3.x's form: alone or 'auto' it is --auto-resume, with a file --resume-from")
     parser.add_argument('--amp', action='store_true',
-                        help='train in half precision, as fp16 in the config: float16 on a GPU, bfloat16 on the CPU')
+                        help='train in half precision, as fp16 in the config: bfloat16 on the CPU, float16 on a '
+                             'GPU (not measured)')
     parser.add_argument('--requeue', action='store_true',
                         help='in a Slurm job: when SIGUSR1 ended the training, have the job started again')
     parser.add_argument('--load-from', metavar='FILE', help='start from the weights of this checkpoint (fine-tuning)')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument('--seed', type=int, help='seed of all random numbers (default: a new one, which is logged)')
     parser.add_argument('--diff-seed', action='store_true', help='every process gets a seed of its own')
-    parser.add_argument('--deterministic', action='store_true', help='deterministic GPU algorithms; slower')
+    parser.add_argument('--deterministic', action='store_true',
+                        help='deterministic GPU algorithms (no GPU was at hand: not measured)')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)')
     parser.add_argument('--gpu-id', type=int, metavar='N', help='number of the GPU: --gpu-id 1 is --device cuda:1')
     parser.add_argument('--gpu-ids', type=int, nargs='+', metavar='N',

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -24,8 +23,7 @@ from boxdet.engine.distributed import get_dist_info, is_main, wrap_distributed
 from boxdet.engine.environment import (
     choose_device,
     choose_seed,
-    keep_memory,
-    memory_format,
+    place_for_training,
     set_random_seed,
     setup_logger,
 )
@@ -44,7 +42,6 @@ from boxdet.engine.preflight import (
 from boxdet.engine.schedule import build_optimizer, build_update_step, freeze
 from boxdet.errors import ConfigError
 from boxdet.evaluation.evaluate import evaluate, option_names
-from boxdet.models.folding import fold_batch_norms, lay_out
 from boxdet.registry import HOOKS, RUNNERS, Cfg, check_keywords
 
 __all__ = ['choose_seed', 'set_random_seed', 'train_detector']
@@ -163,24 +160,6 @@ def _meta(cfg: Config, dataset: Dataset, given: Mapping | None) -> Cfg:
     if ids:  # what a test file without categories is written with
         meta['category_ids'] = list(ids)
     return {**meta, **(given or {})}
-
-
-def place_for_training(model: nn.Module, device: torch.device, cfg: Config) -> nn.Module:
-    """Move the model in the form that trains fastest: norms that stand still folded, and a memory format.
-
-    ``channels_last`` in the config says which one: True or False; without it the one that was fastest where it was
-    measured (``engine.environment.memory_format``). The state dict stays as it is.
-    """
-    wanted, dtype = cfg.get('channels_last'), torch.float32 if cfg.get('fp16') is None else torch.bfloat16
-    if device.type == 'cpu':
-        keep_memory()
-    chosen = memory_format(device, dtype, training=True)
-    if wanted is not None:
-        chosen = torch.channels_last if wanted else torch.contiguous_format
-    logging.getLogger('boxdet').info(
-        'memory format: %s (%s)', 'channels last' if chosen is torch.channels_last else 'planar',
-        'as channels_last says' if wanted is not None else f'chosen for {device}; channels_last=True or False sets it')
-    return lay_out(fold_batch_norms(model), chosen).to(device)
 
 
 def _check_folders(cfg: Config, work_dir: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import struct
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from boxdet import errors
 from boxdet.engine.peer_watch import PeerWatch
 from boxdet.errors import ConfigError, nearest
 
@@ -67,6 +69,7 @@ def init_dist(launcher: str, dist_params: Mapping[str, Any] | None = None, devic
         dist.init_process_group(backend, **kwargs)
     except dist.DistNetworkError as error:
         raise ConfigError(_no_meeting(launcher, error)) from error
+    errors.leave = errors.exit_at_once
     _watch_peers()
 
 
@@ -184,6 +187,7 @@ def shut_down() -> None:
     _watch = _object_group = None
     if is_distributed():
         dist.destroy_process_group()
+    errors.leave = sys.exit
 
 
 # --- who am I ---

@@ -54,7 +54,7 @@ def test_the_queue_bounds_the_tasks_and_gets_its_entries_back(model, tiny_detect
                 assert stream in ('a', 'b')
                 inside += 1
                 most = max(most, inside)
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0)  # the others have their turn
                 inside -= 1
                 if number == 3:
                     raise RuntimeError('this task fails')

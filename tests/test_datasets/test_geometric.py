@@ -1,17 +1,22 @@
 """Geometric transforms: mmdetection 2.28's numbers, boxes, masks and pixels moving together."""
+import inspect
+
 import cv2
 import numpy as np
 import pytest
 
+from boxdet.datasets.pipelines import geometric as G
 from boxdet.datasets.pipelines.geometric import (
     AspectCrop,
     Expand,
     MinIoURandomCrop,
     Pad,
+    RandomAffine,
     RandomCrop,
     RandomFlip,
     RandomShift,
     Resize,
+    SegRescale,
     larger_than,
 )
 from boxdet.datasets.warps import flip_boxes
@@ -341,3 +346,146 @@ def test_a_shift_that_leaves_no_object_is_not_made(monkeypatch, boxes, moves):
 def test_boxes_as_wide_as_the_limit_are_not_larger():
     boxes = np.array([[0, 0, 4, 5], [0, 0, 5, 4], [1, 1, 6, 6], [3, 3, 8, 7]], np.float32)
     assert larger_than(4)(boxes, boxes).tolist() == [False, False, True, False]
+
+
+# ---------------------------------------------------------------------------------------------- by hand
+
+DEFAULTS = {
+    Resize: dict(img_scale=None, multiscale_mode='range', ratio_range=None, keep_ratio=True, bbox_clip_border=True,
+                 backend='cv2', interpolation='bilinear', override=False),
+    RandomFlip: dict(flip_ratio=None, direction='horizontal'),
+    Pad: dict(size=None, size_divisor=None, pad_to_square=False, pad_val=None),
+    SegRescale: dict(scale_factor=1, backend='cv2'),
+    RandomCrop: dict(crop_type='absolute', allow_negative_crop=False, recompute_bbox=False, bbox_clip_border=True),
+    AspectCrop: dict(aspect_lo=0.5, aspect_hi=2.0),
+    Expand: dict(mean=(0, 0, 0), to_rgb=True, ratio_range=(1, 4), seg_ignore_label=None, prob=0.5),
+    MinIoURandomCrop: dict(min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3, bbox_clip_border=True),
+    RandomShift: dict(shift_ratio=0.5, max_shift_px=32, filter_thr_px=1),
+    RandomAffine: dict(max_rotate_degree=10.0, max_translate_ratio=0.1, scaling_ratio_range=(0.5, 1.5),
+                       max_shear_degree=2.0, border=(0, 0), border_val=(114, 114, 114), min_bbox_size=2,
+                       min_area_ratio=0.2, max_aspect_ratio=20, bbox_clip_border=True, skip_filter=True)}
+
+
+@pytest.mark.parametrize('transform', DEFAULTS, ids=lambda transform: transform.__name__)
+def test_defaults_are_those_of_2x(transform):
+    parameters = inspect.signature(transform).parameters.values()
+    assert {p.name: p.default for p in parameters if p.default is not p.empty} == DEFAULTS[transform]
+
+
+def test_which_boxes_have_an_area_and_reach_into_the_image():
+    boxes = np.float32([[0, 0, 0, 5], [0, 0, 5, 0], [2, 2, 3, 3], [4, 4, 3, 5], [4, 4, 5, 3]])
+    assert G.with_area(boxes, boxes).tolist() == [False, False, True, False, False]
+    edges = np.float32([[20, 0, 25, 5], [19, 9, 25, 15], [0, 10, 5, 15], [-5, 0, 0, 5], [0, -5, 5, 0], [-5, -5, 1, 1]])
+    assert G.inside(edges, (10, 20)).tolist() == [False, True, False, False, False, True]
+
+
+def test_what_is_left_of_an_object_looks_like_it():
+    left = np.float32([[0, 0, 2, 10], [0, 0, 10, 2], [1, 1, 4, 4], [0, 0, 9, 3], [0, 0, 3, 9], [2, 3, 7, 8],
+                       [0, 0, 10, 4]])
+    whole = np.tile(np.float32([[0, 0, 10, 10]]), (len(left), 1))
+    found = G.alike(whole, left, min_size=2, min_area_ratio=0.2, max_aspect_ratio=2.9)
+    assert found.tolist() == [False, False, False, False, False, True, True]
+    assert not G.alike(whole[:1], np.float32([[0, 0, 4, 5]]), 2, 0.2, 9).any()  # not above the share
+
+
+def test_resize_draws_between_the_scales_with_both_ends(monkeypatch):
+    asked = []
+    monkeypatch.setattr(np.random, 'randint', lambda low, high: asked.append((low, high)) or low)
+    assert Resize(img_scale=[(100, 40), (48, 64)])._draw_scale() == ((64, 40), None)
+    assert asked == [(64, 101), (40, 49)]
+    assert Resize(img_scale=(100, 40))._draw_scale() == ((100, 40), 0)
+
+
+@pytest.mark.parametrize('wrong', [dict(crop_size=(3, 0)), dict(crop_size=(0, 3)), dict(crop_size=(5, 3),
+                         crop_type='absolute_range'), dict(crop_size=(0, .5), crop_type='relative'),
+                         dict(crop_size=(.5, 0), crop_type='relative'), dict(crop_size=(.5, 1.1),
+                         crop_type='relative')])
+def test_sizes_of_a_crop_that_are_none(wrong):
+    with pytest.raises(ConfigError, match='RandomCrop.crop_size'):
+        RandomCrop(**wrong)
+
+
+@pytest.mark.parametrize('options', [dict(crop_size=(5, 3)), dict(crop_size=(3, 3), crop_type='absolute_range'),
+                                     dict(crop_size=(1, 1)), dict(crop_size=(1, 1), crop_type='relative')])
+def test_sizes_of_a_crop_that_are_just_right(options):
+    assert RandomCrop(**options).crop_size == options['crop_size']
+
+
+def test_padding_is_put_off_only_where_it_is_black():
+    assert Pad(size_divisor=32).can_defer and Pad(size_divisor=32, pad_val=dict(img=(0, 0, 0))).can_defer
+    assert not Pad(size_divisor=32, pad_val=1).can_defer
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_semantic_maps_alone_are_rescaled(backend):
+    classes = np.arange(8 * 12, dtype=np.uint8).reshape(8, 12)
+    results = SegRescale(0.25, backend)(dict(seg=classes, seg_fields=['seg'], img=classes))
+    first = 0 if backend == 'cv2' else 2  # of four pixels OpenCV takes the first, Pillow the middle one
+    assert np.array_equal(results['seg'], classes[first::4, first::4]) and results['img'] is classes
+    same = dict(seg=classes, seg_fields=['seg'])
+    assert SegRescale(1, backend)(same)['seg'] is classes
+    for wrong in (dict(scale_factor=0), dict(backend='turbo')):
+        with pytest.raises(ConfigError, match='SegRescale'):
+            SegRescale(**wrong)
+
+
+@pytest.mark.parametrize('firsts, lasts, drawn', [
+    ([], [], (0, 61)), ([10, 20], [30, 45], (5, 11)), ([70.5], [79.5], (40, 61)), ([10], [70], (10, 21))])
+def test_where_a_part_of_a_long_image_begins(firsts, lasts, drawn, monkeypatch):
+    """40 of 100 pixels: anywhere, around the objects, or within the first half of what they reach too far."""
+    asked = []
+    monkeypatch.setattr(np.random, 'randint', lambda low, high: asked.append((low, high)) or low)
+    AspectCrop._draw_start(np.array(firsts), np.array(lasts), 100, 40)
+    assert asked == [drawn]
+
+
+def test_expand_draws_the_ratio_and_then_the_place(monkeypatch):
+    drawn, asked = iter([0.5, 2.0, 10.9, 7.9]), []
+    monkeypatch.setattr(np.random, 'uniform', lambda low, high: asked.append((low, high)) or next(drawn))
+    results = Expand(ratio_range=(1, 4), prob=0.5)(sample())
+    assert asked == [(0, 1), (1, 4), (0, 64), (0, 48)] and results['img'].shape == (96, 128, 3)
+    assert np.array_equal(results['img'][7:55, 10:74], sample()['img'])
+
+
+def test_overlaps_and_centres_of_a_part():
+    boxes, patch = np.float64([[0, 0, 4, 4], [2, 2, 6, 6], [6, 6, 9, 9], [0, 0, 2, 2]]), np.array([2, 2, 6, 6])
+    assert G._overlaps(boxes, patch).tolist() == [4 / 28, 1, 0, 0]
+    assert G._centres_inside(boxes, patch).tolist() == [False, True, False, False]
+    assert G._overlaps(np.float64([[0, 1, 3, 7]]), patch).tolist() == [4 / (18 + 16 - 4)]
+
+
+@pytest.mark.parametrize('drawn, expected', [
+    ([20.0, 30.0, 3.5, 4.5], [3, 4, 23, 34]), ([20.0, 41.0], None), ([41.0, 20.0], None),
+    ([0.4, 0.5, 3.1, 4.1], None), ([0.5, 0.9, 3.1, 4.2], None), ([0.9, 0.5, 3.2, 4.1], None)])
+def test_a_part_is_drawn_or_refused(drawn, expected, monkeypatch):
+    """No longer than twice its width, and with an area in whole pixels."""
+    numbers, asked = iter(drawn), []
+    monkeypatch.setattr(np.random, 'uniform', lambda *bounds: asked.append(bounds) or next(numbers))
+    found = MinIoURandomCrop(min_crop_size=0.5)._draw_patch(dict(img=np.zeros((48, 64, 3), np.uint8)), 0.5)
+    assert (found if found is None else found.tolist()) == expected
+    assert asked[:2] == [(32, 64), (24, 48)]
+    assert asked[2:] == [(64 - drawn[0],), (48 - drawn[1],)][:len(asked) - 2]
+
+
+def test_a_part_has_to_overlap_every_box(monkeypatch):
+    results = dict(img=np.zeros((48, 64, 3), np.uint8), bbox_fields=['gt_bboxes'],
+                   gt_bboxes=np.float32([[0, 0, 20, 30], [2, 2, 18, 40]]))
+
+    def draw(least, boxes=results['gt_bboxes']):
+        numbers = iter([20.0, 30.0, 0.0, 0.0])
+        monkeypatch.setattr(np.random, 'uniform', lambda *_: next(numbers))
+        return MinIoURandomCrop()._draw_patch(dict(results, gt_bboxes=boxes), least)
+    overlap = 16 * 28 / (16 * 38 + 20 * 30 - 16 * 28)
+    assert draw(overlap) is not None and draw(overlap + 1e-3) is None
+    assert draw(0, np.float32([[30, 40, 50, 48]])) is None and draw(0, np.zeros((0, 4), np.float32)) is not None
+
+
+def test_a_shift_of_no_pixel_and_one_by_chance(monkeypatch):
+    monkeypatch.setattr(np.random, 'random', lambda: 0.5)
+    monkeypatch.setattr(np.random, 'randint', lambda low, high: (low + 32, high)[high < 0])
+    for transform in (RandomShift(shift_ratio=0.5), RandomShift(shift_ratio=1, max_shift_px=0)):
+        assert np.array_equal(transform(sample())['gt_bboxes'], sample()['gt_bboxes'])
+    monkeypatch.setattr(np.random, 'randint', lambda low, high: low)
+    moved = RandomShift(shift_ratio=0.51, max_shift_px=3)(sample(objects=1))['gt_bboxes']
+    assert np.array_equal(moved, np.clip(sample(objects=1)['gt_bboxes'] - 3, 0, None))
+    assert RandomShift(0, 0).shift_ratio == 0 and RandomShift(1, 0).shift_ratio == 1  # both ends are allowed

@@ -3,6 +3,7 @@ import cv2
 import numpy as np
 import pytest
 
+from boxdet.datasets import warps as W
 from boxdet.datasets.pipelines.geometric import (
     AspectCrop,
     Expand,
@@ -12,7 +13,7 @@ from boxdet.datasets.pipelines.geometric import (
     RandomFlip,
     Resize,
 )
-from boxdet.datasets.warps import FIELD_KINDS, Affine, Crop, Flip, Place, Scale, register_field_kind
+from boxdet.datasets.warps import FIELD_KINDS, Affine, Crop, Flip, Place, Scale, Shift, register_field_kind
 from boxdet.geometry.masks import rotation_matrix, shear_matrix
 from boxdet.structures.masks import BitmapMasks, PolygonMasks
 
@@ -172,3 +173,63 @@ def test_interpolation_of_maps_is_opencv_s():
     classes = np.random.default_rng(0).integers(0, 9, (37, 53))
     found = Scale(out_hw=(91, 64), in_hw=(37, 53)).seg(classes)
     assert np.array_equal(found, cv2.resize(classes.astype(np.uint8), (64, 91), interpolation=cv2.INTER_NEAREST))
+
+
+# ---------------------------------------------------------------------------------------------- by hand
+
+
+def test_boxes_and_keypoints_at_the_edges():
+    assert W.clip_boxes(np.float32([[-1, -2, 90, 70], [3, 4, 5, 6]]), HW).tolist() == [[0, 0, 80, 60], [3, 4, 5, 6]]
+    joints = np.float32([[[0, 0, 2], [80, 60, 1], [80.1, 5, 2], [5, 60.1, 2], [-0.1, 5, 2], [5, -0.1, 2], [7, 8, 0]]])
+    expected = np.zeros_like(joints)
+    expected[0, :2] = joints[0, :2]
+    assert np.array_equal(W.visible_keypoints(joints, HW), expected)
+
+
+@pytest.mark.parametrize('direction, expected', [
+    ('horizontal', [70, 2, 79, 30]), ('vertical', [1, 30, 10, 58]), ('diagonal', [70, 30, 79, 58])])
+def test_flipped_boxes(direction, expected):
+    boxes = np.float32([[1, 2, 10, 30]])
+    assert W.flip_boxes(boxes, HW, direction).tolist() == [expected]
+    assert Flip(out_hw=HW, direction=direction).boxes(boxes).tolist() == [expected]
+    point = Flip(out_hw=HW, direction=direction).points(np.float32([[1, 2]]))
+    x, y = (79 if direction != 'vertical' else 1), (58 if direction != 'horizontal' else 2)
+    assert point.tolist() == [[x, y]]
+
+
+@pytest.mark.parametrize('shift, new, old', [(3, (3, 10), (0, 7)), (-3, (0, 7), (3, 10)), (0, (0, 10), (0, 10)),
+                                             (12, (12, 12), (0, 0))])
+def test_what_a_shifted_axis_has_in_common_with_the_old_one(shift, new, old):
+    assert W._overlap(10, shift) == (slice(*new), slice(*old))
+
+
+@pytest.mark.parametrize('x, y', [(5, 3), (-5, 3), (5, -3), (-5, -3)])
+def test_a_shift_moves_pixels_maps_masks_points_and_boxes(x, y):
+    rng = np.random.default_rng(0)
+    image, classes = rng.integers(1, 255, (*HW, 3), dtype=np.uint8), rng.integers(1, 9, HW).astype(np.uint8)
+    warp = Shift(out_hw=HW, x=x, y=y)
+    rows, columns = np.mgrid[:HW[0], :HW[1]]
+    known = (rows - y >= 0) & (rows - y < HW[0]) & (columns - x >= 0) & (columns - x < HW[1])
+    for moved, before, outside in ((warp.image(image), image, 0), (warp.seg(classes), classes, 255)):
+        assert np.array_equal(moved[known], before[(rows - y)[known], (columns - x)[known]])
+        assert (moved[~known] == outside).all()
+    assert warp.points(np.float32([[20, 30]])).tolist() == [[20 + x, 30 + y]]
+    assert warp.boxes(np.float32([[20, 30, 25, 40]])).tolist() == [[20 + x, 30 + y, 25 + x, 40 + y]]
+    bitmap = np.zeros((1, *HW), np.uint8)
+    bitmap[0, 20:40, 30:50] = 1
+    assert warp.masks(BitmapMasks(bitmap, *HW)).bboxes().tolist() == [[30 + x, 20 + y, 50 + x, 40 + y]]
+
+
+def test_points_of_an_affine_map_are_where_the_pixels_go():
+    warp = Affine(out_hw=HW, matrix=np.array([[2., 0, 3], [0, 1, -5]]))
+    assert warp.points(np.float32([[10.5, 20.5]])).tolist() == [[23.5, 15.5]]
+    assert warp.boxes(np.float32([[10, 20, 12, 30]])).tolist() == [[23, 15, 27, 25]]
+    assert (warp.seg(np.ones(HW, np.uint8))[-5:] == 255).all() and Affine.seg_fill == 255 and Affine.img_fill == 0
+
+
+def test_a_map_of_any_type_is_resized_alike():
+    classes = np.random.default_rng(0).integers(0, 200, (37, 53))
+    for kind in (np.uint8, np.int32, np.int64):
+        found = W.resize_map(classes.astype(kind), (20, 91))
+        assert found.dtype == kind and np.array_equal(found, cv2.resize(classes.astype(np.uint8), (91, 20),
+                                                                        interpolation=cv2.INTER_NEAREST))

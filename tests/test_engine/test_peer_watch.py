@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 _RACE = '''
-import socket, sys, threading, time
+import socket, sys, threading
 from boxdet.engine import peer_watch
 from boxdet.errors import run_command
 
@@ -13,8 +13,10 @@ watch._heard.clear()
 own, other = socket.socketpair()
 watch._lines[own] = 1, 'elsewhere, process 5'
 ending = threading.Event()
+waiting, wait = threading.Event(), watch._heard.wait
+watch._heard.wait = lambda seconds: (waiting.set(), wait(seconds))
 log = peer_watch._log
-peer_watch._log = lambda text: (ending.set(), time.sleep(1), log(text))  # a busy machine
+peer_watch._log = lambda text: (ending.set(), waiting.wait(30), log(text))  # the main thread comes in between
 threading.Thread(target=watch._listen, daemon=True).start()
 
 def main():

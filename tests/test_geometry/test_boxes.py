@@ -105,3 +105,12 @@ def test_formats_against_torchvision():
         assert torch.allclose(to(boxes), ops.box_convert(boxes, 'xyxy', name))
         assert torch.allclose(back(to(boxes)), boxes, atol=1e-5)
         assert to(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_clipping_by_hand_in_one_image_and_in_its_own_each():
+    boxes = torch.tensor([[-1., -2, 90, 70], [-0.5, 3, 5, 6], [70, 50, 95, 99]])
+    expected = [[0, 0, 80, 60], [0, 3, 5, 6], [70, 50, 80, 60]]
+    assert B.clip_boxes(boxes, (60, 80, 3)).tolist() == expected
+    assert B.clip_boxes(boxes, torch.tensor([60, 80])).tolist() == expected
+    assert B.clip_boxes(boxes, torch.tensor([[60, 80], [4, 2], [55, 90]])).tolist() == [
+        [0, 0, 80, 60], [0, 3, 2, 4], [70, 50, 90, 55]]

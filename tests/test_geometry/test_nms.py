@@ -205,3 +205,44 @@ def test_devices_without_float64(monkeypatch):
     assert torch.equal(N.batched_nms(boxes, scores, groups, dict(type='nms', iou_threshold=0.5))[1], usual)
     agnostic = dict(type='nms', iou_threshold=0.5, class_agnostic=True)
     assert len(N.batched_nms(boxes, scores, groups, agnostic)[1]) < len(usual)
+
+
+def test_all_options_and_their_defaults():
+    common = dict(iou_threshold=0.5, max_num=-1, class_agnostic=False, split_thr=10000, offset=0)
+    assert N.read_nms_config(dict(type='nms', iou_thr=0.5)) == ('nms', dict(common, score_threshold=0.0))
+    assert N.read_nms_config(dict(type='soft_nms'), True) == ('soft_nms', dict(
+        common, class_agnostic=True, iou_threshold=0.3, sigma=0.5, min_score=1e-3, method='linear'))
+
+
+@pytest.mark.parametrize('kind', ['nms', 'soft_nms'])
+def test_as_many_as_asked_for(kind):
+    boxes, scores, groups = candidates(30, 3)
+    every = N.batched_nms(boxes, scores, groups, dict(type=kind, iou_threshold=0.5))[0]
+    for count in (1, 2, 30):
+        found = N.batched_nms(boxes, scores, groups, dict(type=kind, iou_threshold=0.5, max_num=count))[0]
+        assert torch.equal(found, every[:count])
+    wide = torch.cat([1 - scores[:, None], torch.rand(30, 2) * 0.1, scores[:, None]], dim=1)
+    every = N.multiclass_nms(boxes, wide, 0.05, dict(type=kind, iou_threshold=0.5))
+    for count in (1, 3):
+        dets, labels = N.multiclass_nms(boxes, wide, 0.05, dict(type=kind, iou_threshold=0.5), count)
+        assert torch.equal(dets, every[0][:count]) and torch.equal(labels, every[1][:count])
+
+
+@pytest.mark.parametrize('method', ['linear', 'naive', 'gaussian'])
+def test_soft_suppression_of_boxes_smaller_than_a_pixel(method):
+    boxes, scores, groups = candidates(40, 2)
+    cfg = dict(type='soft_nms', method=method)
+    large, small = (N.batched_nms(box, scores, groups, cfg) for box in (boxes, boxes / 64))
+    assert torch.equal(large[1], small[1])
+    torch.testing.assert_close(large[0][:, 4], small[0][:, 4], rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_of_many_keep_their_order():
+    scores = torch.tensor([[1, 3, 2, 3, 0, 3, 2, 1, 3.], [0, 0, 5, 0, 0, 5, 0, 0, 0]])
+    whole = scores.sort(dim=1, descending=True, stable=True)
+    for count in (1, 2, 3, 4, 5, 9):
+        found, place = N.best_in_order(scores, count)
+        assert torch.equal(found, whole.values[:, :count])
+        assert set(map(tuple, scores.gather(1, place).tolist())) == set(map(tuple, found.tolist()))
+    assert N.best_in_order(scores, 4)[1].tolist()[0] == [1, 3, 5, 8]
+    assert N.EXACT.pick(scores, 9)[1].tolist() == whole.indices.tolist()

@@ -1,4 +1,5 @@
 """Ranks that compute together until something happens to one of them: ``ending_ranks.py WHAT [VICTIM]``."""
+import atexit
 import itertools
 import os
 import signal
@@ -16,6 +17,13 @@ class Agreed(UserError):
     status, heading = 75, ''
 
 
+class AtInterpretersEnd:
+    """Speaks when the interpreter takes its modules apart: a failing rank must not, threads of gloo may still run."""
+
+    def __del__(self, write=os.write):
+        write(2, b"the interpreter's own end\n")
+
+
 def main() -> None:
     what, victim = sys.argv[1], int((sys.argv[2:] or ['1'])[0])
     if what == 'config':
@@ -23,6 +31,8 @@ def main() -> None:
     stopped = []
     signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
     init_dist('pytorch', dict(backend='gloo'))
+    sys.modules['at the end'] = AtInterpretersEnd()
+    atexit.register(print, 'this was registered for the end')
     rank = get_dist_info()[0]
     print(f'rank {rank} is process {os.getpid()}', flush=True)
     for step in range(3) if what == 'nothing' else itertools.count():  # until something happens

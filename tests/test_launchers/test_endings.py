@@ -30,6 +30,7 @@ def test_one_line_and_a_status(repo_root, what, status, said):
     out, err = process.communicate(timeout=120)
     pids = dict(re.findall(r'(rank \d) is process (\d+)', out))  # two ranks may write on one line
     assert err.strip() == said.replace('PID', pids.get('rank 1', '')) and process.returncode == status, err
+    assert out.count('registered for the end') == 1 or what != 'error'  # of rank 1; the other one is told to end
 
 
 @pytest.mark.slow

@@ -137,3 +137,12 @@ def test_a_line_of_work_is_a_thread_and_its_current_stream(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'current_stream', lambda device, n=number: SimpleNamespace(cuda_stream=n))
         lines.append(line_of_work(torch.device('cuda', 0)))
     assert lines[0] != lines[1] and lines[0][0] == lines[1][0]
+    assert line_of_work(torch.device('cpu'))[1] == 0  # there are no streams
+
+
+def test_anchors_come_to_a_gpu_beside_its_work():
+    from tests.emulated_gpu import emulated_gpu, watched_copies
+    generator = A.AnchorGenerator(strides=[16], ratios=[1.0], scales=[8])
+    with emulated_gpu(), watched_copies() as copies:
+        generator.grid_priors([(4, 4)], device='cuda')
+    assert copies.waited == [] and copies.beside == ['cpu->cuda:0']

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -157,11 +156,9 @@ print(peak(), before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='peak memory is read from /proc')
 def test_two_thousand_boxes_on_a_quarter_million_anchors_stay_under_2_gb():
-    start = time.time()
     done = subprocess.run([sys.executable, '-c', LARGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     peak, before = map(int, done.stdout.split())
-    print(f'peak {peak} MB, {before} MB before the assignment, {time.time() - start:.1f} s')
     assert peak < 2048 and peak - before < 300
 
 

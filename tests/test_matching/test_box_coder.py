@@ -89,3 +89,26 @@ def test_wrong_options():
         DeltaXYWHBBoxCoder(target_stds=[0, 1, 1, 1])
     with pytest.raises(ConfigError):
         DeltaXYWHBBoxCoder(target_means=[0, 1, 1])
+
+
+@pytest.mark.parametrize('shapes', [None, (40, 90), [(40, 90), (70, 30)], [(40, 90, 3), (70, 30, 3)]])
+@pytest.mark.parametrize('classes', [1, 2])
+def test_boxes_of_several_images_are_decoded_as_those_of_each(shapes, classes):
+    generator = torch.Generator().manual_seed(0)
+    coder = DeltaXYWHBBoxCoder(target_stds=STDS)
+    boxes = torch.rand(2, 5, 4, generator=generator) * 20 + torch.tensor([0., 0, 60, 60])
+    deltas = torch.randn(2, 5, 4 * classes, generator=generator) * 9
+    own = shapes if isinstance(shapes, list) else [shapes] * 2
+    expected = torch.stack([coder.decode(*each) for each in zip(boxes, deltas, own)])
+    assert torch.equal(coder.decode(boxes, deltas, shapes), expected)
+
+
+@pytest.mark.parametrize('classes', [1, 2])
+def test_each_box_is_clipped_to_its_own_image(classes):
+    generator = torch.Generator().manual_seed(0)
+    coder = DeltaXYWHBBoxCoder(target_stds=STDS)
+    boxes = torch.rand(5, 4, generator=generator) * 20 + torch.tensor([0., 0, 60, 60])
+    deltas = torch.randn(5, 4 * classes, generator=generator) * 9
+    sizes = torch.tensor([[40, 90], [70, 30], [50, 60], [9, 99], [99, 9]])
+    expected = torch.cat([coder.decode(boxes[i:i + 1], deltas[i:i + 1], tuple(sizes[i].tolist())) for i in range(5)])
+    assert torch.equal(coder.decode(boxes, deltas, sizes), expected)

@@ -26,3 +26,9 @@ def test_fp16_with_scale_is_close_and_does_not_overflow():
     assert torch.allclose(half, box_overlaps(a, b), atol=0.02) and half.dtype == torch.float32
     with pytest.raises(ConfigError, match='fp8'):
         IOU_CALCULATORS.build(dict(type='BboxOverlaps2D', dtype='fp8'))
+
+
+def test_no_image_has_no_overlaps_of_the_usual_shape():
+    calculator = IOU_CALCULATORS.build(dict(type='BboxOverlaps2D'))
+    none, others = torch.zeros(0, 3, 4), torch.zeros(0, 5, 4)
+    assert calculator(none, others).shape == (0, 3, 5) and calculator(none, none, is_aligned=True).shape == (0, 3)

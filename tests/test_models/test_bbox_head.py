@@ -215,3 +215,23 @@ def test_debug_says_how_many_were_drawn(caplog):
     with caplog.at_level('INFO'):
         build().targets([sampled(2, 3), sampled(0, 2)], RoITrainSettings(debug=True))
     assert 'of image 0 2 positive and 3 negative proposals' in caplog.text
+
+
+def test_results_without_area_are_kept_unless_the_settings_say_otherwise():
+    head = plain(with_reg=False)
+    boxes = torch.tensor([[5., 5, 5, 9], [5, 5, 9, 5], [5, 5, 9, 9]])
+    scores = torch.tensor([[9., 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0]])
+    assert len(head.predict(boxes, scores, None, HW, RoITestSettings())) == 3
+    found = head.predict(boxes, scores, None, HW, RoITestSettings(keep_empty=False))
+    assert found.labels.tolist() == [2]
+    large = head.predict(boxes, scores, None, HW, RoITestSettings(min_bbox_size=3.5))
+    assert large.labels.tolist() == [2] and not len(head.predict(boxes, scores, None, HW,
+                                                                 RoITestSettings(min_bbox_size=4)))
+
+
+def test_one_result_of_an_image_is_the_best():
+    head, scores = build(), torch.randn(9, K + 1)
+    every, first = (head.predict(some_boxes(9), scores, torch.zeros(9, 4 * K), HW, RoITestSettings(
+        score_thr=0.0, max_per_img=limit)) for limit in (100, 1))
+    assert len(first) == 1 and torch.equal(first.bboxes, every.bboxes[:1])
+    assert first.scores == scores.softmax(1)[:, :K].max()

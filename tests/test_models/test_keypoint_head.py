@@ -330,3 +330,14 @@ def test_a_mirrored_view_needs_the_pairs():
     for views in (batches[:2], batches[1]):
         with pytest.raises(ConfigError, match='keypoint_head.flip_pairs'):
             model.predict(views)
+
+
+def test_initial_weights_of_the_last_layer_are_hes():
+    head = KeypointRCNNHead(num_convs=0, in_channels=64, num_keypoints=33)
+    head.init_weights()
+    weight = head.upsample.weight  # (64, 33, 4, 4); its outputs are counted, as the convolutions' are
+    assert weight.std().item() == pytest.approx((2 / (64 * 16)) ** 0.5, rel=0.1) and not head.upsample.bias.any()
+    own = KeypointRCNNHead(num_convs=0, in_channels=64, num_keypoints=33, init_cfg=dict(
+        type='Constant', layer='ConvTranspose2d', val=3))
+    own.init_weights()
+    assert (own.upsample.weight == 3).all()

@@ -21,6 +21,7 @@ from boxdet.engine.config import load_config
 from boxdet.geometry.nms_rounds import IN_ROUNDS
 from boxdet.models import build_detector
 from boxdet.models.detectors import RPN
+from tests.test_models.tiny_models import draw_everything
 
 # Which folder of configs/ holds each config of the reference.
 FOLDERS = {
@@ -157,16 +158,6 @@ def test_inference(name, reference, shared_data, repo_root, filling):
 
 
 # ---------------------------------------------------------------------------------------------- losses
-
-
-def draw_everything(cfg: dict) -> dict:
-    """train_cfg with samplers that take every box, so that nothing is drawn at random."""
-    if isinstance(cfg, (list, tuple)):
-        return [draw_everything(c) for c in cfg]
-    if not isinstance(cfg, dict):
-        return cfg
-    return {k: {**v, 'num': 10 ** 7, 'pos_fraction': 1.0} if k == 'sampler' else draw_everything(v)
-            for k, v in cfg.items()}
 
 
 def training_batch(cfg, shared_data):

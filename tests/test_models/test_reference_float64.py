@@ -21,6 +21,7 @@ from boxdet.engine.config import load_config
 from boxdet.models import build_detector
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
+from tests.test_models.tiny_models import draw_everything
 
 # Cases of the reference whose config boxdet ships; ``test_no_case_is_left_out`` asks for the others.
 CASES = {
@@ -160,16 +161,6 @@ def training_pipeline(steps, scale) -> list:
             step.clear()
             step.update(type='Pad', size_divisor=32)
     return steps
-
-
-def draw_everything(cfg):
-    """train_cfg with samplers that take every box."""
-    if isinstance(cfg, (list, tuple)):
-        return [draw_everything(c) for c in cfg]
-    if not isinstance(cfg, dict):
-        return cfg
-    return {k: {**v, 'num': 10 ** 7, 'pos_fraction': 1.0} if k in ('sampler', 'ga_sampler') else draw_everything(v)
-            for k, v in cfg.items()}
 
 
 @pytest.mark.slow

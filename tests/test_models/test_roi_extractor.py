@@ -209,7 +209,8 @@ def test_where_algorithms_are_to_be_deterministic_rois_are_sums_of_rows(monkeypa
     assert called == ['operator', 'rows']
 
 
-@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('layer', [*LAYERS, *(dict(type='RoIAlign', output_size=7, sampling_ratio=ratio,
+                                                   use_torchvision=True) for ratio in (0, 2))])
 @pytest.mark.parametrize('pool', [pool_sorted, pool_masked])
 def test_a_roi_that_ends_before_it_begins_has_no_area(layer, pool):
     extractor = SingleRoIExtractor(layer, 6, STRIDES)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.standard_roi_head import StandardRoIHead, mask_loss, mask_samples
+from boxdet.models.standard_roi_head import StandardRoIHead, box_losses, mask_loss, mask_samples
 from boxdet.registry import HEADS
 from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
@@ -250,3 +250,20 @@ def test_objects_that_nobody_drew_are_left_out_of_the_mask_loss():
     assert loss([1], [square, None]) == 0
     nothing = dict(size=[64, 64], counts=[64 * 64])  # drawn, and empty: learned as any other
     assert not torch.equal(loss([0, 1], [square, nothing]), loss([0], [square, nothing]))
+
+
+@pytest.mark.parametrize('sigmoid', [False, True])
+def test_losses_that_rank_boxes_are_one_number_a_box(sigmoid):
+    head = HEADS.build(tiny_models.bbox_head(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=sigmoid)))
+    boxes, labels = torch.tensor([[0., 0, 20, 20], [5, 5, 40, 40], [9, 9, 30, 50]]), torch.tensor([0, 2, 1])
+    scores, seen = torch.randn(3, tiny_models.CLASSES + 1), []
+
+    def forward(feats, rois):
+        seen.append((feats[0].shape, rois.tolist()))
+        return scores, None
+    found = box_losses(head, forward, [torch.zeros(2, 4, 8, 8)], 1, boxes, labels)['loss_cls']
+    each = head.loss_cls(scores, labels, reduction_override='none')
+    torch.testing.assert_close(found, each.sum(dim=1) if sigmoid else each)
+    background = box_losses(head, forward, [torch.zeros(2, 4, 8, 8)], 1, boxes, None)['loss_cls']
+    assert found.shape == background.shape == (3,) and not torch.equal(found, background)
+    assert seen[0] == ((1, 4, 8, 8), [[0, *box] for box in boxes.tolist()])

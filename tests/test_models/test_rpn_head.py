@@ -11,6 +11,7 @@ from torchvision.ops import box_iou, nms
 from boxdet.errors import ConfigError
 from boxdet.models.rpn_head import ProposalSettings, best_of_batch
 from boxdet.registry import HEADS
+from boxdet.structures.instances import Instances
 from tests.test_models import tiny_models
 
 HW = (96, 128)
@@ -255,3 +256,59 @@ def test_initial_weights():
 def test_wrong_configs(changes, message):
     with pytest.raises(ConfigError, match=message):
         HEADS.build(tiny_models.rpn_head(**changes))
+
+
+def test_anchors_at_the_border_by_hand():
+    head, meta = build(train=dict(allowed_border=2)), tiny_models.meta(20, 30)
+    anchors = torch.tensor([[-2., -2, 5, 5], [-2.1, 0, 5, 5], [0, -2.1, 5, 5], [5, 5, 31.9, 21.9], [5, 5, 32, 9],
+                            [5, 5, 9, 22], [5, 5, 9, 9]])
+    flags = head.inside_flags([torch.zeros(1, 1, 7, 1)], [anchors], [meta], tuple(meta.pad_shape[:2]))
+    assert flags[0].tolist() == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize('sampler, expected', [(dict(type='RandomSampler', num=9, pos_fraction=1.0), (2 + 1) + (1 + 3)),
+                                               (None, 2 + 1)])
+def test_what_the_losses_are_divided_by(sampler, expected):
+    """Two positives and no negative, then no object and three negatives: none of these counts is below one."""
+    head = build(train=dict(sampler=sampler))
+    anchors = torch.tensor([[0., 0, 10, 10], [20, 20, 40, 40], [50, 50, 70, 70]])
+    batch = tiny_models.batch((2, 0))
+    gt = [replace_boxes(batch.gt[0], anchors[:2]), batch.gt[1]]
+    inside = [torch.tensor([True, True, False]), None]
+    assert head.targets(anchors, inside, gt, None).avg_factor == expected
+
+
+def replace_boxes(objects, boxes):
+    return Instances(objects.image_size, objects.num_classes, bboxes=boxes, labels=objects.labels)
+
+
+def test_one_proposal_a_level_and_an_image():
+    head, metas = build().eval(), [tiny_models.meta()] * 2
+    outs = head(levels())
+    by_level = head.predict(*outs, metas, ProposalSettings(nms_pre=40, max_per_img=0, nms_post=1))
+    assert [len(found) for found in by_level] == [5, 5]
+    every = head.predict(*outs, metas, ProposalSettings(nms_pre=40, max_per_img=0))
+    first = head.predict(*outs, metas, ProposalSettings(nms_pre=40, max_per_img=1))
+    for few, best, whole in zip(by_level, first, every):
+        assert len(best) == 1 and len(whole) > 5
+        assert torch.equal(best.bboxes, whole.bboxes[:1]) and torch.equal(few.bboxes[:1], best.bboxes)
+
+
+def test_proposals_are_wider_and_higher_than_the_least():
+    head, metas = build().eval(), [tiny_models.meta()]
+    outs = head(levels(1))
+    sizes = [(p.bboxes[:, 2:] - p.bboxes[:, :2]) for p in (
+        head.predict(*outs, metas, ProposalSettings(nms=dict(type='nms', iou_threshold=1.0), max_per_img=0,
+                                                    min_bbox_size=least))[0] for least in (0, 12))]
+    assert len(sizes[1]) == int((sizes[0] > 12).all(dim=1).sum()) < int((sizes[0] > 12).any(dim=1).sum())
+
+
+def test_what_an_rpn_needs_for_training():
+    head = HEADS.build(tiny_models.rpn_head())
+    batch = tiny_models.batch((1,))
+    with pytest.raises(ConfigError, match="model.train_cfg needs 'rpn'"):
+        head.loss(*head(levels(1)), batch.gt, batch.ignored, batch.metas, HW)
+    with pytest.raises(ConfigError, match="needs an 'assigner'"):
+        HEADS.build(tiny_models.rpn_head(train_cfg=dict(sampler=None)))
+    with pytest.raises(ConfigError, match='num_classes must be 1, not 2'):
+        HEADS.build(tiny_models.rpn_head(num_classes=2))

@@ -135,10 +135,11 @@ def test_kill_9_at_twenty_random_moments(server, whole, tmp_path):
     for attempt in range(20):
         work_dir = tmp_path / str(attempt)
         pid = server.start(work_dir)
-        # Anywhere from before the first iteration to the end, on a fast machine and on a busy one.
-        moment, delay = rng.randint(0, 21), rng.uniform(0, 0.03)
+        # Anywhere from before the first iteration to the end; every other time within the writing of a checkpoint.
+        moment, writing = rng.randint(0, 20), attempt % 2
         wait_for(lambda work_dir=work_dir, moment=moment: entries(work_dir) >= moment)
-        time.sleep(delay)
+        wait_for(lambda work_dir=work_dir, moment=moment, writing=writing: not writing or entries(work_dir) > moment
+                 or any(work_dir.glob('.*.partial')))
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             os.kill(pid, signal.SIGKILL)
         status = server.status()
