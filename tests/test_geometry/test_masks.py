@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torchvision.ops import roi_align
 
+from boxdet.geometry import masks as M
 from boxdet.geometry.masks import (
     compress_rle,
     encode_runs,
@@ -222,3 +223,48 @@ def test_whole_pixel_paste_is_torchvisions():
         assert np.count_nonzero((coco_mask.decode(rle) > 0) != bitmap) <= 1
     outside = paste_to_rle(probs[:1, 0], torch.tensor([[-90., -90., -50., -50.]]), (90, 130), whole_pixels=True)
     assert coco_mask.area(outside[0]) == 0
+
+
+# ---------------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize('polygon, place', [
+    ([], (0, 0, (0, 0))), ([1, 1, 2, 2], (0, 0, (0, 0))), ([9, 1, 12, 1, 12, 3], (1, 5, (3, 1))),
+    ([1, 9, 3, 9, 3, 12], (4, 1, (1, 3))), ([-9, 1, -8, 1, -8, 3], (1, 0, (3, 1))),
+    ([1, 1, 3, 1, 3, 2.5, 1, 2.5], (1, 1, (2, 3)))])
+def test_the_window_of_a_polygon_lies_in_the_image(polygon, place):
+    y, x, window = M.rasterize_polygons([np.array(polygon, dtype=np.float64)], (5, 6))
+    assert (y, x, window.shape) == place
+
+
+def test_the_window_of_no_image_is_empty():
+    square = np.array([1., 1, 3, 1, 3, 3])
+    for hw in ((0, 5), (5, 0)):
+        assert M.rasterize_polygons([square], hw)[2].shape == (0, 0)
+
+
+def test_the_nearest_source_is_never_beyond_the_last():
+    for source in range(1, 60):
+        for target in range(1, 120):
+            assert M.nearest_index(source, target)[-1] < source
+
+
+def test_runs_and_boxes_of_codes():
+    assert M.encode_runs(np.zeros(0, dtype=np.int64), (0, 5))['counts'] == b'0'
+    assert M.encode_runs(np.array([2, 6]), (2, 3))['counts'] == b'24'  # nothing stands behind the last run
+    bitmap = np.zeros((9, 12), np.uint8)
+    bitmap[3:8, 2:6] = 1
+    code = M.encode_runs(np.array([s + 9 * c for c in range(2, 6) for s in (3, 8)]), (9, 12))
+    assert np.array_equal(coco_mask.decode(code), bitmap) and M.box_around(code) == (2, 3, 6, 8)
+    assert M.box_around([[1, 2, 5, 2, 5, 9], [0, 4, 1, 4, 1, 5]]) == (0, 2, 5, 9) and M.box_around(None) is None
+
+
+def test_positions_of_pixels_on_a_mask():
+    none = M._source_positions(np.float32('nan'), np.float32(3), 4, 10)
+    assert none[0] == 0 and len(none[1]) == len(none[2]) == 0
+    first, low, fraction = M._source_positions(np.float32(5), np.float32(5), 28, 20)
+    assert (first, low.tolist(), fraction.tolist()) == (4, [14, 14], [.5, .5])  # the middle of the cells, bordered
+    first, low, fraction = M._source_positions(np.float32(2), np.float32(6), 4, 10)  # a cell a pixel
+    assert (first, low.tolist(), fraction.tolist()) == (2, [1, 2, 3, 4], [0, 0, 0, 0])
+    first, low, fraction = M._whole_pixel_positions(np.float32(30), np.float32(48), 2, 90)
+    assert low.min() == 0 and low.max() == 2 and fraction[0] == 0 and fraction.max() <= 1

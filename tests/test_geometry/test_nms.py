@@ -246,3 +246,8 @@ def test_the_best_of_many_keep_their_order():
         assert set(map(tuple, scores.gather(1, place).tolist())) == set(map(tuple, found.tolist()))
     assert N.best_in_order(scores, 4)[1].tolist()[0] == [1, 3, 5, 8]
     assert N.EXACT.pick(scores, 9)[1].tolist() == whole.indices.tolist()
+
+
+def test_a_score_that_equals_the_threshold_is_no_candidate():
+    boxes, scores = torch.tensor([[0., 0, 5, 5], [9, 9, 20, 20]]), torch.tensor([[0.25, 0.75], [0.26, 0.74]])
+    assert len(N.multiclass_nms(boxes, scores, 0.25, dict(type='nms', iou_threshold=0.5))[0]) == 1
