@@ -23,7 +23,7 @@ from torchvision.ops import nms as torchvision_nms
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32
 
-_COMMON_KEYS = dict(iou_threshold=None, max_num=-1, class_agnostic=None, split_thr=10000, offset=0)
+_COMMON_KEYS = dict(iou_threshold=None, max_num=-1, class_agnostic=False, split_thr=10000, offset=0)
 WITHOUT_FLOAT64 = ('mps',)  # types of devices
 _NMS_KEYS: dict[str, dict[str, Any]] = {
     'nms': dict(_COMMON_KEYS, score_threshold=0.0),
