@@ -94,3 +94,10 @@ def test_the_best_come_in_order(count):
     assert torch.equal(scores.gather(1, place), values)
     inside = values > (values[:, -1:] if count else 0)  # of those that equal the last any may be taken
     assert torch.equal(place[inside], order[:, :count][inside])
+
+
+def test_how_many_candidates_are_looked_at():
+    present = torch.zeros(2, 5000, dtype=torch.bool)
+    assert [IN_ROUNDS.room(present, wanted) for wanted in (-1, 100, 256, 257, 1000, 2000)] == [
+        1024, 1024, 1024, 1028, 4000, 5000]
+    assert IN_ROUNDS.room(present[:, :9], 100) == 9

@@ -235,3 +235,10 @@ def test_one_result_of_an_image_is_the_best():
         score_thr=0.0, max_per_img=limit)) for limit in (100, 1))
     assert len(first) == 1 and torch.equal(first.bboxes, every.bboxes[:1])
     assert first.scores == scores.softmax(1)[:, :K].max()
+
+
+@pytest.mark.parametrize('with_cls, with_reg', [(True, True), (True, False), (False, True)])
+def test_an_output_that_is_left_out_has_no_layers(with_cls, with_reg):
+    head = plain(with_cls=with_cls, with_reg=with_reg, num_cls_fcs=1, num_reg_fcs=2, fc_out_channels=8)
+    assert (len(head.cls_fcs), len(head.reg_fcs)) == (with_cls, 2 * with_reg)
+    assert (hasattr(head, 'fc_cls'), hasattr(head, 'fc_reg')) == (with_cls, with_reg)

@@ -176,3 +176,10 @@ def test_a_res_layer_of_its_own_takes_the_place_of_the_shared_head():
     assert model.roi_head.shared_head.layer4[0].conv1.weight.grad is None
     with torch.no_grad():
         assert 'masks' in model.eval().predict(tiny_models.batch((1,)))[0]
+
+
+@pytest.mark.parametrize('kind', ['deconv', 'nearest', 'bilinear'])
+def test_features_are_doubled_unless_the_config_says_otherwise(kind):
+    x = torch.zeros(1, 16, 5, 5)
+    assert build(upsample_cfg=dict(type=kind))(x).shape[-2:] == (10, 10)
+    assert build(upsample_cfg=dict(type=kind, scale_factor=3))(x).shape[-2:] == (15, 15)
