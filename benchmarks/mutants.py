@@ -39,7 +39,8 @@ ALSO = {
     'boxdet/datasets/warps.py': ['tests/test_datasets/test_geometric.py'],
     'boxdet/datasets/pipelines/geometric.py': ['tests/test_datasets/test_warps.py'],
     'boxdet/models/cascade_roi_head.py': ['tests/test_models/test_roi_heads.py'],
-    'boxdet/models/standard_roi_head.py': ['tests/test_models/test_roi_heads.py'],
+    'boxdet/models/standard_roi_head.py': ['tests/test_models/test_roi_heads.py',
+                                           'tests/test_models/test_keypoint_head.py'],
     'boxdet/models/shared_head.py': ['tests/test_models/test_roi_heads.py'],
 }
 _MODELS = [f'tests/test_models/test_{name}.py' for name in (

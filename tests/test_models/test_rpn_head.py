@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from boxdet.errors import ConfigError
+from boxdet.geometry.nms import EXACT
 from boxdet.models.rpn_head import ProposalSettings, best_of_batch
 from boxdet.registry import HEADS
 from boxdet.structures.instances import Instances
@@ -312,3 +313,13 @@ def test_what_an_rpn_needs_for_training():
         HEADS.build(tiny_models.rpn_head(train_cfg=dict(sampler=None)))
     with pytest.raises(ConfigError, match='num_classes must be 1, not 2'):
         HEADS.build(tiny_models.rpn_head(num_classes=2))
+
+
+def test_anchors_may_be_given_for_each_image():
+    head, metas = build().eval(), [tiny_models.meta()] * 2
+    outs = head(levels())
+    given = [torch.stack([own, own + torch.tensor([8., 0, 8, 0])]) for own in head.anchors(outs[0])]
+    for settings in (PROPOSE, ProposalSettings(nms_pre=-1, max_per_img=30)):
+        usual, own = (head.predict_padded(*outs, metas, settings, EXACT, anchors) for anchors in (None, given))
+        assert torch.equal(own.fields['bboxes'][0], usual.fields['bboxes'][0])
+        assert not torch.equal(own.fields['bboxes'][1], usual.fields['bboxes'][1])
