@@ -93,7 +93,8 @@ def test_wrong_configs_name_the_nearest(change, message):
 def test_settings_beside_the_model_are_read_with_a_warning():
     cfg = tiny_models.faster_rcnn()
     train, test = cfg.pop('train_cfg'), cfg.pop('test_cfg')
-    with pytest.warns(DeprecationWarning, match='model.train_cfg'):
+    with (pytest.warns(DeprecationWarning, match='model.train_cfg'),
+          pytest.warns(DeprecationWarning, match='model.test_cfg')):
         model = build_detector(cfg, train_cfg=train, test_cfg=test)
     assert model.test_cfg.rcnn.max_per_img == 20 and 'train_cfg' not in cfg
     with pytest.warns(DeprecationWarning), pytest.raises(ConfigError, match='given twice'):
