@@ -4,7 +4,7 @@ import inspect
 import pytest
 
 from boxdet.errors import ConfigError
-from boxdet.models import bbox_head, keypoint_head, mask_head, rpn_head, shared_head
+from boxdet.models import bbox_head, detectors, keypoint_head, mask_head, rpn_head, shared_head
 
 CONVOLUTIONS = dict(conv_cfg=None, norm_cfg=None, init_cfg=None)
 DEFAULTS = {
@@ -47,6 +47,10 @@ def test_keywords(part):
 @pytest.mark.parametrize('settings', SETTINGS, ids=lambda settings: settings.__name__)
 def test_settings(settings):
     assert vars(settings()) == SETTINGS[settings]
+
+
+def test_prediction_takes_the_plain_way():
+    assert detectors.TestSettings().fixed_size is False
 
 
 def test_parts_of_a_box_head():
