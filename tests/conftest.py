@@ -31,19 +31,6 @@ def _shared(name: str) -> Path:
     pytest.skip(f"no shared/{name} beside the checkout (set BOXDET_SHARED to the folder that holds '{name}')")
 
 
-# A warning fails the tests of these folders (pyproject.toml); the others were not gone through yet: there it is shown.
-_WARNINGS_FAIL = ('plugins', 'test_apis', 'test_engine', 'test_evaluation', 'test_geometry', 'test_matching',
-                  'test_structures', 'test_visualization')
-
-
-def pytest_collection_modifyitems(config, items):
-    known = [line for line in config.getini('filterwarnings') if line.startswith('ignore')]
-    for item in items:
-        if Path(item.path).relative_to(ROOT / 'tests').parts[0] not in _WARNINGS_FAIL:
-            # before the marks of the test itself, which win
-            item.add_marker(pytest.mark.filterwarnings('default', *known), append=False)
-
-
 @pytest.fixture(scope='session')
 def need():
     """``need('ip', package='iproute2', root=True)``: go on only where these programs are installed.

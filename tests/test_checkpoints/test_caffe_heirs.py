@@ -113,6 +113,8 @@ def detections(model, cfg, image):
     return inference_detector(model, image)
 
 
+# A person of a class of its own, and the names of the small set's four classes.
+@pytest.mark.filterwarnings('ignore:.*names of results would be wrong')
 @pytest.mark.parametrize('project, write, suffix', [
     ('detectron', write_as_detectron, '.pkl'), ('maskrcnn-benchmark', write_as_maskrcnn_benchmark, '.pth')])
 @pytest.mark.parametrize('name', KINDS)

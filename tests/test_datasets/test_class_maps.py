@@ -117,7 +117,7 @@ def test_the_batch_carries_maps_and_a_two_stage_model_does_not_read_them(repo_ro
         model = build_detector(load_config(repo_root / 'configs/shapes/faster_rcnn_r18_fpn_shapes.py', {
             'model.roi_head.bbox_head.num_classes': 2, 'model.backbone.init_cfg': None}).model).train()
         torch.manual_seed(0)
-        losses.append({key: float(sum(value) if isinstance(value, list) else value)
+        losses.append({key: (sum(value) if isinstance(value, list) else value).detach().item()
                        for key, value in model.loss(batch).items()})
     assert losses[0] == losses[1] and all(np.isfinite(list(losses[0].values())))
 
