@@ -1,6 +1,7 @@
 """Run an exported detector: needs numpy and onnxruntime, and neither torch nor the rest of boxdet.
 
-    python runtime.py detector.onnx street.jpg --out predictions.json       # files are read with Pillow or OpenCV
+    python runtime.py detector.onnx street.jpg --out predictions.json       # files are read with OpenCV or Pillow
+    python runtime.py detector.onnx images --annotations val.json           # a COCO file's images, and their ids
 
 >>> from runtime import Detector                                            # doctest: +SKIP
 >>> found = Detector('detector.onnx')(image)                                # (H, W, 3) uint8, RGB
@@ -30,6 +31,8 @@ class Detector:
     """
 
     def __init__(self, path: str | os.PathLike, providers: Sequence[str] = ('CPUExecutionProvider',)):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'{os.fspath(path)}: no such file')
         self.session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
         about = self.session.get_modelmeta().custom_metadata_map.get('boxdet')
         if about is None:
@@ -45,23 +48,22 @@ class Detector:
             boxes (N, 4), scores (N,), labels (N,), best first; masks, N COCO RLEs; keypoints (N, J, 3): x, y, score.
         """
         height, width = image.shape[:2]
-        scale = self.about['scale'] or (max(height, width), min(height, width))
-        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
-        hw = max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+        hw = self._resized(height, width)
         outputs = self.session.run(None, dict(images=self._room(resize(image, hw)), sizes=self._sizes(hw)))
         out = dict(zip(self.about['outputs'], outputs))
         if not out['settled']:
             print('warning: more candidates than the graph looks at; some results may be missing')
         count = int(out['count'][0])
-        rows = {k: v[:count] if self.about['exact'] else v[0, :count] for k, v in out.items() if np.ndim(v) > 1}
+        rows = {name: value[:count] if self.about['exact'] else value[0, :count] for name, value in out.items()
+                if name not in ('count', 'settled')}
         ratio = np.array([hw[1] / width, hw[0] / height] * 2, dtype=np.float32)
         found = dict(boxes=rows['boxes'] / ratio, scores=rows['scores'], labels=rows['labels'])
         if 'masks' in rows:
             raise ValueError("masks of the network's input are not brought to the image: export with --masks logits")
         if 'mask_logits' in rows:
             probs = 1 / (1 + np.exp(-rows['mask_logits']))
-            found['masks'] = [encode(paste(p, b, (height, width), self.about['mask_threshold']))
-                              for p, b in zip(probs, found['boxes'])]
+            found['masks'] = [encode(paste(p, b, (height, width), self.about['mask_threshold'],
+                                           self.about['whole_pixels'])) for p, b in zip(probs, found['boxes'])]
         if 'heatmaps' in rows:
             found['keypoints'] = np.array([self._keypoints(*row) for row in zip(rows['heatmaps'], rows['boxes'])],
                                           dtype=np.float32).reshape(count, rows['heatmaps'].shape[1], 3)
@@ -79,9 +81,23 @@ class Detector:
             if 'masks' in found:
                 row['segmentation'] = found['masks'][i]
             if 'keypoints' in found:  # COCO's count pixels: half a pixel less
-                row['keypoints'] = (found['keypoints'][i] - np.array([0.5, 0.5, 0])).ravel().tolist()
+                offset = self.about['keypoint_offset']
+                row['keypoints'] = (found['keypoints'][i] - np.array([offset, offset, 0])).ravel().tolist()
             rows.append(row)
         return rows
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the network wants of an image of these."""
+        scale = self.about['scale']
+        if scale is None:
+            return height, width
+        if scale == 'unknown':
+            raise ValueError('the config resizes images in a way that the file does not tell: bring them to size '
+                             'yourself, and run the session')
+        if not self.about['keep_ratio']:
+            return scale[1], scale[0]
+        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
     def _room(self, image: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) of the size that the file takes, the image in its corner."""
@@ -136,12 +152,19 @@ def _places(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     return first, place - first.astype(np.float32)
 
 
-def paste(probs: np.ndarray, box: np.ndarray, hw: tuple[int, int], threshold: float) -> np.ndarray:
-    """The mask (H, W) bool of probabilities (h, w) within a box."""
+def paste(probs: np.ndarray, box: np.ndarray, hw: tuple[int, int], threshold: float,
+          whole_pixels: bool = False) -> np.ndarray:
+    """The mask (H, W) bool of probabilities (h, w) within a box, which torchvision's way cuts to whole pixels."""
     (x0, y0, x1, y1), weights = box, []
     for start, end, pixels, cells in ((y0, y1, hw[0], probs.shape[0]), (x0, x1, hw[1], probs.shape[1])):
         pixel = np.arange(pixels)
-        if end > start:
+        if whole_pixels:  # of the box enlarged by half a cell on each side
+            half, centre = (end - start) * np.float32(0.5) * np.float32((cells + 2) / cells), (end + start) / 2
+            first, last = int(centre - half), int(centre + half)
+            size = max(last - first + 1, 1)
+            place = np.clip((pixel - first + 0.5) * ((cells + 2) / size) - 0.5, 0, cells + 1) - 1
+            place = np.where((pixel >= first) & (pixel < first + size), place, -2.0)
+        elif end > start:
             place = (pixel + 0.5 - start) / (end - start) * cells - 0.5
         else:  # the pixels around a box without extent take the middle of the mask
             around = (pixel >= np.floor(start) - 1) & (pixel < np.ceil(end) + 1)
@@ -179,27 +202,39 @@ def _cubic(pixels: int, cells: int) -> np.ndarray:
 def read(path: str) -> np.ndarray:
     """An image file as (H, W, 3) uint8, RGB."""
     try:
-        from PIL import Image, ImageOps
-    except ImportError:
         import cv2
-        return cv2.imread(path, cv2.IMREAD_COLOR)[:, :, ::-1]
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    except ImportError:
+        from PIL import Image, ImageOps
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    image = cv2.imread(path, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f'{path}: not an image that can be read')
+    return image[:, :, ::-1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line at the top of the file."""
-    parser = argparse.ArgumentParser(description='Detect on images, and write COCO results: ids are 1, 2, ...')
+    parser = argparse.ArgumentParser(description='Detect on images, and write COCO results; image ids are 1, 2, ...')
     parser.add_argument('model', help='the .onnx file')
-    parser.add_argument('images', nargs='+', help='image files')
+    parser.add_argument('images', nargs='+', help='image files; with --annotations their folder')
+    parser.add_argument('--annotations', metavar='FILE', help='a COCO file: all its images, under the ids it has')
     parser.add_argument('--out', default='predictions.json', help='the file to write (default: %(default)s)')
     args = parser.parse_args(argv)
+    named = dict(enumerate(args.images, start=1))
+    if args.annotations:
+        with open(args.annotations, encoding='utf-8') as file:
+            listed = json.load(file)['images']
+        named = {image['id']: os.path.join(args.images[0], image['file_name']) for image in listed}
     detector = Detector(args.model)
-    rows = [row for i, path in enumerate(args.images) for row in detector.predictions(read(path), i + 1)]
+    rows = [row for image_id, path in named.items() for row in detector.predictions(read(path), image_id)]
     with open(args.out, 'w', encoding='utf-8') as file:
         json.dump(rows, file)
-    print(f'{len(rows)} detections in {len(args.images)} images: {args.out}')
+    print(f'{len(rows)} detections in {len(named)} images: {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from None

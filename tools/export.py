@@ -7,7 +7,8 @@
 
 Without --shape and --batch images of any size and number are taken. --verify runs the file with onnxruntime and
 compares it with the detector: the exit status is 1 where less than 99 of 100 detections are equal (box 0.05 pixel,
-score 5e-4, mask IoU 0.995). An OUT that ends in .pt2 is for torch.export.load. See docs/export.md.
+score 5e-4, mask IoU 0.995, keypoints 0.05 pixel). An OUT that ends in .pt2 is for torch.export.load. See
+docs/export.md.
 """
 from __future__ import annotations
 
@@ -42,6 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--exact', action='store_true',
                         help='results of all images one after the other, and not filled up to one number')
     parser.add_argument('--float-input', action='store_true', help='images are float32 in [0, 255], and not uint8')
+    parser.add_argument('--compile', action='store_true',
+                        help='compile a .pt2 with AOTInductor for this processor: needs a C++ compiler')
     parser.add_argument('--with-runtime', action='store_true',
                         help='copy runtime.py beside the file: it detects with numpy and onnxruntime alone')
     parser.add_argument('--verify', nargs='+', metavar='IMAGE', help='compare with the detector on these')
@@ -61,14 +64,22 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"{args.out} ends in neither '.onnx' nor '.pt2'")
     if (args.verify or args.with_runtime) and ending != '.onnx':
         raise ConfigError(f"{'--verify' if args.verify else '--with-runtime'} is for .onnx files only")
-    from boxdet.apis.export import export_onnx, export_program, verify_onnx
+    if args.compile and ending != '.pt2':
+        raise ConfigError('--compile is for .pt2 files only')
+    from boxdet.apis.export import category_ids, export_onnx, export_program, verify_onnx
     from boxdet.apis.inference import init_detector
     from boxdet.files.writing import write_whole
     model = init_detector(args.config, args.checkpoint, device='cpu', cfg_options=args.cfg_options)
-    export = export_onnx if ending == '.onnx' else export_program
     print(f'exporting to {args.out} (some minutes for a large detector)', flush=True)
-    export(model, args.out, args.shape and tuple(args.shape), args.batch, precision=args.precision, masks=args.masks,
-           exact=args.exact, float_input=args.float_input)
+    options = dict(shape=args.shape and tuple(args.shape), batch=args.batch, precision=args.precision,
+                   masks=args.masks, exact=args.exact, float_input=args.float_input)
+    if ending == '.pt2':
+        export_program(model, args.out, compiled=args.compile, **options)
+    else:
+        export_onnx(model, args.out, **options)
+        if not category_ids(model):
+            print(f'category ids in predictions: 1 to {len(model.CLASSES or ())}; neither config nor checkpoint tells '
+                  'others')
     print(f'wrote {args.out} ({Path(args.out).stat().st_size / 1e6:.1f} MB)')
     if args.with_runtime:
         beside = Path(args.out).with_name('runtime.py')

@@ -205,6 +205,7 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     report = load_weights(model, content, source)
     if report.missing or report.mismatched:
         warnings.warn(describe(report), stacklevel=3)
+    model.category_ids = (content.get('meta') or {}).get('category_ids')
     model.CLASSES = classes_of(content)  # type: ignore[assignment]  # torch types it as Tensor | Module
     if model.CLASSES is None:
         # Torch types it as Tensor | Module.
@@ -230,14 +231,20 @@ def _warn_of_other_classes(model: nn.Module, checkpoint: str | os.PathLike | Non
                       'docs/troubleshooting.md#the-classes-are-wrong', stacklevel=3)
 
 
-def configured_classes(cfg: Config) -> tuple[str, ...] | None:
-    """The class names of the config's test data: its ``classes``, else those of its type; None if unknown."""
+def test_data(cfg: Config | Cfg) -> Cfg:
+    """The config's test data without wrappers, the first set where there are several; {} where it has none."""
     data = cfg.get('data') or {}
     test = data.get('test') or data.get('val') or data.get('train') or {}
     if isinstance(test, Sequence):
         test = test[0] if test else {}
     while isinstance(test.get('dataset'), Mapping):
         test = test['dataset']
+    return test
+
+
+def configured_classes(cfg: Config) -> tuple[str, ...] | None:
+    """The class names of the config's test data: its ``classes``, else those of its type; None if unknown."""
+    test = test_data(cfg)
     if 'type' not in test:
         return None
     kind: Any = DATASETS.get(test['type'])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.export.suppression import OnnxSuppression
+from boxdet.models.bbox_head import RoITestSettings
 from boxdet.models.folding import PRECISIONS, cast_weights
 from boxdet.structures.batch import Batch
 
@@ -34,14 +36,16 @@ class InputFormat:
         std: likewise.
         rgb: whether the network's order is RGB, and not BGR.
         divisor: height and width are padded to multiples of it, with zeros after the normalisation.
-        scale: (long, short) side in pixels that images are brought to, their ratio kept; None where the config says
-            something else.
+        scale: (long, short) side in pixels that images fit into, or (width, height) that they are brought to; None
+            where they keep their size, 'unknown' where the config resizes them in another way.
+        keep_ratio: which of the two ``scale`` is.
     """
     mean: Sequence[float]
     std: Sequence[float]
     rgb: bool = True
     divisor: int = 1
-    scale: tuple[int, int] | None = None
+    scale: tuple[int, int] | str | None = None
+    keep_ratio: bool = True
 
 
 class DetectionGraph(nn.Module):
@@ -125,8 +129,8 @@ class DetectionGraph(nn.Module):
         if model.with_mask and self.masks == 'logits':
             rest.append(torch.logit(fields['mask_probs'].float(), eps=1e-6))
         elif model.with_mask:
-            rest.append(paste(fields['mask_probs'].float(), out[0], (height, width),
-                              model.test_cfg.rcnn.mask_thr_binary) & valid[..., None, None])
+            masks = paste(fields['mask_probs'].float(), out[0], (height, width), **pasting(model))
+            rest.append(masks & valid[..., None, None])
         if model.with_keypoint:
             rest.append(fields['heatmaps'])
         if self.exact:
@@ -150,22 +154,49 @@ class DetectionGraph(nn.Module):
         return pixels
 
 
-def paste(probs: torch.Tensor, boxes: torch.Tensor, image_hw: tuple[int, int], threshold: float) -> torch.Tensor:
-    """Masks (B, n, H, W) bool of probabilities (B, n, h, w) within boxes (B, n, 4).
+def pasting(model: nn.Module) -> dict[str, Any]:
+    """``threshold`` and ``whole_pixels`` of ``paste`` and ``paste_to_rle``, as the detector has them."""
+    # A head with settings of its own may leave them out.
+    threshold, whole_pixels = (getattr(model.test_cfg.rcnn, name, getattr(RoITestSettings, name))
+                               for name in ('mask_thr_binary', 'paste_whole_pixels'))
+    return dict(threshold=threshold, whole_pixels=whole_pixels)
+
+
+def paste(probs: torch.Tensor, boxes: torch.Tensor, image_hw: tuple[int, int], threshold: float,
+          whole_pixels: bool = False) -> torch.Tensor:
+    """Masks (B, n, H, W) bool of probabilities (B, n, h, w) within boxes (B, n, 4), as ``geometry.masks.paste_to_rle``.
 
     Enlarging along an axis is linear, a matrix of weights a box: no grid of points (H, W) is made.
     """
-    down = _weights(boxes[..., 1], boxes[..., 3], image_hw[0], probs.shape[-2])          # (B, n, H, h)
-    across = _weights(boxes[..., 0], boxes[..., 2], image_hw[1], probs.shape[-1])        # (B, n, W, w)
+    weights = _whole_pixel_weights if whole_pixels else _weights
+    down = weights(boxes[..., 1:2], boxes[..., 3:4], image_hw[0], probs.shape[-2])       # (B, n, H, h)
+    across = weights(boxes[..., 0:1], boxes[..., 2:3], image_hw[1], probs.shape[-1])     # (B, n, W, w)
     return down @ probs @ across.transpose(-1, -2) >= threshold
 
 
 def _weights(start: torch.Tensor, end: torch.Tensor, pixels: int, cells: int) -> torch.Tensor:
-    """(..., pixels, cells): how much each cell of [start, end] (...) counts at the centre of each pixel."""
-    centre = torch.arange(pixels, device=start.device) + 0.5
-    size = (end - start)[..., None].clamp(min=1e-6)
-    place = (centre - start[..., None]) / size * cells - 0.5                             # (..., pixels)
-    return (1 - (place[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
+    """(..., pixels, cells): how much each cell of [start, end] (..., 1) counts at the centre of each pixel."""
+    pixel = torch.arange(pixels, device=start.device)
+    place = (pixel + 0.5 - start) / (end - start).clamp(min=1e-6) * cells - 0.5          # (..., pixels)
+    # The pixels around a box without extent take the middle of the mask.
+    around = (pixel >= start.floor() - 1) & (pixel < end.ceil() + 1)
+    place = torch.where(end > start, place, torch.where(around, (cells - 1) / 2, -2.0))
+    return _shares(place, cells)
+
+
+def _whole_pixel_weights(start: torch.Tensor, end: torch.Tensor, pixels: int, cells: int) -> torch.Tensor:
+    """Likewise, of the box enlarged by half a cell on each side and cut to whole pixels."""
+    half, centre = (end - start) * 0.5 * ((cells + 2) / cells), (end + start) * 0.5
+    first, last = (centre - half).trunc(), (centre + half).trunc()
+    size = (last - first + 1).clamp(min=1)
+    pixel = torch.arange(pixels, device=start.device) - first                            # (..., pixels)
+    place = ((pixel + 0.5) * ((cells + 2) / size) - 0.5).clamp(0, cells + 1) - 1
+    return _shares(torch.where((pixel >= 0) & (pixel < size), place, -2.0), cells)
+
+
+def _shares(place: torch.Tensor, cells: int) -> torch.Tensor:
+    """(..., cells): how much each cell counts at places (...) in units of cells, whose centres are whole numbers."""
+    return (1 - (place[..., None] - torch.arange(cells, device=place.device)).abs()).clamp(min=0)
 
 
 def _like(values: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

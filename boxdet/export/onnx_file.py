@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,30 @@ import torch
 from torch import nn
 
 from boxdet.errors import ConfigError
-from boxdet.export.graph import DetectionGraph, InputFormat
+from boxdet.export.graph import DetectionGraph, InputFormat, pasting
 from boxdet.export.program import exported
 from boxdet.files.writing import write_whole
+from boxdet.geometry.keypoints import HALF_PIXEL
 
 OPSET = 18
 _LARGEST = 1 << 31  # bytes that one protobuf file can hold
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What results mean in the files of the data set.
+
+    Args:
+        category_ids: of the K labels; empty where nothing tells them: they are 1 to K then.
+        keypoint_offset: pixels from the file's keypoints to ours, see ``Instances.to_coco``.
+    """
+    category_ids: Sequence[int] = ()
+    keypoint_offset: float = HALF_PIXEL
+
+
 def write_onnx(model: nn.Module, path: str | os.PathLike, inputs: InputFormat, shape: tuple[int, int] | None = None,
                batch: int | None = None, float_input: bool = False, precision: str = 'fp32', masks: str = 'logits',
-               exact: bool = False) -> Path:
+               exact: bool = False, labels: Labels = Labels()) -> Path:
     """Write a detector as an ONNX file.
 
     Args:
@@ -38,6 +52,7 @@ def write_onnx(model: nn.Module, path: str | os.PathLike, inputs: InputFormat, s
         precision: see ``DetectionGraph``.
         masks: likewise.
         exact: likewise.
+        labels: what the results mean in the data set's files.
 
     Returns:
         ``path``.
@@ -57,21 +72,22 @@ def write_onnx(model: nn.Module, path: str | os.PathLike, inputs: InputFormat, s
         except torch.onnx.OnnxExporterError as error:
             raise ConfigError(f'export: ONNX has no operator for a part of this model: {_reason(error)}') from error
     content = made.model_proto
-    content.metadata_props.add(key='boxdet', value=json.dumps(description(model, graph)))
+    content.metadata_props.add(key='boxdet', value=json.dumps(description(model, graph, labels)))
     if content.ByteSize() >= _LARGEST:
         raise ConfigError(f'export: the model has {content.ByteSize() >> 20} MB; an ONNX file holds 2 GB')
     return write_whole(path, content.SerializeToString())
 
 
-def description(model: nn.Module, graph: DetectionGraph) -> dict[str, object]:
+def description(model: nn.Module, graph: DetectionGraph, labels: Labels = Labels()) -> dict[str, object]:
     """What a program needs to know to use the graph: how images are resized, and what the labels mean."""
-    settings = model.test_cfg.rcnn
+    masks = pasting(model)
     return dict(
-        format=1, scale=graph.inputs.scale, channels='RGB', classes=list(model.CLASSES or ()),
-        categories=list(getattr(model, 'category_ids', None) or ()),
+        format=1, scale=graph.inputs.scale, keep_ratio=graph.inputs.keep_ratio, channels='RGB',
+        classes=list(model.CLASSES or ()), categories=list(labels.category_ids),
         masks=graph.masks if model.with_mask else None, exact=graph.exact, outputs=graph.output_names,
-        mask_threshold=getattr(settings, 'mask_thr_binary', 0.5),
-        keypoint_scores=model.roi_head.keypoint_head.score_type if model.with_keypoint else None)
+        mask_threshold=masks['threshold'], whole_pixels=masks['whole_pixels'],
+        keypoint_scores=model.roi_head.keypoint_head.score_type if model.with_keypoint else None,
+        keypoint_offset=labels.keypoint_offset)
 
 
 def _translations() -> dict:

@@ -10,24 +10,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from boxdet.geometry.keypoints import decode_heatmaps
 from boxdet.geometry.masks import paste_to_rle
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
-
-BOX_PIXELS, SCORE, MASK_IOU = 0.05, 5e-4, 0.995
 
 
 @dataclass
 class Parity:
     """Detections of the detector, and how many of them the exported one has, too.
 
+    Two are equal when they have the same label and differ by less than is said here.
+
     Args:
+        box: pixels of an edge, and of each keypoint.
+        score: of the object.
+        mask_iou: masks overlap by this at least.
         images: so many were compared.
         detections: of the detector.
         exported: of the exported one.
-        equal: those that have a counterpart: its label, its box within ``BOX_PIXELS``, its score within ``SCORE``, and
-            its mask with an IoU of ``MASK_IOU`` at least.
+        equal: those that have a counterpart.
     """
+    box: float = 0.05
+    score: float = 5e-4
+    mask_iou: float = 0.995
     images: int = 0
     detections: int = 0
     exported: int = 0
@@ -38,24 +44,31 @@ class Parity:
         """Equal ones among the detections, or among the exported ones where these are more; 1 where there is none."""
         return self.equal / max(self.detections, self.exported, 1)
 
-    def add(self, expected: Instances, found: Mapping[str, np.ndarray], mask_threshold: float = 0.5) -> None:
+    def add(self, expected: Instances, found: Mapping[str, np.ndarray], threshold: float = 0.5,
+            whole_pixels: bool = False) -> None:
         """Compare an image.
 
         Args:
             expected: of the detector, in pixels of the network's input.
             found: outputs of the exported one for the image, (N, ...) each.
-            mask_threshold: of mask probabilities.
+            threshold: of mask probabilities.
+            whole_pixels: see ``paste_to_rle``.
         """
         boxes, scores, labels = (torch.from_numpy(np.asarray(found[name])) for name in ('boxes', 'scores', 'labels'))
         fits = ((expected.labels[:, None] == labels)
-                & ((expected.bboxes[:, None] - boxes[None]).abs().amax(dim=-1) <= BOX_PIXELS)
-                & ((expected.scores[:, None] - scores[None]).abs() <= SCORE))            # (N, n)
-        masks = _bitmaps(found, expected.image_size, mask_threshold) if 'masks' in expected else None
+                & ((expected.bboxes[:, None] - boxes[None]).abs().amax(dim=-1) <= self.box)
+                & ((expected.scores[:, None] - scores[None]).abs() <= self.score))       # (N, n)
+        if 'keypoints' in expected:
+            places, _ = decode_heatmaps(torch.from_numpy(np.asarray(found['heatmaps'])), boxes)
+            fits &= (expected.keypoints[:, None, :, :2] - places).abs().amax(dim=(-2, -1)) <= self.box
+        masks = None
+        if 'masks' in expected:
+            masks = _bitmaps(found, expected.image_size, threshold, whole_pixels)
         own = expected.masks.to_bitmap_masks().masks if masks is not None and len(expected) else None
         free = np.ones(len(boxes), dtype=bool)
         for i, row in enumerate(fits.numpy()):
             for j in np.flatnonzero(row & free):
-                if own is None or _iou(own[i], masks[j]) >= MASK_IOU:
+                if own is None or _iou(own[i], masks[j]) >= self.mask_iou:
                     free[j] = False
                     self.equal += 1
                     break
@@ -68,11 +81,12 @@ class Parity:
                 f'{self.exported}; {self.share:.2%})')
 
 
-def _bitmaps(found: Mapping[str, np.ndarray], image_hw: tuple[int, int], threshold: float) -> np.ndarray:
+def _bitmaps(found: Mapping[str, np.ndarray], image_hw: tuple[int, int], threshold: float,
+             whole_pixels: bool) -> np.ndarray:
     if 'masks' in found:
         return np.asarray(found['masks'])[:, :image_hw[0], :image_hw[1]].astype(bool)
     probs = 1 / (1 + np.exp(-np.asarray(found['mask_logits'], dtype=np.float32)))
-    codes = paste_to_rle(probs, np.asarray(found['boxes']), image_hw, threshold)
+    codes = paste_to_rle(probs, np.asarray(found['boxes']), image_hw, threshold, whole_pixels)
     return RleMasks(codes, *image_hw).to_bitmap_masks().masks
 
 

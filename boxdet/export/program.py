@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -42,16 +44,27 @@ def exported(graph: DetectionGraph, shape: tuple[int, int] | None = None, batch:
 
 def write_program(model: nn.Module, path: str | os.PathLike, inputs: InputFormat,
                   shape: tuple[int, int] | None = None, batch: int | None = None, float_input: bool = False,
-                  precision: str = 'fp32', masks: str = 'logits', exact: bool = False) -> Path:
+                  precision: str = 'fp32', masks: str = 'logits', exact: bool = False, compiled: bool = False) -> Path:
     """Write a detector for ``torch.export.load``, which needs torchvision imported, and not boxdet.
 
-    Args: as in ``onnx_file.write_onnx``; ``path`` ends in .pt2.
+    Args: as in ``onnx_file.write_onnx``; ``path`` ends in .pt2. ``compiled`` compiles the file with AOTInductor for
+    this machine's processor; ``torch._inductor.aoti_load_package`` loads it then.
 
     Raises:
-        ConfigError: what ``DetectionGraph`` refuses, or another ending. DataError: the file cannot be written.
+        ConfigError: what ``DetectionGraph`` refuses, another ending, or no compiler. DataError: the file cannot be
+            written.
     """
     if Path(path).suffix != '.pt2':
         raise ConfigError(f"export: a file for torch.export.load ends in .pt2, '{path}' does not")
+    compiler = os.environ.get('CXX', 'g++')
+    if compiled and shutil.which(compiler) is None:
+        raise ConfigError(f"export: AOTInductor needs a C++ compiler, and '{compiler}' is not found; the variable CXX "
+                          'names another')
     graph = DetectionGraph(model, inputs, ProgramSuppression, masks, exact, precision)
     program = exported(graph, shape, batch, float_input)
-    return write_whole(path, lambda file: torch.export.save(program, file))
+    if not compiled:
+        return write_whole(path, lambda file: torch.export.save(program, file))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        package = torch._inductor.aoti_compile_and_package(program, package_path=os.path.join(folder, 'a.pt2'))
+        return write_whole(path, Path(package).read_bytes())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from boxdet.apis.export import add_batch
 from boxdet.errors import ConfigError
 from boxdet.export.graph import DetectionGraph, InputFormat
 from boxdet.export.onnx_file import write_onnx
@@ -22,11 +23,13 @@ from tests.test_models import tiny_models as tiny
 INPUTS = InputFormat([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], divisor=32, scale=(160, 96))
 BGR = InputFormat([103.53, 116.28, 123.675], [57.375, 57.12, 58.395], rgb=False, divisor=32)
 SIZES = [(96, 128), (83, 101)]
+HALF = 1.0, 0.02, 0.9  # pixels, score, mask IoU that half precision may change
 
 
 def detector(name: str = 'faster_rcnn', **rcnn):
     torch.manual_seed(0)
-    cfg = getattr(tiny, name)()
+    cfg = getattr(tiny, name.removeprefix('small_'))()
+    cfg = two_levels(cfg) if name.startswith('small_') else cfg
     cfg['test_cfg']['rcnn'] |= rcnn
     model = build_detector(cfg)
     model.init_weights()
@@ -34,6 +37,17 @@ def detector(name: str = 'faster_rcnn', **rcnn):
         if hasattr(part, 'fc_cls'):
             torch.nn.init.normal_(part.fc_cls.weight, std=0.5)
     return model.eval()
+
+
+def two_levels(cfg: dict) -> dict:
+    """With a body of two stages: half of the operators to follow."""
+    cfg['backbone'] |= dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    cfg['neck'] |= dict(in_channels=[8, 16], num_outs=2)
+    cfg['rpn_head']['anchor_generator'] |= dict(strides=[4, 8])
+    for name, part in cfg['roi_head'].items():
+        if name.endswith('_roi_extractor'):
+            part |= dict(featmap_strides=[4, 8])
+    return cfg
 
 
 def images(sizes=SIZES) -> torch.Tensor:
@@ -56,12 +70,10 @@ def expected(model, pixels: torch.Tensor, sizes, inputs=INPUTS):
     return results
 
 
-def compare(model, outputs: dict, pixels, sizes=SIZES, inputs=INPUTS) -> Parity:
-    parity = Parity()
-    for i, result in enumerate(expected(model, pixels, sizes, inputs)):
-        count = int(outputs['count'][i])
-        parity.add(result, {name: np.asarray(value[i][:count]) for name, value in outputs.items()
-                            if name not in ('count', 'settled')})
+def compare(model, outputs: dict, pixels, sizes=SIZES, inputs=INPUTS, parity: Parity | None = None) -> Parity:
+    parity = parity or Parity()
+    add_batch(parity, expected(model, pixels, sizes, inputs),
+              {name: np.asarray(value) for name, value in outputs.items()}, model)
     return parity
 
 
@@ -87,8 +99,7 @@ def test_masks_of_the_whole_image_and_results_without_filling():
     parity = compare(model, found, pixels)
     assert parity.detections > 10 and parity.share == 1, str(parity)
     exact = run(DetectionGraph(model, INPUTS, exact=True), pixels)
-    assert len(exact['boxes']) == int(exact['count'].sum())
-    assert torch.equal(exact['boxes'][-1], found['boxes'][1, int(found['count'][1]) - 1])
+    assert len(exact['boxes']) == int(exact['count'].sum()) and compare(model, exact, pixels).share == 1
 
 
 def test_an_image_without_objects():
@@ -123,36 +134,71 @@ def test_the_model_is_not_changed():
 # ------------------------------------------------------------------------------------------ files
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['mask_rcnn', 'cascade_mask_rcnn', 'c4_mask_rcnn', 'keypoint_rcnn'])
-def test_onnxruntime_gives_what_the_detector_gives(name, tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    model, pixels = detector(name), images()
-    path = write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=pixels.shape[2:], batch=2)
-    session = onnxruntime.InferenceSession(str(path))
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(None, dict(images=pixels.numpy(), sizes=np.array(SIZES)))
-    parity = compare(model, dict(zip(names, found)), pixels)
-    assert parity.detections > 10 and parity.share >= 0.99, str(parity)
+def opened(path):
+    """What runs an exported file: images and sizes to outputs by name; and its description."""
+    session = pytest.importorskip('onnxruntime').InferenceSession(str(path))
     about = json.loads(session.get_modelmeta().custom_metadata_map['boxdet'])
-    assert about['outputs'] == names and about['scale'] == [160, 96]
-    import onnx
+    names = [output.name for output in session.get_outputs()]
+    assert about['outputs'] == names
+    kind = np.float32 if 'float' in session.get_inputs()[0].type else np.uint8
+
+    def run_file(pixels, sizes):
+        inputs = dict(images=pixels.numpy().astype(kind), sizes=np.array(sizes))
+        return dict(zip(names, session.run(None, inputs)))
+    return run_file, about
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'options'), [
+    ('mask_rcnn', dict(masks='paste')), ('small_cascade_mask_rcnn', dict(exact=True)),
+    ('c4_mask_rcnn', dict(float_input=True)), ('small_keypoint_rcnn', {})])
+def test_onnxruntime_gives_what_the_detector_gives(name, options, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    from boxdet import runtime
+    pixels = images()
+    nothing = torch.full_like(pixels, 90)
+    best = max(float(result.scores.max()) for result in expected(detector(name), nothing, SIZES))
+    model = detector(name, score_thr=best + 1e-3)  # so that an even image is one without objects
+    path = write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=pixels.shape[2:], batch=2, **options)
+    run_file, about = opened(path)
+    parity = compare(model, run_file(pixels, SIZES), pixels)
+    assert parity.detections > 10 and parity.share >= 0.99, str(parity)
+    assert about['scale'] == [160, 96] and about['categories'] == [] and about['exact'] == bool(options.get('exact'))
     assert {node.domain for node in onnx.load(path).graph.node} == {''}  # standard operators only
-    found = dict(zip(names, session.run(None, dict(images=np.zeros_like(pixels), sizes=np.array([[1, 1], [1, 1]])))))
-    assert found['boxes'].shape[:2] == found['scores'].shape
+    if 'masks' not in options:
+        alone = runtime.Detector(path)(np.ascontiguousarray(pixels[0].permute(1, 2, 0)))
+        first = run_file(pixels, SIZES)
+        wanted = first['boxes'][:int(first['count'][0])] if about['exact'] else first['boxes'][0, :first['count'][0]]
+        np.testing.assert_allclose(alone['boxes'], wanted, atol=1e-2)
+        assert len(alone['scores']) == len(alone['labels']) == len(wanted)
+    found = run_file(nothing, SIZES)
+    assert found['count'].tolist() == [0, 0] and found['settled'] and not found['scores'].any()
 
 
 @pytest.mark.slow
 def test_one_file_takes_any_number_of_images_of_any_size(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    model = detector()
-    session = onnxruntime.InferenceSession(str(write_onnx(model, tmp_path / 'a.onnx', INPUTS)))
-    names = [output.name for output in session.get_outputs()]
-    for sizes in ([(96, 128)], [(131, 77), (90, 70), (70, 66)], [(200, 333)]):
+    model = detector('small_faster_rcnn')
+    run_file, _ = opened(write_onnx(model, tmp_path / 'a.onnx', INPUTS))
+    for sizes in ([(96, 128)], [(131, 77), (90, 70), (70, 66), (66, 80)], [(200, 333)]):
         pixels = images(sizes)
-        found = dict(zip(names, session.run(None, dict(images=pixels.numpy(), sizes=np.array(sizes)))))
-        parity = compare(model, found, pixels, sizes)
+        parity = compare(model, run_file(pixels, sizes), pixels, sizes)
         assert parity.detections >= 10 and parity.share >= 0.99, str(parity)
+
+
+@pytest.mark.slow
+def test_half_precision_is_near(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    model, pixels = detector('small_faster_rcnn'), images()
+    path = write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=pixels.shape[2:], batch=2, precision='fp16')
+    parity = compare(model, opened(path)[0](pixels, SIZES), pixels, parity=Parity(*HALF))
+    assert parity.detections > 10 and parity.share >= 0.9, str(parity)
+    graph = onnx.load(path).graph
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    kinds = {value.name.split('.')[-2]: value.data_type for value in graph.initializer
+             if value.name.endswith('.weight') and len(value.dims) == 4}
+    assert {name for name, kind in kinds.items() if kind == full} == {'rpn_cls', 'rpn_reg'}
+    assert kinds['conv1'] == kinds['rpn_conv'] == half
+    assert all(value.type.tensor_type.elem_type != half for value in graph.output)
 
 
 _WITHOUT_BOXDET = '''

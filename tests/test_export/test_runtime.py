@@ -1,8 +1,6 @@
-"""boxdet/runtime.py: alone, without torch, what the detector gives; and tools/export.py, which copies it."""
+"""The parts of boxdet/runtime.py against the detector's; the whole of it is in tests/test_docs/test_export.py."""
 from __future__ import annotations
 
-import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_api
 
-from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.export import graph
 from boxdet.geometry.keypoints import decode_heatmaps, heatmap_probabilities
 from boxdet.geometry.masks import paste_to_rle
 
@@ -37,15 +35,44 @@ def test_masks_are_encoded_as_pycocotools_does(share):
     assert runtime.encode(mask) == dict(size=[37, 53], counts=expected['counts'].decode())
 
 
-def test_masks_are_pasted_as_the_detector_does():
-    rng = np.random.default_rng(0)
-    probs = cv2.resize(rng.random((7, 7)).astype(np.float32), (28, 28))
-    for box in ([10.3, 5.1, 60.7, 40.2], [-8.0, -3.0, 30.0, 90.0], [4.0, 4.0, 4.0, 9.0]):
-        box = np.float32(box)
-        expected = paste_to_rle(probs[None], box[None], (64, 80))[0]
-        one, other = (mask_api.decode(dict(code, counts=code['counts'])) for code in (
-            expected, runtime.encode(runtime.paste(probs, box, (64, 80), 0.5))))
-        assert (one != other).sum() <= 1
+# Within the image, over its edges, thin, without extent along one axis or both, of half a pixel, beyond the image.
+BOXES = [[10.3, 5.1, 60.7, 40.2], [-8.0, -3.0, 30.0, 90.0], [4.0, 4.0, 4.0, 9.0], [70.25, 20.5, 79.9, 20.5],
+         [33.0, 33.0, 33.0, 33.0], [0.0, 10.0, 0.0, 40.0], [12.2, 7.1, 12.7, 30.0], [90.0, 5.0, 99.0, 9.0]]
+
+
+@pytest.mark.parametrize('whole_pixels', [False, True])
+@pytest.mark.parametrize('by', ['runtime', 'graph'])
+def test_masks_are_pasted_as_the_detector_does(by, whole_pixels):
+    probs = np.random.default_rng(0).random((len(BOXES), 7, 7)).astype(np.float32)
+    probs, boxes = np.stack([cv2.resize(one, (28, 28)) for one in probs]), np.float32(BOXES)
+    if by == 'runtime':
+        masks = [runtime.paste(*row, (64, 80), 0.5, whole_pixels) for row in zip(probs, boxes)]
+    else:
+        masks = graph.paste(torch.from_numpy(probs)[None], torch.from_numpy(boxes)[None], (64, 80), 0.5,
+                            whole_pixels)[0].numpy()
+    codes = paste_to_rle(probs, boxes, (64, 80), 0.5, whole_pixels)
+    for box, code, mask in zip(BOXES, codes, masks):
+        assert np.array_equal(mask_api.decode(code), mask), box
+    assert sum(mask.any() for mask in masks) >= 5
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / 'boxdet/runtime.py', 'a.onnx', 'a.jpg'], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.endswith('error: a.onnx: no such file\n'), done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(('about', 'wanted'), [
+    (dict(scale=[160, 96], keep_ratio=True), (96, 144)), (dict(scale=[160, 96], keep_ratio=False), (96, 160)),
+    (dict(scale=None), (200, 300))])
+def test_images_get_the_size_that_the_config_says(about, wanted):
+    found = runtime.Detector.__new__(runtime.Detector)
+    found.about = about
+    assert found._resized(200, 300) == wanted
+    found.about = dict(scale='unknown')
+    with pytest.raises(ValueError, match='in a way that the file does not tell'):
+        found._resized(200, 300)
 
 
 def test_keypoints_are_found_as_the_detector_does():
@@ -69,45 +96,3 @@ def test_it_imports_nothing_but_numpy_and_onnxruntime(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True,
                           text=True, timeout=120)
     assert done.stdout.strip() == 'Detector', done.stderr
-
-
-def _with_distinct_results(checkpoint: Path, path: Path) -> Path:
-    """The weights with larger last layers: fresh ones score all alike, and a last bit decides which results stay."""
-    content = load_checkpoint(checkpoint)
-    for name, value in content['state_dict'].items():
-        if name.endswith(('rpn_cls.weight', 'fc_cls.weight', 'conv_logits.weight')):
-            value *= 50
-        if name.endswith(('rpn_reg.weight', 'fc_reg.weight')):  # boxes that are anchors overlap by round numbers
-            value *= 30
-    save_checkpoint(content, path)
-    return path
-
-
-@pytest.mark.slow
-def test_the_tool_writes_a_file_that_the_runtime_detects_with(tiny_detector, tmp_path, capsys):
-    from boxdet.apis import inference_detector, init_detector
-    spec = importlib.util.spec_from_file_location('export_tool', ROOT / 'tools/export.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    out = tmp_path / 'made/tiny.onnx'
-    images = [str(path) for path in tiny_detector.images if path.suffix == '.png']
-    checkpoint = _with_distinct_results(tiny_detector.checkpoint, tmp_path / 'distinct.pth')
-    status = tool.main([str(tiny_detector.config), str(checkpoint), str(out), '--batch', '1',
-                        '--with-runtime', '--verify', *images])
-    said = capsys.readouterr().out
-    assert status == 0 and 'detections equal in 3 images' in said, said
-    code = ('import sys; sys.modules.update(torch=None, boxdet=None); sys.path.insert(0, sys.argv[1])\n'
-            'import runtime; runtime.main(sys.argv[2:])')
-    subprocess.run([sys.executable, '-c', code, out.parent, out, *images, '--out', tmp_path / 'predictions.json'],
-                   check=True, capture_output=True, timeout=300, cwd=tmp_path)
-    found = json.loads((tmp_path / 'predictions.json').read_text())
-    model = init_detector(str(tiny_detector.config), str(checkpoint), device='cpu')
-    expected = [row for i, path in enumerate(images)
-                for row in inference_detector(model, path).to_coco(i + 1, [1, 2, 3])]
-    assert len(found) == len(expected) > 3
-    equal = sum(any(own['image_id'] == row['image_id'] and own['category_id'] == row['category_id']
-                    and np.abs(np.subtract(own['bbox'], row['bbox'])).max() < 0.05
-                    and abs(own['score'] - row['score']) < 5e-4
-                    and (mask_api.decode(own['segmentation']) != mask_api.decode(row['segmentation'])).sum() <= 1
-                    for own in found) for row in expected)
-    assert equal >= 0.99 * len(expected)

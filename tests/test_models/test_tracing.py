@@ -74,11 +74,26 @@ def test_a_traced_pyramid_gives_the_same_levels():
         expected, traced = neck(list(levels)), torch.jit.trace(neck, (levels,), check_trace=False)
         for one, other in zip(expected, traced(levels)):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_pyramid_by_the_legacy_exporter_gives_the_same_levels(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    neck = FPN([4, 8, 8], 4, 4).eval()
+    levels = [torch.rand(1, 4, 16, 24), torch.rand(1, 8, 8, 12), torch.rand(1, 8, 4, 6)]
+    path = str(tmp_path / 'neck.onnx')
+    with torch.no_grad():
+        expected = neck(list(levels))
+        torch.onnx.export(neck, (levels,), path, dynamo=False, opset_version=17, input_names=['a', 'b', 'c'])
+    found = onnxruntime.InferenceSession(path).run(None, {name: level.numpy() for name, level in zip('abc', levels)})
+    assert len(found) == len(expected) == 4
+    for one, other in zip(expected, found):
+        torch.testing.assert_close(one, torch.from_numpy(other))
+
+
 def test_the_advice_exists(model):
     with pytest.raises(TypeError) as caught:
         model(IMAGES)
     apis = importlib.import_module('boxdet.apis')
     for name in re.findall(r'export_\w+', str(caught.value)):
         assert callable(getattr(apis, name))
-
-
