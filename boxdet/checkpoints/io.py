@@ -115,7 +115,9 @@ def _in_boxdets_names(checkpoint: dict, source: str) -> dict:
         state = other.to_boxdet(values)
     except CheckpointError as error:
         raise CheckpointError(f'{source}: {error}') from None
-    logging.getLogger('boxdet').info('%s: converted %d entries from %s', source, len(state), other.NAME)
+    over = [name for name in values if other.LEFT_OUT.match(name.removesuffix(':0'))]
+    logging.getLogger('boxdet').info('%s: converted %d entries from %s%s', source, len(state), other.NAME, over and (
+        f", and passed over {', '.join(over[:5])}" + f' and {len(over) - 5} more' * (len(over) > 5)) or '')
     return {**checkpoint, 'meta': {**(checkpoint.get('meta') or {}), 'converted_from': other.NAME}, 'state_dict': state}
 
 

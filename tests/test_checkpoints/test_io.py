@@ -5,6 +5,7 @@ import datetime
 import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from boxdet.checkpoints import io
+from boxdet.checkpoints import backbones, io
 from boxdet.checkpoints.io import (
     find_checkpoint,
     is_readable,
@@ -166,6 +167,15 @@ def test_names_lead_to_addresses(tmp_path, monkeypatch, address, name):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     assert find_checkpoint(address) == tmp_path / 'checkpoints' / name
     assert torch.equal(load_state(address)['w'], torch.arange(4.))
+
+
+def test_every_name_in_the_configs_leads_somewhere(repo_root):
+    texts = ''.join(path.read_text() for path in (repo_root / 'configs').rglob('*.py'))
+    named = set(re.findall(r"['\"]([\w-]+)://([^'\"]+)['\"]", texts))
+    assert len(named) > 20 and {scheme for scheme, _ in named} <= {*backbones.SCHEMES, 'https', 'http', 'zoo'}
+    for scheme, name in named:
+        if scheme in backbones.SCHEMES:
+            assert backbones.url(scheme, name).startswith('https://')
 
 
 def test_a_file_address(tmp_path):

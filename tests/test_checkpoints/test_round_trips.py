@@ -1,4 +1,5 @@
 """Every format and kind of model, both ways, through files: bit for bit, and every name accounted for."""
+import logging
 import pickle
 import re
 
@@ -114,6 +115,19 @@ def test_a_little_wrong_is_told(project, config, shapes, tmp_path):
     assert message.count(' is unknown') == 2 and message.count(' is missing') == 2 and 'did you mean' in message
     if project != 'Detectron.pytorch':  # told by Detectron's names
         assert f'{misspelt}x is unknown' in message and f'{lost} is missing' in message
+
+
+@pytest.mark.parametrize('project, name', [
+    ('detectron2', 'pixel_mean'), ('detectron', 'conv1_w_momentum'), ('detectron', 'lr'),
+    ('maskrcnn-benchmark', 'rpn.anchor_generator.cell_anchors.0'),
+    ('Detectron.pytorch', 'Keypoint_Outs.upsample.upconv.weight'), ('tensorpack', 'global_step')])
+def test_what_is_passed_over_is_told(project, name, shapes, tmp_path, caplog):
+    module = format_named(project)
+    ours = numbered(shapes(CONFIGS[project][1]), frozen=CONFIGS[project] is CAFFE)
+    path = write(module, {**module.from_boxdet(ours), name: torch.ones(())}, tmp_path)
+    with caplog.at_level(logging.INFO, 'boxdet'):
+        assert same(load_checkpoint(path)['state_dict'], ours)
+    assert caplog.messages == [f'{path}: converted {len(ours)} entries from {module.NAME}, and passed over {name}']
 
 
 def test_detectron2s_backbones(shapes, repo_root, tmp_path):

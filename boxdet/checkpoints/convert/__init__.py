@@ -1,8 +1,9 @@
 """Weights of other projects, recognised by the names of their entries and given boxdet's.
 
-One module a format, with ``NAME``, ``recognises(names)``, and a function each way: ``to_boxdet(state)`` and
-``from_boxdet(state)``, which refuses a model that the project has not; a further format is a module and its line in
-``_MODULES``. ``classes`` has the order of classes, ``architecture`` what the names of entries say of a model.
+One module a format, with ``NAME``, ``recognises(names)``, ``LEFT_OUT`` (a pattern of the names that are passed over:
+what a training leaves, constants), and a function each way: ``to_boxdet(state)`` and ``from_boxdet(state)``, which
+refuses a model that the project has not; a further format is a module and its line in ``_MODULES``. ``classes`` has
+the order of classes, ``architecture`` what the names of entries say of a model.
 """
 from __future__ import annotations
 

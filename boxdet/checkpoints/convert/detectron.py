@@ -54,7 +54,7 @@ _LEAVES = dict(weight='w', bias='b')
 _NORM_LEAVES = dict(weight='s', bias='b', running_mean='rm', running_var='riv')
 # What training leaves beside the weights, ImageNet's classifier, a bias that nothing reads, and the filter of the fixed
 # bilinear enlargement of heatmaps.
-_LEFT_OUT = re.compile(r'.*_momentum$|lr$|weight_order$|(?:fc1000|pred|kps_score)_[wb]$|conv1_b$')
+LEFT_OUT = re.compile(r'.*_momentum$|lr$|weight_order$|(?:fc1000|pred|kps_score)_[wb]$|conv1_b$')
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -70,7 +70,7 @@ def to_boxdet(state: Mapping[str, Any], what: str = _WHAT) -> dict[str, torch.Te
     Raises:
         CheckpointError: entries too many or too few, by name, or of shapes that do not go together.
     """
-    state = {name: value for name, value in state.items() if not _LEFT_OUT.match(name)}
+    state = {name: value for name, value in state.items() if not LEFT_OUT.match(name)}
     architecture = _read(state)
     spellings: list[tuple[str, str]] = [(r'^_(?:\[mask\]|mask)_', f'{_mask_prefix(architecture)}_')]
     if architecture.pyramid:  # of which one level is used, and its RPN is called as without a pyramid

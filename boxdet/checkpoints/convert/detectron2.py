@@ -54,7 +54,7 @@ _RULES = (
     (r'(\d)\.gn\.', r'\1.norm.'),
 )
 # Constants that older files hold beside the weights, which are settings of the config here; ImageNet's classifier.
-_LEFT_OUT = re.compile(r'pixel_mean$|pixel_std$|.*anchor_generator\.cell_anchors\.|(?:stem\.)?fc(?:1000)?[._]')
+LEFT_OUT = re.compile(r'pixel_mean$|pixel_std$|.*anchor_generator\.cell_anchors\.|(?:stem\.)?fc(?:1000)?[._]')
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -71,7 +71,7 @@ def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: entries too many or too few, by name.
     """
-    state = {name: value for name, value in state.items() if not _LEFT_OUT.match(name)}
+    state = {name: value for name, value in state.items() if not LEFT_OUT.match(name)}
     bare = any(name.startswith('stem.') for name in state)
     if bare:
         state = {f'backbone.{name}': value for name, value in state.items()}

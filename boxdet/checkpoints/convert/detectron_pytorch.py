@@ -19,7 +19,7 @@ NAME = 'Detectron.pytorch'
 _WHAT = "Detectron.pytorch's R-CNN"
 
 # Entries that nothing maps: fixed filters of the bilinear enlargement, and copies of stage 5 that the mask head shares.
-_LEFT_OUT = re.compile(r'Keypoint_Outs\.upsample\.|Mask_Head\.res5\.')
+LEFT_OUT = re.compile(r'Keypoint_Outs\.upsample\.|Mask_Head\.res5\.')
 _LEAVES = dict(weight='w', bias='b')
 
 
@@ -36,7 +36,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """
     rules = _rules(state)
     return detectron.to_boxdet({_blob(name, rules): value for name, value in state.items()
-                                if not _LEFT_OUT.match(name)}, _WHAT)
+                                if not LEFT_OUT.match(name)}, _WHAT)
 
 
 def from_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -52,7 +52,7 @@ _RULES = (
     (r'^roi_head\.keypoint_head\.upsample', 'roi_heads.keypoint.predictor.kps_score_lowres'),
 )
 # Anchors are settings of the config here.
-_CONSTANTS = re.compile(r'rpn\.anchor_generator\.cell_anchors\.')
+LEFT_OUT = re.compile(r'rpn\.anchor_generator\.cell_anchors\.')
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -68,7 +68,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         CheckpointError: entries too many or too few, by name, or of shapes that do not go together.
     """
     state = {name: value for name, value in state.items()
-             if not _CONSTANTS.match(name) and not _is_repeated(name, state)}
+             if not LEFT_OUT.match(name) and not _is_repeated(name, state)}
     stage_in_head = any(name.startswith('roi_heads.box.feature_extractor.head.') for name in state)
     boxes, masks = (any(name.startswith(f'roi_heads.{head}.') for name in state) for head in ('box', 'mask'))
     box_fcs = count(state, r'roi_heads\.box\.feature_extractor\.fc(\d+)\.') or (0 if stage_in_head else 2)

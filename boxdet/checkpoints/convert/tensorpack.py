@@ -58,7 +58,7 @@ _RULES = (
 _LEAVES = dict(weight='W', bias='b')
 _NORM_LEAVES = dict(weight='gamma', bias='beta', running_mean='mean/EMA', running_var='variance/EMA')
 # What training leaves beside the weights, and ImageNet's classifier.
-_LEFT_OUT = re.compile(r'(?:.*/)?(?:global_step|learning_rate|.*Momentum|.*/Adam(?:_\d)?)$|linear/[Wb]$|'
+LEFT_OUT = re.compile(r'(?:.*/)?(?:global_step|learning_rate|.*Momentum|.*/Adam(?:_\d)?)$|linear/[Wb]$|'
                        r'(?:EMA|loss|apply_gradients|beta\d_power)(?:/|$)')
 
 
@@ -76,7 +76,7 @@ def to_boxdet(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         CheckpointError: entries too many or too few, by name, or of shapes that do not go together.
     """
     named = {name.removesuffix(':0'): value for name, value in state.items()}
-    named = {name: value for name, value in named.items() if not _LEFT_OUT.match(name)}
+    named = {name: value for name, value in named.items() if not LEFT_OUT.match(name)}
     found = _read(named)
     ours = take_names(named, found.entries(), lambda name: _theirs(name, found), _WHAT)
     ours = {name: _from_tensorflow(value) for name, value in ours.items()}

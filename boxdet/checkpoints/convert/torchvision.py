@@ -43,6 +43,7 @@ _OLD_NAMES = (
     (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),
     (r'^roi_heads\.mask_head\.mask_fcn(\d+)\.', lambda m: f'roi_heads.mask_head.{int(m[1]) - 1}.0.'),
 )
+LEFT_OUT = re.compile('(?!)')  # nothing
 
 
 def recognises(names: Iterable[str]) -> bool:
