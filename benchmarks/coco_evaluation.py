@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Time COCO evaluation of boxes and masks against pycocotools, and compare every number.
+"""Time COCO evaluation of boxes and masks, or of keypoints, against pycocotools, and compare every number.
 
     python benchmarks/coco_evaluation.py --data ../shared/data/coco_mini [--images 5000] [--detections 100] [--rounds 1]
+        [--keypoints]
 
 The images of coco_mini val2017 are repeated under new ids until there are --images; each has --detections detections,
-which are its objects moved, doubled, mislabelled and scored at random, as boxes and as masks. Every side runs in a
-process of its own, one after the other in every round, and reads the annotation file and its results file (pycocotools:
-COCO's JSON, by loadRes; boxdet: results.pkl, as tools/test.py --out writes it). Seconds are wall time from the start of
-reading to the last number, without imports (CPU seconds tell more on a machine that does other things); memory is the
-peak of the whole process, PyTorch's own included on our side. faster-coco-eval, where it is
-installed, is a third side, for comparison. Ends with status 1 when a number differs by more than 1e-9.
+which are its objects moved, doubled, mislabelled and scored at random, as boxes and as masks; with --keypoints all
+objects are people, whose 17 keypoints are drawn inside their boxes. Every side runs in a process of its own, one after
+the other in every round, and reads the annotation file and its results file (pycocotools: COCO's JSON, by loadRes;
+boxdet: results.pkl, as tools/test.py --out writes it). Seconds are wall time from the start of reading to the last
+number, without imports (CPU seconds tell more on a machine that does other things); memory is the peak of the whole
+process, PyTorch's own included on our side. faster-coco-eval, where it is installed, is a third side, for comparison.
+Ends with status 1 when a number differs by more than 1e-9.
 """
 import argparse
 import contextlib
@@ -34,13 +36,15 @@ GOALS = dict(time=8, memory=3)
 
 # --- the data ---
 
-def build(source: Path, folder: Path, images: int, detections: int, seed: int = 0) -> None:
-    """Write ``ann.json``, ``results.pkl``, ``bbox.json`` and ``segm.json`` into ``folder``."""
+def build(source: Path, folder: Path, images: int, detections: int, keypoints: bool = False, seed: int = 0) -> None:
+    """Write ``ann.json``, ``results.pkl`` and the results of each kind as COCO's JSON into ``folder``."""
     from boxdet.evaluation import format_results, save_results
     from boxdet.evaluation.stored_results import StoredResults
 
     rng = np.random.default_rng(seed)
     data = json.loads((source / 'annotations/instances_val2017.json').read_text())
+    if keypoints:
+        make_people(data, rng)
     by_image = {image['id']: [] for image in data['images']}
     for annotation in data['annotations']:
         by_image[annotation['image_id']].append(annotation)
@@ -56,7 +60,18 @@ def build(source: Path, folder: Path, images: int, detections: int, seed: int = 
         results.put(index, rescored(variants[index % len(variants)][rng.integers(VARIANTS)], rng))
     (folder / 'ann.json').write_text(json.dumps({**data, 'images': entries, 'annotations': annotations}))
     save_results(results, folder / 'results.pkl')
-    format_results(open_dataset(folder), results, folder / 'coco')
+    format_results(open_dataset(folder, keypoints), results, folder / 'coco')
+
+
+def make_people(data: dict, rng: np.random.Generator) -> None:
+    """Give every object the class person and 17 keypoints, two thirds of them visible."""
+    from boxdet.datasets import CocoKeypointDataset
+    data['categories'] = [dict(id=1, name='person', keypoints=list(CocoKeypointDataset.KEYPOINT_NAMES), skeleton=[])]
+    for annotation in data['annotations']:
+        x, y, w, h = annotation['bbox']
+        points = np.concatenate([rng.random((17, 2)) * (w, h) + (x, y), rng.integers(0, 3, (17, 1))], axis=1)
+        points[points[:, 2] == 0] = 0
+        annotation.update(category_id=1, keypoints=points.ravel().tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
 
 
 def perturbed(image: dict, annotations: list[dict], category_ids: list[int], count: int, rng: np.random.Generator):
@@ -69,7 +84,7 @@ def perturbed(image: dict, annotations: list[dict], category_ids: list[int], cou
 
     size = image['height'], image['width']
     bitmaps = BitmapMasks.from_coco([a['segmentation'] for a in annotations], *size).to_bitmaps()
-    boxes, labels, rles = np.zeros((count, 4)), np.zeros(count, np.int64), []
+    boxes, labels, rles, points = np.zeros((count, 4)), np.zeros(count, np.int64), [], []
     for k in range(count):
         annotation = annotations[k % len(annotations)]
         x, y, w, h = annotation['bbox']
@@ -79,10 +94,16 @@ def perturbed(image: dict, annotations: list[dict], category_ids: list[int], cou
         boxes[k] = np.clip(np.array([x, y, x + w, y + h]) + noise, 0, [*size[::-1]] * 2)
         wrong = rng.random() < 0.2
         labels[k] = rng.integers(len(category_ids)) if wrong else category_ids.index(annotation['category_id'])
+        if 'keypoints' in annotation:
+            own = np.reshape(annotation['keypoints'], (17, 3)) + 0.5  # pixels to coordinates
+            own[:, :2] += rng.normal(0, spread / 2, (17, 2)) * (w, h)
+            points.append(own)
         shift = np.rint(noise[[1, 0]]).astype(int)
         rles.append(coco_masks.encode(np.asfortranarray(np.roll(bitmaps[k % len(annotations)], shift, axis=(0, 1)))))
+    more = dict(keypoints=torch.tensor(np.array(points), dtype=torch.float32)) if points else dict(
+        masks=RleMasks(rles, *size))
     return Instances(size, len(category_ids), bboxes=torch.tensor(boxes, dtype=torch.float32),
-                     scores=torch.rand(count), labels=torch.from_numpy(labels), masks=RleMasks(rles, *size))
+                     scores=torch.rand(count), labels=torch.from_numpy(labels), **more)
 
 
 def rescored(result, rng: np.random.Generator):
@@ -92,24 +113,34 @@ def rescored(result, rng: np.random.Generator):
     return result[torch.from_numpy(rng.permutation(len(result)))].replace(scores=scores)
 
 
-def open_dataset(folder: Path):
-    from boxdet.datasets import CocoDataset
-    return CocoDataset(str(folder / 'ann.json'), [], test_mode=True)
+def open_dataset(folder: Path, keypoints: bool):
+    from boxdet.datasets import CocoDataset, CocoKeypointDataset
+    kind = CocoKeypointDataset if keypoints else CocoDataset
+    return kind(str(folder / 'ann.json'), [], test_mode=True)
+
+
+def kinds_of(folder: Path) -> tuple[str, ...]:
+    """What is evaluated there."""
+    return ('keypoints',) if (folder / 'coco.keypoints.json').exists() else ('bbox', 'segm')
 
 
 # --- the sides, each in a process of its own ---
 
-KINDS = ('bbox', 'segm')
+ITEMS = dict(keypoints=['mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l', 'AR', 'AR_50', 'AR_75', 'AR_m', 'AR_l'])
+for _kind in ('bbox', 'segm'):
+    ITEMS[_kind] = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@1', 'AR@10', 'AR@100', 'AR_s@100',
+                    'AR_m@100', 'AR_l@100']
 
 
 def side_boxdet(folder: Path) -> dict[str, list[float]]:
     from boxdet.evaluation import evaluate, load_results
     begin, cpu = time.perf_counter(), time.process_time()
-    items = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100',
-             'AR_l@100']
-    values = evaluate(open_dataset(folder), load_results(folder / 'results.pkl'), KINDS, logger='silent',
-                      metric_items=items, proposal_nums=(1, 10, 100))
-    stats = {kind: [values[f'{kind}_{item}'] for item in items] for kind in KINDS}
+    kinds = kinds_of(folder)
+    numbers = {} if kinds == ('keypoints',) else dict(proposal_nums=(1, 10, 100))
+    data = open_dataset(folder, 'keypoints' in kinds)
+    values = evaluate(data, load_results(folder / 'results.pkl'), kinds, logger='silent', metric_items=ITEMS[kinds[0]],
+                      **numbers)
+    stats = {kind: [values[f'{kind}_{item}'] for item in ITEMS[kind]] for kind in kinds}
     return dict(stats, seconds=time.perf_counter() - begin, cpu=time.process_time() - cpu)
 
 
@@ -128,12 +159,12 @@ def with_coco_classes(folder: Path, coco_class: type, evaluator: type) -> dict[s
     begin, cpu, stats = time.perf_counter(), time.process_time(), {}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_class(str(folder / 'ann.json'))
-        for kind in KINDS:
+        for kind in kinds_of(folder):
             evaluation = evaluator(truth, truth.loadRes(str(folder / f'coco.{kind}.json')), kind)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-            stats[kind] = [float(value) for value in evaluation.stats[:12]]
+            stats[kind] = [float(value) for value in evaluation.stats[:len(ITEMS[kind])]]
     return dict(stats, seconds=time.perf_counter() - begin, cpu=time.process_time() - cpu)
 
 
@@ -171,15 +202,15 @@ def compare(folder: Path, rounds: int) -> bool:
     columns = dict(seconds='seconds', cpu='CPU s', megabytes='peak MB')
     medians = {side: {key: statistics.median(run[key] for run in runs[side]) for key in columns} for side in sides}
     print(f"{'':18}" + ''.join(f'{name:>9}{"times less":>12}' for name in columns.values()) + f"{'difference':>12}")
-    base = runs['pycocotools'][0]
+    base, kinds = runs['pycocotools'][0], kinds_of(folder)
     for side in sides:
-        difference = max(abs(a - b) for kind in KINDS for a, b in zip(runs[side][0][kind], base[kind]))
+        difference = max(abs(a - b) for kind in kinds for a, b in zip(runs[side][0][kind], base[kind]))
         own, slowest = medians[side], medians['pycocotools']
         print(f'{side:18}' + ''.join(f'{own[key]:9.1f}{slowest[key] / own[key]:12.1f}' for key in columns)
               + f'{difference:12.1g}')
         if side == 'boxdet':
             equal = difference <= 1e-9
-    for kind in KINDS:
+    for kind in kinds:
         print(f"{kind}: AP {runs['boxdet'][0][kind][0]:.4f}, AP50 {runs['boxdet'][0][kind][1]:.4f}")
     print(f"goals: {GOALS['time']} times less time, {GOALS['memory']} times less memory, difference 1e-9 at most")
     return equal
@@ -191,6 +222,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=5000, help='default: %(default)s; 500 for a quick look')
     parser.add_argument('--detections', type=int, default=100, help='of each image (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=1, help='of all sides (default: %(default)s)')
+    parser.add_argument('--keypoints', action='store_true', help='evaluate keypoints, and not boxes and masks')
     parser.add_argument('--folder', type=Path, help='keep the files there, and use those that are there')
     parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -201,8 +233,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / 'coco.segm.json').exists():
-            build(args.data, folder, args.images, args.detections)
+        if not (folder / 'results.pkl').exists():
+            build(args.data, folder, args.images, args.detections, args.keypoints)
         equal = compare(folder, args.rounds)
     sys.exit(0 if equal else 1)
 
