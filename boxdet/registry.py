@@ -252,7 +252,8 @@ EVALUATORS = Registry('evaluator', (
     'boxdet.evaluation.coco_metrics', 'boxdet.evaluation.voc', 'boxdet.evaluation.cityscapes', 'boxdet.evaluation.lvis',
     'boxdet.evaluation.evaluate'))
 
-HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.loggers', 'boxdet.engine.averaging'))
+HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.momentum', 'boxdet.engine.loggers',
+                          'boxdet.engine.averaging'))
 RUNNERS = Registry('runner', ('boxdet.engine.runner',))
 OPTIMIZERS = Registry('optimizer', ('boxdet.engine.schedule',))
 

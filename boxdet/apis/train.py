@@ -29,7 +29,8 @@ from boxdet.engine.environment import (
 )
 from boxdet.engine.findings import ignored_codes
 from boxdet.engine.hooks import EvaluationHook, Hook, output_folder
-from boxdet.engine.learning_rate import POLICIES
+from boxdet.engine.learning_rate import LrSchedule
+from boxdet.engine.momentum import MomentumSchedule
 from boxdet.engine.preflight import (
     check_metrics,
     check_schedule,
@@ -210,10 +211,9 @@ def _evaluation_hook(cfg: Config, evaluation: Mapping | None, dataset: Dataset, 
 def _hooks(cfg: Config, lr_config: Mapping | None, saving: Mapping | None,
            by_epoch: bool) -> Iterator[tuple[Hook, str | int | None]]:
     """(hook, priority or None) of ``lr_config``, ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
-    if cfg.get('momentum_config'):
-        raise ConfigError('momentum_config: boxdet keeps the momentum constant; take the key out')
-    if lr_config:
-        yield _lr_hook(lr_config, by_epoch), None
+    for section, schedule in ((lr_config, LrSchedule), (cfg.get('momentum_config'), MomentumSchedule)):
+        if section:
+            yield _schedule_hook(section, schedule, by_epoch), None
     if saving:
         yield HOOKS.build({'type': 'CheckpointHook', 'by_epoch': by_epoch, **saving}), None
     log = dict(cfg.get('log_config') or dict(hooks=[dict(type='TextLoggerHook')]))
@@ -226,12 +226,13 @@ def _hooks(cfg: Config, lr_config: Mapping | None, saving: Mapping | None,
             yield one, None
 
 
-def _lr_hook(lr_config: Mapping, by_epoch: bool) -> Hook:
-    policy = lr_config.get('policy')
-    own = f"{policy}LrUpdaterHook"
-    if policy is not None and policy.lower() not in {p.lower() for p in POLICIES} and own in HOOKS:
-        return HOOKS.build({'type': own, 'by_epoch': by_epoch, **{k: v for k, v in lr_config.items() if k != 'policy'}})
-    options = {'by_epoch': by_epoch, **lr_config}
+def _schedule_hook(section: Mapping, schedule: type[LrSchedule], by_epoch: bool) -> Hook:
+    """The hook of ``lr_config`` or ``momentum_config``; it may be of a policy of the user's own."""
+    policy = section.get('policy')
+    own = f'{policy}{schedule.hook}'
+    if policy is not None and policy.lower() not in {p.lower() for p in schedule.policies} and own in HOOKS:
+        return HOOKS.build({'type': own, 'by_epoch': by_epoch, **{k: v for k, v in section.items() if k != 'policy'}})
+    options = {'by_epoch': by_epoch, **section}
     if 'type' in options:
-        options.setdefault('policy', options.pop('type').removesuffix('LrUpdaterHook'))
-    return HOOKS.build({'type': 'LrUpdaterHook', **options})
+        options.setdefault('policy', options.pop('type').removesuffix(schedule.hook))
+    return HOOKS.build({'type': schedule.hook, **options})

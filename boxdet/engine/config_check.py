@@ -24,6 +24,7 @@ from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
 from boxdet.engine.findings import Finding, ignored_codes, refuse
 from boxdet.engine.learning_rate import LrSchedule
+from boxdet.engine.momentum import MomentumSchedule
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
@@ -287,14 +288,14 @@ class _Checker:
     def fp16(self, value: Any, path: str) -> None:
         self.keys(value, path, FP16_KEYS)
 
-    def lr_config(self, value: Any, path: str) -> None:
+    def lr_config(self, value: Any, path: str, schedule: type[LrSchedule] = LrSchedule) -> None:
         if not isinstance(value, Mapping):
             self.fail(path, f"must be a dict such as dict(policy='step', step=[8, 11]), not {value!r}")
-        own = f"{value.get('policy')}LrUpdaterHook"
+        own = f"{value.get('policy')}{schedule.hook}"
         if own in registry.HOOKS:  # a user's policy
             self.typed({**value, 'type': own}, path, registry.HOOKS, beside=('policy',))
         else:
-            self.read(lambda: LrSchedule(**value), path)
+            self.read(lambda: schedule(**value), path)
 
     def runner(self, value: Any, path: str) -> None:
         if not isinstance(value, Mapping):
@@ -367,7 +368,8 @@ class _Checker:
         self.keys(value, path, ('backend', 'port', 'init_method', 'timeout'))
 
     def momentum_config(self, value: Any, path: str) -> None:
-        self.fail(path, 'boxdet keeps the momentum constant; take this key out')
+        if value is not None:  # as 2.x's own schedules write it
+            self.lr_config(value, path, MomentumSchedule)
 
     def auto_scale_lr(self, value: Any, path: str) -> None:
         self.keys(value, path, ('enable', 'base_batch_size', 'scale_steps'))

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from boxdet.engine.chained_rates import ChainedRates
 from boxdet.errors import ConfigError, nearest
@@ -26,51 +26,51 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Clock:
+class Clock:
     """Progress as one policy counts it, by epoch or by iteration."""
     count: int
     total: int
 
 
-def _fixed(base: float, at: _Clock) -> float:
+def _fixed(base: float, at: Clock) -> float:
     return base
 
 
-def _step(base: float, at: _Clock, step: int | Sequence[int], gamma: float = 0.1, min_lr: float | None = None) -> float:
+def _step(base: float, at: Clock, step: int | Sequence[int], gamma: float = 0.1, min_lr: float | None = None) -> float:
     passed = at.count // step if isinstance(step, int) else next(
         (i for i, milestone in enumerate(step) if at.count < milestone), len(step))
     rate = base * gamma ** passed
     return rate if min_lr is None else max(rate, min_lr)
 
 
-def _exp(base: float, at: _Clock, gamma: float) -> float:
+def _exp(base: float, at: Clock, gamma: float) -> float:
     return base * gamma ** at.count
 
 
-def _poly(base: float, at: _Clock, power: float = 1., min_lr: float = 0.) -> float:
+def _poly(base: float, at: Clock, power: float = 1., min_lr: float = 0.) -> float:
     return (base - min_lr) * (1 - at.count / at.total) ** power + min_lr
 
 
-def _inv(base: float, at: _Clock, gamma: float, power: float = 1.) -> float:
+def _inv(base: float, at: Clock, gamma: float, power: float = 1.) -> float:
     return base * (1 + gamma * at.count) ** (-power)
 
 
-def _cosine(base: float, at: _Clock, min_lr: float | None = None, min_lr_ratio: float | None = None) -> float:
+def _cosine(base: float, at: Clock, min_lr: float | None = None, min_lr_ratio: float | None = None) -> float:
     return _cos(base, _annealing_target(base, min_lr, min_lr_ratio), at.count / at.total)
 
 
-def _linear_annealing(base: float, at: _Clock, min_lr: float | None = None, min_lr_ratio: float | None = None) -> float:
+def _linear_annealing(base: float, at: Clock, min_lr: float | None = None, min_lr_ratio: float | None = None) -> float:
     return base + (_annealing_target(base, min_lr, min_lr_ratio) - base) * at.count / at.total
 
 
-def _flat_cosine(base: float, at: _Clock, start_percent: float = 0.75, min_lr: float | None = None,
+def _flat_cosine(base: float, at: Clock, start_percent: float = 0.75, min_lr: float | None = None,
                  min_lr_ratio: float | None = None) -> float:
     start = round(at.total * start_percent)
     target = _annealing_target(base, min_lr, min_lr_ratio)
     return base if at.count < start else _cos(base, target, (at.count - start) / (at.total - start))
 
 
-def _cosine_restart(base: float, at: _Clock, periods: Sequence[int], restart_weights: Sequence[float] = (1,),
+def _cosine_restart(base: float, at: Clock, periods: Sequence[int], restart_weights: Sequence[float] = (1,),
                     min_lr: float | None = None, min_lr_ratio: float | None = None) -> float:
     if len(periods) != len(restart_weights):
         raise ConfigError('lr_config: periods and restart_weights must be of one length')
@@ -82,7 +82,7 @@ def _cosine_restart(base: float, at: _Clock, periods: Sequence[int], restart_wei
     raise ConfigError(f'lr_config.periods sum up to {start}, the training is longer')
 
 
-def _cyclic(base: float, at: _Clock, target_ratio: float | Sequence[float] = (10, 1e-4), cyclic_times: int = 1,
+def _cyclic(base: float, at: Clock, target_ratio: float | Sequence[float] = (10, 1e-4), cyclic_times: int = 1,
             step_ratio_up: float = 0.4, anneal_strategy: str = 'cos', gamma: float = 1) -> float:
     """Smith 2017: up to ``target_ratio[0]`` times the rate, down to ``target_ratio[1]``, ``cyclic_times`` times."""
     ratios = (target_ratio, target_ratio / 1e5) if isinstance(target_ratio, (int, float)) else (*target_ratio, )
@@ -90,13 +90,13 @@ def _cyclic(base: float, at: _Clock, target_ratio: float | Sequence[float] = (10
     length = at.total // cyclic_times
     top, position, scale = int(step_ratio_up * length), at.count % length, gamma ** (at.count // length)
     peak = 1 - scale + high * scale
-    anneal = _annealing(anneal_strategy)
+    anneal = annealing(anneal_strategy)
     if position < top:
         return anneal(base, base * peak, position / top)
     return anneal(base * peak, base * low, (position - top) / (length - top))
 
 
-def _one_cycle(base: float, at: _Clock, max_lr: float | Sequence[float], total_steps: int | None = None,
+def _one_cycle(base: float, at: Clock, max_lr: float | Sequence[float], total_steps: int | None = None,
                pct_start: float = 0.3, anneal_strategy: str = 'cos', div_factor: float = 25,
                final_div_factor: float = 1e4, three_phase: bool = False) -> float:
     """Smith and Topin 2018; ``base`` is max_lr / div_factor, see ``LrSchedule.base_rates``."""
@@ -106,7 +106,7 @@ def _one_cycle(base: float, at: _Clock, max_lr: float | Sequence[float], total_s
                   (total - 1, 1., 1 / final_div_factor)]
     else:
         phases = [(pct_start * total - 1, 1., div_factor), (total - 1, div_factor, 1 / final_div_factor)]
-    start, anneal = 0., _annealing(anneal_strategy)
+    start, anneal = 0., annealing(anneal_strategy)
     for end, low, high in phases:
         if at.count <= end:
             return anneal(base * low, base * high, (at.count - start) / (end - start))
@@ -114,7 +114,7 @@ def _one_cycle(base: float, at: _Clock, max_lr: float | Sequence[float], total_s
     raise ConfigError(f'lr_config.total_steps is {total}, the training is longer')
 
 
-def _chained(base: float, at: _Clock, schedulers: Sequence[Mapping[str, Any]], batches_per_update: int = 1) -> float:
+def _chained(base: float, at: Clock, schedulers: Sequence[Mapping[str, Any]], batches_per_update: int = 1) -> float:
     """Mmdetection 3.x's ``param_scheduler``: ``ChainedRates`` works it out."""
     return base
 
@@ -123,9 +123,10 @@ def _cos(start: float, end: float, factor: float, weight: float = 1.) -> float:
     return end + 0.5 * weight * (start - end) * (math.cos(math.pi * factor) + 1)
 
 
-def _annealing(name: str) -> Callable[[float, float, float], float]:
+def annealing(name: str) -> Callable[[float, float, float], float]:
+    """From one value to another, by a part of the way from 0 to 1: 'cos' or 'linear'."""
     if name not in ('cos', 'linear'):
-        raise ConfigError(f"lr_config.anneal_strategy '{name}' is neither 'cos' nor 'linear'")
+        raise ConfigError(f"anneal_strategy '{name}' is neither 'cos' nor 'linear'")
     return _cos if name == 'cos' else lambda start, end, factor: (end - start) * factor + start
 
 
@@ -139,7 +140,6 @@ POLICIES: dict[str, Callable[..., float]] = {
     'fixed': _fixed, 'step': _step, 'exp': _exp, 'poly': _poly, 'inv': _inv, 'inverse': _inv,
     'CosineAnnealing': _cosine, 'LinearAnnealing': _linear_annealing, 'FlatCosineAnnealing': _flat_cosine,
     'CosineRestart': _cosine_restart, 'cyclic': _cyclic, 'OneCycle': _one_cycle, 'param_scheduler': _chained}
-_BY_ITERATION_ONLY = (_cyclic, _one_cycle)
 _WARMUPS = ('constant', 'linear', 'exp')
 
 
@@ -157,19 +157,22 @@ class LrSchedule:
         ConfigError: an unknown policy, warmup or option, or a value out of range.
     """
 
+    section, hook = 'lr_config', 'LrUpdaterHook'
+    policies: ClassVar[Mapping[str, Callable[..., float]]] = POLICIES
+
     def __init__(self, policy: str | None = None, by_epoch: bool = True, warmup: str | None = None,
                  warmup_iters: int = 0, warmup_ratio: float = 0.1, warmup_by_epoch: bool = False,
                  type: str | None = None, **options: Any):
-        name = policy or (type or 'fixed').removesuffix('LrUpdaterHook')
-        by_lower = {known.lower(): known for known in POLICIES}
+        name = policy or (type or 'fixed').removesuffix(self.hook)
+        by_lower = {known.lower(): known for known in self.policies}
         if name.lower() not in by_lower:
-            raise ConfigError(f"lr_config.policy '{name}' is unknown{nearest(name, POLICIES)}")
+            raise ConfigError(f"{self.section}.policy '{name}' is unknown{nearest(name, self.policies)}")
         self.policy = by_lower[name.lower()]
-        self._rate = POLICIES[self.policy]
+        self._rate = self.policies[self.policy]
         self._check_options(options)
         if warmup is not None:
-            _check_warmup(warmup, warmup_iters, warmup_ratio)
-        self.by_epoch = by_epoch and self._rate not in _BY_ITERATION_ONLY
+            _check_warmup(self.section, warmup, warmup_iters, warmup_ratio)
+        self.by_epoch = by_epoch and self.policy not in ('cyclic', 'OneCycle')
         self.warmup, self.warmup_iters, self.warmup_ratio = warmup, warmup_iters, warmup_ratio
         self.warmup_by_epoch = warmup_by_epoch
         self.options = options
@@ -184,11 +187,11 @@ class LrSchedule:
         common = ['policy', 'by_epoch', 'warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch']
         for key in options:
             if key not in known:
-                raise ConfigError(f"lr_config.{key}: the policy '{self.policy}' takes no '{key}'"
+                raise ConfigError(f"{self.section}.{key}: the policy '{self.policy}' takes no '{key}'"
                                   f'{nearest(key, known + common)}')
         absent = [p.name for p in parameters if p.default is p.empty and p.name not in options]
         if absent:
-            raise ConfigError(f"lr_config: the policy '{self.policy}' needs '{absent[0]}'")
+            raise ConfigError(f"{self.section}: the policy '{self.policy}' needs '{absent[0]}'")
 
     def base_rates(self, rates: Sequence[float]) -> list[float]:
         """The rates that the policy starts from, given the optimizer's: OneCycle's follow from ``max_lr``."""
@@ -204,23 +207,30 @@ class LrSchedule:
         """The learning rate of the iteration that comes next, for a group whose initial rate is ``base``."""
         if self._chain is not None:
             return self._chain.rate(base, progress)
-        clock = (_Clock(progress.epoch, progress.max_epochs) if self.by_epoch
-                 else _Clock(progress.iter, progress.max_iters))
+        clock = (Clock(progress.epoch, progress.max_epochs) if self.by_epoch
+                 else Clock(progress.iter, progress.max_iters))
         regular = self._rate(base, clock, **self.options)
         length = self.warmup_iters * (progress.iters_per_epoch if self.warmup_by_epoch else 1)
         if self.warmup is None or progress.iter >= length:
             return regular
+        return self.warmed_up(regular, self._warmup_factor(progress.iter / length))
+
+    def warmed_up(self, regular: float, factor: float) -> float:
+        """The value while the warmup lasts; ``factor`` ends at 1."""
+        return regular * factor
+
+    def _warmup_factor(self, passed: float) -> float:
         if self.warmup == 'constant':
-            return regular * self.warmup_ratio
+            return self.warmup_ratio
         if self.warmup == 'linear':
-            return regular * (1 - (1 - progress.iter / length) * (1 - self.warmup_ratio))
-        return regular * self.warmup_ratio ** (1 - progress.iter / length)
+            return 1 - (1 - passed) * (1 - self.warmup_ratio)
+        return self.warmup_ratio ** (1 - passed)
 
 
-def _check_warmup(warmup: str, iters: int, ratio: float) -> None:
+def _check_warmup(section: str, warmup: str, iters: int, ratio: float) -> None:
     if warmup not in _WARMUPS:
-        raise ConfigError(f"lr_config.warmup '{warmup}' is unknown{nearest(warmup, _WARMUPS)}; it is one of "
+        raise ConfigError(f"{section}.warmup '{warmup}' is unknown{nearest(warmup, _WARMUPS)}; it is one of "
                           f'{", ".join(_WARMUPS)}')
     if iters <= 0 or not 0 < ratio <= 1:
-        raise ConfigError(f'lr_config: a warmup needs warmup_iters > 0 and 0 < warmup_ratio <= 1, not {iters} and '
+        raise ConfigError(f'{section}: a warmup needs warmup_iters > 0 and 0 < warmup_ratio <= 1, not {iters} and '
                           f'{ratio}')

@@ -14,15 +14,18 @@ from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.nms import Suppression
+from boxdet.models import contracts
 from boxdet.models.bbox_head import BoxTargets, RoITestSettings, RoITrainSettings
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.settings import PerStage, read_section
 from boxdet.models.standard_roi_head import (
+    add_keypoints,
     add_masks,
     box_losses,
     build_matching,
     draw_samples,
+    keypoint_loss,
     mask_loss,
     mask_samples,
     predict_boxes,
@@ -37,6 +40,8 @@ from boxdet.structures.instances import Instances, OfImages, PaddedInstances, im
 class CascadeRoIHead(nn.Module):
     """Stages of a box head and, if wanted, a mask head each, with matching that asks for more overlap every time.
 
+    There is one keypoint head, if any: it learns from the samples of the last stage, and predicts within the results.
+
     Args:
         num_stages: how many.
         stage_loss_weights: what each stage's losses are multiplied by.
@@ -50,6 +55,8 @@ class CascadeRoIHead(nn.Module):
         test_cfg: RoITestSettings (``test_settings``) or a dict of them.
         pretrained: not for cascades: only a shared head would use it.
         init_cfg: initial weights.
+        keypoint_roi_extractor: config; without one the keypoint head pools as the last box head does.
+        keypoint_head: config; None for no keypoints.
 
     Raises:
         ConfigError: a list whose length is not ``num_stages``, missing parts, or a shared head.
@@ -64,7 +71,8 @@ class CascadeRoIHead(nn.Module):
                  mask_roi_extractor: Cfg | Sequence[Cfg] | None = None, mask_head: Cfg | Sequence[Cfg] | None = None,
                  shared_head: None = None, train_cfg: Sequence[RoITrainSettings | Cfg] | None = None,
                  test_cfg: RoITestSettings | Cfg | None = None, pretrained: str | None = None,
-                 init_cfg: InitCfg = None):
+                 init_cfg: InitCfg = None, keypoint_roi_extractor: Cfg | contracts.RoIExtractor | None = None,
+                 keypoint_head: Cfg | contracts.KeypointHead | None = None):
         super().__init__()
         if bbox_head is None or bbox_roi_extractor is None:
             raise ConfigError('model.roi_head needs bbox_head and bbox_roi_extractor')
@@ -82,6 +90,10 @@ class CascadeRoIHead(nn.Module):
             if mask_roi_extractor is not None:
                 self.mask_roi_extractor = _build_stages(ROI_EXTRACTORS, mask_roi_extractor, num_stages,
                                                         'mask_roi_extractor')
+        if keypoint_head is not None:
+            self.keypoint_head = HEADS.build(keypoint_head)
+            if keypoint_roi_extractor is not None:
+                self.keypoint_roi_extractor = ROI_EXTRACTORS.build(keypoint_roi_extractor)
         settings = [None] * num_stages
         if self.train_cfg is not None:
             settings = _one_a_stage(self.train_cfg, num_stages, 'train_cfg.rcnn')
@@ -99,6 +111,11 @@ class CascadeRoIHead(nn.Module):
     def with_mask(self) -> bool:
         """Whether there are mask heads."""
         return hasattr(self, 'mask_head')
+
+    @property
+    def with_keypoint(self) -> bool:
+        """Whether there is a keypoint head."""
+        return hasattr(self, 'keypoint_head')
 
     @property
     def with_shared_head(self) -> bool:
@@ -134,11 +151,18 @@ class CascadeRoIHead(nn.Module):
         extractors = self.bbox_roi_extractor if self.shares_extractor else self.mask_roi_extractor
         return extractors[stage](feats, rois)
 
+    def keypoint_features(self, feats: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+        """What the keypoint head reads: (R, C, h, w) for rois (R, 5)."""
+        own = hasattr(self, 'keypoint_roi_extractor')
+        return (self.keypoint_roi_extractor if own else self.bbox_roi_extractor[-1])(feats, rois)
+
     # ------------------------------------------------------------------------------------------ training
 
     def loss(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances], gt: Sequence[Instances],
              ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta]) -> dict[str, torch.Tensor]:
         """Return ``s0.loss_cls``, ``s0.acc``, ``s0.loss_bbox``[, ``s0.loss_mask``] and so on for each stage.
+
+        With a keypoint head, ``loss_keypoint`` too.
 
         Args: as in ``StandardRoIHead.loss``.
         """
@@ -162,7 +186,12 @@ class CascadeRoIHead(nn.Module):
                            for name, value in parts.items()})
             if stage + 1 < self.num_stages:
                 boxes = next_boxes(head, samples, scores, deltas, targets, metas)
-        return losses
+        return {**losses, **self.keypoint_losses(feats, samples, gt)}
+
+    def keypoint_losses(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
+                        gt: Sequence[Instances]) -> contracts.Losses:
+        """``loss_keypoint`` of samples of B images; nothing without a keypoint head."""
+        return keypoint_loss(self, feats, samples, gt, self.matching[-1][1]) if self.with_keypoint else {}
 
     def mask_losses(self, stage: int, feats: Sequence[torch.Tensor], pooled: torch.Tensor,
                     samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
@@ -177,7 +206,16 @@ class CascadeRoIHead(nn.Module):
         feats = self.context(feats)
         boxes, scores, deltas = self.classify(feats, [p.bboxes for p in proposals], metas)
         results = predict_boxes(self.last_bbox_head, boxes, scores, deltas, metas, self.test_cfg)
-        return add_masks(self, feats, results) if self.with_mask else results
+        results = add_masks(self, feats, results) if self.with_mask else results
+        return self.add_keypoints(feats, results) if self.with_keypoint else results
+
+    def add_keypoints(self, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
+        """As ``StandardRoIHead.add_keypoints``."""
+        return add_keypoints(self, feats, results)
+
+    def keypoint_heatmaps(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As ``StandardRoIHead.keypoint_heatmaps``."""
+        return self.keypoint_head(self.keypoint_features(feats, boxes_to_rois(boxes)))
 
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
                        metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:

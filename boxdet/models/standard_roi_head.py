@@ -174,7 +174,7 @@ class StandardRoIHead(nn.Module):
                 pooled = self.mask_features(feats, boxes_to_rois([s.pos_boxes for s in drawn]))
             losses.update(self.mask_losses(feats, pooled, drawn, gt))
         if self.with_keypoint:
-            losses.update(self._keypoint_loss(feats, samples, gt))
+            losses.update(keypoint_loss(self, feats, samples, gt, self.sampler))
         return losses
 
     def draw(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], gt: Sequence[Instances],
@@ -193,17 +193,6 @@ class StandardRoIHead(nn.Module):
         """The losses of the mask branch from the pooled features (P, C, h, w) of the positives of B images."""
         return mask_loss(self.mask_head, pooled, samples, gt, self.train_cfg)
 
-    def _keypoint_loss(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
-                       gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
-        """The keypoint head's loss on those positives that hold a labelled keypoint."""
-        targets = self.keypoint_head.targets(samples, gt)
-        rois = boxes_to_rois([s.pos_boxes for s in samples])[targets.rois]
-        logits = self.keypoint_head(self.keypoint_features(feats, rois))
-        # Positives that a full sample has, where the sampler knows a number.
-        positives = getattr(self.sampler, 'num', 0) * getattr(self.sampler, 'pos_fraction', 0)
-        full_sample = len(samples) * positives * self.keypoint_head.num_keypoints
-        return self.keypoint_head.loss(logits, targets[targets.rois], full_sample)
-
     # ------------------------------------------------------------------------------------------ results
 
     def predict(self, feats: Sequence[torch.Tensor], proposals: Sequence[Instances],
@@ -220,10 +209,7 @@ class StandardRoIHead(nn.Module):
 
     def add_keypoints(self, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
         """B results with their ``keypoints`` (N, J, 3), on the device of the features."""
-        results = [r.to(feats[0].device, non_blocking=True) for r in results]
-        boxes = [r.bboxes for r in results]
-        keypoints = self.keypoint_head.predict(self.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
-        return [r.replace(keypoints=j) for r, j in zip(results, keypoints.split([len(r) for r in results]))]
+        return add_keypoints(self, feats, results)
 
     def predict_padded(self, feats: Sequence[torch.Tensor], proposals: PaddedInstances,
                        metas: Sequence[ImageMeta] | torch.Tensor, suppression: Suppression) -> PaddedInstances:
@@ -384,6 +370,26 @@ def add_masks(roi_head: nn.Module, feats: Sequence[torch.Tensor], results: Seque
                                   torch.cat([r.scores for r in results]))
     parts = zip(*(value.split(counts) for value in fields.values()))
     return [r.replace(**dict(zip(fields, own))) for r, own in zip(results, parts)]
+
+
+def keypoint_loss(roi_head: nn.Module, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
+                  gt: Sequence[Instances], sampler: contracts.Sampler) -> contracts.Losses:
+    """The keypoint head's loss on those positives that hold a labelled keypoint; ``sampler`` drew the samples."""
+    head = roi_head.keypoint_head
+    targets = head.targets(samples, gt)
+    rois = boxes_to_rois([s.pos_boxes for s in samples])[targets.rois]
+    logits = head(roi_head.keypoint_features(feats, rois))
+    # Positives that a full sample has, where the sampler knows a number.
+    positives = getattr(sampler, 'num', 0) * getattr(sampler, 'pos_fraction', 0)
+    return head.loss(logits, targets[targets.rois], len(samples) * positives * head.num_keypoints)
+
+
+def add_keypoints(roi_head: nn.Module, feats: Sequence[torch.Tensor], results: Sequence[Instances]) -> list[Instances]:
+    """B results with their ``keypoints`` (N, J, 3), on the device of the features."""
+    results = [r.to(feats[0].device, non_blocking=True) for r in results]
+    boxes = [r.bboxes for r in results]
+    keypoints = roi_head.keypoint_head.predict(roi_head.keypoint_heatmaps(feats, boxes), torch.cat(boxes))
+    return [r.replace(keypoints=j) for r, j in zip(results, keypoints.split([len(r) for r in results]))]
 
 
 def predict_boxes(bbox_head: nn.Module, boxes: Sequence[torch.Tensor], scores: torch.Tensor,

@@ -13,3 +13,4 @@ model = dict(
             for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
         ],
         mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=2, aligned=False))))
+dist_params = dict(backend='nccl', port=29515)

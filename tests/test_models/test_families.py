@@ -3,14 +3,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.checkpoints.loading import load_weights
 from boxdet.models import build_detector
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 from tests.test_models import tiny_models
+from tests.test_models.test_families_bodies import BACKBONES_AND_CHANNELS, FIVE_NECKS
 
 KEYPOINTS = 5
 THIN_R50 = dict(depth=50, base_channels=4)  # its levels have 16, 32, 64 and 128 channels
@@ -56,6 +60,11 @@ def cascade() -> dict:
     cfg = tiny_models.cascade_mask_rcnn()
     del cfg['roi_head']['mask_head'], cfg['roi_head']['mask_roi_extractor']
     return cfg
+
+
+def cascade_keypoint() -> dict:
+    return changed(tiny_models.cascade_mask_rcnn, roi_head=dict(
+        keypoint_roi_extractor=tiny_models.extractor(14), keypoint_head=tiny_models.keypoint_head()))
 
 
 def one_level(backbone: dict, channels: int) -> dict:
@@ -228,6 +237,54 @@ def legacy() -> dict:
     return cfg
 
 
+def double_heads() -> dict:
+    return faster(roi_head=dict(type='DoubleHeadRoIHead', bbox_head=dict(
+        type='DoubleConvFCBBoxHead', num_convs=1, num_fcs=1, in_channels=16, conv_out_channels=32, fc_out_channels=32,
+        roi_feat_size=7, num_classes=tiny_models.CLASSES)))()
+
+
+def mask_scoring() -> dict:
+    iou_head = dict(type='MaskIoUHead', num_convs=1, num_fcs=1, roi_feat_size=14, in_channels=16, conv_out_channels=16,
+                    fc_out_channels=16, num_classes=tiny_models.CLASSES)
+    return changed(tiny_models.mask_rcnn, roi_head=dict(type='MaskScoringRoIHead', mask_iou_head=iou_head),
+                   train_cfg__rcnn=dict(mask_thr_binary=0.5)) | dict(type='MaskScoringRCNN')
+
+
+def libra() -> dict:
+    cfg = sampled_by(type='CombinedSampler', pos_sampler=dict(type='InstanceBalancedPosSampler'),
+                     neg_sampler=dict(type='IoUBalancedNegSampler', num_bins=3))()
+    cfg['roi_head']['bbox_head']['loss_bbox'] = dict(type='BalancedL1Loss')
+    cfg['neck'] = [cfg['neck'], dict(type='BFP', in_channels=16, num_levels=5, refine_type='non_local')]
+    return cfg
+
+
+def groie() -> dict:
+    return faster(roi_head=dict(bbox_roi_extractor=dict(
+        type='GenericRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32],
+        roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2),
+        pre_cfg=dict(type='ConvModule', in_channels=16, out_channels=16, kernel_size=5, padding=2, inplace=False),
+        post_cfg=dict(type='GeneralizedAttention', in_channels=16, num_heads=4, attention_type='0100', kv_stride=2))))()
+
+
+def detectors() -> dict:
+    """Switchable atrous convolution, and a pyramid that is gone through twice."""
+    body = dict(type='DetectoRS_ResNet', depth=50, base_channels=4, conv_cfg=dict(type='ConvAWS'), num_stages=4,
+                out_indices=(0, 1, 2, 3), sac=dict(type='SAC', use_deform=True),
+                stage_with_sac=(False, True, True, True), norm_eval=False, frozen_stages=-1)
+    return tiny_models.faster_rcnn(backbone=body | dict(output_img=True), neck=dict(
+        type='RFP', in_channels=[16, 32, 64, 128], out_channels=16, num_outs=5, rfp_steps=2, aspp_out_channels=4,
+        aspp_dilations=(1, 3, 6, 1), rfp_backbone=body | dict(rfp_inplanes=16)))
+
+
+def on_body(backbone: dict, channels: tuple[int, ...]) -> Callable[[], dict]:
+    return lambda: tiny_models.faster_rcnn(backbone=backbone, neck=dict(
+        type='FPN', in_channels=list(channels), out_channels=16, num_outs=5))
+
+
+def with_neck(neck: dict) -> Callable[[], dict]:
+    return lambda: tiny_models.faster_rcnn(neck=neck | dict(out_channels=16))
+
+
 def ghm() -> dict:
     return faster(rpn_head=dict(loss_cls=dict(type='GHMC', momentum=0.75), loss_bbox=dict(type='GHMR')))()
 
@@ -235,6 +292,7 @@ def ghm() -> dict:
 FAMILIES = {
     'rpn': rpn, 'fast': fast, 'faster': tiny_models.faster_rcnn, 'mask': tiny_models.mask_rcnn, 'cascade': cascade,
     'cascade_mask': tiny_models.cascade_mask_rcnn, 'keypoint': tiny_models.keypoint_rcnn,
+    'cascade_keypoint': cascade_keypoint,
     'c4': c4, 'dc5': dc5, 'vgg': vgg,
     'resnet50': thin_r50(), 'resnet_v1c': faster(backbone=dict(type='ResNetV1c', stem_channels=8)),
     'resnet_v1d': faster(backbone=dict(type='ResNetV1d', stem_channels=8)),
@@ -259,6 +317,10 @@ FAMILIES = {
     'sabl_cascade': sabl_cascade, 'dynamic': dynamic, 'pisa': pisa,
     'cascade_rpn': cascade_rpn, 'guided_anchoring': guided_anchoring,
     'trident': trident(1), 'trident_all': trident(-1), 'scnet': scnet, 'seesaw': seesaw, 'legacy': legacy, 'ghm': ghm,
+    'double_heads': double_heads, 'mask_scoring': mask_scoring, 'libra': libra, 'groie': groie, 'detectors': detectors,
+    'gcnet': thin_r50(plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv3')]),
+    **{cfg['type'].rpartition('.')[2]: on_body(cfg, channels) for cfg, channels in BACKBONES_AND_CHANNELS},
+    **{cfg['type']: with_neck(cfg) for cfg in FIVE_NECKS},
     'mask_v1up': detectron_mask_head(num_convs=2), 'mask_dilated': detectron_mask_head(dilation=2),
 }
 
@@ -268,7 +330,7 @@ def mixed_batch(counts, crowds, cfg: dict) -> Batch:
 
     Semantic maps are an eighth of the images in size.
     """
-    batch = tiny_models.batch(counts, crowds, keypoints=KEYPOINTS if cfg['type'] == 'KeypointRCNN' else 0)
+    batch = tiny_models.batch(counts, crowds, keypoints=KEYPOINTS if 'keypoint_head' in cfg.get('roi_head', {}) else 0)
     if 'semantic_head' in cfg.get('roi_head', {}):
         height, width = (side // 8 for side in batch.images.shape[2:])
         batch.semantic_seg = torch.arange(len(batch) * height * width).view(-1, 1, height, width) % 7
@@ -281,7 +343,7 @@ def mixed_batch(counts, crowds, cfg: dict) -> Batch:
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_a_step_on_an_empty_a_crowd_only_and_a_crowded_image(family):
+def test_a_step_on_an_empty_a_crowd_only_and_a_crowded_image(family, tmp_path):
     cfg = FAMILIES[family]()
     torch.manual_seed(0)
     model = build_detector(cfg)
@@ -296,16 +358,44 @@ def test_a_step_on_an_empty_a_crowd_only_and_a_crowded_image(family):
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
 
     results = model.eval().predict(mixed_batch((0, 0, 30), (0, 3, 2), cfg))
     assert len(results) == 3
-    for result in results:
+    again = saved_and_loaded(model, cfg, tmp_path).predict(mixed_batch((0, 0, 30), (0, 3, 2), cfg))
+    for result, other in zip(results, again):
+        assert torch.equal(result.bboxes, other.bboxes) and torch.equal(result.scores, other.scores)
         assert result.bboxes.isfinite().all() and result.scores.isfinite().all()
         assert len(result.bboxes) == len(result.scores) == len(result.labels)
         assert ('masks' in result) == model.with_mask and ('keypoints' in result) == model.with_keypoint
 
 
-@pytest.mark.parametrize('family', ['mask', 'keypoint', 'cascade_mask'])
+def saved_and_loaded(model: torch.nn.Module, cfg: dict, folder: Path) -> torch.nn.Module:
+    """Another model of ``cfg``, of other weights at first, with those of a checkpoint of ``model``."""
+    save_checkpoint(dict(meta={}, state_dict=model.state_dict()), folder / 'model.pth')
+    torch.manual_seed(1)
+    other = build_detector(cfg)
+    load_weights(other, load_checkpoint(folder / 'model.pth'))
+    return other.train(model.training)
+
+
+@pytest.mark.parametrize('family', ['ghm', 'seesaw', 'detectors'])
+def test_what_a_training_remembers_is_in_its_checkpoint(family, tmp_path):
+    """Statistics of gradients, counts of classes: the next loss is the same after a resume."""
+    cfg = FAMILIES[family]()
+    torch.manual_seed(0)
+    model = build_detector(cfg)
+    model.init_weights()
+    for _ in range(2):
+        model.train().loss(mixed_batch((4, 2), (0, 0), cfg))
+    losses = []
+    for one in (saved_and_loaded(model, cfg, tmp_path), model):
+        torch.manual_seed(2)
+        losses.append(tiny_models.total(one.loss(mixed_batch((4, 2), (0, 0), cfg))).item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize('family', ['mask', 'keypoint', 'cascade_mask', 'cascade_keypoint'])
 def test_augmented_views_of_such_a_batch(family):
     """Test-time augmentation, an image at a time as the loader gives them."""
     cfg = FAMILIES[family]()

@@ -56,13 +56,14 @@ CASES = {
     'scnet_r50_fpn_1x_coco': 'scnet',
     'tridentnet_r50_caffe_1x_coco': 'tridentnet',
 }
-# No losses are given where a training draws at random. Libra R-CNN's RPN draws five negatives for a positive.
+# No losses are given where a training draws at random.
 WITHOUT_LOSSES = {
     'grid_rcnn_r50_fpn_gn-head_2x_coco', 'point_rend_r50_caffe_fpn_mstrain_1x_coco',
     'cascade_mask_rcnn_convnext-t_p4_w7_fpn_giou_4conv1f_fp16_ms-crop_3x_coco', 'cascade_rcnn_r2_101_fpn_20e_coco',
     'faster_rcnn_r50_fpg_crop640_50e_coco', 'faster_rcnn_r50_fpn_dpool_1x_coco', 'htc_r50_sac_1x_coco',
-    'libra_faster_rcnn_r101_fpn_1x_coco',
     'mask_rcnn_s50_fpn_syncbn-backbone+head_mstrain_1x_coco', 'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco'}
+# Drawn at random all the same: five negatives for a positive, of thousands (neg_pos_ub).
+DRAWN = {'libra_faster_rcnn_r101_fpn_1x_coco': {'loss_rpn_cls'}}
 # What draws at random or changes the scale; the reference was made without.
 _LEFT_OUT = ('AutoAugment', 'RandomCrop', 'MinIoURandomCrop', 'Expand', 'PhotoMetricDistortion')
 
@@ -183,5 +184,7 @@ def test_losses(name, reference, shared_data, repo_root, filling):
         losses = model.loss(batch)
     assert set(losses) == set(expected)
     for key, value in expected.items():
+        if key in DRAWN.get(name, ()):
+            continue
         own = [v.item() for v in losses[key]] if isinstance(value, list) else losses[key].item()
         assert own == pytest.approx(value, rel=1e-5, abs=1e-9), key

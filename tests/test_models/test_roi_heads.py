@@ -153,6 +153,30 @@ def test_cascade_stages_refine_the_samples_and_drop_ground_truth():
     tiny_models.total(losses).backward()
 
 
+def test_a_cascades_keypoint_head_learns_from_the_last_stage():
+    """With one stage, that is what the standard head does; with three, the boxes are others."""
+    one, cascade = tiny_models.keypoint_rcnn()['roi_head'], tiny_models.cascade_mask_rcnn()['roi_head']
+    for name in ('mask_head', 'mask_roi_extractor'):
+        del cascade[name]
+    cascade |= {key: one[key] for key in ('keypoint_head', 'keypoint_roi_extractor')}
+    batch = tiny_models.batch((3, 2), keypoints=5)
+    given, levels, single = proposals(batch), feats(), build(one)
+    found = {}
+    for stages in (1, 3):
+        torch.manual_seed(0)
+        head = HEADS.build(cascade | dict(num_stages=stages, stage_loss_weights=[1] * stages, bbox_head=cascade[
+            'bbox_head'][:stages]), train_cfg=[tiny_models.rcnn_train(0.5, **ALL) for _ in range(stages)],
+            test_cfg=tiny_models.test_cfg(0.0)['rcnn'])
+        for name, weights in single.keypoint_head.state_dict().items():
+            head.keypoint_head.state_dict()[name].copy_(weights)
+        found[stages] = head.loss(levels, given, batch.gt, None, batch.metas)['loss_keypoint']
+    standard = single.loss(levels, given, batch.gt, None, batch.metas)['loss_keypoint']
+    torch.testing.assert_close(found[1], standard)
+    assert found[3].isfinite() and found[3] != standard
+    results = head.predict(levels, given, batch.metas)
+    assert head.with_keypoint and all(r.keypoints.shape == (len(r), 5, 3) for r in results)
+
+
 def test_cascade_losses_are_weighted_but_not_the_accuracy():
     cfg = tiny_models.cascade_mask_rcnn()['roi_head']
     one, other = build(cfg), build(cfg | dict(stage_loss_weights=[2, 1, 1]))

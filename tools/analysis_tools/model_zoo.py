@@ -34,6 +34,9 @@ it is empty no source was at hand. [results.md](results.md) has what was trained
 *M*: millions of parameters. *GFLOPs*: `tools/analysis_tools/get_flops.py` at the size given, a multiplication with its
 addition counted as one; convolutions and matrix products for as many rois as `test_cfg` lets through (for COCO 1,000
 proposals and 100 detections).
+
+[families.md](families.md) says what each family is. One-stage detectors, DETR and its kin, Sparse R-CNN and QueryInst,
+panoptic segmentation and tracking are out of scope.
 """
 
 

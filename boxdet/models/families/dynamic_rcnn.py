@@ -40,6 +40,9 @@ class DynamicTrainSettings(RoITrainSettings):
 class DynamicRoIHead(StandardRoIHead):
     """A RoI head that follows its proposals: arguments as in ``StandardRoIHead``.
 
+    What it follows them by is not in the checkpoint, as in 2.x: after a resume it starts from ``initial_iou`` and
+    ``initial_beta`` until the next change.
+
     Raises:
         ConfigError: ``train_cfg.rcnn.dynamic_rcnn`` is incomplete, or the box loss has no beta.
     """

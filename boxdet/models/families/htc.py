@@ -142,7 +142,7 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
                 parts.update(self.mask_losses(stage, feats, pooled, samples, gt))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in parts.items()})
-        return losses
+        return {**losses, **self.keypoint_losses(feats, samples, gt)}
 
     def mask_losses(self, stage: int, feats: Sequence[torch.Tensor], pooled: torch.Tensor,
                     samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:

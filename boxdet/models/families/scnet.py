@@ -132,7 +132,8 @@ class SCNetRoIHead(CascadeRoIHead):
         shared = None if self.feat_relay_head is None else head.shared(pooled[targets.pos_index[index]])
         pooled = self.mask_features(-1, feats, boxes_to_rois([s.pos_boxes for s in drawn]), shared)
         found = mask_loss(self.mask_head, pooled, drawn, gt, self.stage_settings[-1])
-        return losses | {name: value * sum(self.stage_loss_weights) for name, value in found.items()}
+        losses |= {name: value * sum(self.stage_loss_weights) for name, value in found.items()}
+        return {**losses, **self.keypoint_losses(feats, samples, gt)}
 
     # ------------------------------------------------------------------------------------------ results
 

@@ -1,7 +1,7 @@
 """Cascade R-CNN as detectron2 and tensorpack have it: one mask head, class probabilities averaged over the stages.
 
-Their differences from ``CascadeRoIHead`` (Cai and Vasconcelos 2018 leave them open): the mask head learns from the
-samples of the first stage and predicts within the boxes of the last; probabilities are averaged, not logits; every
+Their differences from ``CascadeRoIHead`` (Cai and Vasconcelos 2018 leave them open): mask and keypoint head learn from
+the samples of the first stage and predict within the boxes of the last; probabilities are averaged, not logits; every
 box of a stage goes on to the next, ground truth too; each stage passes a share of its gradient to the features.
 """
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
             masked, _ = mask_samples(first, self.stage_settings[0])
             pooled = self.mask_roi_extractor(feats, boxes_to_rois([s.pos_boxes for s in masked]))
             losses.update(mask_loss(self.mask_head, pooled, masked, gt, self.stage_settings[0]))
-        return losses
+        return {**losses, **self.keypoint_losses(feats, first, gt)}
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
