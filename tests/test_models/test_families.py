@@ -238,7 +238,7 @@ def legacy() -> dict:
 
 
 def double_heads() -> dict:
-    return faster(roi_head=dict(type='DoubleHeadRoIHead', bbox_head=dict(
+    return faster(roi_head=dict(type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3, bbox_head=dict(
         type='DoubleConvFCBBoxHead', num_convs=1, num_fcs=1, in_channels=16, conv_out_channels=32, fc_out_channels=32,
         roi_feat_size=7, num_classes=tiny_models.CLASSES)))()
 
@@ -282,7 +282,9 @@ def on_body(backbone: dict, channels: tuple[int, ...]) -> Callable[[], dict]:
 
 
 def with_neck(neck: dict) -> Callable[[], dict]:
-    return lambda: tiny_models.faster_rcnn(neck=neck | dict(out_channels=16))
+    # FPG builds both ways between the levels of a pathway, as 2.x does, and goes one of them.
+    ways = dict(paths=['bu', 'bu'], same_down_trans=None) if neck['type'] == 'FPG' else {}
+    return lambda: tiny_models.faster_rcnn(neck=neck | ways | dict(out_channels=16))
 
 
 def ghm() -> dict:
@@ -330,7 +332,10 @@ def mixed_batch(counts, crowds, cfg: dict) -> Batch:
 
     Semantic maps are an eighth of the images in size.
     """
-    batch = tiny_models.batch(counts, crowds, keypoints=KEYPOINTS if 'keypoint_head' in cfg.get('roi_head', {}) else 0)
+    # FPG adds levels that are halves of one another.
+    size = (128, 128) if 'FPG' in str(cfg.get('neck')) else (96, 128)
+    keypoints = KEYPOINTS if 'keypoint_head' in cfg.get('roi_head', {}) else 0
+    batch = tiny_models.batch(counts, crowds, size=size, keypoints=keypoints)
     if 'semantic_head' in cfg.get('roi_head', {}):
         height, width = (side // 8 for side in batch.images.shape[2:])
         batch.semantic_seg = torch.arange(len(batch) * height * width).view(-1, 1, height, width) % 7

@@ -27,7 +27,7 @@ BACKBONES_AND_CHANNELS = [
     (dict(type='ResNeSt', depth=50, base_channels=8), (32, 64, 128, 256)),
     (dict(type='PyramidVisionTransformer', embed_dims=8, num_layers=(1, 1, 1, 1)), (8, 16, 40, 64)),
     (dict(type='PyramidVisionTransformerV2', embed_dims=8, num_layers=(1, 1, 1, 1)), (8, 16, 40, 64)),
-    (dict(type='MobileNetV2', widen_factor=0.5, out_indices=(1, 2, 4, 6)), (16, 16, 48, 160)),
+    (dict(type='MobileNetV2', widen_factor=0.5, out_indices=(1, 2, 4, 7)), (16, 16, 48, 1280)),
     (dict(type='DetectoRS_ResNet', depth=50, base_channels=8, conv_cfg=dict(type='ConvAWS'),
           sac=dict(type='SAC', use_deform=True), stage_with_sac=(False, True, True, True)), (32, 64, 128, 256)),
     (dict(type='DetectoRS_ResNeXt', depth=50, base_channels=8, groups=2, base_width=4), (32, 64, 128, 256)),

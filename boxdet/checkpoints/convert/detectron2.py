@@ -59,8 +59,9 @@ LEFT_OUT = re.compile(r'pixel_mean$|pixel_std$|.*anchor_generator\.cell_anchors\
 
 def recognises(names: Iterable[str]) -> bool:
     """Whether the entries are named as detectron2 names them."""
-    return any(name.startswith(('backbone.bottom_up.', 'backbone.stem.', 'backbone.res2.', 'proposal_generator.',
-                                'stem.conv1.norm.')) for name in names)
+    # 'backbone.stem.0' is a deep stem of boxdet's own (ResNetV1d, Res2Net, ResNeSt).
+    return any(name.startswith(('backbone.bottom_up.', 'backbone.stem.conv1.', 'backbone.res2.',
+                                'proposal_generator.', 'stem.conv1.norm.')) for name in names)
 
 
 def to_boxdet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
