@@ -489,3 +489,17 @@ def test_a_shift_of_no_pixel_and_one_by_chance(monkeypatch):
     moved = RandomShift(shift_ratio=0.51, max_shift_px=3)(sample(objects=1))['gt_bboxes']
     assert np.array_equal(moved, np.clip(sample(objects=1)['gt_bboxes'] - 3, 0, None))
     assert RandomShift(0, 0).shift_ratio == 0 and RandomShift(1, 0).shift_ratio == 1  # both ends are allowed
+
+
+def test_an_upright_image_is_cut_around_its_objects():
+    starts = set()
+    for seed in range(30):
+        np.random.seed(seed)
+        image = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 40, 3)).copy()
+        results = AspectCrop()(dict(img=image, img_fields=['img'], bbox_fields=['gt_bboxes'], gt_labels=np.zeros(1),
+                                    gt_bboxes=np.float32([[5, 100, 15, 150]])))
+        start = int(results['img'][0, 0, 0])
+        starts.add(start)
+        assert results['img'].shape == (80, 40, 3)
+        assert results['gt_bboxes'].tolist() == [[5, 100 - start, 15, 150 - start]]
+    assert starts <= {*range(70, 101)} and len(starts) > 10

@@ -233,3 +233,14 @@ def test_a_map_of_any_type_is_resized_alike():
         found = W.resize_map(classes.astype(kind), (20, 91))
         assert found.dtype == kind and np.array_equal(found, cv2.resize(classes.astype(np.uint8), (91, 20),
                                                                         interpolation=cv2.INTER_NEAREST))
+
+
+def test_keypoints_under_any_name_go_with_their_object():
+    np.random.seed(0)
+    image = np.zeros((40, 40, 3), np.uint8)
+    corners = np.float32([[0, 0], [20, 20], [30, 2]])
+    results = RandomCrop((12, 12))(dict(
+        img=image, img_fields=['img'], bbox_fields=['gt_bboxes'], keypoint_fields=['marks'], gt_labels=np.arange(3),
+        gt_bboxes=np.concatenate([corners, corners + 8], axis=1),
+        marks=np.concatenate([corners + 1, np.full((3, 1), 2, np.float32)], axis=1)[:, None]))
+    assert 0 < len(results['marks']) == len(results['gt_labels']) < 3

@@ -203,15 +203,17 @@ def test_half_precision_has_a_float_loss(dtype):
     assert found.keypoints.dtype == torch.float32 and found.keypoints.isfinite().all()
 
 
-def test_the_full_sample_is_the_samplers():
+def test_the_full_sample_is_the_samplers(monkeypatch):
     cfg = tiny_models.keypoint_rcnn()
     cfg['roi_head']['keypoint_head']['normalize_by_visible_keypoints'] = False
-    batch, losses = tiny_models.batch((2, 1), (0, 0), keypoints=5), []
+    batch, losses, given, loss = tiny_models.batch((2, 1), (0, 0), keypoints=5), [], [], KeypointRCNNHead.loss
+    monkeypatch.setattr(KeypointRCNNHead, 'loss', lambda self, *args: given.append(args[-1]) or loss(self, *args))
     for num in (32, 64):                                                                 # more than there are
         cfg['train_cfg']['rcnn']['sampler'] = dict(type='RandomSampler', num=num, pos_fraction=0.5)
         torch.manual_seed(0)
         losses.append(build_detector(cfg).train().loss(batch)['loss_keypoint'])
     torch.testing.assert_close(losses[0], 2 * losses[1])
+    assert given == [2 * 16 * 5, 2 * 32 * 5]  # images, positives of each, keypoints of each
     cfg['train_cfg']['rcnn']['sampler'] = dict(type='PseudoSampler')
     with pytest.raises(ConfigError, match='needs num and pos_fraction'):
         build_detector(cfg).train().loss(batch)
