@@ -91,9 +91,10 @@ def wait(args: argparse.Namespace) -> None:
 
 
 def seconds(function: Callable, args: argparse.Namespace, rounds: int) -> float:
-    """Median of several calls, after one that does not count."""
-    function()
-    wait(args)
+    """Median of several calls, after one that does not count; in a dry run there is one call."""
+    if not args.dry:
+        function()
+        wait(args)
     found = []
     for _ in range(rounds):
         start = time.perf_counter()
