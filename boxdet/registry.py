@@ -241,7 +241,11 @@ ANCHOR_GENERATORS = PRIOR_GENERATORS = BBOX_CODERS = BBOX_ASSIGNERS = BBOX_SAMPL
 
 DATASETS = Registry('dataset', (
     'boxdet.datasets.coco', 'boxdet.datasets.coco_keypoint', 'boxdet.datasets.cityscapes', 'boxdet.datasets.custom',
-    'boxdet.datasets.lvis', 'boxdet.datasets.voc', 'boxdet.datasets.wrappers'))
+    'boxdet.datasets.lvis', 'boxdet.datasets.voc', 'boxdet.datasets.wrappers'), {
+        'boxdet.datasets.deepfashion': ('DeepFashionDataset',),
+        'boxdet.datasets.objects365': ('Objects365V1Dataset', 'Objects365V2Dataset'),
+        'boxdet.datasets.open_images': ('OpenImagesChallengeDataset', 'OpenImagesDataset'),
+        'boxdet.datasets.wider_face': ('WIDERFaceDataset',)})
 PIPELINES = Registry('pipeline', (
     'boxdet.datasets.pipelines.loading', 'boxdet.datasets.pipelines.geometric', 'boxdet.datasets.pipelines.color',
     'boxdet.datasets.pipelines.formatting', 'boxdet.datasets.pipelines.mixing',
@@ -250,7 +254,7 @@ PIPELINES = Registry('pipeline', (
 
 EVALUATORS = Registry('evaluator', (
     'boxdet.evaluation.coco_metrics', 'boxdet.evaluation.voc', 'boxdet.evaluation.cityscapes', 'boxdet.evaluation.lvis',
-    'boxdet.evaluation.evaluate'))
+    'boxdet.evaluation.evaluate'), {'boxdet.evaluation.open_images': ('OpenImagesEvaluator',)})
 
 HOOKS = Registry('hook', ('boxdet.engine.hooks', 'boxdet.engine.momentum', 'boxdet.engine.loggers',
                           'boxdet.engine.averaging'))

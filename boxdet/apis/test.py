@@ -145,10 +145,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _chosen(detector: nn.Module, dataset: Dataset) -> ChosenClasses | None:
-    """How the detector's classes become the data set's; says so. An RPN has none."""
-    if not getattr(detector, 'with_roi_head', True):
-        return None
-    chosen = ChosenClasses.between(getattr(detector, 'CLASSES', None), getattr(dataset, 'CLASSES', None))
+    """How the detector's classes become the data set's; says so."""
+    chosen = ChosenClasses.of(detector, dataset)
     if chosen is not None and is_main():
         warnings.warn(str(chosen), stacklevel=3)
     return chosen

@@ -12,6 +12,7 @@ import io
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,7 @@ class CocoDataset(CustomDataset):
         if self._coco_is_given or relabelled:
             content = self._coco.dataset if self._coco_is_given else self._read(self.ann_file)
             self._index({**content, 'images': list({info['id']: info for info in self.data_infos}.values())})
+            self.annotation_facts = replace(self.annotation_facts, strays=())  # of images that the subclass left out
         place_of = {image_id: row for row, image_id in enumerate(self.img_ids)}
         unknown = next((i for i in ids if i not in place_of), None)
         if unknown is not None:
@@ -205,10 +207,13 @@ class CocoDataset(CustomDataset):
         degenerate = self._degenerate(boxes, areas, rows)
 
         if len(rows) and rows.max() < 0:
+            listed = ', '.join(map(repr, self.img_ids[:3])) + (', …' if len(self.img_ids) > 3 else '')
             raise DataError(f"{self.ann_file}: none of the {len(rows)} annotations is of a listed image (annotation "
-                            f"{annotations[0]['id']} is of image {annotations[0]['image_id']!r})")
+                            f"{annotations[0]['id']} is of image {annotations[0]['image_id']!r}; the images are "
+                            f'{listed})')
         order = np.argsort(rows, kind='stable')
         self.filter_report['without_image'] = int((rows < 0).sum())
+        strays = self._ann_ids[rows < 0].tolist()
         order = order[self.filter_report['without_image']:]
         self._starts = np.searchsorted(rows[order], np.arange(len(self.img_ids) + 1))
         self._ann_ids, self._crowd, self._labels = self._ann_ids[order], crowd[order], labels[order]
@@ -220,7 +225,7 @@ class CocoDataset(CustomDataset):
         masks = mask_kinds(annotations, self._sizes[rows])
         self.annotation_facts = AnnotationFacts(
             self._ann_ids, rows[order], boxes[order], areas[order], self._crowd, ignored[order], degenerate[order],
-            self._labels, self._categories, self._file_categories, masks[order], self._sizes)
+            self._labels, self._categories, self._file_categories, masks[order], self._sizes, strays)
         # Training reads masks all the time, in many workers; evaluation has them in ``coco``.
         kept = self._usable & ~self._crowd & (masks[order] != NO_MASK)
         self._masks = None if self.test_mode else Records(

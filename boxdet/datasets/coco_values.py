@@ -49,7 +49,7 @@ def settle_values(data: dict, ann_file: str) -> None:
     _each(annotations, 'annotations', 'category_id', (int,), _whole, 'the id of a category', fail)
     _each(annotations, 'annotations', 'image_id', (int, str), _whole_or_text, 'the id of an image', fail)
     for key in ('iscrowd', 'ignore'):
-        _each(annotations, 'annotations', key, (int,), _flag, '0 or 1', fail, none_is_absent=True)
+        _each(annotations, 'annotations', key, (), _flag, '0 or 1', fail, none_is_absent=True)
     _match_images(images, annotations)
 
 
@@ -73,11 +73,11 @@ def _each(entries: list[dict], what: str, key: str, usual: tuple[type, ...], rea
 def _are_usual(annotations: list[dict], image_ids: set[type]) -> bool:
     """Whether all annotations have values of COCO's types, as nearly always: a million of them are passed once."""
     try:
-        kinds = {(type(a.get('id')), type(a.get('image_id')), type(a.get('category_id')), type(a.get('iscrowd')),
-                  type(a.get('ignore'))) for a in annotations}
-    except AttributeError:
+        kinds = {(type(a.get('id')), type(a.get('image_id')), type(a.get('category_id')), a.get('iscrowd'),
+                  a.get('ignore')) for a in annotations}
+    except (AttributeError, TypeError):
         return False
-    flag = (int, type(None))
+    flag = (0, 1, None)
     return all(own in (int, str) and {image} == image_ids and category is int and crowd in flag and ignore in flag
                for own, image, category, crowd, ignore in kinds)
 
@@ -123,6 +123,6 @@ def _name(value: Any) -> str | None:
 
 
 def _flag(value: Any) -> int | None:
-    if isinstance(value, (bool, float)):
+    if isinstance(value, (int, float)):
         return int(value) if value in (0, 1) else None
     return _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None

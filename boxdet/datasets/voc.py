@@ -48,11 +48,13 @@ class VOCFile(NamedTuple):
     Args:
         size: (width, height), None where the file does not tell.
         names: N. boxes: (N, 4) float64 xyxy as written. difficult: (N,) bool.
+        folder: that of the image, as the file names it; '' where it does not.
     """
     size: tuple[int, int] | None
     names: list[str]
     boxes: np.ndarray
     difficult: np.ndarray
+    folder: str = ''
 
 
 class _PlainTree(ElementTree.TreeBuilder):
@@ -86,7 +88,7 @@ def read_voc_file(path: str) -> VOCFile:
             raise DataError(f'{where} has no <name>')
         boxes[k] = _box(entry, f'{where} ({names[-1]})')
         difficult[k] = _number(entry.findtext('difficult') or '0', f'{where} ({names[-1]})', 'difficult') != 0
-    return VOCFile(_size(root, path), names, boxes, difficult)
+    return VOCFile(_size(root, path), names, boxes, difficult, (root.findtext('folder') or '').strip())
 
 
 def _encoding_hint(content: bytes) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from boxdet.datasets.annotation_facts import NO_MASK, RLE_OF_ANOTHER_SIZE, AnnotationFacts
+from boxdet.datasets.annotation_facts import (
+    NO_MASK,
+    NO_SEGMENTATION,
+    POLYGONS,
+    RLE,
+    RLE_OF_ANOTHER_SIZE,
+    AnnotationFacts,
+)
 from boxdet.engine.findings import Finding
 from boxdet.geometry.masks import box_around
 
@@ -22,6 +29,7 @@ _SHOWN = 5  # names
 _LOOKED_AT = 2000  # objects whose masks are compared with their boxes; images of a data set without flat arrays
 _STRAY = 0.01  # what is wrong with a smaller part of the annotations may be a slip of single ones
 _MOST = 0.95  # a guess holds for so many
+_CORNER, _CORNER_COUNT = 0.67, 50  # so many boxes that all end within this part of their images are no chance
 _APART = 0.3  # IoU of a box and the box around its mask, below which they are not of one object
 
 
@@ -41,8 +49,10 @@ def annotation_findings(dataset: Any, name: str, wants_masks: bool = False) -> I
     boxes = list(_boxes(facts, where))
     yield from boxes
     if not any(finding.error for finding in boxes):
-        yield from _usable(facts, where)
+        yield from _usable(facts, where, is_training=not dataset.test_mode)
         yield from _degenerate(facts, where)
+    yield from _strays(facts, where)
+    yield from _repeated(facts, where)
     yield from _classes(facts, where, dataset, is_training=not dataset.test_mode)
     yield from _areas(facts, where)
     if wants_masks and facts.usable.any():
@@ -52,24 +62,62 @@ def annotation_findings(dataset: Any, name: str, wants_masks: bool = False) -> I
 # ------------------------------------------------------------------------------------------ what can be learned
 
 
-def _usable(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
-    """None of the objects of the classes is one to learn."""
+def _usable(facts: AnnotationFacts, where: str, is_training: bool) -> Iterator[Finding]:
+    """None of the objects of the classes is one to learn, or less than half of them."""
     wanted = facts.labels >= 0
-    if not wanted.any() or facts.usable.any():
+    lost = wanted & ~facts.usable
+    if not wanted.any() or (facts.usable.any() and not (is_training and 2 * lost.sum() > wanted.sum())):
         return
+    by_area = _by_area(facts)
     reasons = {'iscrowd (regions to ignore: set iscrowd to 0 for single objects, as of masks from CVAT)': facts.crowd,
                "marked 'ignore' (take the mark out)": facts.ignored,
-               'without area or outside their image (boxes are x, y, width, height in pixels)': facts.degenerate}
-    told = [f'{int((wanted & of).sum())} {why}' for why, of in reasons.items() if (wanted & of).any()]
-    yield Finding('data.all-crowd', f'{where}: none of the {int(wanted.sum())} objects can be learned or evaluated '
-                                    f"{_ids(facts, wanted)}: {'; '.join(told)}")
+               "of 'area' 0 or less (compute it anew, or take it out)": by_area,
+               'without area or outside their image (boxes are x, y, width, height in pixels)':
+                   facts.degenerate & ~by_area}
+    told = '; '.join(f'{int((wanted & of).sum())} {why}' for why, of in reasons.items() if (wanted & of).any())
+    if facts.usable.any():
+        yield Finding('data.mostly-crowd', f'{where}: {int(lost.sum())} of {int(wanted.sum())} objects cannot be '
+                                           f'learned {_ids(facts, lost)}: {told}')
+    else:
+        yield Finding('data.all-crowd', f'{where}: none of the {int(wanted.sum())} objects can be learned or evaluated '
+                                        f'{_ids(facts, wanted)}: {told}')
+
+
+def _by_area(facts: AnnotationFacts) -> np.ndarray:
+    """(A,) bool: left out for the number under 'area' alone."""
+    return facts.degenerate & (facts.areas <= 0) & (facts.boxes[:, 2:] >= 1).all(axis=1)
 
 
 def _degenerate(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
     if facts.degenerate.any() and (facts.usable.any() or not (facts.labels >= 0).any()):
+        by_area = int(_by_area(facts).sum())
         yield Finding('data.degenerate-boxes', (
             f'{where}: {int(facts.degenerate.sum())} boxes have no area, or lie outside '
-            f'their image, and are not used {_ids(facts, facts.degenerate)}'))
+            f'their image, and are not used {_ids(facts, facts.degenerate)}'
+            + (f"; {by_area} of them for their 'area' of 0 or less: compute it anew, or take it out" if by_area else '')
+        ))
+
+
+def _strays(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
+    if facts.strays:
+        yield Finding('data.without-image', (
+            f'{where}: {len(facts.strays)} annotations are of images that the file does not list, and are not used '
+            f'{_told(facts.strays)}'))
+
+
+def _repeated(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
+    """Objects that stand in the file twice: same image, class and box."""
+    # One number for each, as sorting a million rows takes a second; equal numbers of other rows are as good as none.
+    parts = np.column_stack([facts.rows, facts.categories.astype(np.int64), facts.boxes.view(np.int64)]).view(np.uint64)
+    keys = parts @ np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93,
+                             0xA0761D6478BD642F, 0xE7037ED1A0B428DB], dtype=np.uint64)
+    _, first = np.unique(keys, return_index=True)
+    again = np.ones(len(keys), dtype=bool)
+    again[first] = False
+    if _many(again):
+        yield Finding('data.repeated', (
+            f'{where}: {int(again.sum())} of {len(again)} objects stand there more than once, with the same image, '
+            f'class and box {_ids(facts, again)}: take them out'))
 
 
 def _classes(facts: AnnotationFacts, where: str, dataset: Any, is_training: bool) -> Iterator[Finding]:
@@ -108,6 +156,11 @@ def _boxes(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
     if relative.mean() >= _MOST:
         guess, wrong = ('relative numbers (0 to 1): multiply them by width and height of the image'), relative
     elif not _many(outside):
+        reach = float(((x + w) / width).max()), float(((y + h) / height).max())
+        if len(x) >= _CORNER_COUNT and max(reach) <= _CORNER and np.isfinite(width).all():
+            yield Finding('data.in-a-corner', (
+                f'{where}: none of the {len(x)} boxes reaches beyond {reach[0]:.2f} of the width and {reach[1]:.2f} of '
+                'the height of its image; probably boxes of images of another size, or in percent'))
         return
     elif _corners(x, y, w, h, width, height, outside):
         guess = 'corners (x1, y1, x2, y2) in place of x, y, width, height'
@@ -172,6 +225,14 @@ def _masks(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Finding
             f"{where}: {int(absent.sum())} of {int(objects.sum())} objects have no "
             f"'segmentation' {_ids(facts, absent)}: their boxes are learned, their masks are "
             'not'))
+    odd = objects & (facts.masks == NO_SEGMENTATION)
+    if odd.any():
+        example = repr(next(iter(dataset.segmentations_of(np.flatnonzero(odd)[:1]))))
+        yield Finding('data.masks', (
+            f"{where}: the 'segmentation' of {int(odd.sum())} of {int(objects.sum())} objects is neither a list of "
+            f'polygons [[x1, y1, x2, y2, …]] nor an RLE dict(size=[height, width], counts=…) {_ids(facts, odd)}, but '
+            f"{example[:40]}{'…' if len(example) > 40 else ''}"))
+        return
     other_size = objects & (facts.masks == RLE_OF_ANOTHER_SIZE)
     if other_size.any():
         yield Finding('data.masks', f'{where}: {int(other_size.sum())} RLE masks are of another size than their image '
@@ -198,9 +259,11 @@ def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Fi
         'x and y exchanged': lambda: _iou(odd, of[:, [1, 0, 3, 2]]),
         'boxes of corners (x1, y1, x2, y2) in place of x, y, width, height':
             lambda: _iou(facts.boxes[index][wrong], of),
+        'the centre of the box in place of its corner, x and y':
+            lambda: _iou(odd - np.tile((odd[:, 2:] - odd[:, :2]) / 2, 2), of),
         'masks of images of another size': lambda: _iou(odd, of * _common_factor(odd, of))}
     cause = next((what for what, overlap in guesses.items() if (overlap() > 0.7).mean() >= 0.8), '')
-    code = 'data.boxes' if cause.startswith('boxes') else 'data.masks'
+    code = 'data.boxes' if cause.startswith(('boxes', 'the centre')) else 'data.masks'
     chosen = np.zeros(len(facts.ids), dtype=bool)
     chosen[index[wrong]] = True
     yield Finding(code, (
@@ -210,7 +273,7 @@ def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Fi
 
 def _boxes_of_masks(dataset: Any, facts: AnnotationFacts) -> tuple[np.ndarray, np.ndarray]:
     """Of objects evenly spread over the file: places (S,) among the A, and boxes (S, 4) around the masks."""
-    objects = np.flatnonzero(facts.usable & (facts.masks != NO_MASK))
+    objects = np.flatnonzero(facts.usable & np.isin(facts.masks, (POLYGONS, RLE)))
     objects = objects[np.unique(np.linspace(0, len(objects) - 1, min(len(objects), _LOOKED_AT)).round().astype(int))]
     found, boxes = [], []
     for place, segmentation in zip(objects, dataset.segmentations_of(objects)):
@@ -291,8 +354,11 @@ def _among(chosen: np.ndarray, wrong: np.ndarray) -> np.ndarray:
 
 
 def _ids(facts: AnnotationFacts, wrong: np.ndarray) -> str:
-    ids = facts.ids[wrong][:_IDS].tolist()
-    more = ', …' if wrong.sum() > _IDS else ''
+    return _told(facts.ids[wrong].tolist())
+
+
+def _told(every: Sequence[Any]) -> str:
+    ids, more = every[:_IDS], ', …' if len(every) > _IDS else ''
     return f"(annotation {'ids ' if len(ids) > 1 else ''}{', '.join(map(str, ids))}{more})"
 
 

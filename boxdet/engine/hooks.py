@@ -21,6 +21,7 @@ from boxdet.engine.evaluation_loop import run_inference
 from boxdet.engine.hook_stages import Hook
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.errors import CheckpointError, ConfigError, nearest
+from boxdet.evaluation.chosen_classes import ChosenClasses
 from boxdet.files.writing import Replacement, remove_partial_files
 from boxdet.registry import HOOKS
 
@@ -247,7 +248,9 @@ class EvaluationHook(Hook):
         runner.call_hook('before_val_epoch')
         if self.broadcast_bn_buffer:
             broadcast_buffers(model)
-        results = run_inference(model, self.dataloader, runner.device, progress=self.progress, tmpdir=self.tmpdir)
+        chosen = ChosenClasses.of(model, self.dataset)
+        results = run_inference(model, self.dataloader, runner.device, progress=self.progress, tmpdir=self.tmpdir,
+                                convert=None if chosen is None else chosen.relabelled)
         metrics = None
         if is_main():
             metrics = dict(self.evaluate(self.dataset, results, logger=runner.logger, **self.options))

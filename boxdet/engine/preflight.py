@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from boxdet.engine.findings import Finding, ignored_codes, refuse, report
 from boxdet.engine.model_check import model_findings
 from boxdet.engine.sample_check import evaluated_sample_findings, training_sample_findings
 from boxdet.errors import ConfigError, nearest
+from boxdet.evaluation.chosen_classes import ChosenClasses
 from boxdet.evaluation.evaluate import needs_of, require_annotations
 
 logger = logging.getLogger('boxdet')
@@ -54,9 +57,11 @@ def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: 
     wants_masks = dict(train=getattr(model, 'with_mask', False),
                        val=validation is not None and 'masks' in needs_of(validation, metric).values())
     there = True
+    files: dict[str, list[str]] = dict(train=[], val=[])
     for name, data in (('train', dataset), ('val', validation)):
         for part in parts_of(data) if data is not None else ():
-            found = list(_data(part, f'data.{name}'))
+            files[name] += (own := image_files(part))
+            found = [*_data(part, f'data.{name}', own), *_named_twice(own, f'data.{name}')]
             yield from found
             usable = not any(finding.error for finding in found)
             if usable:
@@ -64,6 +69,7 @@ def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: 
             there = there and usable
     if validation is not None:
         yield from _compared(dataset, validation)
+        yield from _shared(files['train'], files['val'])
     if there:
         yield from training_sample_findings(model, dataset)
         if validation is not None:
@@ -88,7 +94,7 @@ def check_evaluation(dataset: Any, ignore: Sequence[str] = (), metric: Any = Non
 def _evaluation_findings(dataset: Any, metric: Any, name: str) -> Iterator[Finding]:
     there = True
     for part in parts_of(dataset):
-        found = list(_missing(part, name))
+        found = list(_missing(part, image_files(part), name))
         yield from found
         there = there and not found
         if metric:
@@ -236,15 +242,43 @@ _FIELDS = dict(
 def _compared(dataset: Any, validation: Any) -> Iterator[Finding]:
     ours, theirs = getattr(dataset, 'CLASSES', None), getattr(validation, 'CLASSES', None)
     if ours is not None and theirs is not None and tuple(ours) != tuple(theirs):
-        odd = [name for name in theirs if name not in ours] or [name for name in ours if name not in theirs]
-        yield Finding('data.class-order', (
-            f"data.val has other classes than data.train: {', '.join(odd[:_SHOWN]) or 'another order'}"
-            f'{nearest(odd[0], ours) if odd else ""}; labels would mean other things'))
+        odd = [name for name in theirs if name not in ours]
+        chosen = ChosenClasses.between(ours, theirs)
+        if odd:
+            yield Finding('data.class-order', (
+                f"data.val has classes that data.train has not: {', '.join(odd[:_SHOWN])}{nearest(odd[0], ours)}; "
+                'labels would mean other things: set data.val.classes to names of data.train.classes'))
+        elif chosen is not None and chosen.left_out:
+            yield Finding('data.fewer-classes', f'data.val: {chosen}')
+        elif chosen is not None:
+            logger.info('data.val: %s', chosen)
+
+
+def _named_twice(files: Sequence[str], name: str) -> Iterator[Finding]:
+    if len(set(files)) < len(files):
+        twice = [path for path, count in Counter(files).items() if count > 1]
+        yield Finding('data.shared-images', (
+            f"{name}: {len(files) - len(set(files))} of {len(files)} entries of 'images' name a file that another one "
+            f"names ({', '.join(twice[:3])}{', …' if len(twice) > 3 else ''}): each is taken for an image with its own "
+            'objects only; make one entry of them'))
+
+
+def _shared(training: Sequence[str], evaluated: Sequence[str]) -> Iterator[Finding]:
+    """Images that are learned and evaluated, or learned twice; one set for both is a look at whether it learns."""
+    evaluation = {os.path.normpath(path) for path in evaluated}
+    learned = {path for path in map(os.path.normpath, training) if path in evaluation}
+    if learned and len(learned) == len(evaluation) == len(set(training)):
+        logger.info('data.val has the same images as data.train: its numbers tell nothing of other images')
+    elif learned:
+        yield Finding('data.shared-images', (
+            f'{len(learned)} of the {len(evaluation)} images of data.val are in data.train too '
+            f"({', '.join(sorted(learned)[:3])}{', …' if len(learned) > 3 else ''}): their numbers tell nothing of "
+            'other images; take them out of one'))
 
 
 # --- data ---
 
-def _data(dataset: Any, name: str) -> Iterator[Finding]:
+def _data(dataset: Any, name: str, files: Sequence[str]) -> Iterator[Finding]:
     """Log what was left out of one data set (called ``name``) and why; look for its images and its classes."""
     counts = _counts(dataset)
     if len(dataset) == 0:
@@ -252,7 +286,7 @@ def _data(dataset: Any, name: str) -> Iterator[Finding]:
                                         f"{getattr(dataset, 'ann_file', None)}")
         return
     logger.info('%s: %d images%s', name, len(dataset), counts)
-    yield from _missing(dataset, name)
+    yield from _missing(dataset, files, name)
     absent = (getattr(dataset, 'filter_report', None) or {}).get('missing_classes') or []
     if absent:
         yield Finding('data.missing-classes', (
@@ -272,23 +306,54 @@ def _counts(dataset: Any) -> str:
 
 def check_files(dataset: Any, name: str) -> None:
     """Raise DataError, with the first names, when image files of ``dataset`` (called ``name``) are not there."""
-    refuse(_missing(dataset, name))
+    refuse(_missing(dataset, image_files(dataset), name))
 
 
-def _missing(dataset: Any, name: str) -> Iterator[Finding]:
-    missing, total = missing_files(dataset)
+def _missing(dataset: Any, files: Sequence[str], name: str) -> Iterator[Finding]:
+    missing = _not_there(files)
     if missing:
+        remedy = _elsewhere(missing[:_SHOWN], getattr(dataset, 'img_prefix', None) or '')
         yield Finding('data.missing-images', (
-            f"{name}: {len(missing)} of {total} image files are missing: {', '.join(missing[:_SHOWN])}"
-            f"{', …' if len(missing) > _SHOWN else ''}; check img_prefix and data_root"))
+            f"{name}: {len(missing)} of {len(files)} image files are missing: {', '.join(missing[:_SHOWN])}"
+            f"{', …' if len(missing) > _SHOWN else ''}; {remedy}"))
 
 
 def missing_files(dataset: Any) -> tuple[list[str], int]:
     """The image files that are not there, in order, and the number of files looked for."""
     paths = image_files(dataset)
+    return _not_there(paths), len(paths)
+
+
+def _not_there(paths: Sequence[str]) -> list[str]:
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         there = list(pool.map(os.path.exists, paths, chunksize=256))
-    return [path for path, exists in zip(paths, there) if not exists], len(paths)
+    return [path for path, exists in zip(paths, there) if not exists]
+
+
+def _elsewhere(missing: Sequence[str], prefix: str) -> str:
+    """What to do about files that are not there: the slip in their names, where the files lie under other ones."""
+    def beside(path: str, chosen: Callable[[str, str], bool]) -> str:
+        folder, name = os.path.split(path)
+        found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        return os.path.join(folder, next((one for one in found if chosen(one, name)), name))
+
+    slips: dict[str, Callable[[str], str]] = {
+        "without the '/' in front, which leaves img_prefix out": lambda path: os.path.join(prefix, path.lstrip('/')),
+        "with '/' in place of '\\'": lambda path: path.replace('\\', '/'),
+        'without blanks around their names': lambda path: os.path.join(os.path.dirname(path),
+                                                                       os.path.basename(path).strip()),
+        'with letters like ü in the other Unicode form (NFC, NFD)': lambda path: beside(path, lambda one, name: (
+            unicodedata.normalize('NFC', one) == unicodedata.normalize('NFC', name))),
+        'in other upper and lower case': lambda path: beside(path, lambda one, name: one.lower() == name.lower()),
+        'with another ending, or with one': lambda path: beside(path, lambda one, name: (
+            os.path.splitext(one)[0] in (name, os.path.splitext(name)[0]))),
+        'without the last folder of their paths': lambda path: os.path.join(os.path.dirname(os.path.dirname(path)),
+                                                                            os.path.basename(path))}
+    for what, corrected in slips.items():
+        if all(os.path.isfile(corrected(path)) for path in missing):
+            return f"they are there {what} (such as {corrected(missing[0])}): correct 'file_name' of the annotations"
+    return ('they are addresses: download the images' if all('://' in path for path in missing)
+            else 'check img_prefix and data_root')
 
 
 def image_files(dataset: Any) -> list[str]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,6 +34,13 @@ class ChosenClasses:
         if known is None or wanted is None or tuple(known) == tuple(wanted) or not set(wanted) <= set(known):
             return None
         return cls(known, wanted)
+
+    @classmethod
+    def of(cls, detector: Any, dataset: Any) -> ChosenClasses | None:
+        """``between`` what a detector and a data set call ``CLASSES``; None for an RPN, whose results have none."""
+        if not getattr(detector, 'with_roi_head', True):
+            return None
+        return cls.between(getattr(detector, 'CLASSES', None), getattr(dataset, 'CLASSES', None))
 
     def kept(self, result: Instances) -> Instances:
         """The detections of the data set's classes, labelled as the model does; proposals have none and all stay."""

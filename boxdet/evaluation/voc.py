@@ -17,6 +17,7 @@ Letters: D detections and G objects of all images, N those of one image, T thres
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Instances
 
 Range = tuple[float, float]
+Overlaps = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @EVALUATORS.register_module()
@@ -89,7 +91,9 @@ class MeanAPEvaluator(Evaluator[AnnotatedDataset]):
         if 'mAP' in self.metrics:
             rule = getattr(dataset, 'ap_rule', 'area')
             matches = match(truths, results, len(dataset.CLASSES), self.border)
-            values.update(_mean_precision(matches, dataset.CLASSES, self.thrs, self.ranges, rule, self.say))
+            values.update(mean_precision(
+                lambda thr, sizes: _class_rows(matches, len(dataset.CLASSES), thr, sizes, rule),
+                dataset.CLASSES, self.thrs, self.ranges, rule, self.say))
         if 'recall' in self.metrics:
             values.update(_recall(truths, results, self.nums, self.thrs, self.border, self.say))
         return values
@@ -158,7 +162,7 @@ class Matches:
         """
         counted = ~self.difficult
         if sizes is not None:
-            counted = counted & _within(self.truth_areas, sizes)
+            counted = counted & within(self.truth_areas, sizes)
         reaches = self.overlap >= thr
         on_counted = reaches.copy()
         on_counted[reaches] = counted[self.target[reaches]]
@@ -166,15 +170,17 @@ class Matches:
         candidates = np.flatnonzero(on_counted)
         _, first = np.unique(self.target[candidates], return_index=True)  # in order of score: the best of each object
         right[candidates[first]] = True
-        free = ~reaches if sizes is None else ~reaches & _within(self.areas, sizes)
+        free = ~reaches if sizes is None else ~reaches & within(self.areas, sizes)
         return right, (on_counted & ~right) | free, counted
 
 
-def _within(areas: np.ndarray, sizes: Range) -> np.ndarray:
+def within(areas: np.ndarray, sizes: Range) -> np.ndarray:
+    """Which areas (N,) are those of squares with sides in ``sizes``, its end left out."""
     return (areas >= sizes[0] ** 2) & (areas < sizes[1] ** 2)
 
 
-def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int, border: float = 0.) -> Matches:
+def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int, border: float = 0.,
+          overlaps: Overlaps | None = None) -> Matches:
     """Find the object of each detection.
 
     Args:
@@ -183,15 +189,17 @@ def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int
         results: one Instances an image.
         num_classes: K.
         border: see ``box_iou``.
+        overlaps: of detections (N, 4) and objects (G, 4), as (N, G); None for the IoU.
 
     Raises:
         DataError: a label beyond ``num_classes``, or boxes and labels in different numbers.
     """
+    overlaps = overlaps or functools.partial(box_iou, border=border, dtype=np.float64)
     parts, objects, start = [], [], 0
     for index, (truth, result) in enumerate(zip(truths, results)):
         boxes, labels, difficult = _objects(truth, index, num_classes)
         found = result.numpy()
-        parts.append(_match_image(boxes, labels, found, start, border))
+        parts.append(_match_image(boxes, labels, found, start, border, overlaps))
         objects.append((labels, box_areas(boxes, border), difficult))
         start += len(boxes)
     columns = [np.concatenate(column) for column in zip(*parts)]
@@ -215,14 +223,14 @@ def _objects(truth: dict, index: int, num_classes: int) -> tuple[np.ndarray, np.
 
 
 def _match_image(boxes: np.ndarray, labels: np.ndarray, found: dict[str, np.ndarray], start: int,
-                 border: float) -> tuple[np.ndarray, ...]:
+                 border: float, overlaps: Overlaps) -> tuple[np.ndarray, ...]:
     """Labels, scores, areas, overlaps and targets (N,) of one image's detections; objects count from ``start``."""
     detections = found['bboxes'].astype(np.float64)
     overlap, target = np.full(len(detections), -1.), np.full(len(detections), -1)
     if len(boxes) and len(detections):
-        overlaps = np.where(found['labels'][:, None] == labels, box_iou(detections, boxes, border, np.float64), -1.)
-        target = overlaps.argmax(axis=1)
-        overlap = overlaps[np.arange(len(detections)), target]
+        of_class = np.where(found['labels'][:, None] == labels, overlaps(detections, boxes), -1.)
+        target = of_class.argmax(axis=1)
+        overlap = of_class[np.arange(len(detections)), target]
         target = np.where(overlap < 0, -1, target + start)
     return found['labels'], found['scores'].astype(np.float64), box_areas(detections, border), overlap, target
 
@@ -244,13 +252,24 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str = 'ar
     return float((np.diff(recall, prepend=0.) * envelope).sum())
 
 
-def _mean_precision(matches: Matches, classes: Sequence[str], thrs: Sequence[float], ranges: Sequence[Range], rule: str,
-                    say: Callable[..., None]) -> dict[str, float]:
+def mean_precision(rows_at: Callable[[float, Range | None], list[tuple[int, int, float, float]]],
+                   classes: Sequence[str], thrs: Sequence[float], ranges: Sequence[Range], rule: str,
+                   say: Callable[..., None]) -> dict[str, float]:
+    """The means by their keys, 'mAP' and 'AP50', of all objects and of those of some sizes; tables are said.
+
+    Args:
+        rows_at: objects, detections, recall and average precision of each class, by threshold and size.
+        classes: names.
+        thrs: the thresholds.
+        ranges: of sides in pixels.
+        rule: '11points' or 'area', how precision was averaged.
+        say: takes a table.
+    """
     values = {}
     for sizes in (None, *ranges):
         suffix, means = _suffix(sizes) if sizes else '', {}
         for thr in thrs:
-            rows = _class_rows(matches, len(classes), thr, sizes, rule)
+            rows = rows_at(thr, sizes)
             measured = [row[3] for row in rows if row[0]]
             means[_ap_name(thr) + suffix] = float(np.mean(measured)) if measured else 0.
             say(_table(classes, rows, thr, sizes, rule, means[_ap_name(thr) + suffix]))

@@ -49,6 +49,7 @@ class Albu:
     Raises:
         ConfigError: albumentations is not installed, or has no such transform.
     """
+    own_types = ('transforms', 'bbox_params')  # albumentations'
 
     own_types = ('transforms', 'bbox_params')
 
