@@ -64,7 +64,7 @@ def check(cfg: Any, needed: Iterable[str] = ()) -> None:
     refuse(_contradictions(cfg), ignored)
     written = getattr(cfg, 'as_written', None)  # of a config of mmdetection 3.x
     idle = _idle_variables(cfg, SECTIONS) if written is None else _idle_variables(written, mmdet3.SECTIONS)
-    for message in [*_misspelt_variables(cfg), *idle]:
+    for message in [*checker.told, *_misspelt_variables(cfg), *idle]:
         warnings.warn(message, ConfigWarning, stacklevel=3)
 
 
@@ -114,6 +114,7 @@ class _Checker:
     def __init__(self, cfg: Any):
         self._origin = getattr(type(cfg), 'origin', lambda cfg, path: '')
         self._cfg = cfg
+        self.told: list[str] = []  # what is no fault, and changes nothing
 
     def fail(self, path: str, message: str) -> None:
         place = self._origin(self._cfg, path)
@@ -326,6 +327,12 @@ class _Checker:
         names = self.read(lambda: metric_names(dataset, offered=offered, **given), path)
         if names is not None and parts:
             names = [f'{i}_{name}' for i in range(parts) for name in names]
+        for key in ('greater_keys', 'less_keys'):
+            given = value.get(key) or ()
+            for one in [given] if isinstance(given, str) else given:
+                if names is not None and not any(str(one).lower() in name.lower() for name in names):
+                    self.told.append(f"{path}.{key}: '{one}' is part of no metric's name and changes nothing"
+                                     f'{nearest(str(one), names)}')
         best = value.get('save_best')
         if names is None or best in (None, 'auto') or str(best).endswith('_precision'):  # those are of single classes
             return

@@ -226,10 +226,24 @@ def _loss_forms(model: nn.Module) -> Iterator[Finding]:
             yield Finding('model.loss-form', (
                 f'model.{name}.loss_bbox is {kind}, a loss of boxes, and gets deltas: set {key}=True' if needs_boxes
                 else f'{key}=True gives boxes in pixels to {kind}, a loss of deltas: take it out, or use an IoU loss'))
+        yield from _loss_of_classes(name, head)
         if getattr(getattr(head, 'loss_mask', None), 'exclusive_classes', False):
             yield Finding('model.loss-form', (
                 f'model.{name}.loss_mask is of exclusive classes, and a mask has one: nothing '
                 'would be learned; set loss_mask.use_mask=True'))
+
+
+def _loss_of_classes(name: str, head: nn.Module) -> Iterator[Finding]:
+    """Yes and no for each class in a box head, whose scores are one softmax over classes and background."""
+    loss = getattr(head, 'loss_cls', None)
+    if not hasattr(head, 'fc_cls') or hasattr(head, 'use_sigmoid') or not isinstance(loss, nn.Module):
+        return
+    if not ability(loss, 'custom_activation') and (
+            getattr(loss, 'use_sigmoid', False) or not getattr(loss, 'exclusive_classes', True)):
+        yield Finding('model.loss-form', (
+            f'model.{name}.loss_cls is {type(loss).__name__}, which learns a yes or no for each class, and the scores '
+            f"are a softmax over classes and background: set model.{name}.loss_cls to dict(type='CrossEntropyLoss', "
+            'use_sigmoid=False)'))
 
 
 # ------------------------------------------------------------------------------------------ running on nothing

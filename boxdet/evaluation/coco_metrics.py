@@ -74,7 +74,7 @@ class CocoEvaluator(Evaluator[AnnotatedInCoco]):
         self.jsonfile_prefix, self.classwise, self.max_dets = jsonfile_prefix, classwise, max_dets
         self.nums = sorted({int(n) for n in np.atleast_1d(proposal_nums)})
         self.thrs = np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, np.float64))
-        self.ranges = None if area_ranges is None else _checked_ranges(area_ranges)
+        self.ranges = None if area_ranges is None else checked_ranges(area_ranges)
         self.items = self._items(metric_items)
         if max_dets is not None and int(max_dets) < 1:
             raise ConfigError(f'max_dets={max_dets}: at least 1 detection counts')
@@ -156,7 +156,12 @@ class CocoEvaluator(Evaluator[AnnotatedInCoco]):
         return [*_AP_ITEMS, *(f'mAP_{size}' for size in sizes if metric != 'keypoints' or self.ranges or size != 's')]
 
 
-def _checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+def checked_ranges(ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """``area_ranges`` as numbers.
+
+    Raises:
+        ConfigError: no dict of pairs (smallest, largest) by names.
+    """
     checked = {}
     for name, span in ranges.items() if isinstance(ranges, Mapping) else [(ranges, None)]:
         try:

@@ -3,7 +3,8 @@
 | metric                      | keys                                                                                |
 |-----------------------------|-------------------------------------------------------------------------------------|
 | 'bbox', 'segm'              | ``bbox_AP``, ``bbox_AP50|75|s|m|l``, of rare, common and frequent classes           |
-|                             | ``bbox_APr|c|f``, ``bbox_mAP_copypaste``; ``segm_...``                              |
+|                             | ``bbox_APr|c|f``, ``bbox_mAP_copypaste``; ``segm_...``; with ``area_ranges``        |
+|                             | ``bbox_AP_NAME`` in place of ``bbox_APs|m|l``                                       |
 | 'proposal', 'proposal_fast' | COCO's, see boxdet/evaluation/coco_metrics.py: no class is asked for                |
 | ``classwise``               | besides, ``bbox_NAME_precision`` for each class                                     |
 
@@ -19,15 +20,26 @@ A value is -1 where there is no ground truth to measure it on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
 
 from boxdet.datasets.contracts import AnnotatedInCoco
 from boxdet.errors import DataError
-from boxdet.evaluation.coco import IGNORED, WRONG, Matches, Scores, Truths, accumulate, match, truth_columns
-from boxdet.evaluation.coco_metrics import CocoEvaluator, format_results
+from boxdet.evaluation.coco import (
+    IGNORED,
+    SIZE_RANGES,
+    SIZES,
+    WRONG,
+    Matches,
+    Scores,
+    Truths,
+    accumulate,
+    match,
+    truth_columns,
+)
+from boxdet.evaluation.coco_metrics import CocoEvaluator, checked_ranges, format_results
 from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics
 from boxdet.evaluation.stored_results import without_masks
 from boxdet.registry import EVALUATORS
@@ -36,7 +48,6 @@ from boxdet.structures.instances import Instances
 MAX_DETS = 300
 # The letters of the classes' ``frequency``: seen on 1 to 10, 11 to 100 and more images of the training set.
 FREQUENCIES = dict(r='rare', c='common', f='frequent')
-_ITEMS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'APr', 'APc', 'APf')
 _SIZES = dict(s='small', m='medium', l='large')
 
 
@@ -51,6 +62,7 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
         proposal_nums: as CocoEvaluator.
         iou_thrs: as CocoEvaluator.
         max_dets: detections of an image that count in 'bbox' and 'segm', default 300.
+        area_ranges: as CocoEvaluator; ``bbox_AP_NAME`` of each takes the place of ``bbox_APs|m|l``.
 
     Raises:
         ConfigError: unknown metric.
@@ -61,18 +73,23 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
 
     def __init__(self, metric: str | Sequence[str] | None = None, jsonfile_prefix: str | None = None,
                  classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
-                 iou_thrs: float | Sequence[float] | None = None, max_dets: int | None = None):
+                 iou_thrs: float | Sequence[float] | None = None, max_dets: int | None = None,
+                 area_ranges: Mapping[str, Sequence[float]] | None = None):
         super().__init__(metric)
         self.classwise, self.iou_thrs = classwise, iou_thrs
+        self.ranges = None if area_ranges is None else checked_ranges(area_ranges)
+        # The size of an item by what stands behind 'AP'.
+        self.sizes = _SIZES if self.ranges is None else {f'_{name}': name for name in self.ranges}
+        self.items = [f'AP{detail}' for detail in ('', '50', '75', *self.sizes, *FREQUENCIES)]
         self.limit = MAX_DETS if max_dets is None else int(max_dets)
         own = [name for name in self.metrics if not name.startswith('proposal')]
         self._of_coco = CocoEvaluator([name for name in self.metrics if name not in own], jsonfile_prefix,
-                                      proposal_nums=proposal_nums, iou_thrs=iou_thrs)
+                                      proposal_nums=proposal_nums, iou_thrs=iou_thrs, area_ranges=area_ranges)
         self._own = own
 
     def metric_names(self) -> list[str]:
         """The keys that ``evaluate`` gives, but those of single classes and texts."""
-        return self._of_coco.metric_names() + [f'{name}_{item}' for name in self._own for item in _ITEMS]
+        return self._of_coco.metric_names() + [f'{name}_{item}' for name in self._own for item in self.items]
 
     def check(self, dataset: AnnotatedInCoco) -> None:
         """Raise DataError when ``dataset`` holds nothing to evaluate against, or lacks what LVIS's rules need."""
@@ -96,12 +113,12 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
         for name in self._own:
             if name == 'segm' and not any('masks' in result for result in results):
                 raise DataError("the results hold no masks: metric 'segm' needs a model with a mask head")
-            scores = lvis_scores(dataset, results, name, self.limit, self.iou_thrs)
-            found = {item: item_value(dataset, scores, item) for item in _ITEMS}
+            scores = lvis_scores(dataset, results, name, self.limit, self.iou_thrs, self.ranges)
+            found = {item: item_value(dataset, scores, item, self.sizes) for item in self.items}
             values.update({f'{name}_{item}': value for item, value in found.items()})
             values[f'{name}_mAP_copypaste'] = ' '.join(f'{item}:{value:.4f}' for item, value in found.items())
             _note_cut(results, name, self.limit, self.say)
-            self.say(_summary(name, found, scores, self.limit))
+            self.say(_summary(name, found, scores, self.limit, self.sizes))
             if self.classwise:
                 values.update(_per_class(dataset, scores, name, self.say))
         return values
@@ -130,7 +147,8 @@ def require_lists(dataset: AnnotatedInCoco) -> None:
 
 
 def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
-                iou_thrs: float | Sequence[float] | np.ndarray | None = None) -> Scores:
+                iou_thrs: float | Sequence[float] | np.ndarray | None = None,
+                ranges: Mapping[str, Sequence[float]] | None = None) -> Scores:
     """Precision and recall by LVIS's rules.
 
     Args:
@@ -139,13 +157,15 @@ def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type
         iou_type: 'bbox' or 'segm'.
         limit: detections of an image that count.
         iou_thrs: default 0.50, 0.55, ... 0.95.
+        ranges: of the area in square pixels by name; None for COCO's.
     """
     images = [dataset.coco.imgs[image_id] for image_id in dataset.img_ids]
     truths = _truths(dataset, iou_type)
     present = _table(len(images), len(dataset.cat_ids), truths.image, truths.label)
     searched = present | _listed(dataset, images, 'neg_category_ids')
     wanted = _wanted(without_masks(results) if iou_type == 'bbox' else results, searched, limit)
-    matches = match(truths, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit)
+    matches = match(truths, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit,
+                    sizes=SIZES if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
     matches = _forgiven(matches, _listed(dataset, images, 'not_exhaustive_category_ids'))
     return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit])
 
@@ -192,8 +212,8 @@ def _forgiven(matches: Matches, not_exhaustive: np.ndarray) -> Matches:
     return replace(matches, status=status)
 
 
-def item_value(dataset: AnnotatedInCoco, scores: Scores, item: str) -> float:
-    """The value of 'AP', 'AP50', 'APs', 'APr', ...; -1 without ground truth."""
+def item_value(dataset: AnnotatedInCoco, scores: Scores, item: str, sizes: Mapping[str, str] = _SIZES) -> float:
+    """The value of 'AP', 'AP50', 'APs', 'APr', ...; -1 without ground truth; ``sizes`` are those behind 'AP'."""
     detail = item[2:]
     limit, = scores.limits
     if detail in FREQUENCIES:
@@ -204,7 +224,7 @@ def item_value(dataset: AnnotatedInCoco, scores: Scores, item: str) -> float:
         return float(np.mean(values)) if len(values) else -1.0
     if detail.isdigit():
         return scores.ap(iou=int(detail) / 100, limit=limit)
-    return scores.ap(size=_SIZES.get(detail, 'all'), limit=limit)
+    return scores.ap(size=sizes.get(detail, 'all'), limit=limit)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -217,7 +237,7 @@ def _note_cut(results: Sequence[Instances], metric: str, limit: int, say: Callab
             logging.WARNING)
 
 
-def _summary(metric: str, found: dict[str, float], scores: Scores, limit: int) -> str:
+def _summary(metric: str, found: dict[str, float], scores: Scores, limit: int, sizes: Mapping[str, str]) -> str:
     """One line an item, in the manner of pycocotools."""
     span = f'{scores.iou_thrs[0]:0.2f}:{scores.iou_thrs[-1]:0.2f}'
     line = ' Average {:<9} ({}) @[ IoU={:<9} | area={:>6} | maxDets={:>4} | classes={:>8} ] = {:0.3f}'
@@ -225,9 +245,9 @@ def _summary(metric: str, found: dict[str, float], scores: Scores, limit: int) -
     for item, value in found.items():
         detail = item[2:]
         iou = f'{int(detail) / 100:0.2f}' if detail.isdigit() else span
-        rows.append(line.format('Precision', 'AP', iou, _SIZES.get(detail, 'all'), limit,
+        rows.append(line.format('Precision', 'AP', iou, sizes.get(detail, 'all'), limit,
                                 FREQUENCIES.get(detail, 'all'), value))
-    for size in ('all', *_SIZES.values()):
+    for size in ('all', *sizes.values()):
         rows.append(line.format('Recall', 'AR', span, size, limit, 'all', scores.ar(size=size, limit=limit)))
     return '\n'.join([f'{metric}:', *rows])
 

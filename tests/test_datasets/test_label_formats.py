@@ -409,3 +409,19 @@ def test_unknown_forms(tmp_path):
         recognise(tmp_path / 'missing')
     for name in READERS:
         assert callable(format_module(name).read)
+
+
+def test_a_box_of_joined_parts_is_around_all_of_them():
+    from boxdet.datasets.label_formats.labels import LabelledObject, encode_mask
+    mask = np.zeros((40, 60), np.uint8)
+    mask[30:35, 50:55] = 1
+    parts = [dict(polygons=[[1., 1, 9, 1, 9, 9]]), dict(bbox=(20., 5, 10, 8), crowd=True), dict(rle=encode_mask(mask))]
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        whole = LabelledObject('cat', **{key: list(value) if key == 'polygons' else value
+                                         for key, value in parts[order[0]].items()})
+        for i in order[1:]:
+            whole.join(LabelledObject('cat', **parts[i]))
+        assert whole.bbox == (1, 1, 54, 34) and whole.crowd and whole.polygons == parts[0]['polygons']
+    whole = LabelledObject('cat', polygons=[[1., 1, 9, 1, 9, 9]])
+    whole.join(LabelledObject('cat', polygons=[[2., 2, 9, 2, 9, 9]]))
+    assert whole.bbox is None and len(whole.polygons) == 2

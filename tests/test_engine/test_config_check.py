@@ -335,3 +335,15 @@ def test_optimizer_keys_are_those_that_the_schedule_reads():
 def test_a_plain_mmengine_like_config_is_checked_without_origins():
     with pytest.raises(ConfigError, match=r"^runner\.max_epoch: EpochBasedRunner takes no"):
         check_config(Config(dict(runner=dict(type='EpochBasedRunner', max_epoch=1))))
+
+
+@pytest.mark.parametrize('key, told', [('greater_keys', 'mPA'), ('less_keys', ['mAP', 'loss_x'])])
+def test_names_of_metrics_that_are_part_of_none_are_told(key, told):
+    with pytest.warns(UserWarning, match=f"evaluation.{key}: '{told if key[0] == 'g' else told[1]}' is part of no met"):
+        check_config(Config(dict(evaluation={'metric': 'bbox', key: told})))
+
+
+def test_types_inside_albu_are_albumentations():
+    pipeline = [dict(type='Albu', transforms=[dict(type='OneOf', transforms=[dict(type='HorizontalFlip', p=0.5)])],
+                     bbox_params=dict(type='BboxParams'))]
+    check_config(Config(dict(data=dict(train=dict(type='CocoDataset', ann_file='a.json', pipeline=pipeline)))))

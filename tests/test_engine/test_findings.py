@@ -482,6 +482,17 @@ def mask_of_exclusive_classes(c):
     head(c, 'mask')['loss_mask'] = dict(type='CrossEntropyLoss')
 
 
+@case('model.loss-form', 'bbox_head.loss_cls is FocalLoss, which learns a yes or no for each class',
+      remedy=at('roi_head.bbox_head.loss_cls', dict(type='CrossEntropyLoss', use_sigmoid=False, _delete_=True)))
+def focal_loss_before_a_softmax(c):
+    head(c)['loss_cls'] = dict(type='FocalLoss')
+
+
+@case('model.loss-form', 'bbox_head.loss_cls is CrossEntropyLoss, which learns a yes or no')
+def sigmoid_before_a_softmax(c):
+    head(c)['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+
+
 @case('model.class-weight', 'loss_cls.class_weight has 3 numbers, and 4 scores are weighed',
       remedy=at('roi_head.bbox_head.loss_cls.class_weight', [1., 2., 3., 1.]))
 def class_weight(c):

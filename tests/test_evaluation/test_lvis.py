@@ -125,6 +125,21 @@ def test_the_best_detections_of_an_image_count_whatever_their_classes(tmp_path, 
     assert len({ours['bbox_AP'] for ours in found.values()}) == 3
 
 
+def test_own_area_ranges_take_the_place_of_the_usual(tmp_path):
+    data = federated(4)
+    dataset = open_dataset(tmp_path, data)
+    results = detections(data, dataset, 4)
+    usual = evaluate(dataset, results, metric='bbox', logger='silent')
+    own = evaluate(dataset, results, metric='bbox', logger='silent', area_ranges=dict(
+        low=(0, 32 ** 2), rest=(32 ** 2, 1e10), high=(96 ** 2, 1e10)))
+    assert [own[f'bbox_AP_{name}'] for name in ('low', 'high')] == [usual['bbox_APs'], usual['bbox_APl']]
+    assert own['bbox_AP'] == usual['bbox_AP'] and 'bbox_APs' not in own and own['bbox_APr'] == usual['bbox_APr']
+    assert set(own) - {'bbox_mAP_copypaste'} == set(metric_names(LVISV1Dataset, 'bbox', area_ranges=dict(
+        low=(0, 1), rest=(1, 2), high=(2, 3))))
+    with pytest.raises(ConfigError, match='area_ranges: a name and its smallest and largest area'):
+        evaluate(dataset, results, metric='bbox', area_ranges=[(0, 32)])
+
+
 def box_results(dataset, *images):
     """Results from ``[(class, box xyxy, score), ...]`` for each image."""
     return [Instances((100, 100), 3, bboxes=torch.tensor([box for _, box, _ in rows]).float().reshape(-1, 4),

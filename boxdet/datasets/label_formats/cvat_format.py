@@ -22,7 +22,6 @@ from boxdet.datasets.label_formats.labels import (
     LabelledObject,
     LabelSet,
     ReadOptions,
-    bounding_box,
     decode_rle,
     ellipse,
     encode_mask,
@@ -136,22 +135,10 @@ def _read_shapes(labels: LabelSet, image: LabelledImage, shapes: Sequence[Elemen
         if group == '0':
             image.objects.append(one)
         elif (group, name) in joined:
-            _join(joined[group, name], one)
+            joined[group, name].join(one)
         else:
             joined[group, name] = one
             image.objects.append(one)
-
-
-def _join(whole: LabelledObject, part: LabelledObject) -> None:
-    whole.polygons += part.polygons
-    if part.rle is not None:
-        mask = decode_rle(part.rle)
-        whole.rle = encode_mask(mask | decode_rle(whole.rle)) if whole.rle is not None else part.rle
-    if part.bbox is not None:
-        boxes = [box for box in (whole.bbox, part.bbox) if box is not None]
-        whole.bbox = bounding_box([c for x, y, w, h in boxes for c in ((x, y), (x + w, y + h))])
-    whole.crowd |= part.crowd
-    whole.difficult |= part.difficult
 
 
 def _take_shape(labels: LabelSet, one: LabelledObject, shape: ElementTree.Element, size: tuple[int, int]) -> str | None:

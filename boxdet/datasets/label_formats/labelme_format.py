@@ -22,7 +22,6 @@ from boxdet.datasets.label_formats.labels import (
     LabelSet,
     ReadOptions,
     bounding_box,
-    decode_rle,
     ellipse,
     encode_mask,
     files_with,
@@ -115,10 +114,13 @@ def _objects(labels: LabelSet, members: Sequence[tuple[str, Mapping[str, Any]]],
         if problem:
             labels.skip(problem, where)
             continue
-        _join(found, one, size)
         flags = shape.get('flags') or {}
-        found[name].difficult |= truthy(flags.get('difficult', False))
-        found[name].crowd |= truthy(flags.get('crowd', flags.get('iscrowd', False)))
+        one.difficult = truthy(flags.get('difficult', False))
+        one.crowd = truthy(flags.get('crowd', flags.get('iscrowd', False)))
+        if name in found:
+            found[name].join(one)
+        else:
+            found[name] = one
     for where, name, point in points:
         if len(found) != 1:
             labels.skip('a point in a group without one other shape: a keypoint of nothing', where)
@@ -127,21 +129,6 @@ def _objects(labels: LabelSet, members: Sequence[tuple[str, Mapping[str, Any]]],
     for name in found:
         labels.category(name)
     return list(found.values())
-
-
-def _join(found: dict[str, LabelledObject], one: LabelledObject, size: tuple[int, int]) -> None:
-    """Add a part to the object of its name."""
-    if one.category not in found:
-        found[one.category] = one
-        return
-    whole = found[one.category]
-    whole.polygons += one.polygons
-    if one.rle is not None:
-        joined = decode_rle(one.rle)
-        whole.rle = encode_mask(joined | decode_rle(whole.rle)) if whole.rle is not None else one.rle
-    if one.bbox is not None and whole.bbox is not None:
-        (x, y, w, h), (u, v, p, q) = whole.bbox, one.bbox
-        whole.bbox = bounding_box([(x, y), (x + w, y + h), (u, v), (u + p, v + q)])
 
 
 def _take_shape(one: LabelledObject, kind: str, corners: list[tuple[float, float]], shape: Mapping[str, Any],

@@ -46,6 +46,28 @@ class LabelledObject:
     difficult: bool = False
     score: float | None = None
 
+    def join(self, part: LabelledObject) -> None:
+        """Take in another part of the same object; a box is around all of both."""
+        if self.bbox is not None or part.bbox is not None:
+            boxes = [box for box in (self._extent(), part._extent()) if box is not None]
+            self.bbox = bounding_box([c for x, y, w, h in boxes for c in ((x, y), (x + w, y + h))])
+        self.polygons += part.polygons
+        if part.rle is not None:
+            mask = decode_rle(part.rle)
+            self.rle = part.rle if self.rle is None else encode_mask(mask | decode_rle(self.rle))
+        self.crowd |= part.crowd
+        self.difficult |= part.difficult
+
+    def _extent(self) -> tuple[float, float, float, float] | None:
+        if self.bbox is not None:
+            return self.bbox
+        corners = [point for polygon in self.polygons for point in pairs(polygon)]
+        if self.rle is not None:
+            rows, columns = np.nonzero(decode_rle(self.rle))
+            corners += [(float(columns.min()), float(rows.min())), (float(columns.max() + 1), float(rows.max() + 1))
+                        ] if len(rows) else []
+        return bounding_box(corners) if corners else None
+
 
 @dataclass
 class LabelledImage:
