@@ -226,11 +226,30 @@ def _loss_forms(model: nn.Module) -> Iterator[Finding]:
             yield Finding('model.loss-form', (
                 f'model.{name}.loss_bbox is {kind}, a loss of boxes, and gets deltas: set {key}=True' if needs_boxes
                 else f'{key}=True gives boxes in pixels to {kind}, a loss of deltas: take it out, or use an IoU loss'))
-        yield from _loss_of_classes(name, head)
-        if getattr(getattr(head, 'loss_mask', None), 'exclusive_classes', False):
+        wrong = list(_losses_of_another_kind(name, head))
+        yield from wrong or _loss_of_classes(name, head)
+        if not wrong and getattr(getattr(head, 'loss_mask', None), 'exclusive_classes', False):
             yield Finding('model.loss-form', (
                 f'model.{name}.loss_mask is of exclusive classes, and a mask has one: nothing '
                 'would be learned; set loss_mask.use_mask=True'))
+
+
+# What a loss of ours has that is of this kind, and what to take instead of one that has it not.
+_KINDS = dict(loss_cls=('use_sigmoid', "of classes: set it to dict(type='CrossEntropyLoss', …)"),
+              loss_bbox=('needs_boxes', "of boxes: set it to dict(type='L1Loss', loss_weight=1.0)"),
+              loss_mask=('use_mask', "of masks: set it to dict(type='CrossEntropyLoss', use_mask=True)"))
+
+
+def _losses_of_another_kind(name: str, head: nn.Module) -> Iterator[Finding]:
+    """A loss of numbers where classes are learned, and the like; other people's losses are not judged."""
+    for key, (sign, remedy) in _KINDS.items():
+        loss = getattr(head, key, None)
+        ours = isinstance(loss, nn.Module) and type(loss).__module__.startswith('boxdet.')
+        masks = ours and getattr(loss, 'use_mask', False)
+        if ours and (not hasattr(loss, sign) or masks and key != 'loss_mask'
+                     or key == 'loss_mask' and not masks and not loss.exclusive_classes):
+            yield Finding('model.loss-form', f'model.{name}.{key} is {type(loss).__name__}'
+                                             f"{' with use_mask=True' if masks else ''}, which is no loss {remedy}")
 
 
 def _loss_of_classes(name: str, head: nn.Module) -> Iterator[Finding]:
@@ -238,8 +257,7 @@ def _loss_of_classes(name: str, head: nn.Module) -> Iterator[Finding]:
     loss = getattr(head, 'loss_cls', None)
     if not hasattr(head, 'fc_cls') or hasattr(head, 'use_sigmoid') or not isinstance(loss, nn.Module):
         return
-    if not ability(loss, 'custom_activation') and (
-            getattr(loss, 'use_sigmoid', False) or not getattr(loss, 'exclusive_classes', True)):
+    if getattr(loss, 'use_sigmoid', False) and not ability(loss, 'custom_activation'):
         yield Finding('model.loss-form', (
             f'model.{name}.loss_cls is {type(loss).__name__}, which learns a yes or no for each class, and the scores '
             f"are a softmax over classes and background: set model.{name}.loss_cls to dict(type='CrossEntropyLoss', "

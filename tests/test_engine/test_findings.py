@@ -493,6 +493,29 @@ def sigmoid_before_a_softmax(c):
     head(c)['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
 
 
+@case('model.loss-form', 'bbox_head.loss_cls is L1Loss, which is no loss of classes',
+      remedy=at('roi_head.bbox_head.loss_cls', dict(type='CrossEntropyLoss', _delete_=True)))
+def numbers_for_classes(c):
+    head(c)['loss_cls'] = dict(type='L1Loss')
+
+
+@case('model.loss-form', 'bbox_head.loss_bbox is FocalLoss, which is no loss of boxes',
+      remedy=at('roi_head.bbox_head.loss_bbox', dict(type='L1Loss', loss_weight=1.0)))
+def classes_for_boxes(c):
+    head(c)['loss_bbox'] = dict(type='FocalLoss')
+
+
+@case('model.loss-form', 'mask_head.loss_mask is CrossEntropyLoss, which is no loss of masks',
+      remedy=at('roi_head.mask_head.loss_mask', dict(type='CrossEntropyLoss', use_mask=True, _delete_=True)))
+def classes_for_masks(c):
+    head(c, 'mask')['loss_mask'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+
+
+@case('model.loss-form', 'rpn_head.loss_cls is CrossEntropyLoss with use_mask=True, which is no loss of classes')
+def masks_for_classes(c):
+    c.model_cfg['rpn_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_mask=True)
+
+
 @case('model.class-weight', 'loss_cls.class_weight has 3 numbers, and 4 scores are weighed',
       remedy=at('roi_head.bbox_head.loss_cls.class_weight', [1., 2., 3., 1.]))
 def class_weight(c):
