@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 if TYPE_CHECKING:
+    import numpy as np
     from pycocotools.coco import COCO
 
 
@@ -67,6 +68,27 @@ class WithKeypoints(AnnotatedInCoco, Protocol):
     @property
     def keypoint_offset(self) -> float:
         """Pixels from the annotation file's coordinates to the samples'."""
+
+
+class AnnotatedInOpenImages(AnnotatedDataset, Protocol):
+    """One whose classes are a tree and whose images were searched for some of them."""
+
+    @property
+    def get_supercategory(self) -> bool:
+        """Whether an object counts for the classes above its own."""
+
+    @property
+    def filter_labels(self) -> bool:
+        """Whether detections of classes that an image was not searched for are left out."""
+
+    def class_tree(self) -> np.ndarray:
+        """(K, K) bool, [k, p]: class p is k, or above it."""
+
+    def image_sizes(self) -> np.ndarray:
+        """(I, 2) float64 width, height."""
+
+    def image_labels(self) -> list[np.ndarray]:
+        """The labels (L,) int64 that each image was searched for."""
 
 
 class ImageFolder(AnnotatedDataset, Protocol):

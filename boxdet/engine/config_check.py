@@ -179,7 +179,7 @@ class _Checker:
             here, wanted = f'{path}.{key}', _registry_for(key, around)
             if key == 'init_cfg':
                 self.init_cfg(item, here)
-            elif isinstance(item, Mapping) and 'type' in item and key != 'nms':
+            elif isinstance(item, Mapping) and item.get('type') is not None and key != 'nms':
                 if strict or self._find(item['type'], wanted) is not None:
                     self.typed(item, here, wanted, _BESIDE_KEYWORDS.get(key, ()))
             elif isinstance(item, (Mapping, list, tuple)):
@@ -195,6 +195,8 @@ class _Checker:
             self.fail(f'{path}.type', f"'{kind}' needs a service that boxdet does not talk to: take TextLoggerHook, "
                                       'TensorboardLoggerHook, WandbLoggerHook or MlflowLoggerHook, or register a hook '
                                       'of that name')
+        if not isinstance(kind, str):
+            self.fail(f'{path}.type', f'must be the name of a {wanted.name}, not {kind!r}')
         by_lower = {name.lower(): name for name in wanted.names()}
         close = [by_lower[name] for name in difflib.get_close_matches(kind.lower(), by_lower, n=5, cutoff=0.5)]
         near = f"; near it: {', '.join(close)}" if close else f"; known: {', '.join(wanted.names())}"

@@ -162,6 +162,8 @@ def _head(roi_head: nn.Module, kind: str, name: str, head: nn.Module, where: str
         shared = getattr(roi_head, 'shared_head', None)
         if isinstance(shared, nn.Module) and getattr(head, 'res_layer', None) is None:
             try:
+                if _reads(shared) not in (None, pooled.shape[1]):  # convolutions without memory do not ask
+                    raise _Misfit(f'it reads {_reads(shared)} channels')
                 pooled, source = _run(shared, pooled), f'model.roi_head.shared_head makes of what {where} gives'
             except _Misfit as error:
                 yield Finding('model.channels', (

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class ChosenClasses:
         return cls(known, wanted)
 
     @classmethod
-    def of(cls, detector: Any, dataset: Any) -> ChosenClasses | None:
+    def of(cls, detector: object, dataset: object) -> ChosenClasses | None:
         """``between`` what a detector and a data set call ``CLASSES``; None for an RPN, whose results have none."""
         if not getattr(detector, 'with_roi_head', True):
             return None

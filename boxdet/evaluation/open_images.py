@@ -17,10 +17,11 @@ Letters: D detections and G objects of all images, N those of one image, K class
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from boxdet.datasets.contracts import AnnotatedInOpenImages
 from boxdet.errors import ConfigError
 from boxdet.evaluation.proposals import box_areas
 from boxdet.evaluation.voc import Matches, MeanAPEvaluator, Range, average_precision, mean_precision, within
@@ -62,7 +63,7 @@ class OpenImagesEvaluator(MeanAPEvaluator):
         Raises:
             DataError: annotations that do not fit together, or images without a size.
         """
-        dataset = self.dataset
+        dataset = cast(AnnotatedInOpenImages, self.dataset)
         truths = list(self._truths(dataset))
         results = _counted(self.results, truths, dataset)
         singles = [{key: value[~truth['groups']] for key, value in truth.items()} for truth in truths]
@@ -74,7 +75,7 @@ class OpenImagesEvaluator(MeanAPEvaluator):
             return _class_rows(matches, inside, len(dataset.CLASSES), thr, self.inside[thr], sizes)
         return mean_precision(rows, dataset.CLASSES, self.thrs, self.ranges, 'area', self.say)
 
-    def _truths(self, dataset: Any) -> Iterator[dict[str, np.ndarray]]:
+    def _truths(self, dataset: AnnotatedInOpenImages) -> Iterator[dict[str, np.ndarray]]:
         """'bboxes' (N, 4) in pixels, 'labels' and 'groups' (N,) of each image, those of the classes above included."""
         tree = dataset.class_tree() if dataset.get_supercategory else np.eye(len(dataset.CLASSES), dtype=bool)
         sizes = dataset.image_sizes() if self.denorm_gt_bbox else np.ones((len(dataset), 2))
@@ -86,7 +87,8 @@ class OpenImagesEvaluator(MeanAPEvaluator):
             yield dict(bboxes=boxes[objects], labels=labels, groups=groups[objects])
 
 
-def _counted(results: Sequence[Instances], truths: Sequence[dict[str, np.ndarray]], dataset: Any) -> list[Instances]:
+def _counted(results: Sequence[Instances], truths: Sequence[dict[str, np.ndarray]],
+             dataset: AnnotatedInOpenImages) -> list[Instances]:
     """The detections that count, with copies for the classes above theirs."""
     tree = dataset.class_tree() if dataset.get_supercategory else np.eye(len(dataset.CLASSES), dtype=bool)
     counted = []

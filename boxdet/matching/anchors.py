@@ -51,6 +51,8 @@ class AnchorGenerator:
         self.base_sizes = [min(s) for s in self.strides] if base_sizes is None else list(base_sizes)
         self.scales = _scales(scales, octave_base_scale, scales_per_octave)
         self.ratios = list(ratios)
+        if not self.ratios or not len(self.scales):
+            raise ConfigError('AnchorGenerator: scales and ratios name one number each at least')
         self.scale_major = scale_major
         self.centers = centers
         self.center_offset = center_offset

@@ -51,6 +51,8 @@ class FPN(nn.Module):
                  act_cfg: Cfg | None = None, upsample_cfg: Mapping = {'mode': 'nearest'},
                  init_cfg: InitCfg = None):
         super().__init__()
+        if not isinstance(in_channels, Sequence):
+            raise ConfigError(f'FPN: in_channels is a list of one number a level, not {in_channels!r}')
         self.in_channels, self.out_channels, self.num_outs = list(in_channels), out_channels, num_outs
         self.start_level, self.end_level = start_level, end_level
         self.backbone_end_level = self._check_levels()
