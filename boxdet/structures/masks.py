@@ -150,12 +150,6 @@ def usable_polygons(segmentation: object, name: str) -> list[Sequence[float]]:
     usable = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
     if not usable:
         raise DataError(f"{name}: no polygon of three points or more (x and y of each) in its 'segmentation'")
-    try:
-        finite = all(np.isfinite(np.asarray(polygon, dtype=np.float64)).all() for polygon in usable)
-    except (TypeError, ValueError):
-        finite = False
-    if not finite:
-        raise DataError(f"{name}: its 'segmentation' has a coordinate that is no finite number")
     return usable
 
 
@@ -208,9 +202,10 @@ class BitmapMasks:
                 continue
             if not isinstance(segmentation, dict):
                 segmentation = usable_polygons(segmentation, name)
-            elif 'counts' not in segmentation or not isinstance(segmentation.get('size'), (list, tuple)):
-                raise DataError(f"{name}: an RLE has 'size' (a list) and 'counts', not "
-                                f"{', '.join(segmentation) or 'nothing'}")
+            elif 'counts' not in segmentation or 'size' not in segmentation:
+                raise DataError(f"{name}: an RLE has 'size' and 'counts', not {', '.join(segmentation) or 'nothing'}")
+            elif not isinstance(segmentation['size'], (list, tuple)):
+                raise DataError(f"{name}: 'size' of an RLE is [height, width], not {segmentation['size']!r}")
             elif not isinstance(segmentation['counts'], (str, bytes, list, tuple)):
                 raise DataError(f"{name}: 'counts' of an RLE are a list of numbers or a text, not "
                                 f"{segmentation['counts']!r}")

@@ -462,7 +462,7 @@ def _(folder):
 def _(folder):
     dataset = coco(folder, [annotation(), annotation(id=18, image_id=99)])
     assert dataset.filter_report['without_image'] == 1 and len(dataset.get_ann_info(0)['labels']) == 1
-    return "left out and counted ('without_image' in the log of a training)"
+    return "left out; a training warns of them (data.without-image)"
 
 
 @case('COCO annotations', 'all of images that are not listed')
