@@ -33,7 +33,9 @@ class Detector:
     def __init__(self, path: str | os.PathLike, providers: Sequence[str] = ('CPUExecutionProvider',)):
         if not os.path.isfile(path):
             raise FileNotFoundError(f'{os.fspath(path)}: no such file')
-        self.session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of each float16 operator that the CPU does not have
+        self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
         about = self.session.get_modelmeta().custom_metadata_map.get('boxdet')
         if about is None:
             raise ValueError(f'{path} was not written by boxdet: it has no metadata of that name')

@@ -177,7 +177,9 @@ def verify_onnx(model: nn.Module, path: str | os.PathLike, images: Sequence[str 
     if find_spec('onnxruntime') is None:
         raise ConfigError('comparing an ONNX file with its detector needs onnxruntime: pip install boxdet[export]')
     import onnxruntime
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of each float16 operator that the CPU does not have
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=['CPUExecutionProvider'])
     about = json.loads(session.get_modelmeta().custom_metadata_map['boxdet'])
     parity = parity or Parity()
     for batch in batches(model, images, batch_size):

@@ -15,6 +15,9 @@ from boxdet.geometry.masks import paste_to_rle
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
 
+# By precision: pixels of a box, score, mask IoU. Half precision moves the results of a trained detector by so much.
+TOLERANCES = dict(fp32=(0.05, 5e-4, 0.995), fp16=(1.0, 0.02, 0.95))
+
 
 @dataclass
 class Parity:

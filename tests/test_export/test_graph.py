@@ -13,7 +13,7 @@ from boxdet.apis.export import add_batch
 from boxdet.errors import ConfigError
 from boxdet.export.graph import DetectionGraph, InputFormat
 from boxdet.export.onnx_file import write_onnx
-from boxdet.export.parity import Parity
+from boxdet.export.parity import TOLERANCES, Parity
 from boxdet.export.program import write_program
 from boxdet.export.suppression import ProgramSuppression
 from boxdet.models import build_detector
@@ -23,7 +23,6 @@ from tests.test_models import tiny_models as tiny
 INPUTS = InputFormat([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], divisor=32, scale=(160, 96))
 BGR = InputFormat([103.53, 116.28, 123.675], [57.375, 57.12, 58.395], rgb=False, divisor=32)
 SIZES = [(96, 128), (83, 101)]
-HALF = 1.0, 0.02, 0.9  # pixels, score, mask IoU that half precision may change
 
 
 def detector(name: str = 'faster_rcnn', **rcnn):
@@ -190,7 +189,7 @@ def test_half_precision_is_near(tmp_path):
     onnx = pytest.importorskip('onnx')
     model, pixels = detector('small_faster_rcnn'), images()
     path = write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=pixels.shape[2:], batch=2, precision='fp16')
-    parity = compare(model, opened(path)[0](pixels, SIZES), pixels, parity=Parity(*HALF))
+    parity = compare(model, opened(path)[0](pixels, SIZES), pixels, parity=Parity(*TOLERANCES['fp16']))
     assert parity.detections > 10 and parity.share >= 0.9, str(parity)
     graph = onnx.load(path).graph
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
