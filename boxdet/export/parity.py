@@ -45,7 +45,8 @@ class Parity:
     @property
     def share(self) -> float:
         """Equal ones among the detections, or among the exported ones where these are more; 1 where there is none."""
-        return self.equal / max(self.detections, self.exported, 1)
+        most = max(self.detections, self.exported)
+        return self.equal / most if most else 1.0
 
     def add(self, expected: Instances, found: Mapping[str, np.ndarray], threshold: float = 0.5,
             whole_pixels: bool = False) -> None:

@@ -106,6 +106,8 @@ def test_an_image_without_objects():
     for kind in (DetectionGraph(model, INPUTS), DetectionGraph(model, INPUTS, ProgramSuppression)):
         found = run(kind, pixels)
         assert found['count'].tolist() == [0, 0] and not found['scores'].any() and (found['labels'] == -1).all()
+        parity = compare(model, found, pixels)
+        assert (parity.images, parity.detections, parity.share) == (2, 0, 1)
 
 
 def test_more_candidates_than_can_be_looked_at_are_told(monkeypatch):
