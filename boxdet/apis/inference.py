@@ -77,6 +77,9 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
             checkpoint.
     """
     device, backend = choose_device(device), _compile_backend(compile)  # before the work of loading
+    known = (*PRECISIONS, 'int8')
+    if precision not in known:
+        raise ConfigError(f"precision '{precision}' is none of {', '.join(known)}{nearest(precision, known)}")
     cfg = _configured(config, cfg_options)
     refuse_misspelt_options(cfg)
     model = build_for_inference(cfg)

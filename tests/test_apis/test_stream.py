@@ -145,8 +145,8 @@ def test_half_precision_finds_the_same(tiny_detector, model, precision, monkeypa
     found, expected = (inference_detector(m, str(tiny_detector.images[0])) for m in (half, model))
     assert found.bboxes.dtype == found.scores.dtype == torch.float32 and found.masks_bitmaps().shape[0] == len(found)
     assert abs(float(found.scores[0]) - float(expected.scores[0])) < 0.02
-    with pytest.raises(ConfigError, match="precision 'int8'"):
-        init_detector(tiny_detector.config, device='cpu', precision='int8')
+    with pytest.raises(ConfigError, match="precision 'int4' is none of fp32, bf16, fp16, int8; did you mean 'int8'"):
+        init_detector(tiny_detector.config, device='cpu', precision='int4')
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
