@@ -105,10 +105,10 @@ def check_args(args: argparse.Namespace) -> None:
 
 def merge_args(args: argparse.Namespace, cfg: Any) -> None:
     """Write what the command line decides into the config, which is what the work_dir keeps."""
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(cfg.filename).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     if args.load_from:
         from boxdet.checkpoints import zoo
-        cfg.load_from, cfg.resume_from = zoo.address(args.load_from, cfg.filename), None
+        cfg.load_from, cfg.resume_from = zoo.address(args.load_from, args.config), None
     if args.resume_from:
         cfg.resume_from = args.resume_from
     gpu = args.gpu_id if args.gpu_ids is None else args.gpu_ids[0]
