@@ -15,6 +15,12 @@ from boxdet.structures.batch import Batch, ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
 
 
+def has_own(part: Any, *names: str) -> bool:
+    """Whether the class of ``part`` has a method of these names that a plug-in brings."""
+    owners = [owner for owner in type(part).__mro__ if not owner.__module__.startswith(('boxdet.', 'torch.'))]
+    return any(name in vars(owner) for owner in owners for name in names)
+
+
 def unpacked(value: Any) -> Any:
     """What DataContainers hold, in lists and tuples too; anything else as it is."""
     if hasattr(value, 'data') and hasattr(value, 'cpu_only'):

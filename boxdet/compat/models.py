@@ -18,6 +18,7 @@ from torch import nn
 
 from boxdet import registry
 from boxdet.abilities import ability
+from boxdet.compat import data
 from boxdet.compat.forms import (
     SamplingResult,
     as_batch,
@@ -27,6 +28,7 @@ from boxdet.compat.forms import (
     as_rows,
     as_training_inputs,
     bbox2result,
+    has_own,
     meta_dict,
     metas_of,
     unpacked,
@@ -44,12 +46,6 @@ from boxdet.structures.masks import RleMasks
 
 _TEST_METHODS = ('simple_test', 'simple_test_bboxes', 'simple_test_mask', '_mask_forward')
 _ANY_HW = (-1, -1)  # of a batch whose size nobody knows: anchors beyond an image's padding are left out in any case
-
-
-def has_own(part: Any, *names: str) -> bool:
-    """Whether the class of ``part`` has a method of these names that a plug-in brings."""
-    owners = [owner for owner in type(part).__mro__ if not owner.__module__.startswith(('boxdet.', 'torch.'))]
-    return any(name in vars(owner) for owner in owners for name in names)
 
 
 def bbox2roi(bbox_list: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -738,22 +734,27 @@ _FORMS = ((detectors._Detector, Detector2x), (standard_roi_head.StandardRoIHead,
           (cascade_roi_head.CascadeRoIHead, CascadeRoIHead2x), (bbox_head.BBoxHead, BBoxHead2x),
           (mask_head.FCNMaskHead, MaskHead2x), (rpn_head.RPNHead, RPNHead2x))
 # Classes whose own methods are no template of 2.x's: they stay as they are.
+_HOMES = 'boxdet.models.', 'boxdet.datasets.'
 _AS_THEY_ARE = ('boxdet.models.families.',)
 _made: dict[type, type] = {}
 
 
 def form_of(cls: type) -> type:
     """The class that ``mmdet.models`` has under this name: ``cls`` with 2.x's methods, or ``cls``."""
-    if cls in _made or not isinstance(cls, type) or not cls.__module__.startswith('boxdet.models.') \
+    if cls in _made or not isinstance(cls, type) or not cls.__module__.startswith(_HOMES) \
             or cls.__module__.startswith(_AS_THEY_ARE):
         return _made.get(cls, cls)
-    form = next((form for base, form in _FORMS if issubclass(cls, base)), None)
+    form = next((form for base, form in (*_FORMS, *data.FORMS) if issubclass(cls, base)), None)
+    if form is None and cls.__module__.startswith('boxdet.datasets.pipelines.') and '__call__' in vars(cls):
+        form = data.Transform2x
     if form is None:
         return cls
     # The class's own bases come first, so that a RoI head of 2.x is a subclass of 2.x's StandardRoIHead too.
     bases = tuple(dict.fromkeys(form_of(base) for base in cls.__bases__ if form_of(base) is not base))
     own = (cls,) if not bases else (*bases, cls)
     content = dict(__module__='boxdet.compat.models', __doc__=cls.__doc__)
+    if 'can_defer' in vars(cls):  # an ability that is not inherited
+        content['can_defer'] = vars(cls)['can_defer']
     made = type(cls.__name__, (form, *own) if not bases else own, content)
     _made[cls] = made
     return made
@@ -761,11 +762,12 @@ def form_of(cls: type) -> type:
 
 def register_forms() -> None:
     """Put the classes with 2.x's methods into the registries, under the same names."""
-    for name in registry.MODELS.names():
-        cls = registry.MODELS.get(name)
-        made = form_of(cls)
-        if made is not cls:
-            registry.MODELS.register_module(name=name, module=made, force=True)
+    for known in (registry.MODELS, registry.DATASETS, registry.PIPELINES):
+        for name in known.names():
+            cls = known.get(name)
+            made = form_of(cls)
+            if made is not cls:
+                known.register_module(name=name, module=made, force=True)
     for name in registry.MATCHING.names():
         cls = registry.MATCHING.get(name)
         if hasattr(cls, 'sample') and not issubclass(cls, Sampler2x) and cls.__module__.startswith('boxdet.'):

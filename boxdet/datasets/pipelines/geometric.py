@@ -208,7 +208,7 @@ class Resize(GeometricTransform):
             results.pop('scale', None)
             results.pop('scale_factor', None)
         if 'scale' in results:
-            if isinstance(results.get('scale_factor'), np.ndarray):
+            if 'scale_factor' in results:
                 raise ConfigError('Resize: the sample was resized before; override=True resizes it again')
         elif 'scale_factor' in results:
             factor = results['scale_factor']
@@ -223,17 +223,27 @@ class Resize(GeometricTransform):
         if self.img_scale is None:
             raise ConfigError('Resize: neither img_scale nor a scale in the sample')
         if self.ratio_range is not None:
-            least, greatest = self.ratio_range
-            ratio = np.random.random_sample() * (greatest - least) + least
-            return _pair([side * ratio for side in self.img_scale[0]]), None
+            return draw_ratio(self.img_scale[0], self.ratio_range), None
         if len(self.img_scale) == 1:
             return self.img_scale[0], 0
         if self.multiscale_mode == 'value':
             index = np.random.randint(len(self.img_scale))
             return self.img_scale[index], int(index)
-        longer, shorter = [max(s) for s in self.img_scale], [min(s) for s in self.img_scale]
-        return (int(np.random.randint(min(longer), max(longer) + 1)),
-                int(np.random.randint(min(shorter), max(shorter) + 1))), None
+        return draw_between(self.img_scale), None
+
+
+def draw_ratio(scale: Sequence[int], ratio_range: Sequence[float]) -> tuple[int, int]:
+    """A scale (w, h) times a random ratio of the range."""
+    least, greatest = ratio_range
+    ratio = np.random.random_sample() * (greatest - least) + least
+    return _pair([side * ratio for side in scale])
+
+
+def draw_between(scales: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """A longer and a shorter side between the smallest and largest of the scales."""
+    longer, shorter = [max(s) for s in scales], [min(s) for s in scales]
+    return (int(np.random.randint(min(longer), max(longer) + 1)),
+            int(np.random.randint(min(shorter), max(shorter) + 1)))
 
 
 @PIPELINES.register_module()
@@ -402,13 +412,16 @@ class RandomCrop(GeometricTransform):
 
     def __call__(self, results: dict) -> dict | None:
         """Cut the sample."""
+        return self.crop_at_random(results, *self._draw_size(*_hw(results)), self.allow_negative_crop)
+
+    def crop_at_random(self, results: dict, crop_h: int, crop_w: int, keep_empty: bool) -> dict | None:
+        """Cut a part (crop_h, crop_w) at a random place; None when no box remains, unless ``keep_empty``."""
         height, width = _hw(results)
-        crop_h, crop_w = self._draw_size(height, width)
         top = int(np.random.randint(0, max(height - crop_h, 0) + 1))
         left = int(np.random.randint(0, max(width - crop_w, 0) + 1))
         window = (left, top, left + crop_w, top + crop_h)
         kept = self.crop(results, window, self.bbox_clip_border, with_area, self.recompute_bbox)
-        return results if kept or self.allow_negative_crop else None
+        return results if kept or keep_empty else None
 
     def _draw_size(self, height: int, width: int) -> tuple[int, int]:
         low, high = self.crop_size
