@@ -20,6 +20,7 @@ import torch
 from boxdet.apis.images import IMAGE_ENDINGS, ImageLike, is_image
 from boxdet.apis.inference import inference_stream, init_detector
 from boxdet.apis.output_names import output_names
+from boxdet.checkpoints import zoo
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import Config, load_config, translated
 from boxdet.engine.environment import choose_device
@@ -41,7 +42,8 @@ class DetInferencer:
     Args:
         model: a config file of mmdetection 2.x or 3.x, its name without folders ('mask-rcnn_r50_fpn_1x_coco'), or a
             Config. None: the config that the checkpoint holds.
-        weights: checkpoint file or address. None with a ``model``: random weights, and a warning.
+        weights: checkpoint file or address. None with a name as ``model``: those that were published for it (see
+            ``tools/zoo.py``). None otherwise: random weights, and a warning.
         device: 'cpu', 'cuda:0', ...; a GPU where there is one, else the CPU.
         scope: 3.x's registry; 'mmdet' is the only one.
         palette: colours of the classes: 'none' (boxdet's), 'coco', 'voc', 'citys' or 'random'.
@@ -63,6 +65,8 @@ class DetInferencer:
             raise ConfigError(f"DetInferencer: palette '{palette}'{nearest(str(palette), _PALETTES)}; it is one of "
                               f"{', '.join(_PALETTES)}")
         config = _config_of(model, weights)
+        if weights is None and _is_name(model) and Path(config.filename).stem in zoo.entries():
+            weights = zoo.SCHEME + Path(config.filename).stem
         if weights is None:
             warnings.warn('DetInferencer: no weights are given: the results are those of random ones', stacklevel=2)
         self.model = init_detector(config, weights, device=choose_device(device))
@@ -183,7 +187,13 @@ def as_prediction(result: Instances) -> dict[str, list]:
     return found
 
 
-def _config_of(model: str | os.PathLike | Cfg | None, weights: str | os.PathLike | None) -> str | Config:
+def _is_name(model: Any) -> bool:
+    """Whether ``model`` is the name of a config, not a file."""
+    return isinstance(model, (str, os.PathLike)) and not os.path.isfile(model) and os.path.splitext(model)[1] not in (
+        '.py', '.json', '.yaml', '.yml')
+
+
+def _config_of(model: str | os.PathLike | Cfg | None, weights: str | os.PathLike | None) -> Config:
     """The Config that ``model`` names, or that the checkpoint ``weights`` holds."""
     if model is None:
         if weights is None:

@@ -7,6 +7,7 @@ from typing import Any
 from boxdet import apis
 from boxdet.compat.forms import as_rows, as_training_inputs, meta_dict
 from boxdet.compat.mmcv1 import DataContainer
+from boxdet.compat.mmdet3 import as_both
 from boxdet.datasets import loader as data_loader
 from boxdet.engine.distributed import unwrap
 from boxdet.engine.hooks import Hook
@@ -14,8 +15,20 @@ from boxdet.errors import ConfigError
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 
-init_detector = apis.init_detector
 set_random_seed = apis.set_random_seed
+_PALETTES = ('none', 'coco', 'voc', 'citys', 'random')  # what 3.x has for the third argument of init_detector
+
+
+def init_detector(config: Any, checkpoint: Any = None, device: Any = 'cuda:0', *more: Any, palette: str | None = None,
+                  **options: Any) -> Any:
+    """boxdet's, by 2.x's arguments (``device`` third) or 3.x's (``palette`` third, and not used)."""
+    if device in _PALETTES:
+        device, more = more[0] if more else 'cuda:0', more[1:]
+    model = apis.init_detector(config, checkpoint, device, *more, **options)
+    model.dataset_meta = dict(classes=model.CLASSES, palette=model.PALETTE, CLASSES=model.CLASSES)
+    if 'visualizer' not in model.cfg:  # 3.x's scripts build what its configs have here
+        model.cfg.visualizer = dict(type='DetLocalVisualizer')
+    return model
 
 
 def result_2x(model: Any, result: Instances, masks: str) -> Any:
@@ -25,15 +38,23 @@ def result_2x(model: Any, result: Instances, masks: str) -> Any:
     return result.per_class(result.num_classes or len(model.CLASSES or ()) or None, masks=masks)
 
 
-def inference_detector(model: Any, imgs: Any, **options: Any) -> Any:
+def inference_detector(model: Any, imgs: Any, test_pipeline: Any = None, text_prompt: str | None = None,
+                       custom_entities: bool = False, **options: Any) -> Any:
     """2.x's result of an image, or a list of them for a list or tuple of images.
 
-    K arrays (n, 5); with masks a pair of that and K lists of (H, W) bool arrays.
+    K arrays (n, 5); with masks a pair of that and K lists of (H, W) bool arrays. 3.x's scripts read the same objects
+    as DetDataSamples: ``result.pred_instances.bboxes``.
+
+    Raises:
+        ConfigError: a pipeline beside the model's, or a text: the detectors here read none.
     """
+    if test_pipeline is not None or text_prompt is not None:
+        raise ConfigError('inference_detector: test_pipeline and text_prompt have no counterpart; the pipeline is '
+                          "data.test's of model.cfg")
     found = apis.inference_detector(model, imgs, **options)
     if isinstance(found, Instances):
-        return result_2x(model, found, 'bitmap')
-    return [result_2x(model, one, 'bitmap') for one in found]
+        return as_both(result_2x(model, found, 'bitmap'), found, imgs)
+    return [as_both(result_2x(model, one, 'bitmap'), one, picture) for one, picture in zip(found, imgs)]
 
 
 async def async_inference_detector(model: Any, imgs: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The modules of mmdetection 2.28 and of mmcv 1.7 that other people's code imports from, by package."""
+"""The modules of mmdetection 2.28, of mmcv 1.7, and some of mmdetection 3.3, that people import from."""
 from __future__ import annotations
 
 PACKAGES: dict[str, str] = {
-    'mmdet': 'apis core datasets models utils version',
+    'mmdet': 'apis core datasets evaluation models registry structures utils version visualization',
     'mmcv': 'device engine fileio ops parallel runner utils',
     'mmcv.engine': 'test',
     'mmcv.fileio': 'file_client handlers io parse',
@@ -13,7 +13,7 @@ PACKAGES: dict[str, str] = {
     'mmcv.runner.hooks': 'checkpoint evaluation hook logger lr_updater optimizer',
     'mmcv.runner.optimizer': 'builder default_constructor',
     'mmcv.utils': 'config logging misc parrots_wrapper path progressbar registry version_utils',
-    'mmdet.apis': 'inference test train',
+    'mmdet.apis': 'det_inferencer inference test train',
     'mmdet.core': (
         'anchor bbox data_structures evaluation export hook mask optimizers post_processing utils '
         'visualization'),
@@ -46,12 +46,19 @@ PACKAGES: dict[str, str] = {
     'mmdet.core.visualization': 'image palette',
     'mmdet.datasets': (
         'api_wrappers builder cityscapes coco coco_occluded coco_panoptic custom dataset_wrappers deepfashion '
-        'lvis objects365 openimages pipelines samplers utils voc wider_face xml_style'),
+        'lvis objects365 openimages pipelines samplers transforms utils voc wider_face xml_style'),
     'mmdet.datasets.api_wrappers': 'coco_api panoptic_evaluation',
     'mmdet.datasets.pipelines': (
         'auto_augment compose formating formatting instaboost loading test_time_aug transforms'),
     'mmdet.datasets.samplers': 'class_aware_sampler distributed_sampler group_sampler infinite_sampler',
-    'mmdet.models': 'backbones builder dense_heads detectors losses necks plugins roi_heads seg_heads utils',
+    'mmdet.evaluation': 'functional metrics',
+    'mmdet.structures': 'bbox det_data_sample mask',
+    'mmdet.structures.bbox': 'base_boxes bbox_overlaps horizontal_boxes transforms',
+    'mmdet.structures.mask': 'mask_target structures utils',
+    'mmdet.visualization': 'local_visualizer palette',
+    'mmdet.models': (
+        'backbones builder dense_heads detectors losses necks plugins roi_heads seg_heads task_modules utils'),
+    'mmdet.models.task_modules': 'assigners builder coders prior_generators samplers',
     'mmdet.models.backbones': (
         'csp_darknet darknet detectors_resnet detectors_resnext efficientnet hourglass hrnet mobilenet_v2 pvt '
         'regnet res2net resnest resnet resnext ssd_vgg swin trident_resnet'),

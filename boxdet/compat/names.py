@@ -79,6 +79,24 @@ _UTILS = {
 _APIS = {
     **_table('boxdet.compat.apis', 'init_detector inference_detector async_inference_detector show_result_pyplot '
              'single_gpu_test multi_gpu_test train_detector set_random_seed init_random_seed get_root_logger')}
+_OF_3X = {
+    'mmdet.registry': {
+        **_REGISTRIES, 'TRANSFORMS': 'boxdet.registry:PIPELINES', 'TASK_UTILS': 'boxdet.registry:MATCHING',
+        'METRICS': 'boxdet.registry:EVALUATORS', 'EVALUATOR': 'boxdet.registry:EVALUATORS',
+        'VISUALIZERS': 'boxdet.compat.mmdet3:VISUALIZERS'},
+    'mmdet.structures': {
+        **_table('boxdet.compat.mmdet3', 'DetDataSample InstanceData bbox2roi get_box_tensor'),
+        **_table('boxdet.compat.functions', 'bbox_overlaps bbox_flip bbox_cxcywh_to_xyxy bbox_xyxy_to_cxcywh '
+                 'bbox2distance distance2bbox roi2bbox encode_mask_results mask2bbox mask_target'),
+        **_table('boxdet.structures.masks', 'BitmapMasks PolygonMasks')},
+    'mmdet.visualization': {
+        **_table('boxdet.compat.mmdet3', 'DetLocalVisualizer'), 'get_palette':
+        'boxdet.visualization.palette:class_colors'},
+    'mmdet.evaluation': {
+        **_table('boxdet.compat.functions', 'eval_map bbox_overlaps'), 'get_classes':
+        'boxdet.datasets.class_names:get_classes'}}
+_APIS['DetInferencer'] = 'boxdet.compat.mmdet3:DetInferencer'
+_UTILS.update(_table('boxdet.compat.mmdet3', 'register_all_modules get_test_pipeline_cfg'))
 _VERSION = {'__version__': '2.28.2', 'version_info': (2, 28, 2), 'short_version': '2.28.2'}
 
 _ENGINE = {
@@ -125,11 +143,13 @@ _CNN = {**_table('mmengine.model', 'xavier_init normal_init constant_init kaimin
 
 # By package; a module of a package has the names of the package.
 PACKAGES = {'mmdet.apis': _APIS, 'mmdet.core': _CORE, 'mmdet.models': _MODELS, 'mmdet.datasets': _DATASETS,
-            'mmdet.utils': _UTILS}
+            'mmdet.utils': _UTILS, **_OF_3X}
 MMCV = {'mmcv': _ENGINE, 'mmcv.utils': _ENGINE, 'mmcv.fileio': _ENGINE, 'mmcv.runner': _RUNNER,
         'mmcv.parallel': _PARALLEL, 'mmcv.ops': _OPS, 'mmcv.cnn': _CNN, 'mmcv.engine': _APIS}
-_HELD = {'mmdet.core': (registry.MATCHING,), 'mmdet.models': (registry.MODELS, registry.LAYERS),
-         'mmdet.datasets': (registry.DATASETS, registry.PIPELINES), 'mmcv.runner': (registry.HOOKS, registry.RUNNERS)}
+_HELD = {'mmdet.core': (registry.MATCHING,),
+         'mmdet.models': (registry.MODELS, registry.LAYERS, registry.MATCHING),
+         'mmdet.datasets': (registry.DATASETS, registry.PIPELINES), 'mmdet.evaluation': (registry.EVALUATORS,),
+         'mmcv.runner': (registry.HOOKS, registry.RUNNERS)}
 # What is not there and has something else in its place.
 INSTEAD = {
     'SingleStageDetector': 'boxdet.models.detectors.TwoStageDetector or RPN (boxdet has two-stage detectors)',

@@ -111,3 +111,12 @@ def test_wrong_keywords_of_a_call(inferencer, tiny_detector):
         inferencer(str(tiny_detector.images[0]), score_thr=0.3)
     with pytest.raises(ConfigError, match='texts: the detectors here read no texts'):
         inferencer(str(tiny_detector.images[0]), texts='cat')
+
+
+@pytest.mark.parametrize('name', ['mask-rcnn_r50_fpn_1x_coco', 'mask_rcnn_r50_fpn_1x_coco'])
+def test_a_name_alone_brings_the_published_weights(name, monkeypatch):
+    given = []
+    monkeypatch.setattr('boxdet.apis.det_inferencer.init_detector',
+                        lambda config, weights, device: given.append((config.filename, weights)))
+    DetInferencer(name, device='cpu')
+    assert given[0][0].endswith('mask_rcnn_r50_fpn_1x_coco.py') and given[0][1] == 'zoo://mask_rcnn_r50_fpn_1x_coco'

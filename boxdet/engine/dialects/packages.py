@@ -35,6 +35,8 @@ def package_config(package: str, name: str) -> str:
 def find_config(name: str) -> Path:
     """The config that is called ``name`` without folder and ending: in ``./configs``, boxdet's or mmdet's.
 
+    3.x's names have hyphens where those of 2.x have underscores: either is found.
+
     Raises:
         ConfigError: there is none; names the three most similar ones.
     """
@@ -43,9 +45,10 @@ def find_config(name: str) -> Path:
         for path in sorted(root.rglob('*.py')) if root.is_dir() else ():
             if '_base_' not in path.relative_to(root).parts:
                 known.setdefault(path.stem, path)
-    if name not in known:
+    alike = [path for stem, path in known.items() if stem.replace('-', '_') == name.replace('-', '_')]
+    if not alike:
         raise ConfigError(f"no config is called '{name}'{near_names(name, known)}")
-    return known[name]
+    return known.get(name, alike[0])
 
 
 def package_module(module: str) -> str:
