@@ -335,6 +335,10 @@ class CocoDataset(CustomDataset):
         """Category ids of all annotations of an image."""
         return self._categories[self._span(index)].tolist()
 
+    def labels_of(self, index: int) -> list[int]:
+        """Labels of an image's annotations, among ``CLASSES``."""
+        return [self.cat2label[category] for category in self.get_cat_ids(index) if category in self.cat2label]
+
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """Numbers of the images to train on: large enough and, by ``filter_empty_gt``, with a wanted object."""
         self._require_annotations('_filter_imgs')

@@ -19,6 +19,7 @@ import numpy as np
 from boxdet.datasets.evaluated import Evaluated
 from boxdet.datasets.files import Records, check_file_client, read_data, read_names
 from boxdet.datasets.pipelines.compose import Compose
+from boxdet.datasets.samplers import images_of_labels
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
 from boxdet.visualization.palette import class_colors
@@ -166,6 +167,14 @@ class CustomDataset(Evaluated):
     def get_cat_ids(self, index: int) -> list[int]:
         """Labels of an image's objects."""
         return self.get_ann_info(index)['labels'].tolist()
+
+    def labels_of(self, index: int) -> list[int]:
+        """Labels of an image's annotations, among ``CLASSES``."""
+        return self.get_cat_ids(index)
+
+    def get_cat2imgs(self) -> dict[int, list[int]]:
+        """Numbers of the images of each label, for ``ClassAwareSampler``."""
+        return images_of_labels(self)
 
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """Numbers of the images to train on; counts the others in ``filter_report``."""

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,16 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from boxdet.abilities import ability
 from boxdet.datasets.collate import collate
 from boxdet.datasets.samplers import (
+    ClassAwareSampler,
     DistributedSampler,
     EpochSampler,
     GroupSampler,
+    InfiniteClassAwareSampler,
     InfiniteGroupSampler,
     SampleKey,
     distributed_place,
 )
-from boxdet.errors import ConfigError, DataError, UserError
+from boxdet.errors import ConfigError, DataError, UserError, nearest
 from boxdet.structures.batch import Batch
 
 
@@ -206,15 +208,11 @@ def _end_later(*_: Any) -> None:
 _SECONDS_TO_FINISH = 30.  # what Slurm gives a job between SIGTERM and SIGKILL
 
 
-NO_CLASS_AWARE_SAMPLER = (
-    "boxdet has no sampler that draws classes evenly; to see rare classes more often, put the data set of data.train "
-    "into dict(type='ClassBalancedDataset', oversample_thr=0.01, dataset=...)")
-
-
 def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = False,
                      shuffle: bool = True, seed: int | None = None, runner_type: str = 'EpochBasedRunner',
                      persistent_workers: bool = False, rank: int | None = None, world_size: int | None = None,
-                     group_by_aspect: bool = True, class_aware_sampler: None = None, **kwargs: Any) -> BatchLoader:
+                     group_by_aspect: bool = True, class_aware_sampler: Mapping | None = None,
+                     **kwargs: Any) -> BatchLoader:
     """Make the loader of a data set.
 
     Args:
@@ -229,7 +227,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         persistent_workers: keep workers from epoch to epoch.
         group_by_aspect: False makes shuffled batches of images of any aspect, as mmdetection 3.x does without its
             AspectRatioBatchSampler.
-        class_aware_sampler: 2.x's, is refused.
+        class_aware_sampler: ``dict(num_sample_class=1)``: shuffled batches in which every class is drawn as often as
+            any other (``ClassAwareSampler``), of images of any aspect.
         rank: number of this process; asked of torch.distributed when left out.
         world_size: how many there are; likewise.
         **kwargs: for torch's DataLoader: prefetch_factor, pin_memory (True when there is a GPU), drop_last, ...
@@ -239,17 +238,21 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         and ``load_state_dict``.
 
     Raises:
-        ConfigError: a ``class_aware_sampler``.
+        ConfigError: a ``class_aware_sampler`` for a data set that cannot tell its labels, or without ``shuffle``.
     """
-    if class_aware_sampler is not None:
-        raise ConfigError(f'class_aware_sampler: {NO_CLASS_AWARE_SAMPLER}')
     if rank is None or world_size is None:
         rank, world_size = distributed_place() if dist else (0, 1)
     factor = 1 if dist else num_gpus
     batch_size, workers = samples_per_gpu * factor, workers_per_gpu * factor
     if seed is None:  # every rank must come to the same
         seed = 0 if world_size > 1 else torch.initial_seed() % 2 ** 31
-    sampler = _build_sampler(dataset, batch_size, rank, world_size, shuffle, seed, runner_type, group_by_aspect)
+    place = rank, world_size
+    if class_aware_sampler is None:
+        sampler = _build_sampler(dataset, batch_size, *place, shuffle, seed, runner_type, group_by_aspect)
+    elif not shuffle:
+        raise ConfigError('class_aware_sampler draws at random; this loader takes every image once, in order')
+    else:
+        sampler = _class_aware(dataset, batch_size, *place, seed, runner_type, class_aware_sampler)
     # Without a GPU in use nothing is page-locked: that would occupy one that belongs to somebody else.
     options = dict(pin_memory=torch.cuda.is_initialized(), collate_fn=_collate_or_fail,
                    # Its own generator: torch would draw a number from the global one for each epoch.
@@ -260,6 +263,21 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         kwargs = {**kwargs, 'worker_init_fn': partial(_start_worker_and, kwargs['worker_init_fn'])}
     samples = _SeededSamples(dataset, may_replace=shuffle and _may_replace(dataset))
     return BatchLoader(samples, batch_size=batch_size, sampler=sampler, num_workers=workers, **{**options, **kwargs})
+
+
+def _class_aware(dataset: Any, batch_size: int, rank: int, world_size: int, seed: int, runner_type: str,
+                 options: Mapping) -> ClassAwareSampler:
+    unknown = next((key for key in options if key != 'num_sample_class'), None)
+    if unknown is not None:
+        raise ConfigError(f"class_aware_sampler takes num_sample_class alone, no '{unknown}'"
+                          f"{nearest(unknown, ['num_sample_class'])}")
+    kind = InfiniteClassAwareSampler if runner_type == 'IterBasedRunner' else ClassAwareSampler
+    sampler = kind(dataset, batch_size, world_size, rank, seed, **options)
+    counts = [len(own) for own in sampler.images.values()]
+    logging.getLogger('boxdet').info(
+        'class_aware_sampler: %d images an epoch, %d of a class in turn; %d classes with %d to %d images, %d without',
+        len(sampler) * world_size, sampler.num_sample_class, len(counts), min(counts), max(counts), sampler.absent)
+    return sampler
 
 
 def _start_worker_and(then: Any, worker_id: int) -> None:

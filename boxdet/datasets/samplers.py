@@ -5,11 +5,15 @@ Letters: R ranks (processes), S images a rank and batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+
+from boxdet.errors import ConfigError
 
 
 class SampleKey(NamedTuple):
@@ -124,8 +128,8 @@ class DistributedGroupSampler(GroupSampler):
                          found_rank if rank is None else rank, seed)
 
 
-class InfiniteGroupSampler(GroupSampler):
-    """GroupSampler for training by iterations: epoch follows epoch without an end.
+class _Endless(EpochSampler):
+    """For training by iterations: epoch follows epoch without an end.
 
     ``consumed`` counts on over the epochs; its length is that of one epoch.
     """
@@ -137,6 +141,78 @@ class InfiniteGroupSampler(GroupSampler):
             for index in self.order(epoch)[start:].tolist():
                 yield SampleKey(index, self.seed, epoch)
             epoch, start = epoch + 1, 0
+
+
+class InfiniteGroupSampler(_Endless, GroupSampler):
+    """GroupSampler for training by iterations."""
+
+
+class ClassAwareSampler(EpochSampler):
+    """Every class as often as any other (Shen et al. 2016), in the order of mmdetection 2.28.2.
+
+    Classes come in a random order, over and over, each with ``num_sample_class`` of its images, which come in a random
+    order over and over too. Each rank has its part of an epoch of as many images as the data set has.
+
+    Args:
+        samples_per_gpu: S; a rank's images are whole batches.
+        num_sample_class: images of a class, one after the other.
+
+    Raises:
+        ConfigError: a data set without ``get_cat2imgs``, or without an object.
+    """
+
+    def __init__(self, dataset: Any, samples_per_gpu: int = 1, num_replicas: int = 1, rank: int = 0, seed: int = 0,
+                 num_sample_class: int = 1):
+        super().__init__(dataset, num_replicas, rank, seed)
+        if not isinstance(num_sample_class, int) or num_sample_class < 1:
+            raise ConfigError(f'class_aware_sampler.num_sample_class is a whole number, 1 at least, not '
+                              f'{num_sample_class!r}')
+        if not hasattr(dataset, 'get_cat2imgs'):
+            raise ConfigError(f'class_aware_sampler: {type(dataset).__name__} has no get_cat2imgs')
+        images = dataset.get_cat2imgs()
+        self.images = {label: own for label, own in images.items() if len(own)}
+        self.absent = len(images) - len(self.images)
+        if not self.images:
+            raise ConfigError(f'class_aware_sampler: no image of {type(dataset).__name__} has an object')
+        self.num_sample_class = num_sample_class
+        self._length = math.ceil(len(dataset) / (num_replicas * samples_per_gpu)) * samples_per_gpu
+
+    def __len__(self) -> int:
+        return self._length
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(len(self),) image numbers of this rank in ``epoch``."""
+        random = torch.Generator().manual_seed(epoch + self.seed)
+        labels = _over_and_over(list(self.images), random)
+        images = {label: _over_and_over(own, random) for label, own in self.images.items()}
+        total = self._length * self.num_replicas
+        # 2.x draws classes in rounds of all of them, and cuts off what is too much.
+        rounds = math.ceil(total / len(self.images) / self.num_sample_class)
+        drawn = [next(images[label]) for label in islice(labels, rounds * len(self.images))
+                 for _ in range(self.num_sample_class)]
+        return np.array(drawn[self.rank * self._length:(self.rank + 1) * self._length], dtype=np.int64)
+
+
+class InfiniteClassAwareSampler(_Endless, ClassAwareSampler):
+    """ClassAwareSampler for training by iterations."""
+
+
+def _over_and_over(values: Sequence[int], random: torch.Generator) -> Iterator[int]:
+    """The values in a random order, then in another, ...; the first is drawn at once."""
+    def rest(order: torch.Tensor) -> Iterator[int]:
+        while True:
+            yield from (values[i] for i in order.tolist())
+            order = torch.randperm(len(values), generator=random)
+    return rest(torch.randperm(len(values), generator=random))
+
+
+def images_of_labels(dataset: Any) -> dict[int, list[int]]:
+    """Numbers of the images of each label, of a data set with ``labels_of``."""
+    found: dict[int, list[int]] = {label: [] for label in range(len(dataset.CLASSES or ()))}
+    for index in range(len(dataset)):
+        for label in set(dataset.labels_of(index)):
+            found[label].append(index)
+    return found
 
 
 class DistributedSampler(EpochSampler):

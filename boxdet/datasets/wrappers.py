@@ -12,6 +12,7 @@ import numpy as np
 from boxdet.datasets.evaluated import Evaluated
 from boxdet.datasets.pipelines.compose import Compose
 from boxdet.datasets.pipelines.formatting import replace_ImageToTensor
+from boxdet.datasets.samplers import images_of_labels
 from boxdet.datasets.samples import take
 from boxdet.errors import ConfigError, DataError
 from boxdet.registry import DATASETS
@@ -145,6 +146,15 @@ class _Wrapper(Evaluated):
         """Categories of an image's annotations."""
         dataset, place = self._at(index)
         return dataset.get_cat_ids(place)
+
+    def labels_of(self, index: int) -> list[int]:
+        """Labels of an image's annotations."""
+        dataset, place = self._at(index)
+        return dataset.labels_of(place)
+
+    def get_cat2imgs(self) -> dict[int, list[int]]:
+        """Numbers of the images of each label, for ``ClassAwareSampler``."""
+        return images_of_labels(self)
 
     def img_info(self, index: int) -> dict:
         """'filename', 'width', 'height', ... of an image."""

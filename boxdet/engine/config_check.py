@@ -18,7 +18,7 @@ import torch
 
 from boxdet import idle_overrides, registry
 from boxdet.abilities import ability
-from boxdet.datasets.loader import NO_CLASS_AWARE_SAMPLER, build_dataloader
+from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
@@ -266,8 +266,9 @@ class _Checker:
                 several = isinstance(one, Mapping) and isinstance(one.get('ann_file'), (list, tuple))
                 self.typed(one, here, registry.DATASETS, beside=(*beside, 'separate_eval') if several else beside)
             if value.get(f'{split}_dataloader') is not None:
-                if value[f'{split}_dataloader'].get('class_aware_sampler') is not None:
-                    self.fail(f'{path}.{split}_dataloader.class_aware_sampler', NO_CLASS_AWARE_SAMPLER)
+                aware = value[f'{split}_dataloader'].get('class_aware_sampler')
+                if aware is not None:
+                    self.keys(aware, f'{path}.{split}_dataloader.class_aware_sampler', {'num_sample_class'})
                 self.keys(value[f'{split}_dataloader'], f'{path}.{split}_dataloader', loader)
 
     # ------------------------------------------------------------------------------ training

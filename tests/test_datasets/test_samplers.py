@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from boxdet.datasets import CustomDataset, RepeatDataset, build_dataloader
 from boxdet.datasets.samplers import (
+    ClassAwareSampler,
     DistributedGroupSampler,
     DistributedSampler,
     GroupSampler,
     InfiniteGroupSampler,
     SampleKey,
 )
+from boxdet.errors import ConfigError
 
 
 class Fake(SimpleNamespace):
@@ -104,3 +107,57 @@ def test_batches_of_any_aspect():
                       for value in (True, False))
     assert all(len(set(flag[batch])) == 1 for batch in grouped)
     assert any(len(set(flag[batch])) == 2 for batch in mixed) and sorted(mixed.ravel()) == list(range(16))
+
+
+class ByClass(Fake):
+    def get_cat2imgs(self):
+        return {0: [0, 1, 2, 3, 4], 1: [5], 2: [], 3: [6, 0]}
+
+
+# mmdetection 2.28.2's ClassAwareSampler on the same images, seed + epoch, ranks, images of a class, batch: its order.
+ORDERS_OF_2X = {
+    (0, 0, 1, 1, 1): [[0, 3, 5, 5, 6, 1, 0, 6, 5, 4, 0]],
+    (3, 2, 2, 1, 2): [[6, 5, 2, 0, 5, 0], [5, 6, 4, 0, 5, 3]],
+    (1, 0, 1, 2, 2): [[5, 5, 0, 6, 4, 1, 6, 0, 3, 0, 5, 5]]}
+
+
+@pytest.mark.parametrize('seed, epoch, ranks, each, batch', list(ORDERS_OF_2X))
+def test_classes_come_evenly_in_the_order_of_2x(seed, epoch, ranks, each, batch):
+    data = ByClass(flag=np.zeros(11))
+    samplers = [ClassAwareSampler(data, batch, ranks, rank, seed, each) for rank in range(ranks)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    assert [indices(sampler) for sampler in samplers] == ORDERS_OF_2X[seed, epoch, ranks, each, batch]
+    assert [len(sampler) for sampler in samplers] == [len(own) for own in ORDERS_OF_2X[seed, epoch, ranks, each, batch]]
+
+
+def test_drawing_classes_evenly_is_resumed_and_told(tmp_path, caplog):
+    boxes = np.array([[0, 0, 40, 40]], np.float32)
+    infos = [dict(filename=f'{i}.png', width=64, height=64,
+                  ann=dict(bboxes=boxes, labels=np.array([int(i == 5)]))) for i in range(6)]
+
+    class Data(CustomDataset):
+        def load_annotations(self, ann_file):
+            return infos
+
+    data = RepeatDataset(Data('', [], classes=('a', 'b', 'c')), 2)
+    assert data.get_cat2imgs() == {0: [0, 1, 2, 3, 4, 6, 7, 8, 9, 10], 1: [5, 11], 2: []}
+    with caplog.at_level('INFO', 'boxdet'):
+        loader = build_dataloader(data, 2, 0, seed=3, class_aware_sampler=dict(num_sample_class=1))
+        endless = build_dataloader(data, 2, 0, seed=3, class_aware_sampler={}, runner_type='IterBasedRunner').sampler
+    assert caplog.messages[0] == ('class_aware_sampler: 12 images an epoch, 1 of a class in turn; 2 classes with 2 to '
+                                  '10 images, 1 without')
+    whole = indices(loader.sampler)
+    assert sum(i in (5, 11) for i in whole) == 6
+    loader.sampler.advance(4)
+    other = ClassAwareSampler(data, 2)
+    other.load_state_dict(loader.sampler.state_dict())
+    assert indices(other) == whole[4:]
+    stream = iter(endless)
+    assert [next(stream).index for _ in range(12)] == whole and next(stream).epoch == 1
+    with pytest.raises(ConfigError, match="num_sample_class alone, no 'num_samples'; did you mean 'num_sample_class'"):
+        build_dataloader(data, 2, 0, class_aware_sampler=dict(num_samples=1))
+    with pytest.raises(ConfigError, match='num_sample_class is a whole number, 1 at least, not 0'):
+        ClassAwareSampler(data, num_sample_class=0)
+    with pytest.raises(ConfigError, match='takes every image once'):
+        build_dataloader(data, 2, 0, shuffle=False, class_aware_sampler={})

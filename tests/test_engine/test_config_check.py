@@ -142,8 +142,9 @@ def test_loggers(mask_config, hooks, message):
 
 
 def test_2x_has_a_class_aware_sampler(mask_config):
-    with pytest.raises(ConfigError, match=r'data.train_dataloader.class_aware_sampler .*ClassBalancedDataset'):
-        check_config(mask_config('data.train_dataloader.class_aware_sampler.num_sample_class=1'))
+    with pytest.raises(ConfigError, match=r"data.train_dataloader.class_aware_sampler.*'num_sample_class'"):
+        check_config(mask_config('data.train_dataloader.class_aware_sampler.num_samples_class=1'))
+    check_quietly(mask_config('data.train_dataloader.class_aware_sampler.num_sample_class=1'))
     check_quietly(mask_config('data.train_dataloader.class_aware_sampler=None'))
 
 
