@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from boxdet.errors import ConfigError
 from boxdet.geometry import boxes as box_geometry
 from boxdet.models.losses import accuracy, weight_reduce_loss
 from boxdet.registry import MATCHING
@@ -214,18 +215,61 @@ def imshow_det_bboxes(img: Any, bboxes: Any = None, labels: Any = None, segms: A
 
 
 def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[Mapping], scale_ranges: Any = None,
-             iou_thr: float = 0.5, dataset: Any = None, logger: Any = None, **ignored: Any) -> tuple[float, list[dict]]:
-    """Pascal VOC's mean AP of results by class; (mean, [dict(ap=...) of each class])."""
+             iou_thr: float = 0.5, ioa_thr: float | None = None, dataset: Any = None, logger: Any = None,
+             tpfp_fn: Any = None, nproc: int = 4, use_legacy_coordinate: bool = False,
+             use_group_of: bool = False) -> tuple[Any, list[dict[str, Any]]]:
+    """Pascal VOC's mean average precision of results by class.
+
+    Args:
+        det_results: K arrays (n, 5) of each image.
+        annotations: 'bboxes' (N, 4), 'labels' (N,) and, of objects that do not count, 'bboxes_ignore' (M, 4) with
+            'labels_ignore' (M,), of each image.
+        scale_ranges: pairs of square roots of areas; the values are then lists, one a range.
+        iou_thr: overlap of a hit.
+        ioa_thr: refused, of OpenImages.
+        dataset: 'voc07' measures at 11 points; classes or None measure the area.
+        logger: not used.
+        tpfp_fn: refused, a rule of one's own.
+        nproc: not used, it takes one process.
+        use_legacy_coordinate: boxes are a pixel longer than their corners say.
+        use_group_of: refused, of OpenImages.
+
+    Returns:
+        the mean over the classes that have objects; 'num_gts', 'num_dets', 'recall', 'precision', 'ap' of each class.
+
+    Raises:
+        ConfigError: another rule of what is a hit (``tpfp_fn``, OpenImages' and ImageNet's).
+    """
     from boxdet.evaluation.voc import average_precision, match
-    num_classes = len(det_results[0])
-    truths = [dict(bboxes_ignore=np.zeros((0, 4)), labels_ignore=np.zeros(0, int), **one)
-              if 'bboxes_ignore' not in one else one for one in annotations]
-    matches = match(truths, [Instances.from_per_class(list(one)) for one in det_results], num_classes)
-    from boxdet.evaluation.voc import _class_rows
-    rows = _class_rows(matches, num_classes, iou_thr, None, 'area')
-    del average_precision
-    values = [row[-1] for row in rows]
-    return float(np.mean([v for v in values if v == v])) if values else 0.0, [dict(ap=v) for v in values]
+    others = dataset in ('det', 'vid', 'oid_v6', 'oid_challenge')
+    if others or tpfp_fn is not None or ioa_thr is not None or use_group_of:
+        raise ConfigError("eval_map: hits are Pascal VOC's; tpfp_fn, ioa_thr, use_group_of and the data sets 'det', "
+                          "'vid' and 'oid' have other rules")
+    assert len(det_results) == len(annotations)
+    num_classes, none = len(det_results[0]), dict(bboxes_ignore=np.zeros((0, 4)), labels_ignore=np.zeros(0, int))
+    found = [Instances.from_per_class([_scored(rows) for rows in one]) for one in det_results]
+    matches = match([{**none, **one} for one in annotations], found, num_classes, float(use_legacy_coordinate))
+    rule = '11points' if dataset == 'voc07' else 'area'
+    judged = [matches.judged(iou_thr, sizes) for sizes in ([None] if scale_ranges is None else scale_ranges)]
+    rows = []
+    for label in range(num_classes):
+        own, columns = matches.labels == label, []
+        for right, wrong, counted in judged:
+            objects = int((counted & (matches.truth_labels == label)).sum())
+            hits, misses = np.cumsum(right[own]), np.cumsum(wrong[own])
+            recall, precision = hits / max(objects, 1), hits / np.maximum(hits + misses, 1)
+            columns.append((objects, recall, precision, average_precision(recall, precision, rule)))
+        several = [np.array(column) for column in zip(*columns)]
+        counts, recall, precision, ap = columns[0] if scale_ranges is None else several
+        rows.append(dict(num_gts=counts, num_dets=int(own.sum()), recall=recall, precision=precision, ap=ap))
+    counts, values = (np.array([np.atleast_1d(row[key]) for row in rows]) for key in ('num_gts', 'ap'))
+    means = [float(ap[of > 0].mean()) if (of > 0).any() else 0.0 for of, ap in zip(counts.T, values.T)]
+    return (means[0] if scale_ranges is None else means), rows
+
+
+def _scored(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, 5); those without a score are ranked by their last column, as 2.x does."""
+    return rows if rows.shape[1] == 5 else np.concatenate([rows, rows[:, -1:]], axis=1)
 
 
 # ---------------------------------------------------------------------------------------------- mmdet.utils

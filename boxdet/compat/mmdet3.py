@@ -73,11 +73,11 @@ class _Both:
         return getattr(self.sample, name)
 
 
-class BoxResult(_Both, list):  # type: ignore[misc]  # its base has an attribute that list names too
+class BoxResult(_Both, list):
     """K arrays (n, 5)."""
 
 
-class MaskResult(_Both, tuple):  # type: ignore[misc]
+class MaskResult(_Both, tuple):
     """K arrays (n, 5), and K lists of (H, W) bool arrays."""
 
 

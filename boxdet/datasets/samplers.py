@@ -46,6 +46,9 @@ class EpochSampler(Sampler):
         """(len(self),) image numbers of this rank in ``epoch``."""
         raise TypeError(f'{type(self).__name__} has no order')
 
+    def __len__(self) -> int:
+        return len(self.order(self.epoch))
+
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch
         for index in self.order(epoch)[self.consumed:].tolist():
