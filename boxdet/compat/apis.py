@@ -54,7 +54,7 @@ def inference_detector(model: Any, imgs: Any, test_pipeline: Any = None, text_pr
     found = apis.inference_detector(model, imgs, **options)
     if isinstance(found, Instances):
         return as_both(result_2x(model, found, 'bitmap'), found, imgs)
-    return [as_both(result_2x(model, one, 'bitmap'), one, picture) for one, picture in zip(found, imgs)]
+    return [as_both(result_2x(model, one, 'bitmap'), one, image) for one, image in zip(found, imgs)]
 
 
 async def async_inference_detector(model: Any, imgs: Any) -> Any:

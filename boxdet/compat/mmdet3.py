@@ -30,12 +30,12 @@ class DetDataSample(BaseDataElement):
     """
 
 
-def data_sample(result: Instances, picture: Any = None) -> DetDataSample:
+def data_sample(result: Instances, image: Any = None) -> DetDataSample:
     """3.x's form of a result.
 
     Args:
         result: of boxdet.
-        picture: what was detected on; its path is ``img_path``.
+        image: what was detected on; its path is ``img_path``.
 
     Returns:
         a DetDataSample whose ``pred_instances`` has ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and, of a
@@ -48,8 +48,8 @@ def data_sample(result: Instances, picture: Any = None) -> DetDataSample:
     if 'keypoints' in result:
         fields['keypoints'], fields['keypoint_scores'] = result.keypoints[..., :2], result.keypoints[..., 2]
     meta = dict(ori_shape=tuple(result.image_size), img_shape=tuple(result.image_size)) if result.image_size else {}
-    if isinstance(picture, (str, os.PathLike)):
-        meta['img_path'] = str(picture)
+    if isinstance(image, (str, os.PathLike)):
+        meta['img_path'] = str(image)
     sample = DetDataSample(metainfo=meta)
     sample.pred_instances = InstanceData(**fields)
     return sample
@@ -58,13 +58,13 @@ def data_sample(result: Instances, picture: Any = None) -> DetDataSample:
 class _Both:
     """What gives a result of 2.x the attributes of a DetDataSample."""
     _found: Instances
-    _picture: Any = None
+    _image: Any = None
 
     @property
     def sample(self) -> DetDataSample:
         """The result as 3.x's object."""
         if '_sample' not in self.__dict__:
-            self._sample = data_sample(self._found, self._picture)
+            self._sample = data_sample(self._found, self._image)
         return self._sample
 
     def __getattr__(self, name: str) -> Any:
@@ -81,12 +81,12 @@ class MaskResult(_Both, tuple):
     """K arrays (n, 5), and K lists of (H, W) bool arrays."""
 
 
-def as_both(result: Any, found: Instances, picture: Any = None) -> Any:
+def as_both(result: Any, found: Instances, image: Any = None) -> Any:
     """2.x's ``result`` of an image with the attributes of 3.x's: a list, or a tuple of two."""
     if not isinstance(result, (list, tuple)):
         return result  # of an RPN: an array
     both: Any = MaskResult(result) if isinstance(result, tuple) else BoxResult(result)
-    both._found, both._picture = found, picture
+    both._found, both._image = found, image
     return both
 
 
@@ -107,9 +107,9 @@ def instances_of(sample: Any) -> Instances:
 class DetInferencer(apis.DetInferencer):
     """boxdet's, whose ``return_datasamples=True`` gives 3.x's DetDataSample."""
 
-    def data_sample(self, result: Instances, picture: Any) -> DetDataSample:
+    def data_sample(self, result: Instances, image: Any) -> DetDataSample:
         """The result as 3.x's object."""
-        return data_sample(result, picture)
+        return data_sample(result, image)
 
 
 @VISUALIZERS.register_module()
