@@ -317,7 +317,8 @@ def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class
         elif own and iou_type == 'keypoints':
             area = _extents(fields, image)
             shapes += list(fields['keypoints'])
-        parts.append((np.full(own, place), np.arange(own), fields['labels'], fields['scores'], fields['bboxes'], area))
+        scores = fields.get('mask_scores', fields['scores']) if iou_type == 'segm' else fields['scores']
+        parts.append((np.full(own, place), np.arange(own), fields['labels'], scores, fields['bboxes'], area))
         count += own
         if count >= _BLOCK or place == len(images) - 1:
             columns, order = _sorted_columns(parts, iou_type, class_order, limit, class_agnostic)

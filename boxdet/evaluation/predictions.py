@@ -59,6 +59,8 @@ def coco_predictions(instances: Instances, image_id: int, category_ids: Sequence
             raise DataError(
                 f"image {image_id}: the results hold no {field}; '{kind}' needs a model with a {head} head")
         return []
+    if kind == 'segm' and 'mask_scores' in instances:  # of 2.x's Mask Scoring R-CNN
+        instances = instances.replace(scores=instances.mask_scores)
     rows = instances.without(other).to_coco(image_id, category_ids, keypoint_offset)
     for row in rows:
         del row['bbox']

@@ -173,7 +173,8 @@ class Instances:
 
         Args:
             result: K arrays (n, 5) as x1, y1, x2, y2, score; or a tuple of that and K lists, of a mask for each box:
-                an RLE dict or a bitmap (H, W).
+                an RLE dict or a bitmap (H, W); or of a Mask Scoring R-CNN a tuple of these lists and K arrays (n,),
+                the masks' own scores, which become the field ``mask_scores``.
             image_size: (height, width) of the image; that of the masks where it is left out and there are any.
 
         Raises:
@@ -185,6 +186,10 @@ class Instances:
         rows = torch.from_numpy(np.concatenate([np.zeros((0, 5)), *boxes]).astype(np.float32))
         labels = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]))
         fields: Fields = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
+        if isinstance(masks, tuple) and len(masks) == 2 and all(np.ndim(own) == 1 for own in masks[1]) and (
+                len(masks[0]) == len(masks[1]) == len(boxes)):
+            masks, own_scores = masks
+            fields['mask_scores'] = torch.from_numpy(np.concatenate([np.zeros(0), *own_scores]).astype(np.float32))
         if masks is not None:
             if not isinstance(masks, (list, tuple)):
                 raise DataError(f'the masks of a result by class are a list of lists, not {type(masks).__name__}')

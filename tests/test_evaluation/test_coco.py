@@ -192,6 +192,19 @@ def test_masks_of_another_size_are_an_error_and_no_silent_zero():
         evaluate(dataset, [found([[10, 10, 60, 50]], [0.5], [0], masks=masks)], 'segm', logger='silent')
 
 
+def test_masks_with_scores_of_their_own_are_ranked_by_these():
+    polygon = [[10, 10, 60, 10, 60, 50, 10, 50]]
+    dataset = tiny([dict(id=1, image_id=7, category_id=3, bbox=[10, 10, 50, 40], area=2000, iscrowd=0,
+                         segmentation=polygon)])
+    drawn = np.zeros((2, 100, 200), np.uint8)
+    drawn[0, 10:50, 10:60] = drawn[1, 60:90, 100:150] = 1
+    masks = RleMasks([coco_masks.encode(np.asfortranarray(one)) for one in drawn], 100, 200)
+    result = found([[10, 10, 60, 50], [100, 60, 150, 90]], [0.5, 0.9], [0, 0], masks=masks,
+                   mask_scores=torch.tensor([0.9, 0.5]))
+    values = evaluate(dataset, [result], ['bbox', 'segm'], logger='silent')
+    assert values['bbox_mAP_50'] == pytest.approx(0.5, abs=1e-3) and values['segm_mAP_50'] == pytest.approx(1)
+
+
 def test_iou_of_chosen_thresholds():
     dataset = tiny([dict(id=1, image_id=7, category_id=3, bbox=[0, 0, 100, 100], area=10000, iscrowd=0)])
     results = [found([[0, 0, 80, 100]], [0.9], [0])]  # IoU 0.8

@@ -184,3 +184,16 @@ def test_coco_rows_by_kind(results):
     assert {r['category_id'] for r in coco_predictions(results[0], 12, [7, 8, 9], 'proposal')} == {1}
     with pytest.raises(DataError, match='image 12: the results hold no masks'):
         coco_predictions(results[0].without('masks'), 12, [7, 8, 9], 'segm')
+
+
+def test_mask_scoring_of_2x_has_scores_for_the_masks(tmp_path, results):
+    """A pickle of its Mask Scoring R-CNN: boxes, and a pair of masks and their scores."""
+    boxes, masks = results[0].per_class(3)
+    (tmp_path / 'ms.pkl').write_bytes(pickle.dumps([
+        (boxes, (masks, [np.array([0.2], np.float32), np.zeros(0, np.float32), np.array([0.9], np.float32)]))]))
+    read = load_results(tmp_path / 'ms.pkl')[0]
+    assert read.labels.tolist() == [0, 2] and read.mask_scores.tolist() == pytest.approx([0.2, 0.9])
+    assert [row['score'] for row in coco_predictions(read, 1, [1, 2, 3], 'bbox')] == pytest.approx([0.7, 0.1])
+    assert [row['score'] for row in coco_predictions(read, 1, [1, 2, 3], 'segm')] == pytest.approx([0.2, 0.9])
+    save_results([read], tmp_path / 'again.pkl')
+    assert load_results(tmp_path / 'again.pkl')[0].mask_scores.tolist() == read.mask_scores.tolist()
