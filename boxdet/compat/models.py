@@ -577,9 +577,11 @@ class RoIHead2x:
         boxes = [own[:, :4] * _factor(own, meta) if rescale else own[:, :4] for own, meta in zip(det_bboxes, metas)]
         head = _each(self.mask_head)[-1]
         if has_own(self, '_mask_forward'):
-            logits = self._mask_forward(x, boxes_to_rois(boxes))['mask_pred'].split([len(own) for own in boxes])
-            return [head.get_seg_masks(own, box, label, self.test_cfg, meta.ori_shape, meta.scale_factor, rescale)
-                    for own, box, label, meta in zip(logits, boxes, det_labels, metas)]
+            logits = self._mask_logits(x, boxes_to_rois(boxes))
+            probs = torch.stack([at_least_float32(own).sigmoid() for own in logits]).mean(dim=0)
+            return [head.get_seg_masks(own.cpu().numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor,
+                                       rescale)
+                    for own, box, label, meta in zip(probs.split([len(own) for own in boxes]), boxes, det_labels, metas)]
         probs = self.mask_probs(x, boxes, det_labels).split([len(own) for own in boxes])
         found = []
         for own, box, label, meta in zip(probs, boxes, det_labels, metas):
@@ -590,6 +592,10 @@ class RoIHead2x:
                             labels=label.cpu(), masks=rles)
             found.append(one.per_class(masks='bitmap')[1])
         return found
+
+    def _mask_logits(self, x: Any, rois: torch.Tensor) -> list[torch.Tensor]:
+        """``_mask_forward``'s (R, K, h, w), of each stage."""
+        return [self._mask_forward(x, rois)['mask_pred']]
 
     def simple_test(self, x: Any, proposal_list: Any, img_metas: Any, proposals: Any = None,
                     rescale: bool = False) -> list[Any]:
@@ -666,6 +672,9 @@ class CascadeRoIHead2x(RoIHead2x):
         """As ``RoIHead2x._mask_forward``, in a stage."""
         feats = self.mask_features(stage, x, rois)
         return dict(mask_pred=self.mask_head[stage](feats), mask_feats=feats)
+
+    def _mask_logits(self, x: Any, rois: torch.Tensor) -> list[torch.Tensor]:
+        return [self._mask_forward(stage, x, rois)['mask_pred'] for stage in range(self.num_stages)]
 
     def _mask_forward_train(self, stage: int, x: Any, sampling_results: Any, gt_masks: Any, rcnn_train_cfg: Any,
                             bbox_feats: Any = None) -> dict[str, Any]:
