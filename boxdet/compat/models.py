@@ -579,9 +579,9 @@ class RoIHead2x:
         if has_own(self, '_mask_forward'):
             logits = self._mask_logits(x, boxes_to_rois(boxes))
             probs = torch.stack([at_least_float32(own).sigmoid() for own in logits]).mean(dim=0)
-            return [head.get_seg_masks(own.cpu().numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor,
-                                       rescale)
-                    for own, box, label, meta in zip(probs.split([len(own) for own in boxes]), boxes, det_labels, metas)]
+            parts = probs.cpu().split([len(own) for own in boxes])
+            return [head.get_seg_masks(own.numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor, rescale)
+                    for own, box, label, meta in zip(parts, boxes, det_labels, metas)]
         probs = self.mask_probs(x, boxes, det_labels).split([len(own) for own in boxes])
         found = []
         for own, box, label, meta in zip(probs, boxes, det_labels, metas):
