@@ -580,7 +580,8 @@ class RoIHead2x:
             logits = self._mask_logits(x, boxes_to_rois(boxes))
             probs = torch.stack([at_least_float32(own).sigmoid() for own in logits]).mean(dim=0)
             parts = probs.cpu().split([len(own) for own in boxes])
-            return [head.get_seg_masks(own.numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor, rescale)
+            return [head.get_seg_masks(own.numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor,
+                                       rescale)
                     for own, box, label, meta in zip(parts, boxes, det_labels, metas)]
         probs = self.mask_probs(x, boxes, det_labels).split([len(own) for own in boxes])
         found = []
