@@ -146,3 +146,10 @@ def test_anchors_come_to_a_gpu_beside_its_work():
     with emulated_gpu(), watched_copies() as copies:
         generator.grid_priors([(4, 4)], device='cuda')
     assert copies.waited == [] and copies.beside == ['cpu->cuda:0']
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    assert A._numbered('cpu') == torch.device('cpu')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
+    assert A._numbered('cuda') == torch.device('cuda', 3) and A._numbered('cuda:1') == torch.device('cuda', 1)

@@ -112,3 +112,10 @@ def test_each_box_is_clipped_to_its_own_image(classes):
     sizes = torch.tensor([[40, 90], [70, 30], [50, 60], [9, 99], [99, 9]])
     expected = torch.cat([coder.decode(boxes[i:i + 1], deltas[i:i + 1], tuple(sizes[i].tolist())) for i in range(5)])
     assert torch.equal(coder.decode(boxes, deltas, sizes), expected)
+
+
+def test_growth_is_limited_with_a_clamped_centre_too():
+    coder, box = DeltaXYWHBBoxCoder(add_ctr_clamp=True, ctr_clamp=4), torch.tensor([[10., 20, 30, 60]])
+    for deltas in ([3., -3, 9, -9], [0.1, -0.01, 0.5, 9]):
+        expected = slow_decode(box[0].tolist(), deltas, coder.means, coder.stds, ctr_clamp=4)
+        torch.testing.assert_close(coder.decode(box, torch.tensor([deltas]))[0], torch.tensor(expected))
