@@ -20,9 +20,6 @@ LEAVES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
 PIECES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
                 if path.relative_to(CONFIGS).parts[0] in ('_base_', 'common'))
 
-# Their data sets are not there yet.
-NO_DATA_SET_YET = ('deepfashion', 'objects365', 'openimages')
-
 _built: dict[str, dict[str, list[int]]] = {}
 
 
@@ -72,8 +69,8 @@ def test_state_dict_keys_are_those_of_mmdetection(golden_keys):
 def listed_names(reference) -> list[str]:
     """The files of mmdetection 2.28.2 that boxdet ships under their names."""
     lists = ('config_names.txt', 'config_names_families.txt')
-    return [name for file in lists for name in (reference / file).read_text().split()
-            if name.partition('/')[0] not in NO_DATA_SET_YET]
+    # boxdet has no class_aware_sampler, and says so: the configs of Open Images with it are not shipped.
+    return [name for file in lists for name in (reference / file).read_text().split() if '_cas_' not in name]
 
 
 def test_every_listed_config_is_there(reference):
@@ -127,7 +124,8 @@ def without_defaults(value):
         return type(value)(without_defaults(item) for item in value)
     if not isinstance(value, dict):
         return value
-    return {key: without_defaults(item) for key, item in value.items()
+    older = {'imgs_per_gpu': 'samples_per_gpu'}  # DeepFashion's file still calls it so
+    return {older.get(key, key): without_defaults(item) for key, item in value.items()
             if not (key in ('match_low_quality', 'with_conv_res') and item is True)}
 
 
