@@ -124,6 +124,11 @@ class CocoKeypointDataset(CocoDataset):
         if not self.test_mode and annotations and not any('keypoints' in a for a in annotations):
             raise DataError(f"{self.ann_file}: no annotation has 'keypoints' (COCO's are in person_keypoints_*.json)")
 
+    @property
+    def annotation_keypoints(self) -> np.ndarray:
+        """(A, J, 3) float32 x, y, visibility of the annotations of ``annotation_facts``, as they stand in the file."""
+        return self._keypoints - np.float32([self.keypoint_offset, self.keypoint_offset, 0])
+
     def _keypoints_of(self, annotations: list[dict]) -> np.ndarray:
         """(A, J, 3) float32, all 0 where an annotation has none."""
         count, wanted = len(self.KEYPOINT_NAMES), set(self.cat2label)

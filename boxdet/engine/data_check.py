@@ -55,6 +55,8 @@ def annotation_findings(dataset: Any, name: str, wants_masks: bool = False) -> I
     yield from _repeated(facts, where)
     yield from _classes(facts, where, dataset, is_training=not dataset.test_mode)
     yield from _areas(facts, where)
+    if hasattr(dataset, 'annotation_keypoints'):
+        yield from _keypoints(dataset.annotation_keypoints, facts, where)
     if wants_masks and facts.usable.any():
         yield from _masks(dataset, facts, where)
 
@@ -201,6 +203,33 @@ def _areas(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
             f"{where}: 'area' of {int(wrong.sum())} of {len(wrong)} objects contradicts their boxes "
             f'{_ids(facts, _among(given, wrong))}; probably {cause}; objects are sorted into small, '
             'medium and large by it'))
+
+
+def _keypoints(keypoints: np.ndarray, facts: AnnotationFacts, where: str) -> Iterator[Finding]:
+    """Keypoints (A, J, 3) of objects that lie elsewhere than the boxes."""
+    visible = keypoints[..., 2] > 0
+    chosen = facts.usable & visible.any(axis=1)
+
+    def apart(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(S,) whether most of an object's visible keypoints are beyond its box by half a side."""
+        corner, sides = np.split(facts.boxes[rows][:, None], 2, axis=2)
+        beyond = ((points < corner - sides / 2) | (points > corner + 1.5 * sides)).any(axis=2) & visible[rows]
+        return 2 * beyond.sum(axis=1) > visible[rows].sum(axis=1)
+
+    rows = np.flatnonzero(chosen)
+    wrong = apart(keypoints[rows, :, :2].astype(np.float64), rows)
+    if not _many(wrong, least=0.05):
+        return
+    rows = rows[wrong]
+    points = keypoints[rows, :, :2].astype(np.float64)
+    guesses = {'x and y exchanged': points[..., ::-1],
+               'relative numbers (0 to 1): multiply them by width and height of the image':
+                   points * facts.sizes[facts.rows[rows]][:, None],
+               "relative to the box's corner: add its x and y": points + facts.boxes[rows][:, None, :2]}
+    cause = next((what for what, other in guesses.items() if apart(other, rows).mean() <= 0.2), '')
+    yield Finding('data.keypoints', (
+        f'{where}: the keypoints of {len(rows)} of {len(wrong)} objects lie elsewhere than their boxes '
+        f"{_told(facts.ids[rows].tolist())}{f'; probably {cause}' if cause else ''}"))
 
 
 # ------------------------------------------------------------------------------------------ masks

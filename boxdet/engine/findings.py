@@ -28,6 +28,7 @@ CHECKS: dict[str, type[UserError] | None] = {
     'data.empty-class': None,
     'data.fewer-classes': None,
     'data.in-a-corner': None,
+    'data.keypoints': DataError,
     'data.masks': DataError,
     'data.missing-classes': None,
     'data.missing-images': DataError,
@@ -50,6 +51,7 @@ CHECKS: dict[str, type[UserError] | None] = {
     'model.roi-size': ConfigError,
     'model.strides': ConfigError,
     'pipeline.keys': ConfigError,
+    'pipeline.normalize': None,
     'pipeline.phase': ConfigError,
 }
 

@@ -20,7 +20,11 @@ from torch import nn
 from boxdet.engine.data_check import annotation_findings
 from boxdet.engine.findings import Finding, ignored_codes, refuse, report
 from boxdet.engine.model_check import model_findings
-from boxdet.engine.sample_check import evaluated_sample_findings, training_sample_findings
+from boxdet.engine.sample_check import (
+    compared_normalization,
+    evaluated_sample_findings,
+    training_sample_findings,
+)
 from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.chosen_classes import ChosenClasses
 from boxdet.evaluation.evaluate import needs_of, require_annotations
@@ -74,6 +78,7 @@ def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: 
         yield from training_sample_findings(model, dataset)
         if validation is not None:
             yield from evaluated_sample_findings(validation, 'data.val')
+            yield from compared_normalization(dataset, validation)
 
 
 def check_evaluation(dataset: Any, ignore: Sequence[str] = (), metric: Any = None,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from boxdet.datasets.pipelines.color import Normalize
 from boxdet.engine.environment import random_states, set_random_states
 from boxdet.engine.findings import Finding
 from boxdet.engine.model_check import image_channels
@@ -46,6 +47,7 @@ def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.t
         if key not in sample:
             yield Finding('pipeline.keys', (
                 f"{name}: its samples have no '{key}', which {part} learns from: {remedy}"))
+    yield from _normalized(dataset, name)
     image, channels = sample.get('img'), image_channels(model)
     if isinstance(image, torch.Tensor) and image.dim() == 3 and channels not in (None, image.shape[0]):
         yield Finding('model.image-channels', (
@@ -66,6 +68,44 @@ def evaluated_sample_findings(dataset: Any, name: str) -> Iterator[Finding]:
         return
     if sample is not None and augments and not isinstance(sample.get('img'), (list, tuple)) and 'gt_bboxes' in sample:
         yield _for_training(name)
+
+
+def compared_normalization(dataset: Any, validation: Any) -> Iterator[Finding]:
+    """Whether images of the training set and those that are evaluated are normalised alike."""
+    ours, theirs = (normalizing_steps(one) for one in (dataset, validation))
+    if len(ours) == len(theirs) == 1 and _numbers(ours[0]) != _numbers(theirs[0]):
+        yield Finding('pipeline.normalize', (
+            f'data.val normalises images by {_numbers(theirs[0])}, and data.train by {_numbers(ours[0])} (mean, std, '
+            'to_rgb): the model would see other colours; set both to one img_norm_cfg'))
+
+
+def _normalized(dataset: Any, name: str) -> Iterator[Finding]:
+    steps = normalizing_steps(dataset)
+    if len(steps) > 1:
+        yield Finding('pipeline.normalize', f'{name}.pipeline normalises images {len(steps)} times: take one out')
+    elif steps and max(steps[0].mean.max(), steps[0].std.max()) <= 1:
+        yield Finding('pipeline.normalize', (
+            f'{name}.pipeline: Normalize has mean {steps[0].mean.tolist()} and std {steps[0].std.tolist()}, numbers of '
+            'images from 0 to 1, and these go to 255: multiply both by 255'))
+
+
+def normalizing_steps(dataset: Any) -> list[Normalize]:
+    """The ``Normalize`` of a data set's pipeline, those of its test-time augmentation among them."""
+    while hasattr(dataset, 'dataset') or getattr(dataset, 'datasets', None):
+        dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
+
+    def inside(steps: Any) -> Iterator[Normalize]:
+        transforms = getattr(steps, 'transforms', ())
+        for step in transforms if isinstance(transforms, (list, tuple)) else getattr(transforms, 'transforms', ()):
+            if isinstance(step, Normalize):
+                yield step
+            elif type(step).__name__ in ('MultiScaleFlipAug', 'Compose'):
+                yield from inside(step)
+    return list(inside(getattr(dataset, 'pipeline', None)))
+
+
+def _numbers(step: Normalize) -> tuple[list[float], list[float], bool]:
+    return [round(float(v), 4) for v in step.mean], [round(float(v), 4) for v in step.std], bool(step.to_rgb)
 
 
 def _for_training(name: str) -> Finding:

@@ -11,6 +11,7 @@ import pytest
 
 from boxdet.datasets import build_dataset
 from boxdet.engine.config import Config, check_config
+from boxdet.engine.data_check import annotation_findings
 from boxdet.engine.findings import CHECKS, Finding, ignored_codes, report
 from boxdet.engine.preflight import check_evaluation, check_schedule, check_training
 from boxdet.errors import ConfigError, DataError
@@ -576,6 +577,54 @@ def training_pipeline_in_validation(c):
     c.pipelines['val'] = TRAIN
 
 
+NORM = dict(type='Normalize', mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], to_rgb=True)
+
+
+def normalised(training, evaluated):
+    """Pipelines with these steps before formatting."""
+    def change(c):
+        c.pipelines = dict(train=[*TRAIN[:2], *training, *TRAIN[2:]], val=[TEST[0], {**TEST[1], 'transforms': [
+            *TEST[1]['transforms'][:2], *evaluated, *TEST[1]['transforms'][2:]]}])
+    return change
+
+
+@case('pipeline.normalize', 'data.val normalises images by ([123.7, 116.3, 103.5], [58.4', 'and data.train by ([0.0, 0',
+      remedy=normalised([NORM], [NORM]))
+def normalised_otherwise(c):
+    normalised([dict(type='Normalize', mean=[0] * 3, std=[255.] * 3)], [NORM])(c)
+
+
+@case('pipeline.normalize', 'data.train.pipeline normalises images 2 times', remedy=normalised([NORM], [NORM]))
+def normalised_twice(c):
+    normalised([NORM, NORM], [NORM])(c)
+
+
+@case('pipeline.normalize', 'numbers of images from 0 to 1, and these go to 255: multiply both by 255')
+def normalised_from_0_to_1(c):
+    norm = dict(type='Normalize', mean=[.485, .456, .406], std=[.229, .224, .225], to_rgb=True)
+    normalised([norm], [norm])(c)
+
+
+@pytest.mark.parametrize('change, cause', [
+    (lambda x, y, box: (y, x), 'x and y exchanged'), (lambda x, y, box: (x / 128, y / 96), 'relative numbers'),
+    (lambda x, y, box: (x - box[0], y - box[1]), "relative to the box's corner"),
+    (lambda x, y, box: (x, y), None)])
+def test_keypoints_elsewhere_than_their_boxes(tmp_path, change, cause):
+    c = Case(tmp_path)
+    for a in c.file['annotations']:
+        x, y = a['bbox'][:2]
+        a['keypoints'] = [v for j in range(1, 4) for v in (*change(x + j, y + j, a['bbox']), 2)]
+    c.file['categories'] = [{**one, 'keypoints': ['nose', 'left_eye', 'right_eye']} for one in c.file['categories']]
+    (tmp_path / 'ann.json').write_text(json.dumps(c.file))
+    dataset = build_dataset(dict(type='CocoKeypointDataset', ann_file=str(tmp_path / 'ann.json'), classes=NAMES,
+                                 img_prefix=str(tmp_path), pipeline=TRAIN[:1]))
+    found = [one for one in annotation_findings(dataset, 'data.train') if one.code == 'data.keypoints']
+    if cause is None:
+        assert found == []
+    else:
+        assert 'of 18 objects lie elsewhere than their boxes' in str(found[0]) and cause in str(found[0])
+
+
 # --- tests
 
 @pytest.fixture
@@ -643,7 +692,7 @@ def test_every_code_is_documented_and_tried(repo_root):
     rows = re.findall(r'^\| `([a-z.-]+)` \| (error|warning) \|', (repo_root / 'docs/checks.md').read_text(), re.M)
     assert dict(rows) == {code: 'warning' if kind is None else 'error' for code, kind in CHECKS.items()}
     assert [code for code, _ in rows] == sorted(code for code, _ in rows)
-    assert {param.values[0] for param in CASES} | {'data.missing-classes'} == set(CHECKS)
+    assert {param.values[0] for param in CASES} | {'data.missing-classes', 'data.keypoints'} == set(CHECKS)
 
 
 def test_missing_classes_are_told(tmp_path, log):

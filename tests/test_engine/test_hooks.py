@@ -1,16 +1,18 @@
 """Checkpoints kept and deleted, the best one, evaluation when it is due, rates set by the schedule."""
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from toy_training import same, toy_loader, toy_runner, weights
+from toy_training import ToyDetector, same, toy_loader, toy_runner, weights
 
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.hooks import CheckpointHook, EarlyStoppingHook, EvaluationHook, LrUpdaterHook, point_to, rule_of
 from boxdet.errors import CheckpointError, ConfigError
 from boxdet.registry import HOOKS
+from boxdet.structures.instances import Instances
 
 
 def names(folder):
@@ -181,6 +183,23 @@ def test_when_it_evaluates(tmp_path, options, due):
     listen = Listen()
     toy_runner(tmp_path, 4, hooks=[evaluation(range(9), **options), listen], loader=toy_loader(4)).train()
     assert [(epoch, step) for epoch, step, _ in listen.seen] == [(epoch, 2 * epoch) for epoch in due]
+
+
+@pytest.mark.parametrize('classes, label', [(('b',), 0), (('b', 'a'), 0), (('a', 'b'), 1), (('a', 'c'), 1)])
+def test_results_get_the_labels_of_the_classes_that_are_evaluated(tmp_path, classes, label):
+    class Sure(ToyDetector):
+        def forward(self, batch, mode='loss', rescale=True):
+            found = super().forward(batch, mode, rescale)
+            if mode == 'predict':
+                found = [Instances(num_classes=2, bboxes=torch.zeros(2, 4), scores=torch.tensor([.9, .8]),
+                                   labels=torch.tensor([1, 0]))[:2 if len(classes) == 2 else 1] for _ in found]
+            return found
+
+    def evaluate(dataset, results, logger=None):
+        assert [result.labels[0].item() for result in results] == [label] * 5
+        return dict(bbox_mAP=0.5)
+    hook = EvaluationHook(SimpleNamespace(CLASSES=classes), toy_loader(5, shuffle=False), evaluate, progress=False)
+    toy_runner(tmp_path, 1, hooks=[hook], model=Sure()).train()
 
 
 def test_evaluation_by_iteration(tmp_path):
