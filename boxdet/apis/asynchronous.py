@@ -90,7 +90,7 @@ def _detect(model: nn.Module, imgs: ImageLike | Iterable[ImageLike], stream: tor
         return inference_detector(model, imgs, **options)  # ends with results on the CPU: the stream is done
 
 
-def _lend(model: nn.Module, stream: torch.cuda.Stream | None, device: torch.device) -> None:
+def _lend(model: nn.Module, stream: torch.cuda.Stream, device: torch.device) -> None:
     """Hand the model's tensors to ``stream``: it waits for what wrote them, and their memory stays until it is done."""
     stream.wait_stream(torch.cuda.default_stream(device))
     with _streams_lock:

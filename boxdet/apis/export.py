@@ -234,7 +234,8 @@ def run_session(session: Any, outputs: Sequence[str], images: tuple[np.ndarray, 
 def as_rgb(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of an exported file for a batch: images (B, 3, H, W) uint8, RGB, and their sizes (B, 2) int64."""
     pixels = batch.images.numpy()
-    if not batch.metas[0].img_norm_cfg['to_rgb']:
+    norm = batch.metas[0].img_norm_cfg
+    if norm is not None and not norm['to_rgb']:
         pixels = pixels[:, ::-1]
-    sizes = np.array([meta.img_shape[:2] for meta in batch.metas], dtype=np.int64)
+    sizes = np.array([meta.input_size for meta in batch.metas], dtype=np.int64)
     return np.ascontiguousarray(pixels[:, :, :sizes[:, 0].max(), :sizes[:, 1].max()]), sizes

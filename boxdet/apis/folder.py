@@ -124,7 +124,7 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
 
 def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
              batch_size: int) -> Iterator[tuple[str, Instances | str]]:
-    """(name, Instances or what is wrong); behind an image that cannot be read a new stream goes on."""
+    """(name, Instances or error message); after an image that cannot be read a new stream continues."""
     through = 0
     while through < len(names):
         paths = (os.path.join(folder, name) for name in names[through:])
@@ -151,7 +151,7 @@ def _annotation(row: JsonObject, area: float) -> JsonObject:
     """A COCO annotation, without ids, of a COCO result."""
     annotation = {**row, 'area': area, 'iscrowd': 0}
     del annotation['image_id']
-    if 'keypoints' in row:  # every keypoint is told, with a score; an annotation tells whether it is seen
+    if 'keypoints' in row:  # results give each keypoint a score, annotations a visibility
         annotation['keypoints'] = [2 if i % 3 == 2 else value for i, value in enumerate(row['keypoints'])]
         annotation['num_keypoints'] = len(row['keypoints']) // 3
     return annotation

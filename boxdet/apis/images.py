@@ -100,11 +100,13 @@ class Preparation:
             DataError: an image that cannot be read.
         """
         if isinstance(source, (str, os.PathLike)) and self.exif_orientation is None:
-            return self.from_file(dict(img_info=dict(filename=os.fspath(source)), img_prefix=None), compact=True)
+            info = dict(filename=os.fspath(source))
+            return _kept(self.from_file(dict(img_info=info, img_prefix=None), compact=True), info['filename'])
         image = self._decode(source, index)
         if getattr(self.in_memory.transforms[0], 'channel_order', 'bgr') == 'rgb':
             image = np.ascontiguousarray(image[:, :, ::-1])
-        return self.in_memory(dict(img_info=dict(filename=None), img_prefix=None, img=image), compact=True)
+        sample = self.in_memory(dict(img_info=dict(filename=None), img_prefix=None, img=image), compact=True)
+        return _kept(sample, f'image {index}')
 
     @property
     def upright(self) -> bool:
@@ -127,6 +129,12 @@ class Preparation:
             return _decode_pil(source, index, self.upright)
         image = _checked(source, index)
         return image if self.channel_order == 'bgr' else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _kept(sample: dict | None, name: str) -> dict:
+    if sample is None:
+        raise DataError(f'{name}: the test pipeline drops this image')
+    return sample
 
 
 def _content(file: HasRead, index: int) -> bytes:

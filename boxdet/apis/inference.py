@@ -93,7 +93,7 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
     model = place_for_inference(model, device, 'fp32' if precision == 'int8' else precision)
     if precision == 'int8':
         _quantize(model, device, calibration)
-    give_back_memory()  # the checkpoint's: as much again as the weights
+    give_back_memory()  # of the checkpoint, which is as large as the weights
     with contextlib.suppress(ConfigError):  # no test pipeline, or one for proposals: inference_detector says so
         preparation(model)
     if backend:
@@ -208,12 +208,13 @@ def load_into(model: nn.Module, checkpoint: str | os.PathLike, classes: Sequence
     report = load_weights(model, content, source)
     if report.missing or report.mismatched:
         warnings.warn(describe(report), stacklevel=3)
-    model.category_ids = (content.get('meta') or {}).get('category_ids')
+    # Torch types it as Tensor | Module.
+    model.category_ids = (content.get('meta') or {}).get('category_ids')  # type: ignore[assignment]
     model.CLASSES = classes_of(content)  # type: ignore[assignment]  # torch types it as Tensor | Module
     if model.CLASSES is None:
         # Torch types it as Tensor | Module.
         model.CLASSES = None if classes is None else tuple(classes)  # type: ignore[assignment]
-        if 'converted_from' in (content.get('meta') or {}):  # those projects never write classes down
+        if 'converted_from' in (content.get('meta') or {}):  # those projects do not store classes
             return content.get('meta') or {}
         warnings.warn(f'{source} does not tell its classes; those of the config are used', stacklevel=3)
         return content.get('meta') or {}
@@ -328,7 +329,7 @@ def _is_iterable(value: object) -> bool:
     return hasattr(value, '__iter__') or hasattr(value, '__getitem__')
 
 
-def _check_numbers(batch_size: int, prefetch: int) -> None:
+def _check_numbers(batch_size: int | None, prefetch: int | None) -> None:
     for name, value, least in (('batch_size', batch_size, 1), ('prefetch', prefetch, 0)):
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and not (whole and value >= least):
@@ -354,7 +355,7 @@ def _stream(model: nn.Module, prepared: Generator[tuple[ImageLike, dict], None, 
             if len(group) >= batch_size or isinstance(batch, list):
                 results.update(_predict(model, waiting.pop(size) if isinstance(batch, list) else group))
                 group.clear()
-            if len(images) > 4 * batch_size:  # a rare size does not hold up all that come after it
+            if len(images) > 4 * batch_size:  # so that a rare size does not hold up the images after it
                 oldest = next((g for g in waiting.values() if g and g[0][0] == turn), [])
                 results.update(_predict(model, oldest))
                 oldest.clear()
@@ -399,7 +400,7 @@ def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    # Out of page-locked memory the copy to a GPU runs by itself, while the host goes on.
+    # From page-locked memory the copy to a GPU runs while the host goes on.
     return (batch.pin_memory() if device.type == 'cuda' else batch).to(device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,7 +33,7 @@ def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = Fals
     """Predict every image of ``data_loader``.
 
     Where ``model.CLASSES`` are more than those of the data set, or in another order, results are matched by name; those
-    of other classes are left out, which is said.
+    of other classes are left out, with a log message.
 
     Args:
         model: detector on its device; parallel wrappers are taken off.
@@ -62,8 +63,9 @@ def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = Fals
                              out_file=None if out_dir is None else os.path.join(out_dir, name))
 
     wanted = show or out_dir is not None
-    return run_inference(detector, data_loader, detector.device, progress, on_result=draw if wanted else None,
-                         convert=None if chosen is None else chosen.relabelled, times=times)
+    results = run_inference(detector, data_loader, detector.device, progress, on_result=draw if wanted else None,
+                            convert=None if chosen is None else chosen.relabelled, times=times)
+    return cast('Sequence[Instances]', results)  # None on the other ranks only
 
 
 def multi_gpu_test(model: nn.Module, data_loader: DataLoader, tmpdir: str | None = None,
@@ -109,7 +111,7 @@ def load_for_test(model: nn.Module, checkpoint: str | os.PathLike, dataset: Data
     meta = load_into(model, checkpoint, None)
     known, wanted, heads = model.CLASSES, getattr(dataset, 'CLASSES', None), list(head_classes(model))
     if known is None:
-        model.CLASSES = wanted
+        model.CLASSES = wanted  # type: ignore[assignment]  # torch types it as Tensor | Module
         if strict:
             check_num_classes(model, dataset, 'test')
     elif heads and wanted is not None:

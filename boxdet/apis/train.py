@@ -81,7 +81,7 @@ def train_detector(model: nn.Module, dataset: Dataset | list[Dataset] | tuple[Da
     validation, batch = check_before_training(model, datasets[0], cfg, validate)
     loaders = [_train_loader(datasets[0], cfg, length, distributed),
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
-    scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size)
+    scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size or 1)
     check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None)
     model.CLASSES = datasets[0].CLASSES  # type: ignore[assignment]  # torch types it as Tensor | Module
     model = place_for_training(model, device, cfg)

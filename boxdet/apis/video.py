@@ -230,7 +230,7 @@ class Camera:
             devices = sorted(str(path) for path in Path('/dev').glob('video*'))
             raise UserError(f'the camera {source} cannot be opened (a number, a device or a stream address; '
                             f'devices here: {", ".join(devices) or "none"})')
-        # A file could be read a hundred times faster than anybody was to see it; what is no regular file sets the pace.
+        # A regular file is read at its frame rate; cameras and streams set the pace themselves.
         rate = self._capture.get(cv2.CAP_PROP_FPS) if os.path.isfile(str(source)) else 0
         self._period = 1 / rate if rate > 0 else 0.  # seconds between frames
         self._newest: np.ndarray | None = None

@@ -48,6 +48,7 @@ class CocoDataset(CustomDataset):
     _listed: Records | None = None       # what our ``load_annotations`` returned
     _starts: np.ndarray | None = None    # of each image among the annotations; None until they are indexed
     cat_ids: list[int] | None = None
+    annotation_facts: AnnotationFacts    # of the preflight; not copied to the loader's processes
     cat2label: dict[int, int] | None = None
 
     def load_annotations(self, ann_file: str) -> Records:

@@ -54,6 +54,18 @@ class AnnotatedInCoco(AnnotatedDataset, Protocol):
         """The category id of each class."""
 
 
+class AnnotatedInCityscapes(AnnotatedInCoco, Protocol):
+    """One whose semantic maps or instance ids lie beside the images, as in Cityscapes."""
+
+    @property
+    def img_prefix(self) -> str | None:
+        """The folder of the images."""
+
+    @property
+    def seg_prefix(self) -> str | None:
+        """The folder of the instance ids; None for the one beside ``img_prefix``."""
+
+
 class WithKeypoints(AnnotatedInCoco, Protocol):
     """One whose objects have J keypoints."""
 

@@ -115,7 +115,7 @@ class Objects365V2Dataset(CocoDataset):
         'Lobster', 'Durian', 'Okra', 'Lipstick', 'Cosmetics Mirror', 'Curling', 'Table Tennis ')
     PALETTE = None
 
-    def load_annotations(self, ann_file: str) -> Sequence[dict]:
+    def load_annotations(self, ann_file: str) -> Sequence[dict]:  # type: ignore[override]  # a list where some are gone
         """Read and check ``ann_file``; returns the entries of the images that exist, each with 'filename'."""
         listed = super().load_annotations(ann_file)
         kept = [image for image in listed if image['filename'] not in _NOT_PUBLISHED]

@@ -331,8 +331,8 @@ class _Checker:
         if names is not None and parts:
             names = [f'{i}_{name}' for i in range(parts) for name in names]
         for key in ('greater_keys', 'less_keys'):
-            given = value.get(key) or ()
-            for one in [given] if isinstance(given, str) else given:
+            wanted = value.get(key) or ()
+            for one in [wanted] if isinstance(wanted, str) else wanted:
                 if names is not None and not any(str(one).lower() in name.lower() for name in names):
                     self.told.append(f"{path}.{key}: '{one}' is part of no metric's name and changes nothing"
                                      f'{nearest(str(one), names)}')

@@ -23,7 +23,8 @@ from types import ModuleType
 
 import numpy as np
 
-from boxdet.datasets.cityscapes import LABEL_IDS, CityscapesDataset
+from boxdet.datasets.cityscapes import LABEL_IDS
+from boxdet.datasets.contracts import AnnotatedInCityscapes
 from boxdet.datasets.files import decode_image, encode_png, read_bytes
 from boxdet.errors import ConfigError, DataError, nearest
 from boxdet.evaluation.coco_metrics import CocoEvaluator
@@ -37,7 +38,7 @@ _FIRST_INSTANCE = 1000  # an instance id is 1000 * label + number; a smaller one
 
 
 @EVALUATORS.register_module()
-class CityscapesEvaluator(Evaluator[CityscapesDataset]):
+class CityscapesEvaluator(Evaluator[AnnotatedInCityscapes]):
     """Cityscapes' and COCO's numbers, by the keys above, of a CityscapesDataset.
 
     The ground truth of 'cityscapes' are the ``*_gtFine_instanceIds.png`` of the data set's folder ``seg_prefix``, or of
@@ -77,18 +78,18 @@ class CityscapesEvaluator(Evaluator[CityscapesDataset]):
         return (['mAP', 'AP@50'] if 'cityscapes' in self.metrics else []) + (
             self._of_coco.metric_names() if self._of_coco else [])
 
-    def check(self, dataset: CityscapesDataset) -> None:
+    def check(self, dataset: AnnotatedInCityscapes) -> None:
         """Raise UserError when there is nothing to evaluate against, or cityscapesscripts is not installed."""
         CocoEvaluator(()).check(dataset)
         if 'cityscapes' in self.metrics:
             check_ground_truth(dataset)
 
-    def check_files(self, dataset: CityscapesDataset) -> None:
+    def check_files(self, dataset: AnnotatedInCityscapes) -> None:
         """Raise UserError for names that the files of Cityscapes' server cannot have."""
         _label_ids(dataset)
         _stems(dataset)
 
-    def reset(self, dataset: CityscapesDataset, logger: Logger = None) -> None:
+    def reset(self, dataset: AnnotatedInCityscapes, logger: Logger = None) -> None:
         """Begin with ``dataset``; forget what was processed before."""
         super().reset(dataset, logger)
         if self._of_coco:
@@ -111,8 +112,8 @@ class CityscapesEvaluator(Evaluator[CityscapesDataset]):
             values.update(self._of_coco.evaluate())
         return values
 
-    # CityscapesDataset.format_results takes these.
-    def format_results(self, dataset: CityscapesDataset, results: Sequence[Instances],  # type: ignore[override]
+    # The signature is 2.x's CityscapesDataset.format_results.
+    def format_results(self, dataset: AnnotatedInCityscapes, results: Sequence[Instances],  # type: ignore[override]
                        txtfile_prefix: str) -> dict[str, str]:
         """Write the files of Cityscapes' server: see the function of this name."""
         return format_results(dataset, results, txtfile_prefix)
@@ -121,7 +122,7 @@ class CityscapesEvaluator(Evaluator[CityscapesDataset]):
 # ---------------------------------------------------------------------------------------------- result files
 
 
-def format_results(dataset: CityscapesDataset, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
+def format_results(dataset: AnnotatedInCityscapes, results: Sequence[Instances], txtfile_prefix: str) -> dict[str, str]:
     """Write what Cityscapes' server takes into the folder ``txtfile_prefix``; needs no annotations.
 
     For each image ``STEM_pred.txt``, one line a detection: the mask's file, the label id and the score; and for each
@@ -170,7 +171,7 @@ def _bitmap(rle: dict) -> np.ndarray:
     return bitmap
 
 
-def _stems(dataset: CityscapesDataset) -> list[str]:
+def _stems(dataset: AnnotatedInCityscapes) -> list[str]:
     """What each image's result files are called.
 
     Raises:
@@ -186,7 +187,7 @@ def _stems(dataset: CityscapesDataset) -> list[str]:
     return stems
 
 
-def _label_ids(dataset: CityscapesDataset) -> list[int]:
+def _label_ids(dataset: AnnotatedInCityscapes) -> list[int]:
     """Cityscapes' number of each class."""
     for name in dataset.CLASSES:
         if name not in LABEL_IDS:
@@ -195,7 +196,7 @@ def _label_ids(dataset: CityscapesDataset) -> list[int]:
     return [LABEL_IDS[name] for name in dataset.CLASSES]
 
 
-def _masks(dataset: CityscapesDataset, index: int, result: Instances) -> Sequence[dict]:
+def _masks(dataset: AnnotatedInCityscapes, index: int, result: Instances) -> Sequence[dict]:
     """The RLEs of a result, all of its image's size."""
     info = dataset.img_info(index)
     if 'masks' not in result:
@@ -214,7 +215,7 @@ def _masks(dataset: CityscapesDataset, index: int, result: Instances) -> Sequenc
 # ---------------------------------------------------------------------------------------------- the metric
 
 
-def _cityscapes(dataset: CityscapesDataset, results: Sequence[Instances], say: Callable[..., None],
+def _cityscapes(dataset: AnnotatedInCityscapes, results: Sequence[Instances], say: Callable[..., None],
                 classwise: bool) -> dict[str, float]:
     scripts = _scripts()
     args = copy.copy(scripts.args)  # of the module: others may evaluate with it too
@@ -248,7 +249,7 @@ def _scripts() -> ModuleType:
     return evalInstanceLevelSemanticLabeling
 
 
-def check_ground_truth(dataset: CityscapesDataset) -> None:
+def check_ground_truth(dataset: AnnotatedInCityscapes) -> None:
     """Raise before the hours of inference what 'cityscapes' would find after them.
 
     Raises:
@@ -262,11 +263,11 @@ def check_ground_truth(dataset: CityscapesDataset) -> None:
                         f'first is {missing[0]}; seg_prefix names their folder')
 
 
-def _ground_truth_files(dataset: CityscapesDataset) -> Iterator[str]:
+def _ground_truth_files(dataset: AnnotatedInCityscapes) -> Iterator[str]:
     """The file of instance ids of each image."""
     folder: str | Path | None = dataset.seg_prefix
     if folder is None:
-        parts = Path(dataset.img_prefix).parts
+        parts = Path(dataset.img_prefix or '').parts
         if 'leftImg8bit' not in parts:
             raise ConfigError(f"metric 'cityscapes': img_prefix '{dataset.img_prefix}' has no folder leftImg8bit, "
                               'beside which gtFine would be; seg_prefix names the folder of the ground truth')

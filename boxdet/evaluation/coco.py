@@ -111,6 +111,13 @@ class Matches:
     truth: np.ndarray | None = None
     overlap: np.ndarray | None = None
 
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """``truth`` and ``overlap``, which were asked for."""
+        if self.truth is None or self.overlap is None:
+            raise ValueError('match() was called without with_pairs')
+        return self.truth, self.overlap
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -188,7 +195,7 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
 
 @contextlib.contextmanager
 def _no_garbage_search() -> Iterator[None]:
-    """Without the search for cycles: it takes a quarter of the time, and of a hundred thousand dicts none is in one."""
+    """Without Python's cyclic garbage collection, which takes a quarter of the time and finds nothing here."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -270,8 +277,12 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     """
     unread = dict(bbox=('masks', 'keypoints'), segm=('keypoints',), keypoints=('masks',))[iou_type]
     rows = arrays_of(results, *unread)
+    overlaps: Callable[..., np.ndarray] = _mask_overlaps if iou_type == 'segm' else _box_overlaps
     if iou_type == 'keypoints':
-        rows = (_in_file_coordinates(fields, oks_settings.offset) for fields in rows)
+        if oks_settings is None:
+            raise ValueError('keypoints are compared by oks_settings')
+        offset, overlaps = oks_settings.offset, partial(_keypoint_overlaps, oks_settings=oks_settings)
+        rows = (_in_file_coordinates(fields, offset) for fields in rows)
     thrs = IOU_THRS if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, dtype=np.float64))
     order = np.arange(len(category_ids)) if class_agnostic else np.argsort(category_ids, kind='stable')
     class_order = np.argsort(order)
@@ -281,11 +292,9 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
         truths = replace(truths, label=np.zeros_like(truths.label))
     groups = truths.image if class_agnostic else truths.image * len(class_order) + class_order[truths.label]
     ignored = truths.ignored | (truths.area < ranges[:, :1]) | (truths.area > ranges[:, 1:])  # (A, G)
-    overlaps: dict[str, Callable[..., np.ndarray]] = dict(
-        bbox=_box_overlaps, segm=_mask_overlaps, keypoints=partial(_keypoint_overlaps, oks_settings=oks_settings))
     parts = []
     for found, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
-        pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps[iou_type],
+        pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps,
                                    1e-6 if with_pairs else thrs.min())
         chosen = _choose(pairs, len(found['row']), groups, truths.shared, ignored, thrs)
         parts.append({**{name: column for name, column in found.items() if name not in ('group', 'boxes')},
@@ -437,8 +446,9 @@ def _mask_overlaps(found: dict[str, np.ndarray], shapes: Sequence[dict], truths:
                    truth: np.ndarray) -> np.ndarray:
     """IoU (P,) of masks, by pycocotools' C code."""
     overlap, crowd = np.zeros(len(detection)), truths.crowd.astype(np.uint8)
+    masks = cast('Sequence[dict]', truths.shapes)
     for pairs, rows, own in _groups(detection, truth):
-        overlap[pairs] = coco_masks.iou(shapes[rows], truths.shapes[own], crowd[own]).ravel()
+        overlap[pairs] = coco_masks.iou(shapes[rows], masks[own], crowd[own]).ravel()
     return overlap
 
 

@@ -109,10 +109,8 @@ class EvaluatorGroup(Evaluator):
 
     def metric_names(self) -> list[str] | None:
         """The keys that ``evaluate`` will give; None where an evaluator does not tell."""
-        names = [evaluator.metric_names() for evaluator in self.evaluators]
-        if None in names:
-            return None
-        return list(self._joined([dict.fromkeys(own) for own in names]))
+        names = _all_known(evaluator.metric_names() for evaluator in self.evaluators)
+        return None if names is None else list(self._joined([dict.fromkeys(own) for own in names]))
 
     def needs(self) -> dict[str, str]:
         """The fields that the results must have, by the metric that needs them."""
@@ -167,8 +165,8 @@ class ConcatEvaluator(Evaluator[ConcatDataset]):
 
     def metric_names(self) -> list[str] | None:
         """The keys that ``evaluate`` will give; None where a part does not tell."""
-        names = [part.metric_names() for part in self.parts]
-        if None in names:
+        names = _all_known(part.metric_names() for part in self.parts)
+        if names is None:
             return None
         return names[0] if self.whole is not None else [f'{i}_{n}' for i, ours in enumerate(names) for n in ours]
 
@@ -178,7 +176,7 @@ class ConcatEvaluator(Evaluator[ConcatDataset]):
 
     def check(self, dataset: ConcatDataset) -> None:
         """Raise UserError before the hours of inference where a part would raise it after them."""
-        # As one they are measured against what their files hold together; each must hold something.
+        # Also where all are measured as one, each part must have annotations.
         for evaluator, part in zip(self.parts * (len(dataset.datasets) if self.whole is not None else 1),
                                    dataset.datasets):
             evaluator.check(part)
@@ -199,6 +197,13 @@ class ConcatEvaluator(Evaluator[ConcatDataset]):
         return _write_somewhere(dataset, results, *args, **options)
 
 
+def _all_known(names: Iterable[list[str] | None]) -> list[list[str]] | None:
+    """``names`` as a list; None where one of them is."""
+    found = list(names)
+    known = [own for own in found if own is not None]
+    return known if len(known) == len(found) else None
+
+
 class OwnEvaluator(Evaluator):
     """A data set that brings an ``evaluate`` of its own, as mmdetection 2.x's do: it is asked, with 2.x's results."""
 
@@ -207,7 +212,9 @@ class OwnEvaluator(Evaluator):
 
     def run(self, dataset: Dataset, results: Iterable[Result], logger: Logger = None) -> Metrics:
         """What the data set's ``evaluate`` returns."""
-        return own_method(dataset, 'evaluate')(as_2x(dataset, results), logger=logger, **self.options)
+        own = own_method(dataset, 'evaluate')
+        assert own is not None  # else it would have another evaluator
+        return own(as_2x(dataset, results), logger=logger, **self.options)
 
     def evaluate(self) -> Metrics:
         """As ``run``, of what was processed."""
@@ -223,10 +230,11 @@ def joined(dataset: ConcatDataset) -> concat.Joined:
     parts = dataset.datasets
     ways = {tuple(map(str, getattr(part, 'EVALUATORS', ()))) for part in parts}
     makers = [cls.joined for cls, _ in _offered(parts[0], None)] if len(ways) == 1 and ways != {()} else [None]
-    if any(own_method(part, 'evaluate') for part in parts) or None in makers:
+    maker = None if None in makers else makers[0]
+    if maker is None or any(own_method(part, 'evaluate') for part in parts):
         kinds = ', '.join(dict.fromkeys(type(part).__name__ for part in parts))
         raise ConfigError(f'separate_eval=False: {kinds} cannot be evaluated as one; use separate_eval=True')
-    return makers[0](dataset)
+    return maker(dataset)
 
 
 # --- which evaluators ---
@@ -284,7 +292,7 @@ def _chosen(dataset: AnyDataset, metric: Metric, offered: Offered) -> list[tuple
             chosen.append((cls, {**settings, 'metric': [one]}))
         else:
             group['metric'].append(one)
-    # What there is nothing to choose from is offered to be measured.
+    # Evaluators without METRICS that the data set offers are always asked.
     return chosen + [(cls, settings) for cls, settings in ours if not cls.METRICS and cls not in dict(chosen)]
 
 
@@ -361,7 +369,9 @@ def check_options(dataset: AnyDataset, options: Cfg, where: str = '', writing: b
 
 def _check_names(options: Cfg, names: Sequence[str] | None, where: str = '',
                  writing: bool = False) -> None:
-    for key in options if names is not None else ():
+    if names is None:
+        return
+    for key in options:
         if key not in names:
             what = 'writing result files' if writing else 'evaluation'
             raise ConfigError(f"{f'{where}.' if where else ''}{key}: {what} takes no '{key}' on this data set"
@@ -394,7 +404,7 @@ def needs_of(dataset: AnyDataset, metric: Metric = None, writing: bool = False) 
     """The field of the results ('labels', 'masks', 'keypoints') that each metric needs, where it needs one.
 
     Args:
-        dataset: None for COCO's metrics.
+        dataset: a data set, its class, or None for COCO's metrics.
         metric: see the top of this file.
         writing: of the result files, by 'files'.
     """
@@ -498,7 +508,9 @@ def _prefixes(dataset: AnyDataset, folder: str) -> dict[str, str]:
         dataset = dataset.datasets[0]
     names = option_names(dataset, writing=True)
     if names is None or not own_method(dataset, 'format_results'):
-        return {_writer(dataset).FILES: os.path.join(folder, 'results')}
+        files = _writer(dataset).FILES
+        assert files is not None  # it is what makes it a writer
+        return {files: os.path.join(folder, 'results')}
     return {name: os.path.join(folder, 'results') for name in names if name.endswith('_prefix')}
 
 

@@ -96,7 +96,7 @@ class Evaluator(Generic[D]):
         """Raise UserError before the hours of inference where ``evaluate`` would raise it after them."""
 
     def run(self, dataset: D, results: Iterable[Result], logger: Logger = None) -> Metrics:
-        """All of it on results that are there already: ``check``, ``reset``, ``process``, ``evaluate``.
+        """Evaluate results that are complete: ``check``, ``reset``, ``process``, ``evaluate``.
 
         Args:
             dataset: what they are of.
@@ -126,7 +126,7 @@ class Evaluator(Generic[D]):
         """
         if len(results) == len(self.results) and isinstance(results, (StoredResults, list)) \
                 and list(indices) == list(range(len(results))):
-            self.results = results  # all of them: nothing is packed anew
+            self.results = results  # all of them: no need to pack them again
             return
         if not isinstance(self.results, StoredResults):
             self.results = StoredResults.of(self.results)
@@ -163,7 +163,7 @@ def aligned(dataset: Dataset, results: Iterable[Result]) -> Sequence[Instances]:
     found: Sequence[Instances]
     if isinstance(results, (list, tuple)):
         found = [labelled(from_legacy(result)) for result in results]
-    elif isinstance(results, StoredResults) and all(labels is not None for labels in labels_of(results)):
+    elif isinstance(results, StoredResults) and all(results.arrays(lambda name: name == 'labels')):
         found = results
     else:
         found = StoredResults.of(labelled(from_legacy(result)) for result in results)

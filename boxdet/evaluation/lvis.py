@@ -177,7 +177,7 @@ def _truths(dataset: AnnotatedInCoco, iou_type: str) -> Truths:
     ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in truths.ids.tolist()], dtype=bool)
     truths = replace(truths, crowd=nowhere, shared=nowhere, ignored=ignored)
     columns = {field.name: getattr(truths, field.name) for field in fields(truths)}
-    # Of every column, what its type was.
+    # Each column keeps its type, which mypy cannot see.
     return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)  # type: ignore[arg-type]
                      else [column[i] for i in with_area] for name, column in columns.items()})
 
@@ -206,7 +206,7 @@ def _wanted(results: Sequence[Instances], searched: np.ndarray, limit: int) -> I
 
 
 def _forgiven(matches: Matches, not_exhaustive: np.ndarray) -> Matches:
-    """What found nothing is ignored in classes of which not every object is marked; so is what has no area."""
+    """Unmatched detections are ignored in classes whose objects are not all annotated, and where they have no area."""
     forgiven = not_exhaustive[matches.image, matches.label]
     status = np.where((matches.status == WRONG) & forgiven | ~(matches.area > 0), np.int8(IGNORED), matches.status)
     return replace(matches, status=status)

@@ -23,6 +23,7 @@ import numpy as np
 
 from boxdet.datasets.contracts import AnnotatedInOpenImages
 from boxdet.errors import ConfigError
+from boxdet.evaluation.evaluator import Metrics
 from boxdet.evaluation.proposals import box_areas
 from boxdet.evaluation.voc import Matches, MeanAPEvaluator, Range, average_precision, mean_precision, within
 from boxdet.evaluation.voc import match as match_singles
@@ -57,7 +58,7 @@ class OpenImagesEvaluator(MeanAPEvaluator):
             raise ConfigError(f'iou_thr={iou_thr} and ioa_thr={ioa_thr}: one of the other for each of the one')
         self.denorm_gt_bbox, self.use_group_of = denorm_gt_bbox, use_group_of
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Metrics:
         """As the table above says.
 
         Raises:
@@ -73,7 +74,7 @@ class OpenImagesEvaluator(MeanAPEvaluator):
 
         def rows(thr: float, sizes: Range | None) -> list[tuple[int, int, float, float]]:
             return _class_rows(matches, inside, len(dataset.CLASSES), thr, self.inside[thr], sizes)
-        return mean_precision(rows, dataset.CLASSES, self.thrs, self.ranges, 'area', self.say)
+        return {**mean_precision(rows, dataset.CLASSES, self.thrs, self.ranges, 'area', self.say)}
 
     def _truths(self, dataset: AnnotatedInOpenImages) -> Iterator[dict[str, np.ndarray]]:
         """'bboxes' (N, 4) in pixels, 'labels' and 'groups' (N,) of each image, those of the classes above included."""

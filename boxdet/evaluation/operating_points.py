@@ -144,12 +144,13 @@ def match_at(dataset: Dataset, results: Sequence[Instances], iou_thrs: Sequence[
     boxes = truths.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     records = []
-    for iou_thr, status, truth in zip(matches.iou_thrs, matches.status[0], matches.truth):
+    partners, overlap = matches.pairs
+    for iou_thr, status, truth in zip(matches.iou_thrs, matches.status[0], partners):
         finder = np.full(len(truths.ids), -1)
         hit = np.flatnonzero(truth >= 0)[::-1]  # the best comes last, and stays
         finder[truth[hit]] = hit
         records.append(Records(
-            Detections(matches.image, matches.row, matches.label, matches.score, truth, matches.overlap,
+            Detections(matches.image, matches.row, matches.label, matches.score, truth, overlap,
                        status == IGNORED),
             Objects(truths.image, truths.label, truths.ids, boxes, truths.area, truths.ignored, finder),
             classes, float(iou_thr), metric))
@@ -166,9 +167,9 @@ def operating_points(records: Records) -> OperatingPoints:
     classes = [_point(found.score[rows], status[rows], int(count)) for count, rows in
                zip(objects, (order[a:b] for a, b in zip(bounds, bounds[1:])))]
     rows = np.argsort(-found.score, kind='stable')
-    there = [point for point in classes if point.objects]
+    there = [point.interpolated for point in classes if point.interpolated is not None]
     overall = _point(found.score[rows], status[rows], int(objects.sum()),
-                     np.mean([point.interpolated for point in there], axis=0) if there else None)
+                     np.mean(there, axis=0) if there else None)
     return OperatingPoints(overall, classes)
 
 
@@ -246,8 +247,9 @@ def _match_whatever_class(dataset: Dataset, results: Sequence[Instances], record
     matches = match(truths, rest, images, category_ids, records.metric, [records.iou_thr], _NO_LIMIT,
                     class_agnostic=True, sizes=('all',), with_pairs=True)
     taken = np.full(len(left), -1)
-    hit = matches.truth[0] >= 0
-    taken[bounds[matches.image[hit]] + matches.row[hit]] = places[matches.truth[0][hit]]
+    truth = matches.pairs[0][0]
+    hit = truth >= 0
+    taken[bounds[matches.image[hit]] + matches.row[hit]] = places[truth[hit]]
     return taken
 
 
@@ -263,7 +265,7 @@ def _ground_truth(dataset: Dataset, metric: str,
         truths = _truths_of_boxes(dataset)
         images, category_ids = [dict(id=index) for index in range(len(dataset))], range(len(dataset.CLASSES))
     if chosen is not None:
-        # Of every column, what its type was.
+        # Each column keeps its type, which mypy cannot see.
         truths = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [  # type: ignore[arg-type]
             value[i] for i in np.flatnonzero(chosen)] for name, value in vars(truths).items()})
     return truths, images, category_ids

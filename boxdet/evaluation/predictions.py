@@ -187,9 +187,10 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
         raise DataError(f'{path}: not a results file ({type(error).__name__}: {error})') from error
 
 
-# A pickled list whose items are pickled one by one, so that neither writer nor reader holds all of them. Behind the
-# pickle's end, which any other reader leaves alone, stand what 2.x's form does not hold (int32: height, width, and of
-# each object in the order of the classes its place in the result), and where each item and its numbers lie.
+# The file is a pickled list whose items are pickled one by one, so that neither writer nor reader holds all of them.
+# After the end of the pickle, where other readers stop, follow the int32 numbers that 2.x's form does not hold (height,
+# width, and the place in the result of each object, objects ordered by class) and an index: the offset of each item,
+# its length, and the length of its numbers.
 _INDEXED = b'results with index 2'
 _PROTOCOL, _EMPTY_LIST, _APPEND, _STOP = b'\x80\x03', b']', b'a', b'.'
 
@@ -310,6 +311,6 @@ def _from_plain(row: Fields) -> Instances:
         fields['masks'] = RleMasks(masks, *(image_size or ()))
     for name, value in row.items():
         fields[name] = torch.from_numpy(np.array(value, np.float32))
-    if 'keypoints' in fields and fields['keypoints'].dim() != 3:  # JSON of an image without objects: no J to read
+    if 'keypoints' in fields and fields['keypoints'].dim() != 3:  # JSON of an image without objects does not tell J
         fields['keypoints'] = fields['keypoints'].reshape(0, 0, 3)
     return Instances(tuple(image_size) if image_size else None, num_classes, **fields)

@@ -65,8 +65,9 @@ class StoredResults(Sequence):
 
     def put_packed(self, index: int, data: bytes) -> None:
         """As ``put``, of what ``packed`` gave."""
-        if isinstance(self._parts[index], bytes):
-            self._held -= len(self._parts[index])
+        part = self._parts[index]
+        if isinstance(part, bytes):
+            self._held -= len(part)
         if self._held + len(data) <= self._limit:
             self._held += len(data)
             self._parts[index] = data
@@ -86,6 +87,7 @@ class StoredResults(Sequence):
         part = self._parts[index]
         if part is None or isinstance(part, bytes):
             return part
+        assert self._file is not None  # it was made for this part
         offset, length = part
         return self._file.read(offset, length)
 
@@ -168,10 +170,10 @@ def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[Fields]:
     return (result.numpy() for result in results)
 
 
-def labels_of(results: Iterable[Instances]) -> Iterator[np.ndarray | None]:
-    """Of each image the labels (N,), None where it has none; of those that are stored nothing else is read."""
+def labels_of(results: Iterable[Instances]) -> Iterator[np.ndarray]:
+    """The labels (N,) of each image; of results that are stored nothing else is read."""
     rows = results.arrays(lambda name: name == 'labels') if isinstance(results, StoredResults) else arrays_of(results)
-    return (row.get('labels') for row in rows)
+    return (row['labels'] for row in rows)
 
 
 def without_masks(results: Sequence[Instances]) -> Sequence[Instances]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxdet.datasets.contracts import AnnotatedDataset
+from boxdet.datasets.wrappers import ConcatDataset
 from boxdet.errors import ConfigError, DataError
 from boxdet.evaluation.concat import Joined
 from boxdet.evaluation.evaluator import Evaluator, Metrics
@@ -52,9 +53,9 @@ class MeanAPEvaluator(Evaluator[AnnotatedDataset]):
     Raises:
         ConfigError: unknown metric, or an option out of range.
     """
-    METRICS = ('mAP', 'recall')
+    METRICS: tuple[str, ...] = ('mAP', 'recall')
     NEEDS = dict(mAP='labels')
-    joined = Joined
+    joined: Callable[[ConcatDataset], Joined] | None = Joined
     border = 0.
 
     def __init__(self, metric: str | Sequence[str] | None = None, iou_thr: float | Sequence[float] = 0.5,
@@ -238,7 +239,7 @@ def _match_image(boxes: np.ndarray, labels: np.ndarray, found: dict[str, np.ndar
 # -- numbers
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str = 'area') -> float:
-    """The area under the curve, precision being made falling first, or the mean of its values at recall 0, 0.1, … 1.
+    """The area under the curve of monotonically falling precision, or the mean of its values at recall 0, 0.1, … 1.
 
     Args:
         recall: (D,) after each detection, best first.

@@ -65,8 +65,8 @@ class SuppressionInRounds:
         if groups is not None:
             keep, settled = self._sorted_keep(boxes, scores, valid, nms_cfg, groups)
             return keep, scores, settled
-        agnostic = parts is None or read_nms_config(nms_cfg)[1]['class_agnostic']
-        parts = [boxes.shape[1]] if agnostic else list(parts)
+        if parts is None or read_nms_config(nms_cfg)[1]['class_agnostic']:
+            parts = [boxes.shape[1]]
         # A set for each level of each image, filled up to the size of the largest: (B, S, n).
         own_boxes, own_scores, own_valid = (
             _in_sets(values, parts).flatten(0, 1) for values in (boxes, scores, valid))

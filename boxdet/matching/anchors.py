@@ -201,11 +201,10 @@ def _numbered(device: torch.device | str) -> torch.device:
 
 def _scales(scales: Sequence[float] | None, octave_base_scale: float | None,
             scales_per_octave: int | None) -> list[float]:
-    octaves = octave_base_scale is not None and scales_per_octave is not None
-    if octaves == (scales is not None) or (octave_base_scale is None) != (scales_per_octave is None):
-        raise ConfigError('AnchorGenerator: give either scales, or octave_base_scale and scales_per_octave')
-    if scales is not None:
+    if scales is not None and octave_base_scale is None and scales_per_octave is None:
         return list(scales)
+    if scales is not None or octave_base_scale is None or scales_per_octave is None:
+        raise ConfigError('AnchorGenerator: give either scales, or octave_base_scale and scales_per_octave')
     return [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
 
 

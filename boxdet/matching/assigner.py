@@ -42,7 +42,10 @@ class AssignResult:
     def with_gt(self, gt_labels: torch.Tensor | None) -> AssignResult:
         """The result for the G ground-truth boxes, each matched to itself, followed by the N boxes."""
         own = torch.arange(1, self.num_gts + 1, device=self.gt_inds.device)
-        labels = None if self.labels is None else torch.cat([gt_labels.to(self.labels), self.labels])
+        labels = self.labels
+        if labels is not None:
+            assert gt_labels is not None  # the labels of the boxes are taken from them
+            labels = torch.cat([gt_labels.to(labels), labels])
         return AssignResult(self.num_gts, torch.cat([own, self.gt_inds]),
                             torch.cat([self.max_overlaps.new_ones(self.num_gts), self.max_overlaps]), labels)
 
@@ -183,7 +186,7 @@ class MaxIoUAssigner:
             match = self._best_boxes if self.gt_max_assign_all else self._first_best_box
             taken = match(best, best_box, chunks, bboxes, gt_bboxes, max_overlaps)
             gt_inds = torch.where(taken > 0, taken, gt_inds)
-        if labels is not None:
+        if labels is not None and gt_labels is not None:
             labels = torch.where(gt_inds > 0, gt_labels.long()[(gt_inds - 1).clamp(min=0)], labels)
         return AssignResult(num_gts, gt_inds, max_overlaps, labels)
 

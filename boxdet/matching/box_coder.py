@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -53,7 +54,8 @@ class DeltaXYWHBBoxCoder:
                            -1)
 
     def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
-               max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
+               max_shape: Sequence[float] | torch.Tensor | None = None,
+               wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
         """Move boxes by their deltas.
 
         Args:
@@ -68,10 +70,10 @@ class DeltaXYWHBBoxCoder:
         """
         if pred_bboxes.dim() == 3:
             several = max_shape is not None and len(max_shape) == len(pred_bboxes) and not isinstance(max_shape[0], int)
-            shapes = max_shape if several else [max_shape] * len(pred_bboxes)
             # One size for all images, or one an image.
-            shapes = [tuple(float(v) for v in shape[:2]) if several else shape for shape in shapes]  # type: ignore[assignment, index]
-            found = [self.decode(*own, wh_ratio_clip) for own in zip(bboxes, pred_bboxes, shapes)]
+            sizes = [tuple(float(v) for v in shape[:2]) for shape in cast('Sequence[Sequence[float]]', max_shape)] \
+                if several else [max_shape] * len(pred_bboxes)
+            found = [self.decode(*own, wh_ratio_clip) for own in zip(bboxes, pred_bboxes, sizes)]
             return torch.stack(found) if found else at_least_float32(pred_bboxes)
         deltas = at_least_float32(pred_bboxes).reshape(pred_bboxes.shape[0], pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
         if not self._is_plain:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ from boxdet.structures.instances import Instances, OfImages, PaddedInstances, im
 
 @HEADS.register_module()
 class CascadeRoIHead(nn.Module):
-    """Stages of a box head and, if wanted, a mask head each, with matching that asks for more overlap every time.
+    """Stages of a box head and, if wanted, a mask head each, with matching that asks for a larger overlap in each.
 
     There is one keypoint head, if any: it learns from the samples of the last stage, and predicts within the results.
 
@@ -94,7 +95,7 @@ class CascadeRoIHead(nn.Module):
             self.keypoint_head = HEADS.build(keypoint_head)
             if keypoint_roi_extractor is not None:
                 self.keypoint_roi_extractor = ROI_EXTRACTORS.build(keypoint_roi_extractor)
-        settings = [None] * num_stages
+        settings: Sequence[RoITrainSettings | None] = [None] * num_stages
         if self.train_cfg is not None:
             settings = _one_a_stage(self.train_cfg, num_stages, 'train_cfg.rcnn')
         self.matching = [build_matching(s) for s in settings]
@@ -137,12 +138,12 @@ class CascadeRoIHead(nn.Module):
         initialize(self)
 
     def context(self, feats: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The levels with what a subclass adds to them once for all stages; what has it stays as it is."""
+        """The levels with what a subclass adds to them once for all stages; returned as they are if they have it."""
         return feats
 
     def box_forward(self, stage: int, feats: Sequence[torch.Tensor],
                     rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores (R, K + 1) and deltas of rois (R, 5) in a stage, and the features (R, C, h, w) that they came of."""
+        """Scores (R, K + 1) and deltas of rois (R, 5) in a stage, and the features (R, C, h, w) behind them."""
         pooled = self.bbox_roi_extractor[stage](feats, rois)
         return *self.bbox_head[stage](pooled), pooled
 
@@ -172,6 +173,7 @@ class CascadeRoIHead(nn.Module):
             forward = partial(self.box_forward, stage)
             rank = partial(box_losses, head, forward, feats) if self.ranks_by_loss[stage] else None
             samples = draw_samples(*self.matching[stage], boxes, gt, ignored, rank)
+            assert settings is not None  # else there was nothing to draw samples by
             scores, deltas, pooled = forward(feats, boxes_to_rois([s.boxes for s in samples]))
             targets = head.targets(samples, settings)
             parts = head.loss(scores, deltas, targets)
@@ -196,7 +198,8 @@ class CascadeRoIHead(nn.Module):
     def mask_losses(self, stage: int, feats: Sequence[torch.Tensor], pooled: torch.Tensor,
                     samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
         """The losses of a stage's mask branch from the pooled features (P, C, h, w) of the positives of B images."""
-        return mask_loss(self.mask_head[stage], pooled, samples, gt, self.stage_settings[stage])
+        settings = cast(RoITrainSettings, self.stage_settings[stage])
+        return mask_loss(self.mask_head[stage], pooled, samples, gt, settings)
 
     # ------------------------------------------------------------------------------------------ results
 
@@ -277,12 +280,12 @@ def next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.Te
         targets: of the samples.
         metas: B images.
     """
-    # A negative has no class: it moves by the deltas of the one it looks like most.
+    # A negative has no class: it moves by the deltas of its most probable one.
     labels = torch.where(targets.labels == head.num_classes, best_class(head, scores), targets.labels)
     counts = [len(s.pos_boxes) + len(s.neg_boxes) for s in samples]
     boxes = []
     for drawn, label, delta, meta in zip(samples, labels.split(counts), deltas.split(counts), metas):
-        moved = head.refine(drawn.boxes, label, delta, tuple(meta.img_shape[:2]))
+        moved = head.refine(drawn.boxes, label, delta, meta.input_size)
         # Positives come first; those that were ground truth are dropped, all negatives stay.
         dropped = drawn.pos_is_gt.new_zeros(len(moved))
         dropped[:len(drawn.pos_is_gt)] = drawn.pos_is_gt

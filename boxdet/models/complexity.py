@@ -83,14 +83,14 @@ def _counted(counts: dict[str, int], part: str, run: Callable[..., T], *inputs: 
     before = sum(counts.values())
     with counter:
         result = run(*inputs)
-    apart = sum(counts.values()) - before  # by modules that are counted as a part of their own
+    apart = sum(counts.values()) - before  # of modules that are counted as parts of their own
     counts[part] = counts.get(part, 0) + counter.get_total_flops() // 2 - apart  # multiplication and addition: two
     return result
 
 
 def _deform_conv2d(image: Sequence[int], weight: Sequence[int], *args: object, out_shape: Sequence[int] = (),
                    **kwargs: object) -> int:
-    """A deformable convolution multiplies as a plain one; its interpolation is not counted, as nobody's is."""
+    """A deformable convolution multiplies as a plain one; its interpolation is not counted."""
     batch, _, height, width = out_shape
     out_channels, per_group, kernel_h, kernel_w = weight
     return 2 * batch * height * width * out_channels * per_group * kernel_h * kernel_w

@@ -210,7 +210,7 @@ class _Detector(nn.Module):
         Raises:
             UserError: the image cannot be read or is not of the result's size, or there is no display for ``show``.
         """
-        from boxdet.visualization import draw, pdf  # OpenCV is not for those who only compute
+        from boxdet.visualization import draw, pdf  # imported late: only drawings need OpenCV
 
         found = result if isinstance(result, Instances) else Instances.from_per_class(result)
         image = draw.read_image(img, found.image_size)
@@ -315,7 +315,7 @@ class TwoStageDetector(_Detector):
             results = self.roi_head.predict(feats, self._propose(feats, batch), batch.metas)
         else:
             results = found.instances(image_sizes(batch.metas), self.roi_head.last_bbox_head.num_classes)
-            if self.with_keypoint:  # heatmaps are dear: for the boxes that there are, and not for all that may be
+            if self.with_keypoint:  # heatmaps are expensive: computed for real boxes, not for padding
                 results = self.roi_head.add_keypoints(feats, results)
         return [r.to('cpu') for r in results]
 
@@ -367,6 +367,7 @@ class TwoStageDetector(_Detector):
         """Paste mask probabilities into the image and encode them."""
         if 'mask_probs' not in result:
             return result
+        assert result.image_size is not None  # ``to_original`` has set it
         height, width = result.image_size
         settings = self.test_cfg.rcnn
         # A head that declares no settings may leave these two out.

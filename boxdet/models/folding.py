@@ -120,7 +120,8 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, _
         before: nn.Module | None = None
         before_name = ''
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and type(before) in (nn.Conv2d, InferenceConv2d) \
+            if isinstance(child, _BatchNorm) and before is not None \
+                    and type(before) in (nn.Conv2d, InferenceConv2d) \
                     and before.out_channels == child.num_features and child.track_running_stats:
                 yield parent, before_name, cast(nn.Conv2d, before), name, child
             before, before_name = child, name

@@ -8,7 +8,7 @@ first. Attribute names are state-dict keys: ``x.conv.weight``, ``x.bn.weight``, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -165,7 +165,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     def _follow(self, mean: Tensor, unbiased_var: Tensor) -> None:
         if self.num_batches_tracked is not None:  # it is None while with_cp repeats a forward pass
             self.num_batches_tracked.add_(1)
-        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        assert self.running_mean is not None and self.running_var is not None  # there is something to follow with
+        step = 1 / float(cast(Tensor, self.num_batches_tracked)) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, step)
         self.running_var.lerp_(unbiased_var, step)
 
@@ -316,24 +317,25 @@ class ConvModule(nn.Module):
         self.with_norm, self.with_activation = norm_cfg is not None, act_cfg is not None
         self.with_bias = not self.with_norm if bias == 'auto' else bool(bias)
         self.in_channels, self.out_channels, self.order = in_channels, out_channels, tuple(order)
-        # Layers such as DCN know no padding mode: it is spoken of only when it is not the usual one.
+        # Layers such as DCN know no padding mode: it is passed only when it is not the usual one.
         mode = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
         self.conv = build_conv_layer(conv_cfg, in_channels, out_channels, kernel_size, stride=stride,
                                      padding=padding, dilation=dilation, groups=groups, bias=self.with_bias,
                                      **mode)
         # A user's layer may keep its weights inside; then they stay as it made them.
         if isinstance(getattr(self.conv, 'weight', None), Tensor):
-            leaky = self.with_activation and act_cfg['type'] == 'LeakyReLU'
-            kaiming_init(self.conv, a=act_cfg.get('negative_slope', 0.01) if leaky else 0,
-                         nonlinearity='leaky_relu' if leaky else 'relu')
+            if act_cfg is not None and act_cfg['type'] == 'LeakyReLU':
+                kaiming_init(self.conv, a=act_cfg.get('negative_slope', 0.01), nonlinearity='leaky_relu')
+            else:
+                kaiming_init(self.conv, a=0, nonlinearity='relu')
         if with_spectral_norm:
             self.conv = nn.utils.spectral_norm(self.conv)
         self.norm_name = None
-        if self.with_norm:
+        if norm_cfg is not None:
             channels = out_channels if order.index('norm') > order.index('conv') else in_channels
             self.norm_name, norm = build_norm_layer(norm_cfg, channels)
             self.add_module(self.norm_name, norm)
-        if self.with_activation:
+        if act_cfg is not None:
             self.activate = build_activation_layer(act_cfg, inplace)
 
     @property
@@ -353,7 +355,7 @@ class ConvModule(nn.Module):
                 # Left out, a norm that was folded into the convolution is left out there.
                 x = self.conv(x) if norm else getattr(self.conv, 'without_norm', self.conv)(x)
             elif step == 'norm' and norm and self.with_norm:
-                x = self.norm(x)
+                x = cast(nn.Module, self.norm)(x)
             elif step == 'act' and activate and self.with_activation:
                 x = self.activate(x)
         return x
@@ -378,9 +380,10 @@ class InferenceConv2d(nn.Conv2d):
         if not self.norm_after or self.norm_after[0].training:
             return self.without_norm(x)
         norm, = self.norm_after
-        scale = (norm.running_var + norm.eps).rsqrt()
+        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        scale = (var + norm.eps).rsqrt()
         scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        shift = -mean if self.bias is None else self.bias - mean
         shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -151,7 +152,7 @@ class CrossEntropyLoss(_Loss):
         if class_weight is not None:
             class_weight = class_weight.to(cls_score.device, cls_score.dtype, non_blocking=True)
         if self.use_mask:
-            loss, weight = mask_cross_entropy(cls_score, label, weight, class_weight), None
+            loss, weight = mask_cross_entropy(cls_score, label, cast(torch.Tensor, weight), class_weight), None
         elif self.use_sigmoid:
             loss, weight, valid = binary_cross_entropy(cls_score, label, weight, class_weight, ignore_index)
             avg_factor = self._non_ignored(avg_factor, valid, reduction_override)
@@ -231,7 +232,7 @@ class FocalLoss(_Loss):
         wrong = (1 - prob) * target + prob * (1 - target)
         focus = (self.alpha * target + (1 - self.alpha) * (1 - target)) * wrong.pow(self.gamma)
         if self.activated:
-            with torch.autocast(pred.device.type, enabled=False):  # which refuses it: half precision would not do
+            with torch.autocast(pred.device.type, enabled=False):  # half precision is refused there
                 loss = F.binary_cross_entropy(pred, target, reduction='none') * focus
         else:
             loss = F.binary_cross_entropy_with_logits(pred, target, reduction='none') * focus
@@ -245,7 +246,7 @@ class FocalLoss(_Loss):
 
 class _ElementLoss(_Loss, ABC):
     """A loss of each number by itself; subclasses say which in ``elementwise``."""
-    needs_boxes = False  # of deltas, which are of the size of 1, and not of boxes in pixels
+    needs_boxes = False  # it measures deltas, which are around 1, not boxes in pixels
 
     @abstractmethod
     def elementwise(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -405,7 +406,7 @@ class CIoULoss(_BoxLoss):
         angles = [((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1] + self.eps)).atan() for b in (target, pred)]
         aspect = 4 / math.pi ** 2 * (angles[0] - angles[1]) ** 2
         with torch.no_grad():
-            # In large boxes that agree the eps of the union is rounded away; 0 / 0 must not come of it.
+            # In large boxes that agree the eps of the union is rounded away; this must not become 0 / 0.
             trade_off = (iou > 0.5).to(iou.dtype) * aspect / (1 - iou + aspect).clamp(min=self.eps)
         return 1 - (iou - (distance + trade_off * aspect)).clamp(-1, 1)
 

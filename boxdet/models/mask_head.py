@@ -94,7 +94,7 @@ class FCNMaskHead(nn.Module):
         initialize(self)
         if self.init_cfg is None:
             for layer in (self.upsample, self.conv_logits):
-                if getattr(layer, 'weight', None) is not None:
+                if layer is not None and getattr(layer, 'weight', None) is not None:
                     kaiming_init(layer)
 
     def convolved(self, x: torch.Tensor) -> torch.Tensor:

@@ -197,19 +197,21 @@ def _pool_in_parts(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], r
             if out is None:
                 out = part.new_empty(len(rois), *part.shape[1:])
             out[some] = part
+    assert out is not None  # there are rois
     return out
 
 
 def pool_masked(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
     """The same without waiting for the device: every level pools all rois, each roi takes what its own level gives."""
-    # In place of the rois of other levels a level pools one pixel, which costs little.
+    # Rois of other levels are replaced by one pixel, which costs little to pool.
     elsewhere = torch.cat([rois[:, :1], rois.new_zeros(rois.shape[0], 2), rois.new_ones(rois.shape[0], 2)], dim=1)
     out: torch.Tensor | None = None
     for level, (layer, feat) in enumerate(zip(layers, feats)):
         here = levels == level
         pooled = layer(feat, torch.where(here[:, None], rois, elsewhere))
         out = pooled if out is None else torch.where(here[:, None, None, None], pooled, out)
+    assert out is not None  # there are levels
     return out
 
 

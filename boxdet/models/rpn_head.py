@@ -191,7 +191,7 @@ class RPNHead(nn.Module):
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return objectness (B, A * C, H, W) and deltas (B, A * 4, H, W) of each of the L levels."""
         outs = []
-        for x in feats:  # a level after the other: what is hidden of the largest one is as large as the level
+        for x in feats:  # level by level: the hidden features of the largest level are as large as the level itself
             hidden = F.relu(self.rpn_conv(x), inplace=True)
             outs.append((self.rpn_cls(hidden), self.rpn_reg(hidden)))
         return [cls for cls, _ in outs], [reg for _, reg in outs]
@@ -228,7 +228,7 @@ class RPNHead(nn.Module):
             targets: of the batch.
             counts: anchors of each level.
         """
-        # Of a quarter million anchors an image a few hundred are in the loss: these are picked first.
+        # Of 250,000 anchors an image a few hundred enter the loss: they are picked first.
         every_cls = flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1)      # (B * N, C)
         every_reg = flatten_levels(bbox_preds, 4).flatten(0, 1)                          # (B * N, 4)
         picked_cls = at_least_float32(every_cls.index_select(0, targets.index))            # (P + Q, C)
@@ -267,6 +267,7 @@ class RPNHead(nn.Module):
         for i, (every, objects, mask) in enumerate(zip(anchors.expand(len(gt), -1, -1), gt, inside)):
             places = None if mask is None else mask.nonzero().squeeze(1)
             own = every if places is None else every[places]
+            assert self.assigner is not None and self.sampler is not None  # ``loss`` has looked
             matched = self.assigner.assign(own, objects.bboxes, None if ignored is None else ignored[i], None)
             drawn = self.sampler.sample(matched, own, objects.bboxes)  # of any class; a lone RPN is given no labels
             offset = i * len(every)
@@ -298,8 +299,8 @@ class RPNHead(nn.Module):
         flags = []
         for meta in metas:
             mask = None
-            if tuple(meta.pad_shape[:2]) != tuple(batch_hw):
-                valid = self.anchor_generator.valid_flags(sizes, meta.pad_shape, device=every.device)
+            if meta.padded_size != tuple(batch_hw):
+                valid = self.anchor_generator.valid_flags(sizes, meta.padded_size, device=every.device)
                 mask = torch.cat(valid)
             if self.train_cfg.allowed_border >= 0:
                 near = self.within_border(every, meta)
@@ -309,7 +310,7 @@ class RPNHead(nn.Module):
 
     def within_border(self, anchors: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
         """Which anchors (N, 4) reach over the image's edge by less than ``allowed_border`` pixels: (N,) bool."""
-        border, (height, width) = self.train_cfg.allowed_border, meta.img_shape[:2]
+        border, (height, width) = self.train_cfg.allowed_border, meta.input_size
         return ((anchors[:, 0] >= -border) & (anchors[:, 1] >= -border)
                 & (anchors[:, 2] < width + border) & (anchors[:, 3] < height + border))
 
@@ -347,8 +348,9 @@ class RPNHead(nn.Module):
             among: of each level (B, H * W * A) bool: which anchors may become proposals; all by default.
         """
         grids = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype) if anchors is None else anchors
+        chosen: Sequence[torch.Tensor | None] = among or [None] * len(grids)
         kept = [self._best_of_level(*level, settings.nms_pre, suppression)
-                for level in zip(cls_scores, bbox_preds, grids, among or [None] * len(grids))]
+                for level in zip(cls_scores, bbox_preds, grids, chosen)]
         counts = [scores.shape[1] for scores, _, _ in kept]
         scores, deltas, starts = (torch.cat(parts, dim=1) for parts in zip(*kept))      # (B, N), (B, N, 4) twice
         sizes = image_sizes(metas)

@@ -27,7 +27,7 @@ from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.nms import batched_nms
 from boxdet.registry import HEADS
 
-_RESEMBLES = 0.75  # from this similarity on a key that nobody declares is taken for a misspelt one
+_RESEMBLES = 0.75  # an undeclared key at least this similar to a declared one is taken for a misspelling
 # Says what a field may hold: called with the path and the value, raises ConfigError.
 Check = Callable[[str, object], None]
 OlderKey = Callable[[Any], tuple[str, Any]]  # the old value to the new key and value
@@ -180,6 +180,7 @@ def parse_section(settings: type | PerStage | Open | None, cfg: object, where: s
     if not isinstance(cfg, Mapping):
         stages = '; a list, one a stage, is for CascadeRoIHead' if isinstance(cfg, (list, tuple)) else ''
         raise ConfigError(f'{where} must be a dict, not {type(cfg).__name__}{stages}')
+    assert settings is not None  # without it a dict became a Section above
     if further:
         settings = _with_further(settings, cfg)
     return _fill(settings, cfg, where, parts or {})
@@ -266,7 +267,8 @@ def _modernize(values: dict[str, Any], key: str, translate: OlderKey, where: str
     new, value = translate(old)
     shown = f"{new}={value}" if isinstance(value, Mapping) else new
     warnings.warn(f'{where}.{key} is now {shown}', DeprecationWarning, stacklevel=6)
-    given = values.setdefault(new, value)
+    values.setdefault(new, value)
+    given = values[new]
     pairs = [(f'{new}.{name}', given.get(name, one), one) for name, one in value.items() if name != 'type'] \
         if isinstance(value, Mapping) else [(new, given, value)]
     for name, one, wanted in pairs:

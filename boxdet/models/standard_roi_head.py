@@ -130,7 +130,7 @@ class StandardRoIHead(nn.Module):
 
     def box_forward(self, feats: Sequence[torch.Tensor],
                     rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Scores (R, K + 1) and deltas (R, 4 or K * 4) of rois (R, 5), and the features (R, C, h, w) they came of."""
+        """Scores (R, K + 1) and deltas (R, 4 or K * 4) of rois (R, 5), and the features (R, C, h, w) behind them."""
         pooled = self.box_features(feats, rois)
         return *self.bbox_head(pooled), pooled
 
@@ -290,7 +290,7 @@ def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler
         rank_losses: for a sampler that declares ``ranks_by_loss`` (OHEM): ``rank_losses(image, boxes, labels)`` gives
             it the losses of boxes of an image.
     """
-    if assigner is None:
+    if assigner is None or sampler is None:
         raise ConfigError("model.train_cfg needs 'rcnn' for training")
     samples = []
     for i, (own, objects) in enumerate(zip(boxes, gt)):
@@ -373,7 +373,7 @@ def add_masks(roi_head: nn.Module, feats: Sequence[torch.Tensor], results: Seque
 
 
 def keypoint_loss(roi_head: nn.Module, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois],
-                  gt: Sequence[Instances], sampler: contracts.Sampler) -> contracts.Losses:
+                  gt: Sequence[Instances], sampler: contracts.Sampler | None) -> contracts.Losses:
     """The keypoint head's loss on those positives that hold a labelled keypoint; ``sampler`` drew the samples."""
     head = roi_head.keypoint_head
     targets = head.targets(samples, gt)
@@ -398,5 +398,5 @@ def predict_boxes(bbox_head: nn.Module, boxes: Sequence[torch.Tensor], scores: t
     """The box head's results for B images from its outputs (R, ...) on their boxes."""
     counts = [len(b) for b in boxes]
     parts = [None] * len(boxes) if deltas is None else deltas.split(counts)
-    return [bbox_head.predict(own, score, delta, tuple(meta.img_shape[:2]), settings)
+    return [bbox_head.predict(own, score, delta, meta.input_size, settings)
             for own, score, delta, meta in zip(boxes, scores.split(counts), parts, metas)]

@@ -61,7 +61,7 @@ def merge_boxes(roi_head: nn.Module, feats: Sequence[Sequence[torch.Tensor]], pr
         rois, logits, deltas = roi_head.classify(
             levels, [boxes_to_input(p.bboxes, meta) for p, meta in zip(proposals, own)], own)
         parts = [None] * len(own) if deltas is None else deltas.split(counts)
-        decoded = [boxes_to_original(head.decode(r, d, tuple(meta.img_shape[:2])), meta)
+        decoded = [boxes_to_original(head.decode(r, d, meta.input_size), meta)
                    for r, d, meta in zip(rois, parts, own)]
         boxes = boxes + torch.cat(decoded)                                              # (R, 4 or K * 4)
         scores = scores + head.probabilities(logits)                                              # (R, K + 1)

@@ -57,12 +57,26 @@ class ImageMeta:
     @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image as it was loaded."""
-        return int(self.ori_shape[0]), int(self.ori_shape[1])
+        height, width = self._shape('ori_shape')[:2]
+        return int(height), int(width)
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the image as the network sees it, without padding."""
-        return self.img_shape[0], self.img_shape[1]
+        height, width = self._shape('img_shape')[:2]
+        return height, width
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(height, width) of the image with the padding of the pipeline."""
+        height, width = self._shape('pad_shape')[:2]
+        return height, width
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = getattr(self, name)
+        if shape is None:
+            raise ConfigError(f"image {self.filename}: its meta has no '{name}': Collect's meta_keys leave it out")
+        return shape
 
 
 @dataclass
@@ -128,17 +142,24 @@ def normalize_images(images: torch.Tensor, metas: Sequence[ImageMeta]) -> torch.
     The same numbers as the pipeline's ``Normalize`` followed by ``Pad``. The result lies in memory channels last.
     """
     pixels = images.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)  # (B, H, W, 3)
-    first = metas[0].img_norm_cfg
-    if all(m.img_norm_cfg is first or _same_norm(m.img_norm_cfg, first) for m in metas):
+    norms = [_norm_of(meta) for meta in metas]
+    first = norms[0]
+    if all(norm is first or _same_norm(norm, first) for norm in norms):
         normalize_pixels_(pixels, first['mean'], first['std'])
     else:
-        for image, meta in zip(pixels, metas):
-            normalize_pixels_(image, meta.img_norm_cfg['mean'], meta.img_norm_cfg['std'])
+        for image, norm in zip(pixels, norms):
+            normalize_pixels_(image, norm['mean'], norm['std'])
     for image, meta in zip(pixels, metas):
-        height, width = meta.img_shape[:2]
+        height, width = meta.input_size
         image[height:] = 0
         image[:height, width:] = 0
     return pixels.permute(0, 3, 1, 2)
+
+
+def _norm_of(meta: ImageMeta) -> Mapping[str, Any]:
+    if meta.img_norm_cfg is None:
+        raise ConfigError(f'image {meta.filename}: uint8 images need an img_norm_cfg, which says how to normalise them')
+    return meta.img_norm_cfg
 
 
 def _same_norm(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -221,14 +242,14 @@ def image_sizes(metas: Sequence[ImageMeta] | torch.Tensor) -> list[tuple[int, in
 def boxes_to_original(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
     """Boxes (N, 4) or (N, 4K) from network-input to original pixels, an unflipped image."""
     if meta.flip:
-        boxes = flip_boxes(boxes, meta.img_shape, meta.flip_direction or 'horizontal')
+        boxes = flip_boxes(boxes, meta.input_size, meta.flip_direction or 'horizontal')
     return (boxes.reshape(len(boxes), boxes.shape[1] // 4, 4) / _scale(boxes, meta)).reshape(boxes.shape)
 
 
 def boxes_to_input(boxes: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
     """Boxes (N, 4) from original to network-input pixels: the inverse of ``boxes_to_original``."""
     boxes = boxes * _scale(boxes, meta)
-    return flip_boxes(boxes, meta.img_shape, meta.flip_direction or 'horizontal') if meta.flip else boxes
+    return flip_boxes(boxes, meta.input_size, meta.flip_direction or 'horizontal') if meta.flip else boxes
 
 
 def flip_masks(probs: torch.Tensor, meta: ImageMeta) -> torch.Tensor:
@@ -244,7 +265,7 @@ def flip_heatmaps(heatmaps: torch.Tensor, meta: ImageMeta, pairs: FlipPairs) -> 
 def keypoints_to_original(keypoints: torch.Tensor, meta: ImageMeta, pairs: FlipPairs) -> torch.Tensor:
     """Keypoints (N, J, 3) from network-input to original pixels, an unflipped image."""
     if meta.flip:
-        keypoints = flip_keypoints(keypoints, meta.img_shape, _known(pairs), meta.flip_direction or 'horizontal')
+        keypoints = flip_keypoints(keypoints, meta.input_size, _known(pairs), meta.flip_direction or 'horizontal')
     return torch.cat([keypoints[..., :2] / _scale(keypoints, meta)[:2], keypoints[..., 2:]], dim=-1)
 
 
@@ -253,7 +274,7 @@ def keypoints_to_input(keypoints: torch.Tensor, meta: ImageMeta, pairs: FlipPair
     keypoints = torch.cat([keypoints[..., :2] * _scale(keypoints, meta)[:2], keypoints[..., 2:]], dim=-1)
     if not meta.flip:
         return keypoints
-    return flip_keypoints(keypoints, meta.img_shape, _known(pairs), meta.flip_direction or 'horizontal')
+    return flip_keypoints(keypoints, meta.input_size, _known(pairs), meta.flip_direction or 'horizontal')
 
 
 def _known(pairs: FlipPairs) -> Sequence[tuple[int, int]]:

@@ -255,8 +255,8 @@ class Instances:
         if 'keypoints' in arrays:
             data['keypoints'] = arrays['keypoints']
         bitmaps = self.masks_bitmaps().astype(bool) if masks and 'masks' in self else None
-        return Detections(xyxy=arrays['bboxes'], confidence=arrays['scores'], class_id=arrays['labels'], mask=bitmaps,
-                          data=data)
+        return Detections(xyxy=arrays['bboxes'], confidence=arrays['scores'], class_id=arrays['labels'], data=data,
+                          mask=bitmaps)  # type: ignore[arg-type]  # None is its default
 
     def masks_bitmaps(self) -> np.ndarray:
         """The masks as (N, H, W) uint8 bitmaps; one byte a pixel, so decode what you need only."""
@@ -440,7 +440,8 @@ def image_rows(sizes: Sequence[tuple[int, int]] | torch.Tensor,
     """
     if isinstance(sizes, torch.Tensor):
         tensors = cast('tuple[torch.Tensor | None, ...]', values)
-        size = sizes[:, None].expand(-1, tensors[0].shape[1], -1).flatten(0, 1)
+        first = cast(torch.Tensor, tensors[0])
+        size = sizes[:, None].expand(-1, first.shape[1], -1).flatten(0, 1)
         return [(*(v if v is None else v.flatten(0, 1) for v in tensors), size)]
     return [(*(v if v is None else v[i] for v in values), size) for i, size in enumerate(sizes)]
 

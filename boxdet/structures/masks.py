@@ -97,6 +97,7 @@ class _Source:
         return self._window
 
     def _draw(self) -> Window:
+        assert self._made_from is not None  # where there is no window, there is what it is drawn from
         segmentation, height, width = self._made_from
         if not isinstance(segmentation, dict):
             return rasterize_polygons(segmentation, (height, width))
