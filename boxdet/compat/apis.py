@@ -6,10 +6,9 @@ from typing import Any
 
 from boxdet import apis
 from boxdet.compat.forms import as_rows, as_training_inputs, meta_dict
-from boxdet.compat.mmcv1 import DataContainer
+from boxdet.compat.mmcv1 import DataContainer, bare
 from boxdet.compat.mmdet3 import as_both
 from boxdet.datasets import loader as data_loader
-from boxdet.engine.distributed import unwrap
 from boxdet.engine.hooks import Hook
 from boxdet.errors import ConfigError
 from boxdet.structures.batch import Batch
@@ -79,14 +78,14 @@ def _loader_of(data_loader: Any) -> Any:
 def single_gpu_test(model: Any, data_loader: Any, show: bool = False, out_dir: str | None = None,
                     show_score_thr: float = 0.3) -> list[Any]:
     """2.x's results of a data set; masks are RLE dicts, as its test file holds them."""
-    detector = unwrap(model)
+    detector = bare(model)
     found = apis.single_gpu_test(detector, _loader_of(data_loader), show, out_dir, show_score_thr)
     return [result_2x(detector, one, 'rle') for one in found]
 
 
 def multi_gpu_test(model: Any, data_loader: Any, tmpdir: str | None = None, gpu_collect: bool = False) -> Any:
     """``single_gpu_test`` of several processes; None but on rank 0."""
-    detector = unwrap(model)
+    detector = bare(model)
     found = apis.multi_gpu_test(detector, _loader_of(data_loader), tmpdir, gpu_collect)
     return None if found is None else [result_2x(detector, one, 'rle') for one in found]
 
@@ -94,7 +93,7 @@ def multi_gpu_test(model: Any, data_loader: Any, tmpdir: str | None = None, gpu_
 def train_detector(model: Any, dataset: Any, cfg: Any, distributed: bool = False, validate: bool = False,
                    timestamp: str | None = None, meta: Any = None) -> None:
     """As boxdet's; ``cfg`` may be one that a script made of a dict."""
-    apis.train_detector(model, dataset, cfg, distributed, validate, timestamp, meta)
+    apis.train_detector(bare(model), dataset, cfg, distributed, validate, timestamp, meta)
 
 
 def init_random_seed(seed: int | None = None, device: str = 'cuda') -> int:

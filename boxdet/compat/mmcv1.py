@@ -176,6 +176,11 @@ def is_module_wrapper(module: nn.Module) -> bool:
     return isinstance(module, (MMDataParallel, nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model without what wraps it for devices."""
+    return model.module if is_module_wrapper(model) else unwrap(model)
+
+
 # ---------------------------------------------------------------------------------------------- runner
 
 
@@ -183,7 +188,7 @@ def load_checkpoint(model: nn.Module, filename: str, map_location: Any = None, s
                     revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),)) -> dict[str, Any]:
     """Load a file or an address into the model; its content is returned."""
     content = io.load_checkpoint(filename, map_location or 'cpu')
-    report = load_weights(unwrap(model), content, str(filename))
+    report = load_weights(bare(model), content, str(filename))
     if strict and (report.missing or report.unexpected or report.mismatched):
         raise RuntimeError(f'{filename} does not fit: {report}')
     return content
@@ -198,7 +203,7 @@ def load_state_dict(module: nn.Module, state_dict: Mapping[str, torch.Tensor], s
 def save_checkpoint(model: nn.Module, filename: str, optimizer: Any = None, meta: Mapping | None = None,
                     file_client_args: Any = None) -> None:
     """Write ``state_dict``, ``meta`` and the optimizer's state, whole or not at all."""
-    module = model.module if is_module_wrapper(model) else unwrap(model)
+    module = bare(model)
     note = dict(meta or {})
     if getattr(module, 'CLASSES', None) is not None:
         note.setdefault('CLASSES', tuple(module.CLASSES))
