@@ -188,7 +188,8 @@ class Instances:
         fields: Fields = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
         if isinstance(masks, tuple) and len(masks) == 2 and all(np.ndim(own) == 1 for own in masks[1]) and (
                 len(masks[0]) == len(masks[1]) == len(boxes)):
-            masks, own_scores = masks
+            pair: Any = masks
+            masks, own_scores = pair
             fields['mask_scores'] = torch.from_numpy(np.concatenate([np.zeros(0), *own_scores]).astype(np.float32))
         if masks is not None:
             if not isinstance(masks, (list, tuple)):
