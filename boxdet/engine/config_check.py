@@ -318,6 +318,9 @@ class _Checker:
 
     def checkpoint_config(self, value: Any, path: str) -> None:
         self.keys(value, path, _explicit(registry.HOOKS.get('CheckpointHook')) | {'type'})
+        interval = value.get('interval', 1)
+        if interval is not None and (not isinstance(interval, int) or interval == 0):
+            self.fail(f'{path}.interval', f'must be a whole number, 1 at least, or -1 for never, not {interval!r}')
 
     def evaluation(self, value: Any, path: str) -> None:
         dataset, parts, offered = self._validation_class()

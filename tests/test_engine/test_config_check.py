@@ -53,6 +53,7 @@ def check_quietly(cfg):
     ('model.rpn_head.anchor_generator.ratio=[1]', "AnchorGenerator takes no 'ratio'; did you mean 'ratios'?"),
     ('evaluation.metric=bbx', "unknown metric 'bbx'; did you mean 'bbox'?"),
     ('evaluation.metric_items=[mAPP]', "unknown metric item 'mAPP'; did you mean 'mAP'?"),
+    ('checkpoint_config.interval=0', 'checkpoint_config.interval (--cfg-options): must be a whole number, 1 at least'),
     ('evaluation.save_best=box_mAP', "evaluation.save_best (--cfg-options): 'box_mAP' is no metric of this evaluation; "
                                      "did you mean 'bbox_mAP'?; it gives bbox_mAP, bbox_mAP_50"),
     ('data.samples_per_gpu=0', 'data.samples_per_gpu (--cfg-options): must be a whole number, 1 at least, not 0'),
