@@ -333,12 +333,11 @@ class _Checker:
         names = self.read(lambda: metric_names(dataset, offered=offered, **given), path)
         if names is not None and parts:
             names = [f'{i}_{name}' for i in range(parts) for name in names]
-        for key in ('greater_keys', 'less_keys'):
-            wanted = value.get(key) or ()
-            for one in [wanted] if isinstance(wanted, str) else wanted:
-                if names is not None and not any(str(one).lower() in name.lower() for name in names):
-                    self.told.append(f"{path}.{key}: '{one}' is part of no metric's name and changes nothing"
-                                     f'{nearest(str(one), names)}')
+        told = {key: value[key] for key in ('greater_keys', 'less_keys') if value.get(key)}
+        wanted = [str(one) for keys in told.values() for one in ([keys] if isinstance(keys, str) else keys)]
+        if wanted and names is not None and not any(one.lower() in name.lower() for one in wanted for name in names):
+            self.told.append(f"{path}.{', '.join(told)}: '{wanted[0]}' is part of no metric's name and changes nothing"
+                             f'{nearest(wanted[0], names)}')
         best = value.get('save_best')
         if names is None or best in (None, 'auto') or str(best).endswith('_precision'):  # those are of single classes
             return
