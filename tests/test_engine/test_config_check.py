@@ -151,7 +151,7 @@ def test_2x_has_a_class_aware_sampler(mask_config):
 
 def test_keys_of_mmdetection_2x_that_change_little(mask_config):
     cfg = mask_config('checkpoint_config.create_symlink=False', 'evaluation.dynamic_intervals=[(1,1)]',
-                      "evaluation.greater_keys=['mAP']", "evaluation.less_keys=['loss']",
+                      "evaluation.greater_keys=['mAP']", "evaluation.less_keys=['mAP_s']",
                       'optimizer_config.type=DistOptimizerHook')
     cfg.log_config.hooks = [
         dict(type='TextLoggerHook', by_epoch=True, reset_flag=False),
