@@ -127,7 +127,7 @@ class CocoKeypointDataset(CocoDataset):
     @property
     def annotation_keypoints(self) -> np.ndarray:
         """(A, J, 3) float32 x, y, visibility of the annotations of ``annotation_facts``, as they stand in the file."""
-        return self._keypoints - np.float32([self.keypoint_offset, self.keypoint_offset, 0])
+        return self._keypoints - np.array([self.keypoint_offset, self.keypoint_offset, 0], np.float32)
 
     def _keypoints_of(self, annotations: list[dict]) -> np.ndarray:
         """(A, J, 3) float32, all 0 where an annotation has none."""

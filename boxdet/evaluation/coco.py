@@ -326,7 +326,7 @@ def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class
         elif own and iou_type == 'keypoints':
             area = _extents(fields, image)
             shapes += list(fields['keypoints'])
-        scores = fields.get('mask_scores', fields['scores']) if iou_type == 'segm' else fields['scores']
+        scores = fields['mask_scores' if iou_type == 'segm' and 'mask_scores' in fields else 'scores']
         parts.append((np.full(own, place), np.arange(own), fields['labels'], scores, fields['bboxes'], area))
         count += own
         if count >= _BLOCK or place == len(images) - 1:
