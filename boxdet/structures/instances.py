@@ -186,10 +186,10 @@ class Instances:
         rows = torch.from_numpy(np.concatenate([np.zeros((0, 5)), *boxes]).astype(np.float32))
         labels = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]))
         fields: Fields = dict(bboxes=rows[:, :4], scores=rows[:, 4], labels=labels)
-        if isinstance(masks, tuple) and len(masks) == 2 and all(np.ndim(own) == 1 for own in masks[1]) and (
-                len(masks[0]) == len(masks[1]) == len(boxes)):
-            pair: Any = masks
-            masks, own_scores = pair
+        scored: Any = masks  # with the masks' own scores behind them (Mask Scoring R-CNN)
+        if isinstance(scored, tuple) and len(scored) == 2 and all(np.ndim(own) == 1 for own in scored[1]) and (
+                len(scored[0]) == len(scored[1]) == len(boxes)):
+            masks, own_scores = scored
             fields['mask_scores'] = torch.from_numpy(np.concatenate([np.zeros(0), *own_scores]).astype(np.float32))
         if masks is not None:
             if not isinstance(masks, (list, tuple)):
