@@ -113,7 +113,7 @@ class DictLoader:
 
     def __init__(self, loader: Any):
         self.loader = loader
-        self.dataset = loader.dataset
+        self.dataset = data_loader.data_set_of(loader)
 
     def __getattr__(self, name: str) -> Any:
         if name == 'loader':
