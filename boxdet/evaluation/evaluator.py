@@ -71,6 +71,7 @@ class Evaluator(Generic[D]):
         ConfigError: unknown metric, or a setting out of range.
     """
     METRICS: tuple[str, ...] = ()
+    metrics: Sequence[str] = ()  # also of a subclass with a constructor of its own
     NEEDS: Mapping[str, str] = {}
     FILES: str | None = None
     FILES_NEED: str | None = None
