@@ -82,7 +82,7 @@ def read_metafiles(folder: Path) -> dict[str, dict[str, float]]:
             for result in model.get('Results') or [] if name in known else []:
                 found.setdefault(name, {}).update({METRICS[key]: value for key, value in result['Metrics'].items()
                                                    if key in METRICS})
-    return dict(sorted(found.items()))
+    return {name: figures for name, figures in sorted(found.items()) if figures}  # of an RPN recalls alone are known
 
 
 def published_figures() -> dict[str, tuple[dict[str, float], str]]:
