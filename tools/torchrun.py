@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout also works when it is not installed
 
-from boxdet.errors import EXIT_NOTES, ConfigError, run_command
+from boxdet.errors import EXIT_NOTES, ConfigError, nearest, run_command
 
 # Passed on to the processes, which save a checkpoint and leave; torchrun waits 30 s for them before it kills.
 SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
@@ -62,7 +62,7 @@ def check_arguments(tool: str, arguments: list[str]) -> None:
     """Let one of our own tools judge its arguments here, at once: its processes would all say the same.
 
     Raises:
-        UserError: they contradict each other. SystemExit: they cannot be parsed, or are ``--help``.
+        UserError: they contradict each other, or there is no such config. SystemExit: they cannot be parsed, or are ``--help``.
     """
     if Path(tool).resolve().parent != Path(__file__).resolve().parent:
         return
@@ -70,7 +70,12 @@ def check_arguments(tool: str, arguments: list[str]) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.argv[0] = Path(tool).name  # which the usage names
-    module.check_args(module.parse_args(arguments))
+    args = module.parse_args(arguments)
+    module.check_args(args)
+    config = Path(args.config)
+    if config.suffix and '::' not in args.config and not config.is_file():  # no name of a config, nor a package's
+        beside = [path.name for path in config.parent.glob('*.py')]
+        raise ConfigError(f'{args.config}: no such config file{nearest(config.name, beside)}')
 
 
 def share_cores(gpus: int) -> None:

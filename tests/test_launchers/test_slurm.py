@@ -44,8 +44,10 @@ def test_a_partition_that_is_not_there(slurm, run):
 
 
 @pytest.fixture
-def pretended(tmp_path):
-    """An srun that prints its arguments, and a sinfo that prints $RESOURCES."""
+def pretended(tmp_path, monkeypatch):
+    """An srun that prints its arguments, and a sinfo that prints $RESOURCES; a config c.py in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'c.py').write_text('')
     for name, body in (('srun', 'printf "%s\\n" "$@" "threads=$OMP_NUM_THREADS"'), ('sinfo', 'echo "$RESOURCES"')):
         (tmp_path / name).write_text(f'#!/bin/bash\n{body}\n')
         (tmp_path / name).chmod(0o755)
@@ -68,6 +70,11 @@ def test_a_partition_without_gpus_computes_on_the_cpu(run, pretended):
     lines = done.out.splitlines()
     assert '--ntasks=2' in lines and '--ntasks-per-node=2' in lines and not any('gres' in line for line in lines)
     assert done.err == 'warning: partition dev offers no GPUs: 2 processes on the CPU\n'
+
+
+def test_a_config_that_is_not_there_is_not_submitted(run, pretended):
+    done = run('slurm_train.sh', 'dev', 'job', 'd.py', 'w', **pretended)
+    assert (done.status, done.out, done.said) == (2, '', ["error: d.py: no such config file; did you mean 'c.py'?"])
 
 
 def test_numbers_that_are_none(run, pretended):
