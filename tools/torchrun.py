@@ -62,7 +62,8 @@ def check_arguments(tool: str, arguments: list[str]) -> None:
     """Let one of our own tools judge its arguments here, at once: its processes would all say the same.
 
     Raises:
-        UserError: they contradict each other, or there is no such config. SystemExit: they cannot be parsed, or are ``--help``.
+        UserError: they contradict each other, or there is no such config.
+        SystemExit: they cannot be parsed, or are ``--help``.
     """
     if Path(tool).resolve().parent != Path(__file__).resolve().parent:
         return

@@ -13,6 +13,8 @@ from boxdet.engine.findings import Finding
 from boxdet.engine.model_check import image_channels
 from boxdet.errors import DataError
 
+_OF_ARRAYS = tuple(f'boxdet.datasets.pipelines.{name}' for name in (
+    'auto_augment', 'color', 'geometric', 'libraries', 'loading', 'mixing'))  # and not of tensors
 _TRIES = 8  # images that cannot be read may be skipped (on_error='skip')
 
 
@@ -27,6 +29,10 @@ def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.t
     Raises:
         DataError: an image or annotation that cannot be read, where that ends a training.
     """
+    misplaced = list(_misplaced(dataset, name))
+    if misplaced:  # no sample can be made
+        yield from misplaced
+        return
     try:
         sample = _sample(dataset)
     except KeyError:  # a transform that needs what the pipeline has not loaded
@@ -57,7 +63,11 @@ def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.t
 
 
 def evaluated_sample_findings(dataset: Any, name: str) -> Iterator[Finding]:
-    """Whether the pipeline of a data set that is evaluated (called ``name``) is one for training."""
+    """Whether the pipeline of a data set that is evaluated (called ``name``) is in order, and not one for training."""
+    misplaced = list(_misplaced(dataset, name))
+    if misplaced:
+        yield from misplaced
+        return
     steps = _steps(dataset)
     augments = 'LoadAnnotations' in steps
     try:
@@ -89,17 +99,33 @@ def _normalized(dataset: Any, name: str) -> Iterator[Finding]:
             'images from 0 to 1, and these go to 255: multiply both by 255'))
 
 
+def _misplaced(dataset: Any, name: str) -> Iterator[Finding]:
+    """Transforms of images behind the one that makes tensors of them."""
+    formats = ''
+    for step in _all_steps(dataset):
+        kind = type(step)
+        if kind.__name__ in ('DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer'):
+            formats = kind.__name__
+        elif formats and kind.__module__ in _OF_ARRAYS:
+            yield Finding('pipeline.keys', f'{name}.pipeline has {kind.__name__} behind {formats}, which makes tensors '
+                                           f'of images and boxes: put {kind.__name__} before it')
+
+
 def normalizing_steps(dataset: Any) -> list[Normalize]:
     """The ``Normalize`` of a data set's pipeline, those of its test-time augmentation among them."""
+    return [step for step in _all_steps(dataset) if isinstance(step, Normalize)]
+
+
+def _all_steps(dataset: Any) -> list[Any]:
+    """The transforms of a data set inside its wrappers, in order, those inside others too."""
     while hasattr(dataset, 'dataset') or getattr(dataset, 'datasets', None):
         dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
 
-    def inside(steps: Any) -> Iterator[Normalize]:
+    def inside(steps: Any) -> Iterator[Any]:
         transforms = getattr(steps, 'transforms', ())
         for step in transforms if isinstance(transforms, (list, tuple)) else getattr(transforms, 'transforms', ()):
-            if isinstance(step, Normalize):
-                yield step
-            elif type(step).__name__ in ('MultiScaleFlipAug', 'Compose'):
+            yield step
+            if type(step).__name__ in ('MultiScaleFlipAug', 'Compose'):
                 yield from inside(step)
     return list(inside(getattr(dataset, 'pipeline', None)))
 

@@ -142,3 +142,9 @@ def test_channels_behind_the_colours_keep_their_place():
     image = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     result = normalize(image, np.zeros(4, np.float32), np.ones(4, np.float32), to_rgb=True)
     assert result.tolist() == image[..., [2, 1, 0, 3]].tolist()
+
+
+@pytest.mark.parametrize('std', [[58.4, 0, 57.4], [58.4, -1, 57.4], [58.4, 57.1], [58.4, float('nan'), 57.4]])
+def test_normalize_divides_by_numbers_above_0(std):
+    with pytest.raises(ConfigError, match='Normalize: .*one number a channel each, and a std above 0'):
+        Normalize([123.7, 116.3, 103.5], std)

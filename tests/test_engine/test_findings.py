@@ -565,6 +565,12 @@ def no_boxes_collected(c):
     c.pipelines['train'] = [*TRAIN[:3], dict(type='Collect', keys=['img', 'gt_labels', 'gt_masks'], meta_keys=[])]
 
 
+@case('pipeline.keys', 'data.train.pipeline has RandomFlip behind DefaultFormatBundle', 'put RandomFlip before it',
+      remedy=lambda c: c.pipelines.update(train=TRAIN))
+def formatted_too_early(c):
+    c.pipelines['train'] = [*TRAIN[:2], TRAIN[2], dict(type='RandomFlip', flip_ratio=1.0), *TRAIN[3:]]
+
+
 @case('pipeline.phase', 'data.train.pipeline is one for testing',
       remedy=lambda c: c.pipelines.update(train=TRAIN))
 def pipeline_of_testing(c):

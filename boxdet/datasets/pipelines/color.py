@@ -21,6 +21,9 @@ class Normalize:
         mean: (3,) in the order of the channels after ``to_rgb``.
         std: (3,) likewise.
         to_rgb: turn BGR into RGB first.
+
+    Raises:
+        ConfigError: a ``std`` that is not above 0, or not as many numbers as ``mean``.
     """
     can_defer = True
 
@@ -28,6 +31,9 @@ class Normalize:
         self.mean = np.array(mean, dtype=np.float32)
         self.std = np.array(std, dtype=np.float32)
         self.to_rgb = to_rgb
+        if self.mean.shape != self.std.shape or not (self.std > 0).all() or not np.isfinite(self.mean).all():
+            raise ConfigError(f'Normalize: mean={self.mean.tolist()}, std={self.std.tolist()}: one number a channel '
+                              'each, and a std above 0')
 
     def __call__(self, results: dict) -> dict:
         """Change the sample (see the class)."""
