@@ -23,7 +23,7 @@ demo: $(RUNTIME)
 
 test: $(EVERYTHING)
 	@echo '== running the tests in $(WORKERS) processes'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 $(BIN)/python:
 	@echo '== making the virtual environment $(VENV)'
