@@ -176,7 +176,7 @@ def compare(theirs: dict, ours) -> tuple[int, int, int]:
         best = int(near[off[near].argmin()])
         free[best] = False
         if 'masks' in theirs:
-            one, other = theirs['masks'][i, 0].numpy() >= 0.5, ours[best].masks_bitmaps()[0] > 0
+            one, other = theirs['masks'][i, 0].numpy() >= 0.5, ours[best:best + 1].masks_bitmaps()[0] > 0
             union = np.count_nonzero(one | other)
             if union and np.count_nonzero(one & other) / union < 0.995:
                 continue
