@@ -105,6 +105,8 @@ def _proposals(boxes: Any) -> Instances:
 
 def _images(images: Sequence[Any], metas: Sequence[ImageMeta]) -> torch.Tensor:
     """(B, 3, H, W), in memory channels last: uint8 when every image still is (H, W, 3) uint8, else floats."""
+    if not isinstance(images[0], torch.Tensor) and images[0].dtype != np.uint8:
+        images = [torch.from_numpy(image).permute(2, 0, 1) for image in images]  # DefaultFormatBundle would have
     if isinstance(images[0], torch.Tensor):
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         batch = torch.zeros(len(images), height, width, images[0].shape[0], dtype=images[0].dtype).permute(0, 3, 1, 2)
@@ -114,6 +116,8 @@ def _images(images: Sequence[Any], metas: Sequence[ImageMeta]) -> torch.Tensor:
     height, width = (max(meta.pad_shape[axis] for meta in metas) for axis in (0, 1))
     batch = torch.empty(len(images), height, width, 3, dtype=torch.uint8)
     for slot, image, meta in zip(batch.numpy(), images, metas):
+        if meta.img_norm_cfg is None:
+            raise ConfigError(f'image {meta.filename}: the pipeline has no Normalize: put it before Collect')
         rows, columns = image.shape[:2]
         slot[rows:], slot[:rows, columns:] = 0, 0
         if meta.img_norm_cfg['to_rgb']:

@@ -55,3 +55,12 @@ def test_without_ground_truth():
     assert collate([sample()]).ignored[0].shape == (0, 4)
     with pytest.raises(ConfigError, match="'img' among its keys"):
         collate([dict(gt_bboxes=1)])
+
+
+def test_images_that_are_still_arrays():
+    """A pipeline without DefaultFormatBundle: normalised arrays are taken, others need a Normalize."""
+    array = np.arange(32 * 48 * 3, dtype=np.float32).reshape(32, 48, 3)
+    batch = collate([{**sample(), 'img': array}])
+    assert torch.equal(batch.images[0].permute(1, 2, 0), torch.from_numpy(array))
+    with pytest.raises(ConfigError, match='image a.jpg: the pipeline has no Normalize: put it before Collect'):
+        collate([{**sample(), 'img': array.astype(np.uint8)}])
