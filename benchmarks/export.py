@@ -26,10 +26,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.inference import drawn_weights  # noqa: E402 - the line above finds it
+
 warnings.filterwarnings('ignore')
 
 MODELS = dict(faster='faster_rcnn_r18_fpn', mask='mask_rcnn_r18_fpn', cascade='cascade_mask_rcnn_r18_fpn',
               keypoint='keypoint_rcnn_r18_fpn', c4='faster_rcnn_r18_c4')
+GAINS = dict(gains={'_cls': 0.5, '_reg': 0.15, 'logits': 2.0})  # results apart from one another
 WAYS = ('onnxruntime', 'openvino', 'pt2', 'aot')
 Run = Callable[..., list]  # (images, sizes) arrays to the outputs of a graph
 
@@ -66,28 +70,8 @@ def detector(config: str, args: argparse.Namespace):
             step.img_scale = tuple(args.size)
     model = init_detector(cfg, args.checkpoint, device='cpu')
     if args.checkpoint is None:
-        model.load_state_dict(drawn_weights(model.state_dict()))
+        model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
     return model
-
-
-def drawn_weights(state: dict) -> dict:
-    """Weights that keep the size of activations from layer to layer, and results apart from one another."""
-    import torch
-    generator, drawn = torch.Generator().manual_seed(0), {}
-    for name, value in state.items():
-        noise = torch.randn(value.shape, generator=generator)
-        if name.endswith('num_batches_tracked'):
-            drawn[name] = value
-        elif name.endswith('running_var'):
-            drawn[name] = torch.rand(value.shape, generator=generator) + 0.5
-        elif name.endswith(('running_mean', 'bias')):
-            drawn[name] = noise * 0.05
-        elif value.dim() == 1:
-            drawn[name] = torch.rand(value.shape, generator=generator) * 0.5 + 0.4
-        else:
-            gain = 0.5 if '_cls' in name else 0.15 if '_reg' in name else 2.0 if 'logits' in name else 1.4
-            drawn[name] = noise * gain / value[0].numel() ** 0.5
-    return drawn
 
 
 def runners(model, folder: Path, args: argparse.Namespace) -> dict[str, Run]:

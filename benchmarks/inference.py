@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +53,17 @@ def read_or_draw(path: str | None):
     return cv2.resize(image, (1216, 800), interpolation=cv2.INTER_CUBIC)
 
 
-def drawn_weights(state: dict) -> dict:
-    """Weights that keep the size of activations from layer to layer and give about a hundred results."""
+GAINS = {'cls': 0.5, 'bbox_pred': 0.15, 'fcn_logits': 2.0}  # about a hundred results
+
+
+def drawn_weights(state: dict, gains: Mapping[str, float] = GAINS, otherwise: float = 1.4) -> dict:
+    """Weights that keep the size of activations from layer to layer.
+
+    Args:
+        state: what to draw them for.
+        gains: of weights by a part of their name, the first that fits.
+        otherwise: the gain of the others.
+    """
     import torch
     generator, drawn = torch.Generator().manual_seed(0), {}
     for name, value in state.items():
@@ -68,7 +77,7 @@ def drawn_weights(state: dict) -> dict:
         elif value.dim() == 1:
             drawn[name] = torch.rand(value.shape, generator=generator) * 0.5 + 0.4
         else:
-            gain = 0.5 if 'cls' in name else 0.15 if 'bbox_pred' in name else 2.0 if 'fcn_logits' in name else 1.4
+            gain = next((gain for part, gain in gains.items() if part in name), otherwise)
             drawn[name] = noise * gain / value[0].numel() ** 0.5
     return drawn
 

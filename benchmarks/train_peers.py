@@ -32,8 +32,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.inference import drawn_weights  # noqa: E402 - the line above finds it
+
 PARTS = ('data', 'forward', 'backward', 'update')
 PEERS = ('torchvision', 'boxdet', 'detectron2', 'mmdetection')
+GAINS = dict(gains=dict.fromkeys(('cls', 'bbox_pred', 'mask_fcn_logits'), 0.1), otherwise=1.2)
 OBJECTS, CANDIDATES, CLASSES = 8, 30, 90  # an image; rois around each object
 
 
@@ -95,26 +98,6 @@ def bitmaps(sample: dict[str, Any]) -> Any:
     return masks
 
 
-def drawn_weights(state: dict[str, Any]) -> dict[str, Any]:
-    """Weights that keep the size of activations from layer to layer."""
-    import torch
-    generator, drawn = torch.Generator().manual_seed(0), {}
-    for name, value in state.items():
-        noise = torch.randn(value.shape, generator=generator)
-        if name.endswith('num_batches_tracked'):
-            drawn[name] = value
-        elif name.endswith('running_var'):
-            drawn[name] = torch.rand(value.shape, generator=generator) + 0.5
-        elif name.endswith(('running_mean', 'bias')):
-            drawn[name] = noise * 0.05
-        elif value.dim() == 1:
-            drawn[name] = torch.rand(value.shape, generator=generator) * 0.5 + 0.4
-        else:
-            small = any(part in name for part in ('cls', 'bbox_pred', 'mask_fcn_logits'))
-            drawn[name] = noise * (0.1 if small else 1.2) / value[0].numel() ** 0.5
-    return drawn
-
-
 class Side:
     """A detector in training, step by step.
 
@@ -161,7 +144,7 @@ def torchvision_model() -> Any:
     body = _resnet_fpn_extractor(resnet50(weights=None, norm_layer=FrozenBatchNorm2d), 3)
     model = MaskRCNN(body, num_classes=CLASSES + 1, min_size=1, max_size=10 ** 6)
     model.transform.resize = lambda image, target=None: (image, target)  # all sides see the images in their size
-    model.load_state_dict(drawn_weights(model.state_dict()))
+    model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
     assert sum(not p.requires_grad for p in model.parameters()) and isinstance(body, torch.nn.Module)
     return model
 
@@ -241,7 +224,7 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
     cfg = model_zoo.get_config('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml')
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = args.device, '', CLASSES
     model = build_model(cfg).train()
-    model.load_state_dict(drawn_weights(model.state_dict()))
+    model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
     propose = model.proposal_generator.predict_proposals
 
     def with_candidates(*inputs: Any, **options: Any) -> Any:
@@ -273,7 +256,7 @@ def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
     for head in ('bbox_head', 'mask_head'):
         cfg.model.roi_head[head].num_classes = CLASSES
     model = build_detector(cfg.model).to(args.device).train()
-    model.load_state_dict(drawn_weights(model.state_dict()))
+    model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
     propose = model.rpn_head.get_bboxes
 
     def with_candidates(*inputs: Any, **options: Any) -> Any:

@@ -118,16 +118,13 @@ def normalizing_steps(dataset: Any) -> list[Normalize]:
 
 def _all_steps(dataset: Any) -> list[Any]:
     """The transforms of a data set inside its wrappers, in order, those inside others too."""
-    while hasattr(dataset, 'dataset') or getattr(dataset, 'datasets', None):
-        dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
-
     def inside(steps: Any) -> Iterator[Any]:
         transforms = getattr(steps, 'transforms', ())
         for step in transforms if isinstance(transforms, (list, tuple)) else getattr(transforms, 'transforms', ()):
             yield step
             if type(step).__name__ in ('MultiScaleFlipAug', 'Compose'):
                 yield from inside(step)
-    return list(inside(getattr(dataset, 'pipeline', None)))
+    return list(inside(getattr(_innermost(dataset), 'pipeline', None)))
 
 
 def _numbers(step: Normalize) -> tuple[list[float], list[float], bool]:
@@ -178,9 +175,14 @@ def _sample(dataset: Any) -> dict | None:
 
 
 def _skips_errors(dataset: Any) -> bool:
-    while hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets'):
+    return getattr(_innermost(dataset), 'on_error', 'raise') == 'skip'
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set inside its wrappers; the first of several."""
+    while hasattr(dataset, 'dataset') or getattr(dataset, 'datasets', None):
         dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
-    return getattr(dataset, 'on_error', 'raise') == 'skip'
+    return dataset
 
 
 def _steps(dataset: Any) -> list[str]:

@@ -250,13 +250,13 @@ try:
 except RuntimeError as error:
     assert 'neck.fpn_convs.0.conv.bias' in str(error), error
 
-script = Config(dict(cfg.to_dict(), work_dir=f'{FOLDER}/work', seed=0, gpu_ids=[0], device='cpu',
+script = Config(dict(cfg.to_dict(), work_dir=f'{FOLDER}/trained', seed=0, gpu_ids=[0], device='cpu',
                      runner=dict(type='EpochBasedRunner', max_epochs=1)))
 script.data = dict(samples_per_gpu=1, workers_per_gpu=0, train=data_set(True, *TRAIN), val=data_set(True, TEST))
 before = {key: value.clone() for key, value in other.state_dict().items()}
 train_detector(other, [build_dataset(script.data.train)], script, distributed=False, validate=True)
-assert os.path.isfile(f'{FOLDER}/work/epoch_1.pth')
-trained = torch.load(f'{FOLDER}/work/epoch_1.pth', weights_only=False)['state_dict']
+assert os.path.isfile(f'{FOLDER}/trained/epoch_1.pth')
+trained = torch.load(f'{FOLDER}/trained/epoch_1.pth', weights_only=False)['state_dict']
 assert any(not torch.equal(trained[key], before[key]) for key in before)
 absent = {name for names in OWN.values() for name in names} - touched
 assert not absent, absent
