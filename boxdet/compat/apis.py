@@ -23,7 +23,7 @@ def init_detector(config: Any, checkpoint: Any = None, device: Any = 'cuda:0', *
     """boxdet's, by 2.x's arguments (``device`` third) or 3.x's (``palette`` third, and not used)."""
     if device in _PALETTES:
         device, more = more[0] if more else 'cuda:0', more[1:]
-    model = apis.init_detector(config, checkpoint, device, *more, **options)
+    model: Any = apis.init_detector(config, checkpoint, device, *more, **options)
     model.dataset_meta = dict(classes=model.CLASSES, palette=model.PALETTE, CLASSES=model.CLASSES)
     if 'visualizer' not in model.cfg:  # 3.x's scripts build what its configs have here
         model.cfg.visualizer = dict(type='DetLocalVisualizer')
@@ -136,9 +136,10 @@ def as_2x_data(batch: Batch | Sequence[Batch]) -> dict[str, Any]:
         img, metas = values.pop('img'), values.pop('img_metas')
         return dict(img=DataContainer([img], stack=True), img_metas=DataContainer([metas], cpu_only=True),
                     **{key: DataContainer([value], cpu_only=key == 'gt_masks') for key, value in values.items()})
+    proposals = [as_rows(view.proposals) for view in views if view.proposals is not None]
     return dict(img=[view.images for view in views],
                 img_metas=[DataContainer([[meta_dict(meta) for meta in view.metas]], cpu_only=True) for view in views],
-                **({} if views[0].proposals is None else dict(proposals=[as_rows(v.proposals) for v in views])))
+                **(dict(proposals=proposals) if proposals else {}))
 
 
 def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1, dist: bool = True,

@@ -76,7 +76,7 @@ class BaseDetector(Detector2x, _Parts):
         with torch.no_grad():
             results = self.simple_test(views[0].images, metas[0], rescale=rescale) if len(views) == 1 \
                 else self.aug_test([view.images for view in views], metas, rescale=rescale)
-        sizes = [meta.original_size if rescale else tuple(meta.img_shape[:2]) for meta in views[0].metas]
+        sizes = [meta.original_size if rescale else meta.input_size for meta in views[0].metas]
         return [best_first(Instances.from_per_class(one, size)) for one, size in zip(results, sizes)]
 
 

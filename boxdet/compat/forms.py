@@ -43,7 +43,13 @@ def metas_of(img_metas: Sequence[Mapping[str, Any] | ImageMeta]) -> list[ImageMe
 
 
 def as_training_inputs(batch: Batch) -> dict[str, Any]:
-    """The keywords of ``forward_train``: ``img``, ``img_metas``, ``gt_bboxes``, ``gt_labels`` and others."""
+    """The keywords of ``forward_train``: ``img``, ``img_metas``, ``gt_bboxes``, ``gt_labels`` and others.
+
+    Raises:
+        ValueError: a batch without ground truth.
+    """
+    if batch.gt is None:
+        raise ValueError('forward_train: this batch has no ground truth')
     shape = tuple(batch.images.shape[-2:])
     values = dict(img=batch.images, img_metas=[{**meta_dict(meta), 'batch_input_shape': shape} for meta in batch.metas],
                   gt_bboxes=[gt.bboxes for gt in batch.gt])

@@ -125,7 +125,7 @@ def encode_mask_results(mask_results: Any) -> list[list[dict]]:
     """K lists of RLE dicts of K lists of (H, W) bool arrays."""
     from pycocotools import mask as coco_masks
     own = mask_results[0] if isinstance(mask_results, tuple) else mask_results
-    return [[one if isinstance(one, Mapping) else coco_masks.encode(np.asfortranarray(one, dtype=np.uint8))
+    return [[one if isinstance(one, dict) else coco_masks.encode(np.asfortranarray(one, dtype=np.uint8))
              for one in of_class] for of_class in own]
 
 
@@ -176,7 +176,7 @@ def weighted_loss(loss_func: Callable) -> Callable:
 
 def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
     """The mean, the sum or the loss itself."""
-    return {'none': lambda: loss, 'mean': loss.mean, 'sum': loss.sum}[reduction]()
+    return loss if reduction == 'none' else {'mean': loss.mean(), 'sum': loss.sum()}[reduction]
 
 
 class Accuracy(nn.Module):
@@ -201,8 +201,8 @@ def imshow_det_bboxes(img: Any, bboxes: Any = None, labels: Any = None, segms: A
     image = draw.read_image(img)
     rows = np.zeros((0, 5), np.float32) if bboxes is None else np.asarray(bboxes, dtype=np.float32)
     scores = rows[:, 4] if rows.shape[1] > 4 else np.ones(len(rows), np.float32)
-    fields = dict(bboxes=torch.from_numpy(rows[:, :4]), scores=torch.from_numpy(scores),
-                  labels=torch.as_tensor(np.asarray(labels), dtype=torch.long))
+    fields: dict[str, Any] = dict(bboxes=torch.from_numpy(rows[:, :4]), scores=torch.from_numpy(scores),
+                                  labels=torch.as_tensor(np.asarray(labels), dtype=torch.long))
     if segms is not None and len(segms):
         fields['masks'] = BitmapMasks(np.asarray(segms).astype(np.uint8), *image.shape[:2]).to_rle()
     drawing = draw.draw_instances(image, Instances(image.shape[:2], **fields), class_names, score_thr,

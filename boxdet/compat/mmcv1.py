@@ -26,13 +26,14 @@ class Config(_Config):
     """``mmcv.Config``: of a dict, or ``fromfile`` of a file."""
 
     @staticmethod
-    def fromfile(filename: str | os.PathLike, use_predefined_variables: bool = True,
-                 import_custom_modules: bool = True) -> _Config:
+    def fromfile(  # type: ignore[override]  # 1.x's order of arguments
+            filename: str | os.PathLike, use_predefined_variables: bool = True,
+            import_custom_modules: bool = True) -> _Config:
         """Read a config file."""
         return load_config(str(filename), import_custom_modules=import_custom_modules)
 
     @staticmethod
-    def fromstring(cfg_str: str, file_format: str) -> _Config:
+    def fromstring(cfg_str: str, file_format: str = '.py') -> _Config:
         """Read a config from a text."""
         import tempfile
         with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +113,7 @@ def collate(batch: Sequence[Any], samples_per_gpu: int = 1) -> Any:
         return {key: collate([one[key] for one in batch], samples_per_gpu) for key in first}
     if isinstance(first, Sequence):
         return [collate(values, samples_per_gpu) for values in zip(*batch)]
-    return default_collate(batch)
+    return default_collate(list(batch))
 
 
 def _padded(tensors: Sequence[torch.Tensor], like: DataContainer) -> list[torch.Tensor]:
@@ -254,10 +255,11 @@ def cast_tensor_type(inputs: Any, src_type: Any, dst_type: Any) -> Any:
     if isinstance(inputs, torch.Tensor):
         fits = inputs.is_floating_point() if not isinstance(src_type, torch.dtype) else inputs.dtype == src_type
         return inputs.to(dst_type) if fits else inputs
+    kind: Any = type(inputs)
     if isinstance(inputs, Mapping):
-        return type(inputs)({key: cast_tensor_type(value, src_type, dst_type) for key, value in inputs.items()})
+        return kind({key: cast_tensor_type(value, src_type, dst_type) for key, value in inputs.items()})
     if isinstance(inputs, (list, tuple)):
-        return type(inputs)(cast_tensor_type(value, src_type, dst_type) for value in inputs)
+        return kind(cast_tensor_type(value, src_type, dst_type) for value in inputs)
     return inputs
 
 

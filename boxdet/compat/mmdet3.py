@@ -14,6 +14,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 
 from boxdet import apis
+from boxdet.errors import UserError
 from boxdet.registry import Registry
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import BitmapMasks
@@ -47,7 +48,8 @@ def data_sample(result: Instances, image: Any = None) -> DetDataSample:
         fields['masks'] = torch.from_numpy(result.masks_bitmaps().astype(bool))
     if 'keypoints' in result:
         fields['keypoints'], fields['keypoint_scores'] = result.keypoints[..., :2], result.keypoints[..., 2]
-    meta = dict(ori_shape=tuple(result.image_size), img_shape=tuple(result.image_size)) if result.image_size else {}
+    size = result.image_size
+    meta: dict[str, Any] = {} if size is None else dict(ori_shape=tuple(size), img_shape=tuple(size))
     if isinstance(image, (str, os.PathLike)):
         meta['img_path'] = str(image)
     sample = DetDataSample(metainfo=meta)
@@ -97,7 +99,7 @@ def instances_of(sample: Any) -> Instances:
     bboxes = torch.as_tensor(found.bboxes).detach().cpu()
     size = tuple(sample.get('ori_shape') or sample.get('img_shape') or ())[:2] or None
     scores = torch.as_tensor(found.get('scores', torch.ones(len(bboxes)))).detach().cpu()
-    fields = dict(bboxes=bboxes, scores=scores, labels=torch.as_tensor(found.labels).detach().cpu())
+    fields: dict[str, Any] = dict(bboxes=bboxes, scores=scores, labels=torch.as_tensor(found.labels).detach().cpu())
     if 'masks' in found:
         masks = np.asarray(found.masks).astype(np.uint8)
         fields['masks'] = BitmapMasks(masks, *masks.shape[1:]).to_rle()
@@ -153,13 +155,19 @@ class DetLocalVisualizer:
         if show:
             draw.show(drawing, name, wait_time)
 
-    def get_image(self) -> np.ndarray:
-        """The last drawing (H, W, 3), RGB."""
+    def get_image(self) -> np.ndarray | None:
+        """The last drawing (H, W, 3), RGB; None before the first."""
         return self._image
 
     def show(self, drawn_img: np.ndarray | None = None, win_name: str = 'image', wait_time: float = 0.) -> None:
-        """Show a drawing in a window."""
+        """Show a drawing, the last by default, in a window.
+
+        Raises:
+            UserError: there is none.
+        """
         image = self._image if drawn_img is None else drawn_img
+        if image is None:
+            raise UserError('DetLocalVisualizer.show: nothing was drawn yet; add_datasample draws')
         draw.show(np.ascontiguousarray(image[:, :, ::-1]), win_name, wait_time)
 
 
