@@ -18,6 +18,7 @@ from boxdet.compat.forms import has_own
 from boxdet.datasets import coco
 from boxdet.datasets.pipelines import geometric, loading
 from boxdet.datasets.warps import BOXES, IMAGES, Scale, Warp, flip_boxes, move_fields
+from boxdet.errors import ConfigError
 from boxdet.evaluation.predictions import from_coco_predictions
 from boxdet.files.writing import write_json
 from boxdet.geometry.masks import rescaled_hw
@@ -34,7 +35,7 @@ class Transform2x:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-class _ByKind(Transform2x):
+class _ByKind(Transform2x, geometric.GeometricTransform):
     """A geometric transform of which 2.x has a method for each kind of fields, called in the order of ``methods``."""
     methods: Mapping[str, str] = {}
 
@@ -46,7 +47,7 @@ class _ByKind(Transform2x):
             super().move_kind(kind, results, warp)
 
 
-class Resize2x(_ByKind):
+class Resize2x(_ByKind, geometric.Resize):
     """2.x's methods of ``Resize``: the image's reads ``results['scale']``, the others ``results['scale_factor']``."""
     methods = {IMAGES: '_resize_img', BOXES: '_resize_bboxes', MASKS: '_resize_masks', MAPS: '_resize_seg'}
 
@@ -76,12 +77,16 @@ class Resize2x(_ByKind):
 
     def _random_scale(self, results: dict) -> None:
         """Set 'scale' and 'scale_idx'."""
+        if self.img_scale is None:
+            raise ConfigError('Resize: neither img_scale nor a scale in the sample')
+        drawn: tuple[tuple[int, int], int | None]
         if self.ratio_range is not None:
             drawn = self.random_sample_ratio(self.img_scale[0], self.ratio_range)
         elif len(self.img_scale) == 1:
             drawn = self.img_scale[0], 0
         else:
-            drawn = (self.random_select if self.multiscale_mode == 'value' else self.random_sample)(self.img_scale)
+            by_value = self.multiscale_mode == 'value'
+            drawn = self.random_select(self.img_scale) if by_value else self.random_sample(self.img_scale)
         results['scale'], results['scale_idx'] = drawn
 
     def _resize_img(self, results: dict) -> None:
@@ -112,7 +117,7 @@ class Resize2x(_ByKind):
             results[key] = geometric.resize_map(results[key], tuple(results['img_shape'][:2]))
 
 
-class RandomFlip2x(_ByKind):
+class RandomFlip2x(_ByKind, geometric.RandomFlip):
     """2.x's ``bbox_flip``."""
     methods = {BOXES: 'bbox_flip'}
 
@@ -134,7 +139,7 @@ class RandomFlip2x(_ByKind):
             super().move_kind(kind, results, warp)
 
 
-class Pad2x(_ByKind):
+class Pad2x(_ByKind, geometric.Pad):
     """2.x's methods of ``Pad``, which read, after the image, ``results['pad_shape']``."""
     methods = {IMAGES: '_pad_img', MASKS: '_pad_masks', MAPS: '_pad_seg'}
 
@@ -159,7 +164,7 @@ class Pad2x(_ByKind):
         self._fill(results, MAPS, tuple(results['pad_shape'][:2]))
 
 
-class RandomCrop2x(Transform2x):
+class RandomCrop2x(Transform2x, geometric.RandomCrop):
     """2.x's methods of ``RandomCrop``."""
     bbox2label = dict(gt_bboxes='gt_labels', gt_bboxes_ignore='gt_labels_ignore')
     bbox2mask = dict(gt_bboxes='gt_masks', gt_bboxes_ignore='gt_masks_ignore')
@@ -177,10 +182,11 @@ class RandomCrop2x(Transform2x):
 
     def _crop_data(self, results: dict, crop_size: Sequence[int], allow_negative_crop: bool) -> dict | None:
         """Cut a part of ``crop_size`` (h, w) at a random place; None where no box is left."""
-        return self.crop_at_random(results, *crop_size, allow_negative_crop)
+        height, width = crop_size
+        return self.crop_at_random(results, height, width, allow_negative_crop)
 
 
-class LoadImage2x(Transform2x):
+class _Loader(Transform2x):
     """The attributes that 2.x's loaders have."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -190,17 +196,22 @@ class LoadImage2x(Transform2x):
         self.file_client = None
 
 
-class LoadAnnotations2x(LoadImage2x):
+class LoadImage2x(_Loader, loading.LoadImageFromFile):
+    """2.x's loader of images."""
+
+
+class LoadAnnotations2x(_Loader, loading.LoadAnnotations):
     """2.x's methods of ``LoadAnnotations``, each of which takes and returns the sample."""
 
-    def __call__(self, results: dict) -> dict | None:
+    def __call__(self, results: dict) -> dict | None:  # type: ignore[override]  # 2.x's may drop the image
         """Load what is asked for."""
         for wanted, load in ((self.with_bbox, self._load_bboxes), (self.with_label, self._load_labels),
                              (self.with_mask, self._load_masks), (self.with_keypoint, self._load_gt_keypoints),
                              (self.with_seg, self._load_semantic_seg)):
-            results = load(results) if wanted else results
-            if results is None:
+            loaded = load(results) if wanted else results
+            if loaded is None:
                 return None
+            results = loaded
         return results
 
     def _load_bboxes(self, results: dict) -> dict | None:
@@ -213,7 +224,7 @@ class LoadAnnotations2x(LoadImage2x):
         results['gt_labels'] = results['ann_info']['labels'].copy()
         return results
 
-    def _load_masks(self, results: dict) -> dict:
+    def _load_masks(self, results: dict) -> dict:  # type: ignore[override]  # 2.x's returns the sample
         """'gt_masks'."""
         size = results['img_info']['height'], results['img_info']['width']
         if not has_own(self, '_poly2mask', 'process_polygons'):
@@ -246,8 +257,10 @@ class LoadAnnotations2x(LoadImage2x):
         return results
 
 
-class CocoDataset2x:
+class CocoDataset2x(coco.CocoDataset):
     """2.x's methods of ``CocoDataset``."""
+    cat_ids: list[int]  # once the file is read
+    cat2label: dict[int, int]
 
     def get_ann_info(self, idx: int) -> dict:
         """As the data set's; of ``_parse_ann_info``, where a plug-in brings one."""
