@@ -56,6 +56,7 @@ _MODELS = {
     **_table('boxdet.compat.functions', 'weighted_loss reduce_loss Accuracy multi_apply'),
     **_table('boxdet.models.losses', 'weight_reduce_loss accuracy binary_cross_entropy mask_cross_entropy'),
     **_table('boxdet.models.backbones.resnet', 'BasicBlock Bottleneck'),
+    **_table('boxdet.compat.blocks', 'Bottle2neck TridentBottleneck HRModule PVTEncoderLayer SwinBlock'),
     'BaseDetector': 'boxdet.compat.base:BaseDetector', 'BaseRoIHead': 'boxdet.compat.base:BaseRoIHead',
     'BaseRoIExtractor': 'boxdet.models.roi_extractor:SingleRoIExtractor',
     'BaseModule': 'mmengine.model:BaseModule'}
@@ -141,6 +142,14 @@ _CNN = {**_table('mmengine.model', 'xavier_init normal_init constant_init kaimin
         **_table('boxdet.compat.mmcv1', 'is_norm'), 'NORM_LAYERS': 'boxdet.registry:LAYERS',
         'CONV_LAYERS': 'boxdet.registry:LAYERS', 'PLUGIN_LAYERS': 'boxdet.registry:LAYERS'}
 
+# By module, where a package has two classes of one name, or boxdet's takes other arguments.
+_BLOCKS = 'boxdet.compat.blocks'
+MODULES = {
+    'mmdet.models.backbones.resnext': {'Bottleneck': f'{_BLOCKS}:ResNeXtBottleneck'},
+    'mmdet.models.backbones.resnest': {'Bottleneck': f'{_BLOCKS}:ResNeStBottleneck'},
+    'mmdet.models.utils': _table(_BLOCKS, 'ResLayer SimplifiedBasicBlock'),
+    'mmdet.models.utils.res_layer': _table(_BLOCKS, 'ResLayer SimplifiedBasicBlock'),
+    'mmdet.datasets.builder': _table('boxdet.datasets', 'build_dataset')}
 # By package; a module of a package has the names of the package.
 PACKAGES = {'mmdet.apis': _APIS, 'mmdet.core': _CORE, 'mmdet.models': _MODELS, 'mmdet.datasets': _DATASETS,
             'mmdet.utils': _UTILS, **_OF_3X}
@@ -180,8 +189,8 @@ def lookup(module: str, name: str) -> Any:
         if name == 'digit_version':
             return _resolve('mmengine.utils:digit_version')
         return _VERSION.get(name, ABSENT)
-    if module == 'mmdet.datasets.builder' and name == 'build_dataset':
-        return _resolve('boxdet.datasets:build_dataset')
+    if name in MODULES.get(module, ()):
+        return _resolve(MODULES[module][name])
     table = PACKAGES.get(package) or MMCV.get(module) or MMCV.get(package) or {}
     if name in table:
         return _resolve(table[name])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -158,6 +159,11 @@ def _as_list(cfg: InitCfg) -> list[Cfg]:
     return configs
 
 
+def _check_type(kind: str) -> None:
+    if kind not in _INITIALISERS and kind != 'Pretrained':
+        raise ConfigError(f"unknown init_cfg type '{kind}'{nearest(kind, init_cfg_keywords())}")
+
+
 def _apply(module: nn.Module, cfg: Mapping) -> None:
     options = dict(cfg)
     kind, override = options.pop('type'), options.pop('override', None)
@@ -195,8 +201,7 @@ def _apply_override(module: nn.Module, kind: str, options: dict, override: dict)
 
 def _fill(module: nn.Module, kind: str, options: Mapping, layers: str | Sequence[str] | None) -> None:
     """Run one initialiser over the layers of the named classes; over every layer with a weight when None."""
-    if kind not in _INITIALISERS:
-        raise ConfigError(f"unknown init_cfg type '{kind}'{nearest(kind, init_cfg_keywords())}")
+    _check_type(kind)
     function = _INITIALISERS[kind]
     known = init_cfg_keywords()[kind]
     for key in options:
@@ -262,10 +267,15 @@ def pretrained_or_default(init_cfg: InitCfg, pretrained: str | None, default: In
     """Return the init_cfg of a module that also takes 2.x's older ``pretrained=``, or ``default``.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are given, ``pretrained`` is no text, or ``init_cfg`` is no dict or list of dicts with a known
+            'type'.
     """
     if pretrained is not None and init_cfg is not None:
         raise ConfigError("'pretrained' and 'init_cfg' say the same thing: give one of them")
     if pretrained is not None:
+        if not isinstance(pretrained, (str, os.PathLike)):
+            raise ConfigError(f"'pretrained' is a path, URL or name of weights, not {pretrained!r}")
         return dict(type='Pretrained', checkpoint=pretrained)
+    for cfg in _as_list(init_cfg):
+        _check_type(cfg['type'])
     return default if init_cfg is None else init_cfg

@@ -10,10 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from boxdet.errors import ConfigError
 from boxdet.models.layers import build_norm_layer
 from boxdet.registry import Cfg
 
 Size = tuple[int, int]  # (h, w)
+
+
+def image_size(pretrain_img_size: int | Sequence[int]) -> Size:
+    """The (h, w) of ``pretrain_img_size``, a side or both.
+
+    Raises:
+        ConfigError: another number of sides.
+    """
+    size = _pair(pretrain_img_size)
+    if len(size) != 2:
+        raise ConfigError(f'pretrain_img_size={tuple(size)}; it is a side or (h, w)')
+    return size[0], size[1]
 
 
 class PatchEmbed(nn.Module):

@@ -113,6 +113,14 @@ class BasicBlock(_Block):
         return self.norm2(self.conv2(out))
 
 
+def _check_style_and_plugins(owner: str, style: str, plugins: Sequence[Cfg] | None) -> None:
+    if style not in ('pytorch', 'caffe'):
+        raise ConfigError(f"{owner}: style='{style}'; it is 'pytorch' or 'caffe'")
+    for plugin in plugins or ():
+        if plugin.get('position') not in _PLUGIN_POSITIONS or 'cfg' not in plugin:
+            raise ConfigError(f"{owner}: a plugin needs 'cfg' and a 'position' of {_PLUGIN_POSITIONS}: {dict(plugin)}")
+
+
 class Bottleneck(_Block):
     """1x1, 3x3 and 1x1 convolutions; with ``groups`` the aggregated block of ResNeXt.
 
@@ -131,6 +139,7 @@ class Bottleneck(_Block):
                  plugins: Sequence[Cfg] | None = None, init_cfg: InitCfg = None, groups: int = 1,
                  width: int | None = None):
         super().__init__(with_cp, init_cfg)
+        _check_style_and_plugins(type(self).__name__, style, plugins)
         width = width or channels
         stride1, stride2 = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
@@ -290,9 +299,9 @@ class ResNet(nn.Module):
         last_norm = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
         self._block_init = (dict(type='Constant', val=0, override=dict(name=last_norm))
                             if by_default and zero_init_residual else None)
-        stem_channels = stem_channels or base_channels
-        self._make_stem(in_channels, stem_channels)
-        self.res_layers = self._make_stages(stem_channels, depths[:num_stages])
+        self.stem_channels = stem_channels or base_channels
+        self._make_stem(in_channels, self.stem_channels)
+        self.res_layers = self._make_stages(self.stem_channels, depths[:num_stages])
         self.feat_dim = self.block.expansion * self._stage_channels(num_stages - 1)
         self._freeze_stages()
 
@@ -307,16 +316,12 @@ class ResNet(nn.Module):
                 raise ConfigError(f'{name}: {key}={getattr(self, key)} needs one number a stage ({stages})')
         if not self.out_indices or not all(0 <= i < stages for i in self.out_indices):
             raise ConfigError(f'{name}: out_indices={self.out_indices} do not name stages 0 to {stages - 1}')
-        if self.style not in ('pytorch', 'caffe'):
-            raise ConfigError(f"{name}: style='{self.style}'; it is 'pytorch' or 'caffe'")
+        _check_style_and_plugins(name, self.style, self.plugins)
         if not -1 <= self.frozen_stages <= stages:
             raise ConfigError(f'{name}: frozen_stages={self.frozen_stages}; it is -1 to {stages}')
         if self.dcn is not None and len(self.stage_with_dcn) != stages:
             raise ConfigError(f'{name}: stage_with_dcn={self.stage_with_dcn}: one entry a stage ({stages})')
         for plugin in self.plugins or ():
-            if plugin.get('position') not in _PLUGIN_POSITIONS or 'cfg' not in plugin:
-                raise ConfigError(f"{name}: a plugin needs 'cfg' and a 'position' of {_PLUGIN_POSITIONS}: "
-                                  f'{dict(plugin)}')
             if plugin.get('stages') is not None and len(plugin['stages']) != stages:
                 raise ConfigError(f"{name}: plugin stages={plugin['stages']}: one entry a stage ({stages})")
 

@@ -37,6 +37,7 @@ class ContextBlock(nn.Module):
     def __init__(self, in_channels: int, ratio: float, pooling_type: str = 'att',
                  fusion_types: Sequence[str] = ('channel_add',)):
         super().__init__()
+        self.in_channels = in_channels
         if pooling_type not in ('att', 'avg'):
             raise ConfigError(f"ContextBlock: pooling_type is 'att' or 'avg', not '{pooling_type}'")
         if isinstance(fusion_types, str) or not fusion_types or not set(fusion_types) <= set(_FUSIONS):
@@ -96,6 +97,7 @@ class NonLocal2d(nn.Module):
                  norm_cfg: Cfg | None = None, mode: str = 'embedded_gaussian', sub_sample: bool = False,
                  std: float = 0.01, zeros_init: bool = True):
         super().__init__()
+        self.in_channels = in_channels
         if mode not in _MODES:
             raise ConfigError(f"NonLocal2d: mode is one of {_MODES}, not '{mode}'")
         self.mode, self.std, self.zeros_init, self.sub_sample = mode, std, zeros_init, sub_sample
@@ -170,6 +172,7 @@ class GeneralizedAttention(nn.Module):
                  position_embedding_dim: int = -1, position_magnitude: int = 1, kv_stride: int = 2,
                  q_stride: int = 1, attention_type: str = '1111'):
         super().__init__()
+        self.in_channels = in_channels
         if len(attention_type) != 4 or not set(attention_type) <= {'0', '1'} or '1' not in attention_type:
             raise ConfigError(f"GeneralizedAttention: attention_type is four digits 0 or 1 with a 1, not "
                               f"'{attention_type}'")

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 from torchvision.ops import StochasticDepth
 
 from boxdet.errors import ConfigError
 from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
 from boxdet.models.layers import build_activation_layer, build_norm_layer
-from boxdet.models.patches import PatchEmbed, Size, to_map, to_tokens
+from boxdet.models.patches import PatchEmbed, Size, image_size, to_map, to_tokens
 from boxdet.registry import BACKBONES, Cfg
 
 _LN, _GELU = {'type': 'LN', 'eps': 1e-6}, {'type': 'GELU'}
@@ -40,6 +39,7 @@ class SpatialReductionAttention(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int, sr_ratio: int, qkv_bias: bool, attn_drop_rate: float,
                  drop_rate: float, norm_cfg: Cfg):
         super().__init__()
+        self.embed_dims, self.num_heads = embed_dims, num_heads
         self.attn = nn.MultiheadAttention(embed_dims, num_heads, attn_drop_rate, bias=qkv_bias, batch_first=True)
         self.proj_drop = nn.Dropout(drop_rate)
         self.sr = None
@@ -58,6 +58,7 @@ class MixFeedForward(nn.Module):
 
     def __init__(self, embed_dims: int, channels: int, act_cfg: Cfg, drop_rate: float, use_conv: bool):
         super().__init__()
+        self.embed_dims, self.feedforward_channels = embed_dims, channels
         depthwise = [nn.Conv2d(channels, channels, 3, padding=1, groups=channels)] if use_conv else []
         drop = nn.Dropout(drop_rate)
         self.layers = nn.Sequential(nn.Conv2d(embed_dims, channels, 1), *depthwise, build_activation_layer(act_cfg),
@@ -163,7 +164,7 @@ class PyramidVisionTransformer(nn.Module):
         self.init_cfg = pretrained_or_default(init_cfg, pretrained, None)
         rates = iter(torch.linspace(0, drop_path_rate, sum(num_layers), device='cpu').tolist())
         self.layers = nn.ModuleList()
-        side = _pair(pretrain_img_size)
+        side = image_size(pretrain_img_size)
         for i in range(num_stages):
             channels = embed_dims * num_heads[i]
             side = tuple(pixels // patch_sizes[i] for pixels in side)

@@ -31,7 +31,7 @@ class SplitAttention(nn.Module):
     def __init__(self, channels: int, stride: int, dilation: int, groups: int, radix: int, reduction_factor: int,
                  conv_cfg: Cfg | None, norm_cfg: Cfg):
         super().__init__()
-        self.radix, self.groups = radix, groups
+        self.channels, self.radix, self.groups = channels, radix, groups
         inner = max(channels * radix // reduction_factor, 32)
         self.conv = build_conv_layer(conv_cfg, channels, channels * radix, 3, stride=stride, padding=dilation,
                                      dilation=dilation, groups=groups * radix, bias=False)

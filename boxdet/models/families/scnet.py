@@ -192,7 +192,7 @@ class _SimplifiedBlock(nn.Module):
             self.norm_names = tuple(name for name, _ in norms)
             for name, norm in norms:
                 self.add_module(name, norm)
-        self.downsample = None
+        self.downsample: nn.Module | None = None
         if in_channels != channels:
             if norm_cfg is None:
                 raise ConfigError(f'conv_to_res: {in_channels} channels cannot become {channels} without a norm_cfg')

@@ -12,13 +12,12 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 from torchvision.ops import StochasticDepth
 
 from boxdet.errors import ConfigError
 from boxdet.models.initialization import InitCfg, initialize, pretrained_or_default
 from boxdet.models.layers import build_activation_layer, build_norm_layer
-from boxdet.models.patches import PatchEmbed, Size, fill_up, to_map
+from boxdet.models.patches import PatchEmbed, Size, fill_up, image_size, to_map
 from boxdet.registry import BACKBONES, Cfg
 
 _LN, _GELU = {'type': 'LN'}, {'type': 'GELU'}
@@ -112,6 +111,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, embed_dims: int, channels: int, drop_rate: float, act_cfg: Cfg):
         super().__init__()
+        self.embed_dims, self.feedforward_channels = embed_dims, channels
         self.layers = nn.Sequential(
             nn.Sequential(nn.Linear(embed_dims, channels), build_activation_layer(act_cfg), nn.Dropout(drop_rate)),
             nn.Linear(channels, embed_dims), nn.Dropout(drop_rate))
@@ -217,12 +217,13 @@ class SwinTransformer(nn.Module):
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
         self.convert_weights = convert_weights
         self._check(depths, num_heads, strides, patch_size, embed_dims)
+        pretrain_size = image_size(pretrain_img_size)
         self.init_cfg = pretrained_or_default(init_cfg, pretrained, _INIT)
         between = norm_cfg if patch_norm else None
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, strides[0], norm_cfg=between)
         self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            side = [pixels // patch_size for pixels in _pair(pretrain_img_size)]
+            side = [pixels // patch_size for pixels in pretrain_size]
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dims, *side))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
