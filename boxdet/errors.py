@@ -29,6 +29,7 @@ class UserError(Exception):
     """
     status = 2
     heading = 'error: '
+    __str__ = Exception.__str__  # also where boxdet.compat makes an error a KeyError, which quotes its text
 
 
 class ConfigError(UserError):
@@ -37,6 +38,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """An image, annotation or data set that cannot be used as it is."""
+
+
+class ArgumentError(ValueError):
+    """A value or a shape that a function cannot take: for the code that calls it to mend, not for the user."""
 
 
 class CheckpointError(UserError):

@@ -1,9 +1,10 @@
 """Functions of ``mmdet.core`` and ``mmdet.utils`` that plug-ins and scripts call."""
 from __future__ import annotations
 
-import copy
+import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,10 +50,15 @@ def reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def bbox_overlaps(bboxes1: Any, bboxes2: Any, mode: str = 'iou', is_aligned: bool = False, eps: float = 1e-6) -> Any:
-    """IoU, IoF or GIoU of boxes (..., N, 4) and (..., M, 4); arrays give an array."""
+def bbox_overlaps(bboxes1: Any, bboxes2: Any, mode: str = 'iou', is_aligned: bool = False, eps: float = 1e-6,
+                  use_legacy_coordinate: bool = False) -> Any:
+    """IoU, IoF or GIoU of boxes (..., N, 4) and (..., M, 4).
+
+    Arrays give an array; of them ``use_legacy_coordinate`` says that the last pixel belongs to a box.
+    """
     if isinstance(bboxes1, np.ndarray):
-        first, second = (torch.from_numpy(np.asarray(b, dtype=np.float32)) for b in (bboxes1, bboxes2))
+        border = np.float32([0, 0, 1, 1]) if use_legacy_coordinate else 0
+        first, second = (torch.from_numpy(np.asarray(b, dtype=np.float32) + border) for b in (bboxes1, bboxes2))
         return bbox_overlaps(first, second, mode, is_aligned, eps).numpy()
     if mode not in ('iou', 'iof', 'giou'):
         raise AssertionError(f'Unsupported mode {mode}')
@@ -104,13 +110,15 @@ def bbox2distance(points: torch.Tensor, bbox: torch.Tensor, max_dis: float | Non
 
 def distance2bbox(points: torch.Tensor, distance: torch.Tensor, max_shape: Any = None) -> torch.Tensor:
     """Boxes (..., N, 4) of points (..., N, 2) and distances (..., N, 4)."""
-    found = torch.cat([points - distance[..., :2], points + distance[..., 2:]], dim=-1)
+    center = points[..., :2]
+    found = torch.cat([center - distance[..., :2], center + distance[..., 2:]], dim=-1)
     if max_shape is None:
         return found
     shape = torch.as_tensor(max_shape)[..., :2].to(found).flip(-1)          # width, height
     limit = torch.cat([shape, shape], dim=-1)
-    if found.dim() == 3:
-        limit = limit[:, None] if limit.dim() == 2 else limit
+    if found.dim() == 3 and limit.dim() == 2:
+        assert len(limit) == len(found), f'shapes of {len(limit)} images for boxes of {len(found)}'
+        limit = limit[:, None]
     return torch.minimum(found.clamp(min=0), limit.expand_as(found))
 
 
@@ -131,8 +139,8 @@ def encode_mask_results(mask_results: Any) -> list[list[dict]]:
 
 def mask2bbox(masks: torch.Tensor) -> torch.Tensor:
     """Boxes (N, 4) around masks (N, H, W)."""
-    boxes = BitmapMasks(masks.cpu().numpy().astype(np.uint8), *masks.shape[1:]).bboxes
-    return torch.from_numpy(np.asarray(boxes, dtype=np.float32)).to(masks.device)
+    boxes = BitmapMasks(masks.cpu().numpy().astype(np.uint8), *masks.shape[1:]).bboxes()
+    return torch.from_numpy(boxes).to(masks.device)
 
 
 def mask_target(pos_proposals_list: Sequence[torch.Tensor], pos_assigned_gt_inds_list: Sequence[torch.Tensor],
@@ -240,6 +248,7 @@ def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[
     Raises:
         ConfigError: another rule of what is a hit (``tpfp_fn``, OpenImages' and ImageNet's).
     """
+    from boxdet.compat.evaluation import with_scores
     from boxdet.evaluation.voc import average_precision, match
     others = dataset in ('det', 'vid', 'oid_v6', 'oid_challenge')
     if others or tpfp_fn is not None or ioa_thr is not None or use_group_of:
@@ -247,7 +256,7 @@ def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[
                           "'vid' and 'oid' have other rules")
     assert len(det_results) == len(annotations)
     num_classes, none = len(det_results[0]), dict(bboxes_ignore=np.zeros((0, 4)), labels_ignore=np.zeros(0, int))
-    found = [Instances.from_per_class([_scored(rows) for rows in one]) for one in det_results]
+    found = [Instances.from_per_class([with_scores(rows) for rows in one]) for one in det_results]
     matches = match([{**none, **one} for one in annotations], found, num_classes, float(use_legacy_coordinate))
     rule = '11points' if dataset == 'voc07' else 'area'
     judged = [matches.judged(iou_thr, sizes) for sizes in ([None] if scale_ranges is None else scale_ranges)]
@@ -267,11 +276,6 @@ def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[
     return (means[0] if scale_ranges is None else means), rows
 
 
-def _scored(rows: np.ndarray) -> np.ndarray:
-    """Rows (n, 5); those without a score are ranked by their last column, as 2.x does."""
-    return rows if rows.shape[1] == 5 else np.concatenate([rows, rows[:, -1:]], axis=1)
-
-
 # ---------------------------------------------------------------------------------------------- mmdet.utils
 
 
@@ -288,45 +292,9 @@ def find_latest_checkpoint(path: str, suffix: str = 'pth') -> str | None:
     return str(found[-1]) if found else None
 
 
-def replace_cfg_vals(ori_cfg: Any) -> Any:
-    """The config with every ``${key}`` in a text replaced by the value of that key."""
-    def value_of(key: str) -> Any:
-        found = ori_cfg
-        for name in key.split('.'):
-            found = found[name]
-        return found
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: replaced(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(replaced(one) for one in value)
-        if isinstance(value, str):
-            keys = re.findall(r'\$\{([a-zA-Z\d_.]*)\}', value)
-            if len(keys) == 1 and value == f'${{{keys[0]}}}':
-                return value_of(keys[0])
-            for key in keys:
-                value = value.replace(f'${{{key}}}', str(value_of(key)))
-        return value
-
-    made = type(ori_cfg)(replaced(copy.deepcopy(ori_cfg._cfg_dict.to_dict())), filename=ori_cfg.filename)
-    return made
-
-
-def setup_multi_processes(cfg: Any) -> None:
-    """Threads of OpenCV and OpenMP, as the config says."""
-    from boxdet.engine.environment import setup_processes
-    setup_processes(cfg)
-
-
 def get_device() -> str:
     """'cuda' where there is a GPU."""
     return 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-def compat_cfg(cfg: Any) -> Any:
-    """The config as it is: boxdet reads the older forms by itself."""
-    return cfg
 
 
 def update_data_root(cfg: Any, logger: Any = None) -> None:
@@ -357,3 +325,25 @@ def split_batch(img: torch.Tensor, img_metas: Sequence[Mapping], kwargs: Mapping
             own[key] = value[index] if isinstance(value, torch.Tensor) else [value[i] for i in index]
         groups[tag] = own
     return groups
+
+
+def get_caller_name() -> str:
+    """The function, or ``Class.method``, that called the one that asks."""
+    frame = sys._getframe(2)
+    owner = frame.f_locals.get('self')
+    return frame.f_code.co_name if owner is None else f'{type(owner).__name__}.{frame.f_code.co_name}'
+
+
+def log_img_scale(img_scale: Sequence[int], shape_order: str = 'hw', skip_square: bool = False) -> bool:
+    """Log an image's size as height and width; False where it is square and ``skip_square``.
+
+    Raises:
+        ValueError: ``shape_order`` is neither 'hw' nor 'wh'.
+    """
+    if shape_order not in ('hw', 'wh'):
+        raise ValueError(f"shape_order is 'hw' or 'wh', not '{shape_order}'")
+    height, width = img_scale if shape_order == 'hw' else reversed(img_scale)
+    if skip_square and height == width:
+        return False
+    logging.getLogger('boxdet').info('image shape: height=%d, width=%d in %s', height, width, get_caller_name())
+    return True

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from boxdet.compat.modules import MODULES
-from boxdet.errors import UserError, nearest
+from boxdet.errors import ArgumentError, ConfigError, DataError, UserError, nearest
 
 _finder: _Finder | None = None
 
@@ -96,12 +96,21 @@ def install(prefer_installed: bool) -> bool | None:
         return False
     from boxdet.compat import models, names
     models.register_forms()
+    _widen_errors()
     _finder = _Finder()
     sys.meta_path.insert(0, _finder)
     for name in [name for name in sys.modules if name.startswith(('mmcv.ops', 'mmcv.fileio', 'mmcv.runner'))]:
         del sys.modules[name]
     _complete_mmcv(names)
     return True
+
+
+def _widen_errors() -> None:
+    """What code for 2.x catches: a wrong value is there an AssertionError, a TypeError, a KeyError or others."""
+    ConfigError.__bases__ = (UserError, AssertionError, TypeError, ValueError, KeyError)
+    # No KeyError: what walks over samples takes that for a key that a transform has not found.
+    DataError.__bases__ = (UserError, AssertionError, TypeError, ValueError)
+    ArgumentError.__bases__ = (AssertionError, TypeError, ValueError, NotImplementedError)
 
 
 def _complete_mmcv(names: Any) -> None:

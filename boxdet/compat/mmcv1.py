@@ -221,13 +221,17 @@ def weights_to_cpu(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {key: value.cpu() for key, value in state_dict.items()}
 
 
-def _precision(to: torch.dtype, apply_to: Sequence[str] | None, back: torch.dtype | None) -> Callable:
+def _precision(to: torch.dtype, apply_to: Sequence[str] | None, back: torch.dtype | None,
+               kinds: tuple[type, ...] = (nn.Module,)) -> Callable:
     """A method whose tensors are turned into ``to`` where its object is in mixed precision (``fp16_enabled``)."""
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(self, kinds):
+                raise TypeError(f'{function.__name__} of a {type(self).__name__}: auto_fp16 and force_fp32 decorate '
+                                f"methods of {', '.join(kind.__name__ for kind in kinds)}")
             if not getattr(self, 'fp16_enabled', False):
                 return function(self, *args, **kwargs)
             bound = signature.bind(self, *args, **kwargs)
@@ -240,9 +244,10 @@ def _precision(to: torch.dtype, apply_to: Sequence[str] | None, back: torch.dtyp
     return decorate
 
 
-def auto_fp16(apply_to: Sequence[str] | None = None, out_fp32: bool = False, supported_types: Any = ()) -> Callable:
+def auto_fp16(apply_to: Sequence[str] | None = None, out_fp32: bool = False,
+              supported_types: tuple[type, ...] = (nn.Module,)) -> Callable:
     """Decorator: the arguments in half precision where ``self.fp16_enabled``."""
-    return _precision(torch.half, apply_to, torch.float32 if out_fp32 else None)
+    return _precision(torch.half, apply_to, torch.float32 if out_fp32 else None, supported_types)
 
 
 def force_fp32(apply_to: Sequence[str] | None = None, out_fp16: bool = False) -> Callable:

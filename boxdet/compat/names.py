@@ -39,6 +39,9 @@ _CORE = {
              'distance2bbox bbox_rescale '
              'encode_mask_results mask2bbox mask_target split_combined_polys build_sampler '
              'imshow_det_bboxes eval_map'),
+    **_table('boxdet.compat.arrays', 'mask2ndarray center_of_mass flip_tensor select_single_mlvl '
+             'filter_scores_and_topk mask_matrix_nms'),
+    **_table('boxdet.compat.evaluation', 'eval_recalls tpfp_default'),
     **_BUILDERS, **_REGISTRIES,
     **_table('boxdet.compat.forms', 'bbox2result SamplingResult'),
     'bbox2roi': 'boxdet.compat.models:bbox2roi',
@@ -54,6 +57,7 @@ _MODELS = {
     **_table('boxdet.models', 'build_detector build_backbone build_neck build_head build_loss build_roi_extractor '
              'build_shared_head'),
     **_table('boxdet.compat.functions', 'weighted_loss reduce_loss Accuracy multi_apply'),
+    **_table('boxdet.compat.arrays', 'interpolate_as sigmoid_geometric_mean'),
     **_table('boxdet.models.losses', 'weight_reduce_loss accuracy binary_cross_entropy mask_cross_entropy'),
     **_table('boxdet.models.backbones.resnet', 'BasicBlock Bottleneck'),
     **_table('boxdet.compat.blocks', 'Bottle2neck TridentBottleneck HRModule PVTEncoderLayer SwinBlock'),
@@ -71,9 +75,11 @@ _DATASETS = {
     'to_tensor': 'boxdet.datasets.pipelines.formatting:to_tensor',
     'NumClassCheckHook': 'boxdet.engine.hooks:NumClassCheckHook'}
 _UTILS = {
-    **_table('boxdet.compat.functions', 'find_latest_checkpoint replace_cfg_vals setup_multi_processes '
-             'get_device compat_cfg '
-             'update_data_root split_batch'),
+    'AvoidOOM': 'boxdet.compat.arrays:AvoidOOM', 'cast_tensor_type': 'boxdet.compat.arrays:cast_tensors',
+    **_table('boxdet.compat.functions', 'find_latest_checkpoint get_device update_data_root split_batch '
+             'get_caller_name log_img_scale'),
+    **_table('boxdet.compat.configs', 'replace_cfg_vals setup_multi_processes compat_cfg compat_runner_args '
+             'compat_imgs_per_gpu compat_loader_args'),
     **_table('boxdet.compat.apis', 'get_root_logger'), 'collect_env': 'boxdet.engine.environment:collect_env',
     'build_dp': 'boxdet.compat.mmcv1:MMDataParallel', 'build_ddp': 'boxdet.compat.mmcv1:MMDistributedDataParallel',
     'concurrent': 'boxdet.apis:concurrent'}
@@ -164,7 +170,6 @@ INSTEAD = {
     'SingleStageDetector': 'boxdet.models.detectors.TwoStageDetector or RPN (boxdet has two-stage detectors)',
     'AnchorHead': 'mmdet.models.RPNHead', 'BaseDenseHead': 'mmdet.models.RPNHead',
     'BBoxTestMixin': "StandardRoIHead's simple_test_bboxes", 'MaskTestMixin': "StandardRoIHead's simple_test_mask",
-    'tpfp_default': 'boxdet.evaluation.voc.match', 'eval_recalls': "the metric 'proposal' of a data set's evaluate",
     'ExpMomentumEMAHook': "custom_hooks = [dict(type='ExpMomentumEMAHook')] in the config",
     'build_runner': 'mmdet.apis.train_detector', 'OptimizerHook': 'optimizer_config of the config',
     'ONNXRuntimeDetector': 'boxdet.export', 'DeployModel': 'boxdet.export'}

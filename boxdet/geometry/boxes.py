@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from boxdet.errors import ArgumentError
+
 FLIP_DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 
 
@@ -44,9 +46,9 @@ def box_overlaps(boxes1: torch.Tensor, boxes2: torch.Tensor, mode: str = 'iou', 
         ValueError: an unknown mode, or aligned boxes of different lengths.
     """
     if mode not in ('iou', 'iof', 'giou'):
-        raise ValueError(f"overlap mode is 'iou', 'iof' or 'giou', not '{mode}'")
+        raise ArgumentError(f"overlap mode is 'iou', 'iof' or 'giou', not '{mode}'")
     if is_aligned and boxes1.shape != boxes2.shape:
-        raise ValueError(f'aligned boxes of different shapes: {tuple(boxes1.shape)} and {tuple(boxes2.shape)}')
+        raise ArgumentError(f'aligned boxes of different shapes: {tuple(boxes1.shape)} and {tuple(boxes2.shape)}')
     if not is_aligned:
         boxes1, boxes2 = boxes1[:, None], boxes2[None]                # (N, 1, 4), (1, M, 4)
     first, second = boxes1.unbind(-1), boxes2.unbind(-1)
@@ -87,7 +89,7 @@ def flip_boxes(boxes: torch.Tensor, image_hw: Sequence[int], direction: str = 'h
         ValueError: the direction is none of horizontal, vertical, diagonal (both).
     """
     if direction not in FLIP_DIRECTIONS:
-        raise ValueError(f"flip direction is one of {', '.join(FLIP_DIRECTIONS)}, not '{direction}'")
+        raise ArgumentError(f"flip direction is one of {', '.join(FLIP_DIRECTIONS)}, not '{direction}'")
     height, width = image_hw[:2]
     x1, y1, x2, y2 = boxes.reshape(*boxes.shape[:-1], boxes.shape[-1] // 4, 4).unbind(-1)      # (..., K) each
     if direction != 'vertical':

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from boxdet.errors import ConfigError
+from boxdet.errors import ArgumentError, ConfigError
 from boxdet.registry import ANCHOR_GENERATORS
 
 # Sets of grids that are remembered; a set for 800x1333 pixels on five levels is 4 MB.
@@ -112,7 +112,7 @@ class AnchorGenerator:
             device: where they are wanted.
         """
         if len(featmap_sizes) != self.num_levels:
-            raise ValueError(f'{len(featmap_sizes)} feature maps for {self.num_levels} strides')
+            raise ArgumentError(f'{len(featmap_sizes)} feature maps for {self.num_levels} strides')
         if torch.compiler.is_compiling():  # in a graph sizes may be symbols, and nothing may outlive its making
             return self._made(featmap_sizes, dtype, device)
         sizes, device = tuple((int(h), int(w)) for h, w in featmap_sizes), _numbered(device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from boxdet.errors import ConfigError
+from boxdet.errors import ArgumentError, ConfigError
 from boxdet.geometry.boxes import at_least_float32, box_overlaps
 from boxdet.registry import BBOX_ASSIGNERS, IOU_CALCULATORS, Cfg
 
@@ -79,8 +79,8 @@ class BboxOverlaps2D:
         """
         if bboxes1.dim() > 2:
             if bboxes1.shape[:-2] != bboxes2.shape[:-2]:
-                raise ValueError(f'boxes {tuple(bboxes1.shape)} and {tuple(bboxes2.shape)} are of different numbers of '
-                                 'images')
+                raise ArgumentError(f'boxes {tuple(bboxes1.shape)} and {tuple(bboxes2.shape)} are of different numbers '
+                                    'of images')
             found = [self(one, other, mode, is_aligned) for one, other in zip(bboxes1, bboxes2)]
             count = bboxes1.shape[-2:-1] if is_aligned else (bboxes1.shape[-2], bboxes2.shape[-2])
             return torch.stack(found) if found else bboxes1.new_zeros((*bboxes1.shape[:-2], *count))

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from boxdet.errors import ConfigError
+from boxdet.errors import ArgumentError, ConfigError
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.registry import BBOX_CODERS
 
@@ -67,12 +67,16 @@ class DeltaXYWHBBoxCoder:
 
         Returns:
             boxes of the shape of ``pred_bboxes``.
+
+        Raises:
+            ValueError: shapes of another number of images.
         """
         if pred_bboxes.dim() == 3:
-            several = max_shape is not None and len(max_shape) == len(pred_bboxes) and not isinstance(max_shape[0], int)
-            # One size for all images, or one an image.
-            sizes = [tuple(float(v) for v in shape[:2]) for shape in cast('Sequence[Sequence[float]]', max_shape)] \
-                if several else [max_shape] * len(pred_bboxes)
+            sizes = [max_shape] * len(pred_bboxes)
+            if max_shape is not None and _is_one_each(max_shape):
+                sizes = [tuple(float(v) for v in shape[:2]) for shape in cast('Sequence[Sequence[float]]', max_shape)]
+            if len(sizes) != len(pred_bboxes):
+                raise ArgumentError(f'shapes of {len(sizes)} images for boxes of {len(pred_bboxes)}')
             found = [self.decode(*own, wh_ratio_clip) for own in zip(bboxes, pred_bboxes, sizes)]
             return torch.stack(found) if found else at_least_float32(pred_bboxes)
         deltas = at_least_float32(pred_bboxes).reshape(pred_bboxes.shape[0], pred_bboxes.shape[1] // 4, 4)  # (N, K, 4)
@@ -94,6 +98,8 @@ class DeltaXYWHBBoxCoder:
         first, second = center - half, center + half  # (N, K, 2) each
         if not (self.clip_border and max_shape is not None):
             return torch.cat([first, second], dim=-1).reshape(pred_bboxes.shape)
+        if isinstance(max_shape, torch.Tensor) and max_shape.dim() == 1:
+            max_shape = max_shape.tolist()
         if isinstance(max_shape, torch.Tensor):
             return clip_boxes(torch.cat([first, second], dim=-1), max_shape[:, None]).reshape(pred_bboxes.shape)
         height, width = max_shape[:2]
@@ -103,3 +109,8 @@ class DeltaXYWHBBoxCoder:
 
     def __repr__(self) -> str:
         return f'DeltaXYWHBBoxCoder(target_means={self.means}, target_stds={self.stds}, clip_border={self.clip_border})'
+
+
+def _is_one_each(max_shape: Sequence[float] | torch.Tensor) -> bool:
+    """Whether it holds a shape for each of several images or boxes, and not one for all."""
+    return max_shape.dim() > 1 if isinstance(max_shape, torch.Tensor) else hasattr(max_shape[0], '__len__')

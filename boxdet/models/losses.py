@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from boxdet.errors import ConfigError, nearest
+from boxdet.errors import ArgumentError, ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32, box_area, box_overlaps
 from boxdet.registry import LOSSES
 
@@ -40,7 +40,7 @@ def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, r
         # The mean of nothing would be NaN; its sum is a zero that backward() accepts.
         return loss.mean() if reduction == 'mean' and loss.numel() else loss.sum()
     if reduction == 'sum':
-        raise ValueError("avg_factor is of no use with reduction 'sum'")
+        raise ArgumentError("avg_factor is of no use with reduction 'sum'")
     return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
 
 
@@ -55,14 +55,18 @@ def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: int | Sequence[int]
         thresh: a score must also be higher than this.
 
     Raises:
-        ValueError: ``topk`` is higher than K.
+        ValueError: ``topk`` is higher than K or no number, or shapes that do not go together.
     """
     counts = (topk,) if isinstance(topk, int) else tuple(topk)
+    if not all(isinstance(count, int) for count in counts):
+        raise ArgumentError(f'topk is one number or several, not {topk!r}')
+    if pred.dim() != 2 or target.shape != pred.shape[:1]:
+        raise ArgumentError(f'scores (N, K) and classes (N,), not {tuple(pred.shape)} and {tuple(target.shape)}')
     if not len(pred):
         results = [pred.new_zeros(()) for _ in counts]
         return results[0] if isinstance(topk, int) else results
     if max(counts) > pred.shape[1]:
-        raise ValueError(f'top {max(counts)} of {pred.shape[1]} classes')
+        raise ArgumentError(f'top {max(counts)} of {pred.shape[1]} classes')
     values, labels = pred.detach().topk(max(counts), dim=1)                              # (N, topk)
     correct = labels == target[:, None]
     if thresh is not None:
@@ -76,20 +80,25 @@ class _Loss(nn.Module):
 
     def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__()
-        self.reduction = _checked(reduction)
+        self.reduction = checked_reduction(reduction)
         self.loss_weight = loss_weight
 
     def reduce(self, loss: torch.Tensor, weight: torch.Tensor | None, avg_factor: AvgFactor,
-               reduction_override: str | None) -> torch.Tensor:
+               reduction: str) -> torch.Tensor:
         """Weigh, reduce and multiply by ``loss_weight``."""
-        reduction = self.reduction if reduction_override is None else _checked(reduction_override)
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
 
 
-def _checked(reduction: str) -> str:
-    if reduction not in _REDUCTIONS:
-        raise ConfigError(f"loss: unknown reduction '{reduction}'{nearest(reduction, _REDUCTIONS)}")
-    return reduction
+def checked_reduction(reduction: str, override: str | None = None) -> str:
+    """``reduction``, or ``override`` in its place; what a loss asks before it looks at anything else.
+
+    Raises:
+        ConfigError: there is no such reduction.
+    """
+    found = reduction if override is None else override
+    if found not in _REDUCTIONS:
+        raise ConfigError(f"loss: unknown reduction '{found}'{nearest(found, _REDUCTIONS)}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- classification
@@ -145,6 +154,7 @@ class CrossEntropyLoss(_Loss):
             reduction_override: 'none', 'mean' or 'sum', in the place of ``reduction``.
             ignore_index: in the place of the constructor's.
         """
+        reduction = checked_reduction(self.reduction, reduction_override)
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         ignore_index = -100 if ignore_index is None else ignore_index
         cls_score = at_least_float32(cls_score)
@@ -155,15 +165,14 @@ class CrossEntropyLoss(_Loss):
             loss, weight = mask_cross_entropy(cls_score, label, cast(torch.Tensor, weight), class_weight), None
         elif self.use_sigmoid:
             loss, weight, valid = binary_cross_entropy(cls_score, label, weight, class_weight, ignore_index)
-            avg_factor = self._non_ignored(avg_factor, valid, reduction_override)
+            avg_factor = self._non_ignored(avg_factor, valid, reduction)
         else:
             loss = F.cross_entropy(cls_score, label, class_weight, reduction='none', ignore_index=ignore_index)
-            avg_factor = self._non_ignored(avg_factor, label != ignore_index, reduction_override)
+            avg_factor = self._non_ignored(avg_factor, label != ignore_index, reduction)
         weight = weight if weight is None else weight.to(loss.dtype)
-        return self.reduce(loss, weight, avg_factor, reduction_override)
+        return self.reduce(loss, weight, avg_factor, reduction)
 
-    def _non_ignored(self, avg_factor: AvgFactor, valid: torch.Tensor, reduction_override: str | None) -> AvgFactor:
-        reduction = self.reduction if reduction_override is None else reduction_override
+    def _non_ignored(self, avg_factor: AvgFactor, valid: torch.Tensor, reduction: str) -> AvgFactor:
         return valid.sum() if avg_factor is None and self.avg_non_ignore and reduction == 'mean' else avg_factor
 
 
@@ -224,6 +233,7 @@ class FocalLoss(_Loss):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of (N, K) against classes (N,), K being the background, or answers (N, K); weight (N,) or (N, K)."""
+        reduction = checked_reduction(self.reduction, reduction_override)
         pred = at_least_float32(pred)
         if pred.dim() != target.dim():
             target = target[:, None] == torch.arange(pred.shape[1], device=target.device)
@@ -238,7 +248,7 @@ class FocalLoss(_Loss):
             loss = F.binary_cross_entropy_with_logits(pred, target, reduction='none') * focus
         if weight is not None and weight.dim() == 1:
             weight = weight[:, None]
-        return self.reduce(loss, weight, avg_factor, reduction_override)
+        return self.reduce(loss, weight, avg_factor, reduction)
 
 
 # ------------------------------------------------------------------------------------------------- regression
@@ -259,10 +269,11 @@ class _ElementLoss(_Loss, ABC):
         Raises:
             ValueError: different shapes.
         """
+        reduction = checked_reduction(self.reduction, reduction_override)
         if pred.shape != target.shape:
-            raise ValueError(f'{type(self).__name__}: pred {tuple(pred.shape)}, target {tuple(target.shape)}')
+            raise ArgumentError(f'{type(self).__name__}: pred {tuple(pred.shape)}, target {tuple(target.shape)}')
         loss = self.elementwise(at_least_float32(pred), at_least_float32(target))
-        return self.reduce(loss, weight, avg_factor, reduction_override)
+        return self.reduce(loss, weight, avg_factor, reduction)
 
 
 @LOSSES.register_module()
@@ -343,10 +354,11 @@ class _BoxLoss(_Loss, ABC):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of boxes (N, 4) xyxy; weight (N,), or (N, 4) of which the mean counts."""
+        reduction = checked_reduction(self.reduction, reduction_override)
         if weight is not None and weight.dim() > 1:
             weight = weight.mean(-1)
         loss = self.of_boxes(at_least_float32(pred), at_least_float32(target))
-        return self.reduce(loss, weight, avg_factor, reduction_override)
+        return self.reduce(loss, weight, avg_factor, reduction)
 
 
 @LOSSES.register_module()
@@ -441,6 +453,7 @@ class BoundedIoULoss(_Loss):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of boxes (N, 4) xyxy, four numbers a box: weight (N, 4), or (N,) for all four."""
+        reduction = checked_reduction(self.reduction, reduction_override)
         pred, target = at_least_float32(pred), at_least_float32(target).detach()
         center, size = (pred[:, :2] + pred[:, 2:]) * 0.5, pred[:, 2:] - pred[:, :2]
         gt_center, gt_size = (target[:, :2] + target[:, 2:]) * 0.5, target[:, 2:] - target[:, :2]
@@ -451,4 +464,4 @@ class BoundedIoULoss(_Loss):
         loss = torch.where(bound < self.beta, 0.5 * bound * bound / self.beta, bound - 0.5 * self.beta)
         if weight is not None and weight.dim() == 1:
             weight = weight[:, None]
-        return self.reduce(loss, weight, avg_factor, reduction_override)
+        return self.reduce(loss, weight, avg_factor, reduction)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from boxdet.errors import DataError
+from boxdet.errors import ArgumentError, DataError
 from boxdet.geometry.masks import (
     Window,
     compress_rle,
@@ -51,18 +51,22 @@ def _positions(index: Index, length: int) -> np.ndarray:
         index = index.cpu().numpy()
     if isinstance(index, (list, tuple)) and not index:
         index = np.zeros(0, dtype=np.int64)
+    if isinstance(index, np.ndarray) and index.dtype.kind not in 'biu':
+        raise ArgumentError(f'an index of rows is of integers or bools, not of {index.dtype}')
     return np.atleast_1d(np.arange(length)[index])
 
 
 def _clipped_crop(box: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
     """x1, y1, w, h of a crop inside the image, at least one pixel each way, as 2.x cuts it."""
+    if np.shape(box) != (4,):
+        raise ArgumentError(f'a crop is one box (4,), not {np.shape(box)}')
     x1, y1, x2, y2 = (int(v) for v in np.clip(np.asarray(box), 0, [width, height, width, height]))
     return x1, y1, max(x2 - x1, 1), max(y2 - y1, 1)
 
 
 def _check_direction(direction: str) -> None:
     if direction not in FLIP_DIRECTIONS:
-        raise ValueError(f"flip direction '{direction}' is none of {', '.join(FLIP_DIRECTIONS)}")
+        raise ArgumentError(f"flip direction '{direction}' is none of {', '.join(FLIP_DIRECTIONS)}")
 
 
 def _as_arrays(boxes: Array, index: Array | Sequence[int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +108,7 @@ class _Source:
         rle = compress_rle(segmentation)
         lengths = run_lengths(rle['counts'])
         if (lengths < 0).any() or lengths.sum() != height * width:
-            raise ValueError(f'RLE counts add up to {lengths.sum()}, not to {height} x {width}')
+            raise ArgumentError(f'RLE counts add up to {lengths.sum()}, not to {height} x {width}')
         x0, y0, w, h = (int(v) for v in coco_mask.toBbox(rle))
         return y0, x0, np.ascontiguousarray(coco_mask.decode(rle)[y0:y0 + h, x0:x0 + w])
 
@@ -174,7 +178,7 @@ class BitmapMasks:
     def __init__(self, masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int):
         for mask in masks:
             if np.shape(mask) != (height, width):
-                raise ValueError(f'a mask of shape {np.shape(mask)} among masks of {height} x {width}')
+                raise ArgumentError(f'a mask of shape {np.shape(mask)} among masks of {height} x {width}')
         self.height, self.width = int(height), int(width)
         self._sources = [_Source(None, (0, 0, _as_pixels(mask))) for mask in masks]
         self._rows = np.arange(self.height, dtype=np.int32)  # source row of each row, -1 for padding
@@ -247,7 +251,7 @@ class BitmapMasks:
         """Join masks of one size, in order."""
         first = parts[0]
         if any((p.height, p.width) != (first.height, first.width) for p in parts):
-            raise ValueError(f'masks of different sizes: {parts}')
+            raise ArgumentError(f'masks of different sizes: {parts}')
         if not all(np.array_equal(p._rows, first._rows) and np.array_equal(p._cols, first._cols) for p in parts):
             parts = [p._settled() for p in parts]
             first = parts[0]
@@ -306,7 +310,8 @@ class BitmapMasks:
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> BitmapMasks:
         """Lay the masks on a larger empty canvas at ``top``, ``left``."""
         if min(top, left, expanded_h - top - self.height, expanded_w - left - self.width) < 0:
-            raise ValueError(f'{self.height} x {self.width} at {(top, left)} does not fit {(expanded_h, expanded_w)}')
+            raise ArgumentError(f'{self.height} x {self.width} at {(top, left)} does not fit '
+                                f'{(expanded_h, expanded_w)}')
         return self._derived(self._sources, _shifted(self._rows, top, expanded_h),
                              _shifted(self._cols, left, expanded_w))
 
@@ -374,7 +379,7 @@ class BitmapMasks:
             ValueError: a region of another size.
         """
         if region.shape != (self.height, self.width):
-            raise ValueError(f'a region of shape {region.shape} for masks of {self.height} x {self.width}')
+            raise ArgumentError(f'a region of shape {region.shape} for masks of {self.height} x {self.width}')
         result = BitmapMasks([], self.height, self.width)
         for i in range(len(self)):
             y0, x0, bitmap = self._window(i)
@@ -452,7 +457,12 @@ class BitmapMasks:
             device: without effect, as are
             interpolation: of 2.x; RoIAlign interpolates bilinearly on the CPU.
             binarize: ``>= 0.5``; else what RoIAlign gives, as floats.
+
+        Returns:
+            R masks; none where there is no mask to take them from.
         """
+        if not len(self):
+            return BitmapMasks([], *out_shape)
         return BitmapMasks(self._targets(bboxes, out_shape, inds, binarize), *out_shape)
 
     def roi_targets(self, boxes: Array, out_hw: tuple[int, int], index: Array,
@@ -518,10 +528,17 @@ class PolygonMasks:
         masks: for each object a list of polygons, each a flat array x0, y0, x1, y1, ... (2 * P,).
         height: H.
         width: W.
+
+    Raises:
+        ValueError: a polygon that is no such array.
     """
 
     def __init__(self, masks: Sequence[Sequence[np.ndarray]], height: int, width: int):
         self.masks = [[np.asarray(p, dtype=np.float64) for p in polygons] for polygons in masks]
+        for i, polygons in enumerate(self.masks):
+            for polygon in polygons:
+                if polygon.ndim != 1 or not polygon.size or polygon.size % 2:
+                    raise ArgumentError(f'object {i}: a polygon is x0, y0, x1, y1, ..., not of shape {polygon.shape}')
         self.height, self.width = int(height), int(width)
 
     def __len__(self) -> int:
@@ -541,7 +558,7 @@ class PolygonMasks:
         """Join masks of one size, in order."""
         first = parts[0]
         if any((p.height, p.width) != (first.height, first.width) for p in parts):
-            raise ValueError(f'masks of different sizes: {parts}')
+            raise ArgumentError(f'masks of different sizes: {parts}')
         return PolygonMasks([polygons for p in parts for polygons in p.masks], first.height, first.width)
 
     @classmethod
@@ -613,7 +630,7 @@ class PolygonMasks:
             ValueError: another ``fill_val`` than 0 (or None): polygons have nothing to fill.
         """
         if fill_val:
-            raise ValueError(f'polygons cannot be filled with {fill_val}: to_bitmap() makes bitmaps, which can')
+            raise ArgumentError(f'polygons cannot be filled with {fill_val}: to_bitmap() makes bitmaps, which can')
         matrix = np.asarray(matrix, dtype=np.float64)
         high = np.array([out_shape[1], out_shape[0]] if limits is None else limits, dtype=np.float64)
         low = np.where(np.isinf(high), -np.inf, 0)
@@ -719,7 +736,9 @@ class PolygonMasks:
             ValueError: ``binarize=False``.
         """
         if not binarize:
-            raise ValueError('polygons are always binary: binarize=False needs to_bitmap() first')
+            raise ArgumentError('polygons are always binary: binarize=False needs to_bitmap() first')
+        if not len(self):
+            return PolygonMasks([], *out_shape)
         boxes, index = _as_arrays(bboxes, inds, self.height, self.width)
         return PolygonMasks([self._inside(box, i, out_shape) for box, i in zip(boxes, index)], *out_shape)
 
@@ -782,7 +801,7 @@ class RleMasks(Sequence[dict]):
         """Join masks of one size, in order."""
         first = parts[0]
         if any((p.height, p.width) != (first.height, first.width) for p in parts):
-            raise ValueError(f'masks of different sizes: {parts}')
+            raise ArgumentError(f'masks of different sizes: {parts}')
         return RleMasks([rle for p in parts for rle in p.rles], first.height, first.width)
 
     def to_bitmap_masks(self) -> BitmapMasks:

@@ -72,6 +72,44 @@ def test_a_name_that_is_not_there_says_what_is(line, said):
     assert said in last and 'Error: ' in last
 
 
+ERRORS = """
+import numpy as np, torch
+from mmdet.core import BitmapMasks, build_assigner
+from mmdet.models import build_loss
+from mmcv.runner import auto_fp16
+
+def raised(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        kinds = isinstance(error, AssertionError) and isinstance(error, ValueError), isinstance(error, KeyError)
+        return *kinds, str(error)
+
+unknown = raised(build_loss, dict(type='FocalLos'))
+assert unknown == (True, True, "unknown model type 'FocalLos'; did you mean 'FocalLoss'?"), unknown
+loss = build_loss(dict(type='L1Loss'))
+assert raised(loss, torch.zeros(2), None, reduction_override='men')[0]
+assert raised(BitmapMasks, [np.zeros((2, 2))], 3, 3)[:2] == (True, False)
+
+class Plain:
+    @auto_fp16()
+    def run(self, x):
+        return x
+
+try:
+    Plain().run(1)
+except TypeError as error:
+    assert 'run of a Plain' in str(error)
+else:
+    raise SystemExit('no TypeError')
+"""
+
+
+def test_what_code_for_2x_catches_is_raised():
+    done = run('import boxdet.compat\nboxdet.compat.install()\n' + ERRORS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_real_mmdet_wins_when_asked_for(tmp_path):
     (tmp_path / 'mmdet.py').write_text("__version__ = '9'\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport boxdet.compat\n"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.models.losses import AvgFactor, weight_reduce_loss
+from boxdet.models.losses import AvgFactor, checked_reduction, weight_reduce_loss
 from boxdet.registry import LOSSES
 
 
@@ -71,6 +71,7 @@ class GHMC(_Harmonised):
 
         ``label_weight`` is 0 for elements that do not count. ``avg_factor`` is of no use: the loss has its own.
         """
+        reduction = checked_reduction(self.reduction, reduction_override)
         pred = at_least_float32(pred)
         if pred.dim() != target.dim():
             target = target[:, None] == torch.arange(pred.shape[1], device=target.device)
@@ -80,7 +81,6 @@ class GHMC(_Harmonised):
         total = valid.sum().clamp(min=1).to(pred.dtype)
         weights = self.weights((pred.sigmoid() - target).abs(), valid, total)
         loss = F.binary_cross_entropy_with_logits(pred, target, reduction='none')
-        reduction = reduction_override or self.reduction
         return self.loss_weight * weight_reduce_loss(loss, weights, reduction, None if reduction == 'sum' else total)
 
 
@@ -105,11 +105,11 @@ class GHMR(_Harmonised):
     def forward(self, pred: torch.Tensor, target: torch.Tensor, label_weight: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None, reduction_override: str | None = None) -> torch.Tensor:
         """Loss of (N, 4) against (N, 4); arguments as in ``GHMC``."""
+        reduction = checked_reduction(self.reduction, reduction_override)
         difference = at_least_float32(pred) - at_least_float32(target)
         root = (difference ** 2 + self.mu ** 2).sqrt()
         label_weight = torch.ones_like(difference) if label_weight is None else label_weight.expand_as(difference)
         total = label_weight.sum().clamp(min=1).to(difference.dtype)
         weights = self.weights((difference / root).abs(), label_weight > 0, total)
-        reduction = reduction_override or self.reduction
         return self.loss_weight * weight_reduce_loss(root - self.mu, weights, reduction,
                                                      None if reduction == 'sum' else total)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from boxdet.errors import ConfigError
+from boxdet.errors import ArgumentError, ConfigError
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.models.losses import AvgFactor, accuracy, weight_reduce_loss
+from boxdet.models.losses import AvgFactor, accuracy, checked_reduction, weight_reduce_loss
 from boxdet.registry import LAYERS, LOSSES
 
 
@@ -75,13 +75,16 @@ class SeesawLoss(nn.Module):
                     acc_classes=accuracy(classes[positive], labels[positive]))
 
     def _parts(self, cls_score: torch.Tensor) -> Sequence[torch.Tensor]:
+        if cls_score.shape[-1] != self.num_classes + 2:
+            raise ArgumentError(f'SeesawLoss: {self.num_classes + 2} scores for {self.num_classes} classes, not '
+                                f'{cls_score.shape[-1]}')
         return at_least_float32(cls_score).split([self.num_classes, 2], dim=-1)
 
     def forward(self, cls_score: torch.Tensor, labels: torch.Tensor, label_weights: torch.Tensor | None = None,
                 avg_factor: AvgFactor = None,
                 reduction_override: str | None = None) -> dict[str, torch.Tensor] | torch.Tensor:
         """Loss of scores (N, K + 2) against labels (N,): ``loss_cls_objectness`` and ``loss_cls_classes``."""
-        reduction = reduction_override or self.reduction
+        reduction = checked_reduction(self.reduction, reduction_override)
         classes, objectness = self._parts(cls_score)
         self.cum_samples += labels.bincount(minlength=len(self.cum_samples))
         positive = labels < self.num_classes
