@@ -154,6 +154,20 @@ def accepted_keywords(cls: Any) -> tuple[set[str], bool]:
     return names, True
 
 
+def plain_keywords(cls: Any) -> dict[str, str]:
+    """The keywords of a class of boxdet's that take one plain type, by name: 'int', 'float' or 'bool'.
+
+    The class that is next in line says it; ``int | None`` takes no part, as None has a meaning of its own there.
+    """
+    kinds: dict[str, str] = {}
+    for owner in inspect.getmro(cls) if inspect.isclass(cls) else ():
+        function = owner.__dict__.get('__init__')
+        if function is not None and owner.__module__.startswith('boxdet.'):
+            for name, parameter in inspect.signature(function).parameters.items():
+                kinds.setdefault(name, str(parameter.annotation))
+    return {name: kind for name, kind in kinds.items() if kind in ('int', 'float', 'bool')}
+
+
 def boxdet_keywords(cls: Any) -> set[str] | None:
     """The keywords of a user's class that come from the class of boxdet's it derives from; None: all of them do."""
     owner = next((base for base in inspect.getmro(cls) if base.__module__.startswith('boxdet.')), None) \

@@ -7,6 +7,7 @@ train_detector(model, build_dataset(cfg.data.train), cfg, validate=True)
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,7 +83,8 @@ def train_detector(model: nn.Module, dataset: Dataset | list[Dataset] | tuple[Da
     loaders = [_train_loader(datasets[0], cfg, length, distributed),
                *(_train_loader(one, cfg, length, distributed, shuffle=False) for one in datasets[1:])]
     scale, (length, lr_config, evaluation, saving) = _scaled_schedule(cfg, length, loaders[0].batch_size or 1)
-    check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None)
+    check_schedule(model, cfg, length, lr_config, (evaluation or {}) if validation is not None else None,
+                   _updates_per_epoch(cfg, length, loaders[0]))
     model.CLASSES = datasets[0].CLASSES  # type: ignore[assignment]  # torch types it as Tensor | Module
     model = place_for_training(model, device, cfg)
     frozen = freeze(model, cfg.frozen_modules) if cfg.get('frozen_modules') else ()
@@ -151,6 +153,12 @@ def _scaled_schedule(cfg: Config, length: Cfg, samples_per_gpu: int) -> tuple[fl
     if scale != 1 and (cfg.get('auto_scale_lr') or {}).get('scale_steps'):
         return scale, scale_steps(scale, length, cfg.get('lr_config'), **sections)
     return scale, (length, cfg.get('lr_config'), *sections.values())
+
+
+def _updates_per_epoch(cfg: Config, length: Cfg, loader: Any) -> int | None:
+    """Optimizer steps of an epoch; None for a runner that does not count by them."""
+    accumulation = (cfg.get('optimizer_config') or {}).get('cumulative_iters', 1)
+    return math.ceil(len(loader) / accumulation) if 'max_epochs' in length else None
 
 
 def _meta(cfg: Config, dataset: Dataset, given: Mapping | None) -> Cfg:

@@ -22,6 +22,7 @@ from boxdet.datasets.loader import build_dataloader
 from boxdet.engine.config_sections import HABITS, SECTIONS
 from boxdet.engine.config_source import ConfigWarning
 from boxdet.engine.dialects import mmdet3
+from boxdet.engine.dialects.mmdet1 import form_of_2x, type_of_2x
 from boxdet.engine.findings import Finding, ignored_codes, refuse
 from boxdet.engine.learning_rate import LrSchedule
 from boxdet.engine.momentum import MomentumSchedule
@@ -29,7 +30,7 @@ from boxdet.errors import ConfigError, nearest
 from boxdet.evaluation.evaluate import metric_names, option_names
 from boxdet.models.initialization import init_cfg_keywords
 from boxdet.models.settings import declared_by, parse_section
-from boxdet.registry import Registry, accepted_keywords, boxdet_keywords
+from boxdet.registry import Registry, accepted_keywords, boxdet_keywords, plain_keywords
 
 _MATCHING = ('anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler', 'pos_sampler', 'neg_sampler',
              'iou_calculator')
@@ -81,14 +82,15 @@ def _contradictions(cfg: Any) -> Iterator[Finding]:
                                                   'take one of them out, or set both to one number')
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
-    init = (backbone.get('init_cfg') if isinstance(backbone, Mapping) else None) or {}
-    weights = init.get('checkpoint') if isinstance(init, Mapping) else None
-    if model.get('pretrained') and weights and weights != model['pretrained']:
-        yield Finding('config.contradiction', (
-            f"model.pretrained = '{model['pretrained']}'{_at(origin('model.pretrained'))} and model.backbone.init_cfg."
-            f"checkpoint = '{weights}'{_at(origin('model.backbone.init_cfg.checkpoint'))} both name the backbone's "
-            f"weights: "
-            'take one of them out'))
+    pretrained = model.get('pretrained')
+    if pretrained and isinstance(backbone, Mapping) and 'init_cfg' in backbone:
+        init, key = backbone['init_cfg'], 'model.backbone.init_cfg'
+        if isinstance(init, Mapping) and 'checkpoint' in init:
+            init, key = init['checkpoint'], f'{key}.checkpoint'
+        if init != pretrained:
+            yield Finding('config.contradiction', (
+                f"model.pretrained = '{pretrained}'{_at(origin('model.pretrained'))} and {key} = {init!r}"
+                f"{_at(origin(key))} both say which weights the backbone begins with: take one of them out"))
 
 
 def _at(place: str) -> str:
@@ -127,7 +129,7 @@ class _Checker:
         except ConfigError as error:
             found = re.match(re.escape(path) + r'[\w.]*', str(error))
             where = found.group(0) if found else path
-            self.fail(where, str(error).removeprefix(where).lstrip(': '))
+            self.fail(where, str(error).removeprefix(where).lstrip(': ') + form_of_2x(where))
 
     def keys(self, value: Any, path: str, names: Iterable[str], reader: str = '') -> None:
         """Every key of the dict ``value`` must be one of ``names``."""
@@ -136,7 +138,7 @@ class _Checker:
         for key in value:
             if key not in names:
                 said = f"{reader} takes no '{key}'" if reader else 'there is no such key'
-                self.fail(f'{path}.{key}', said + nearest(key, names))
+                self.fail(f'{path}.{key}', said + (form_of_2x(f'{path}.{key}') or nearest(key, names)))
 
     def whole_number(self, value: Any, path: str, least: int) -> None:
         if not isinstance(value, int) or value < least:
@@ -153,6 +155,7 @@ class _Checker:
         names, open_ended = accepted_keywords(cls)
         if not open_ended:
             self.keys(value, path, {*names, *beside, 'type'}, reader=getattr(cls, '__name__', str(value['type'])))
+        self.plain_values(value, path, cls)
         self.read(lambda: idle_overrides.check(cls, is_error=wanted is registry.MODELS), f'{path}.type')
         ours = boxdet_keywords(cls)
         own_types = ability(cls, 'own_types')
@@ -165,6 +168,18 @@ class _Checker:
                 self.inside({key: item}, path, wanted, strict=False)
             # Any other keyword of a user's class may hold types of the user's own.
         return cls
+
+    def plain_values(self, value: Mapping, path: str, cls: Any) -> None:
+        """A text is no number, and no yes or no: what ``cls`` says that it takes, where that is one plain type."""
+        kinds = plain_keywords(cls)
+        for key, item in value.items():
+            wanted = kinds.get(key)
+            if wanted == 'int' and (not isinstance(item, int) or isinstance(item, bool)):
+                self.fail(f'{path}.{key}', f'must be a whole number, not {item!r}')
+            elif wanted == 'float' and (not isinstance(item, (int, float)) or isinstance(item, bool)):
+                self.fail(f'{path}.{key}', f'must be a number, not {item!r}')
+            elif wanted == 'bool' and item not in (True, False):
+                self.fail(f'{path}.{key}', f'must be True or False, not {item!r}')
 
     def inside(self, value: Any, path: str, around: Registry, strict: bool = True) -> None:
         """Check every typed dict in ``value``; a key's name tells the registry, or else that of the dict around it.
@@ -200,7 +215,7 @@ class _Checker:
         by_lower = {name.lower(): name for name in wanted.names()}
         close = [by_lower[name] for name in difflib.get_close_matches(kind.lower(), by_lower, n=5, cutoff=0.5)]
         near = f"; near it: {', '.join(close)}" if close else f"; known: {', '.join(wanted.names())}"
-        return self.fail(f'{path}.type', f"unknown {wanted.name} type '{kind}'{near}")
+        return self.fail(f'{path}.type', f"unknown {wanted.name} type '{kind}'{type_of_2x(kind) or near}")
 
     @staticmethod
     def _find(kind: Any, wanted: Registry) -> Any:
@@ -277,8 +292,10 @@ class _Checker:
         if not isinstance(value, Mapping) or 'type' not in value:
             self.fail(path, "must be a dict with a 'type', such as dict(type='SGD', lr=0.02)")
         self.typed(value, path, registry.OPTIMIZERS, beside=('paramwise_cfg', 'constructor'))
-        if not isinstance(value.get('lr', 0.), (int, float)):
-            self.fail(f'{path}.lr', f"must be a number, not {value['lr']!r}")
+        for key in ('lr', 'weight_decay', 'momentum'):
+            given = value.get(key, 0.)
+            if not isinstance(given, (int, float)) or given < 0:
+                self.fail(f'{path}.{key}', f'must be a number, 0 at least, not {given!r}')
         if value.get('paramwise_cfg'):
             layered = value.get('constructor') == 'LearningRateDecayOptimizerConstructor'
             self.keys(value['paramwise_cfg'], f'{path}.paramwise_cfg', LAYER_KEYS if layered else PARAMWISE_KEYS)
@@ -286,8 +303,13 @@ class _Checker:
     def optimizer_config(self, value: Any, path: str) -> None:
         self.keys(value, path, OPTIMIZER_CONFIG_KEYS)
         if value.get('grad_clip') is not None:
+            if not isinstance(value['grad_clip'], Mapping):
+                self.fail(f'{path}.grad_clip', f'must be a dict such as dict(max_norm=35), not {value["grad_clip"]!r}')
             known = _explicit(torch.nn.utils.clip_grad_norm_) - {'parameters'}
             self.keys(value['grad_clip'], f'{path}.grad_clip', known)
+            norm = value['grad_clip'].get('max_norm', 1)
+            if not isinstance(norm, (int, float)) or norm <= 0:
+                self.fail(f'{path}.grad_clip.max_norm', f'must be a number above 0, not {norm!r}')
 
     def fp16(self, value: Any, path: str) -> None:
         self.keys(value, path, FP16_KEYS)

@@ -170,6 +170,8 @@ class LrSchedule:
         self.policy = by_lower[name.lower()]
         self._rate = self.policies[self.policy]
         self._check_options(options)
+        if 'step' in options:
+            _check_steps(self.section, options['step'])
         if warmup is not None:
             _check_warmup(self.section, warmup, warmup_iters, warmup_ratio)
         self.by_epoch = by_epoch and self.policy not in ('cyclic', 'OneCycle')
@@ -227,10 +229,18 @@ class LrSchedule:
         return self.warmup_ratio ** (1 - passed)
 
 
+def _check_steps(section: str, step: Any) -> None:
+    steps = [step] if isinstance(step, int) else step
+    if not isinstance(steps, (list, tuple)) or not all(isinstance(one, int) and one > 0 for one in steps):
+        raise ConfigError(f'{section}.step must be a whole number, 1 at least, or a list of them, not {step!r}')
+    if list(steps) != sorted(steps):
+        raise ConfigError(f'{section}.step must rise, as in {sorted(steps)}, not {list(steps)}')
+
+
 def _check_warmup(section: str, warmup: str, iters: int, ratio: float) -> None:
     if warmup not in _WARMUPS:
         raise ConfigError(f"{section}.warmup '{warmup}' is unknown{nearest(warmup, _WARMUPS)}; it is one of "
                           f'{", ".join(_WARMUPS)}')
-    if iters <= 0 or not 0 < ratio <= 1:
-        raise ConfigError(f'{section}: a warmup needs warmup_iters > 0 and 0 < warmup_ratio <= 1, not {iters} and '
-                          f'{ratio}')
+    if not all(isinstance(one, (int, float)) for one in (iters, ratio)) or iters <= 0 or not 0 < ratio <= 1:
+        raise ConfigError(f'{section}: a warmup needs warmup_iters > 0 and 0 < warmup_ratio <= 1, not '
+                          f'{iters!r} and {ratio!r}')

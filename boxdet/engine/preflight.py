@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import unicodedata
 from collections import Counter
@@ -149,6 +150,8 @@ def _num_classes(model: nn.Module, dataset: Any, name: str) -> Iterator[Finding]
         shown = ', '.join(list(classes)[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '')
         advice = (f'set num_classes to {len(classes)} or data.*.classes to the names' if name != 'test' else
                   'data.test.classes lists the names that the model was trained with, in their order')
+        if all(count == len(classes) + 1 for _, count in head_classes(model)):
+            advice += '; the background is not counted, as it was in mmdetection 1.x'
         yield Finding('model.num-classes',
                       f"{'; '.join(wrong)}: the {name} data has {len(classes)} classes ({shown}); {advice}")
 
@@ -393,8 +396,8 @@ def check_writable(folder: str | os.PathLike, name: str) -> None:
 # --- optimizer and schedule ---
 
 def check_schedule(model: nn.Module, cfg: Any, length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
-                   evaluation: Mapping[str, Any] | None) -> None:
-    """Warn of keys that do nothing: ``custom_keys`` without a parameter, steps and evaluations after the end.
+                   evaluation: Mapping[str, Any] | None, iters_per_epoch: int | None = None) -> None:
+    """Warn of what does nothing: ``custom_keys`` without a parameter, a rate of 0, what comes after the end.
 
     Args:
         model: not yet wrapped.
@@ -402,8 +405,13 @@ def check_schedule(model: nn.Module, cfg: Any, length: Mapping[str, Any], lr_con
         length: ``runner`` as it is used.
         lr_config: the schedule of the rate as it is used.
         evaluation: likewise; None without a validation set.
+        iters_per_epoch: optimizer steps of an epoch; None where that is not known.
     """
-    report([*_idle_custom_keys(model, cfg), *_idle_schedule(length, lr_config, evaluation)], ignored_codes(cfg))
+    rate = (cfg.get('optimizer') or {}).get('lr')
+    found = [*_idle_custom_keys(model, cfg), *_idle_schedule(length, lr_config, evaluation, iters_per_epoch)]
+    if rate == 0:
+        found.append(Finding('config.idle-schedule', 'optimizer.lr = 0: no weight changes; set a rate above 0'))
+    report(found, ignored_codes(cfg))
 
 
 def _idle_custom_keys(model: nn.Module, cfg: Any) -> Iterator[Finding]:
@@ -417,25 +425,46 @@ def _idle_custom_keys(model: nn.Module, cfg: Any) -> Iterator[Finding]:
 
 
 def _idle_schedule(length: Mapping[str, Any], lr_config: Mapping[str, Any] | None,
-                   evaluation: Mapping[str, Any] | None) -> Iterator[Finding]:
+                   evaluation: Mapping[str, Any] | None, iters_per_epoch: int | None) -> Iterator[Finding]:
+    """What comes after the end, counted in epochs or iterations, as far as the one can be told from the other."""
     by_epoch = 'max_epochs' in length
-    end = length.get('max_epochs' if by_epoch else 'max_iters')
-    unit, key = ('epochs', 'runner.max_epochs') if by_epoch else ('iterations', 'runner.max_iters')
+    key = 'max_epochs' if by_epoch else 'max_iters'
+    end = length.get(key)
+    if not isinstance(end, int):
+        return
+    ends = dict(epochs=end) if by_epoch else dict(iterations=end)
+    if iters_per_epoch:
+        ends.setdefault('epochs', math.ceil(end / iters_per_epoch))
+        ends.setdefault('iterations', end * iters_per_epoch)
+
+    def ending(unit: str) -> str:
+        return f'the training ends after {ends[unit]} {unit} (runner.{key} = {end})'
+
     rates = lr_config or {}
-    step = rates.get('step')
-    steps = [step] if isinstance(step, int) else list(step or ())
-    late = [one for one in steps if isinstance(end, int) and one >= end]
-    if rates.get('by_epoch', by_epoch) == by_epoch and late:
+    step, unit = rates.get('step'), _unit(rates.get('by_epoch', by_epoch))
+    steps = [step] if isinstance(step, int) else step or ()
+    late = [one for one in steps if isinstance(one, int) and one >= ends.get(unit, math.inf)]
+    if late:
         yield Finding('config.idle-schedule', (
-            f"lr_config.step {', '.join(map(str, late))}: the training ends after {end} "
-            f'{unit} ({key}), before the rate falls'))
-    first = (evaluation or {}).get('start')
-    first = (evaluation or {}).get('interval', 1) if first is None else first
-    counts = evaluation is not None and evaluation.get('by_epoch', by_epoch) == by_epoch and isinstance(end, int)
-    if counts and first > end:
+            f"lr_config.step {', '.join(map(str, late))}: {ending(unit)}, before the rate falls"))
+    warmup, unit = rates.get('warmup_iters', 0), _unit(rates.get('warmup_by_epoch', False))
+    if rates.get('warmup') and warmup >= ends.get(unit, math.inf):
         yield Finding('config.idle-schedule', (
-            f'evaluation begins after {first} {unit}, and the training ends after {end} '
-            f'({key}): nothing is evaluated; set evaluation.interval to {end}'))
+            f'lr_config.warmup_iters = {warmup} {unit}: {ending(unit)}, before the rate is what optimizer.lr says; set '
+            f'lr_config.warmup_iters to a tenth of it ({max(ends[unit] // 10, 1)}), or train longer'))
+    if evaluation is None:
+        return
+    first, unit = evaluation.get('start'), _unit(evaluation.get('by_epoch', by_epoch))
+    first = evaluation.get('interval', 1) if first is None else first
+    if first > ends.get(unit, math.inf):
+        best = ', and no best checkpoint is kept (save_best)' if evaluation.get('save_best') else ''
+        yield Finding('config.idle-schedule', (
+            f'evaluation begins after {first} {unit}, and {ending(unit)}: nothing is evaluated{best}; set '
+            f'evaluation.interval to {ends[unit]}'))
+
+
+def _unit(by_epoch: bool) -> str:
+    return 'epochs' if by_epoch else 'iterations'
 
 
 # --- batch and learning rate ---
@@ -510,7 +539,7 @@ def scale_steps(scale: float, length: Mapping[str, Any], lr_config: Mapping[str,
             if isinstance(value, int):
                 rates[key] = max(round(value / scale), 1)
             elif value is not None:
-                rates[key] = [round(one / scale) for one in value]
+                rates[key] = [max(round(one / scale), 1) for one in value]
     if rates is not None and 'schedulers' in rates:
         rates['schedulers'] = [_scaled_scheduler(one, scale) for one in rates['schedulers']]
     scaled = [_scaled_interval(section, scale, by_epoch) for section in sections.values()]

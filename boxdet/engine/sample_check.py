@@ -49,6 +49,9 @@ def training_sample_findings(model: nn.Module, dataset: Any, name: str = 'data.t
             f'{name}.pipeline is one for testing (MultiScaleFlipAug makes views of an image): '
             'set it to the train_pipeline'))
         return
+    if _is_empty(dataset, sample):
+        yield Finding('pipeline.keys', f'{name}.pipeline is empty, and loads no image: set it to the train_pipeline')
+        return
     for key, part, remedy in _wanted(model):
         if key not in sample:
             yield Finding('pipeline.keys', (
@@ -76,7 +79,11 @@ def evaluated_sample_findings(dataset: Any, name: str) -> Iterator[Finding]:
         if augments:
             yield _for_training(name)
         return
-    if sample is not None and augments and not isinstance(sample.get('img'), (list, tuple)) and 'gt_bboxes' in sample:
+    if sample is not None and 'img' not in sample:
+        yield Finding('pipeline.keys', (
+            f'{name}.pipeline is empty, and loads no image: set it to the test_pipeline' if _is_empty(dataset, sample)
+            else f"{name}: its samples have no 'img', which the model reads: name it in Collect(keys=[…])"))
+    elif sample is not None and augments and not isinstance(sample.get('img'), (list, tuple)) and 'gt_bboxes' in sample:
         yield _for_training(name)
 
 
@@ -172,6 +179,11 @@ def _sample(dataset: Any) -> dict | None:
     finally:
         set_random_states(states)
     return None
+
+
+def _is_empty(dataset: Any, sample: dict) -> bool:
+    pipeline = getattr(_innermost(dataset), 'pipeline', None)
+    return 'img' not in sample and list(getattr(pipeline, 'transforms', (None,))) == []
 
 
 def _skips_errors(dataset: Any) -> bool:

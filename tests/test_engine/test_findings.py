@@ -58,6 +58,8 @@ class Case:
                                   classes=self.val_classes if split == 'val' and self.val_classes else self.classes,
                                   test_mode=split == 'val'))
 
+    iters_per_epoch = 3
+
     def train(self, ignore=()):
         """What train_detector asks, on a config of the usual keys."""
         cfg = Config(dict(dict(model=self.model_cfg, runner=dict(type='EpochBasedRunner', max_epochs=12),
@@ -66,7 +68,7 @@ class Case:
         check_config(cfg)
         model = build_detector(self.model_cfg)
         check_training(model, self.dataset('train'), self.dataset('val') if self.with_val else None, ignored_codes(cfg))
-        check_schedule(model, cfg, cfg.runner, cfg.lr_config, {})
+        check_schedule(model, cfg, cfg.runner, cfg.lr_config, cfg.get('evaluation') or {}, self.iters_per_epoch)
 
 
 CASES = []
@@ -129,10 +131,39 @@ def custom_key_of_nothing(c):
     c.cfg = dict(optimizer=dict(type='SGD', lr=0.01, paramwise_cfg=dict(custom_keys=dict(backbonee=dict(lr_mult=0.1)))))
 
 
-@case('config.idle-schedule', 'lr_config.step 8, 11: the training ends after 6 epochs (runner.max_epochs)',
+@case('config.idle-schedule', 'lr_config.step 8, 11: the training ends after 6 epochs (runner.max_epochs = 6)',
       remedy=lambda c: c.cfg.update(runner=dict(type='EpochBasedRunner', max_epochs=12)))
 def steps_after_the_end(c):
     c.cfg = dict(runner=dict(type='EpochBasedRunner', max_epochs=6))
+
+
+@case('config.idle-schedule', 'lr_config.step 90: the training ends after 36 iterations (runner.max_epochs = 12)')
+def iterations_after_the_end_of_epochs(c):
+    c.cfg = dict(lr_config=dict(policy='step', step=[9, 90], by_epoch=False))
+
+
+@case('config.idle-schedule', 'lr_config.warmup_iters = 500 iterations: the training ends after 36 iterations',
+      'set lr_config.warmup_iters to a tenth of it (3)',
+      remedy=lambda c: c.cfg['lr_config'].update(warmup_iters=3))
+def warmup_longer_than_the_training(c):
+    c.cfg = dict(lr_config=dict(policy='step', step=[8, 11], warmup='linear', warmup_iters=500))
+
+
+@case('config.idle-schedule', 'evaluation begins after 13 epochs, and the training ends after 12', '(save_best)',
+      'set evaluation.interval to 12', remedy=lambda c: c.cfg['evaluation'].update(interval=12))
+def evaluated_after_the_end(c):
+    c.cfg = dict(evaluation=dict(interval=13, save_best='bbox_mAP'))
+
+
+@case('config.idle-schedule', 'optimizer.lr = 0: no weight changes',
+      remedy=lambda c: c.cfg['optimizer'].update(lr=0.01))
+def rate_of_0(c):
+    c.cfg = dict(optimizer=dict(type='SGD', lr=0))
+
+
+@case('config.contradiction', "model.pretrained = 'a.pth' and model.backbone.init_cfg = None")
+def pretrained_and_not(c):
+    c.model_cfg['pretrained'], c.model_cfg['backbone']['init_cfg'] = 'a.pth', None
 
 
 # --- data
@@ -569,6 +600,24 @@ def no_boxes_collected(c):
       remedy=lambda c: c.pipelines.update(train=TRAIN))
 def formatted_too_early(c):
     c.pipelines['train'] = [*TRAIN[:2], TRAIN[2], dict(type='RandomFlip', flip_ratio=1.0), *TRAIN[3:]]
+
+
+@case('pipeline.keys', 'data.val.pipeline is empty, and loads no image: set it to the test_pipeline',
+      remedy=lambda c: c.pipelines.update(val=TEST))
+def empty_pipeline_in_validation(c):
+    c.pipelines['val'] = []
+
+
+@case('pipeline.keys', 'data.train.pipeline is empty, and loads no image',
+      remedy=lambda c: c.pipelines.update(train=TRAIN))
+def empty_pipeline(c):
+    c.pipelines['train'] = []
+
+
+@case('pipeline.keys', "data.val: its samples have no 'img', which the model reads: name it in Collect",
+      remedy=lambda c: c.pipelines.update(val=TEST))
+def no_image_collected_in_validation(c):
+    c.pipelines['val'] = [TEST[0], dict(type='Collect', keys=[], meta_keys=[])]
 
 
 @case('pipeline.phase', 'data.train.pipeline is one for testing',

@@ -142,8 +142,9 @@ def _as_scales(img_scale: Any) -> list[tuple[int, int]] | None:
     if img_scale is None:
         return None
     # --cfg-options may turn (w, h) into [w, h], so what is inside decides.
-    scales = list(img_scale) if isinstance(img_scale[0], Sequence) else [img_scale]
-    if not all(isinstance(s, Sequence) and len(s) == 2 for s in scales):
+    scales = list(img_scale) if isinstance(img_scale, Sequence) and all(
+        isinstance(one, Sequence) for one in img_scale) else [img_scale]
+    if not scales or not all(isinstance(s, (tuple, list)) and len(s) == 2 for s in scales):
         raise ConfigError(f'Resize.img_scale is (w, h) or a list of them, not {img_scale}')
     return [tuple(s) for s in scales]
 
