@@ -7,27 +7,23 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 
+from boxdet.compat.detectors import Detector2x, best_first
 from boxdet.compat.forms import as_training_inputs
-from boxdet.compat.models import Detector2x, best_first
 from boxdet.models.settings import Section
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
 
 
-class _Parts(BaseModule):
-    """What is known of a detector without knowing its parts."""
+class BaseDetector(Detector2x, BaseModule):
+    """A detector with ``extract_feat``, ``forward_train`` and ``simple_test`` of its own; it names its own parts."""
 
-    train_settings = test_settings = None  # sections are handed over as they are
+    train_settings = test_settings = None  # type: ignore[assignment]  # sections are handed over as they are
+    with_keypoint = False
 
     def __init__(self, init_cfg: Any = None):
-        super().__init__(init_cfg)
+        BaseModule.__init__(self, init_cfg)  # of no backbone that boxdet knows
         self.CLASSES = self.PALETTE = None
-        self.skeleton = ()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+        self.fp16_enabled = False
 
     @property
     def with_neck(self) -> bool:
@@ -53,16 +49,6 @@ class _Parts(BaseModule):
     def with_mask(self) -> bool:
         """Whether masks are predicted."""
         return getattr(getattr(self, 'roi_head', None), 'with_mask', getattr(self, 'mask_head', None) is not None)
-
-    with_keypoint = False
-
-    def _on_device(self, batch: Batch) -> Batch:
-        here = batch.images.device == self.device and batch.images.dtype != torch.uint8
-        return batch if here else batch.to(self.device)
-
-
-class BaseDetector(Detector2x, _Parts):
-    """A detector with ``extract_feat``, ``forward_train`` and ``simple_test`` of its own."""
 
     def loss(self, batch: Batch) -> dict[str, Any]:
         """``forward_train``'s."""

@@ -363,7 +363,5 @@ def _evaluate(self: Any, results: Iterable[Any], metric: Any = None, logger: Any
     return super(CocoDataset2x, self).evaluate(found, metric, logger, **options)
 
 
-# Which methods a class of boxdet's gets, by its first ancestor here.
-FORMS = ((geometric.Resize, Resize2x), (geometric.RandomFlip, RandomFlip2x), (geometric.Pad, Pad2x),
-         (geometric.RandomCrop, RandomCrop2x), (loading.LoadAnnotations, LoadAnnotations2x),
-         (loading.LoadImageFromFile, LoadImage2x), (coco.CocoDataset, CocoDataset2x))
+# Which methods a class of boxdet's gets: those of the first whose last base it derives from.
+FORMS: tuple[type, ...] = (Resize2x, RandomFlip2x, Pad2x, RandomCrop2x, LoadAnnotations2x, LoadImage2x, CocoDataset2x)

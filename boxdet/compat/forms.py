@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.structures.batch import Batch, ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
 
@@ -105,6 +106,11 @@ def as_instances(rows: Sequence[torch.Tensor]) -> list[Instances]:
     """B Instances(bboxes, scores) of boxes (N, 4 or 5)."""
     return [Instances(bboxes=own[:, :4], scores=own[:, 4] if own.shape[1] > 4 else own.new_ones(len(own)))
             for own in rows]
+
+
+def bbox2roi(bbox_list: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rois (R, 5) of boxes (N, 4 or 5) of B images."""
+    return boxes_to_rois([boxes[:, :4] for boxes in bbox_list])
 
 
 def bbox2result(bboxes: torch.Tensor | np.ndarray, labels: torch.Tensor | np.ndarray,

@@ -190,6 +190,6 @@ def get_box_tensor(boxes: Any) -> torch.Tensor:
 
 def bbox2roi(bbox_list: Sequence[Any]) -> torch.Tensor:
     """Rois (R, 5) of boxes (N, 4) of B images."""
-    from boxdet.compat.models import bbox2roi as own
+    from boxdet.compat.forms import bbox2roi as own
     return own([get_box_tensor(boxes) for boxes in bbox_list])
 
