@@ -70,7 +70,7 @@ def _extent(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], axis:
     return end.sub_(torch.maximum(first[axis], second[axis])).clamp_(min=0)
 
 
-def clip_boxes(boxes: torch.Tensor, image_hw: Sequence[int] | torch.Tensor) -> torch.Tensor:
+def clip_boxes(boxes: torch.Tensor, image_hw: Sequence[float] | torch.Tensor) -> torch.Tensor:
     """Move the corners of boxes (..., 4) into an image of (height, width, ...), or each into its own image (..., 2)."""
     if isinstance(image_hw, torch.Tensor):
         limits = image_hw.flip(-1).to(boxes.dtype)                                       # (..., 2) width, height

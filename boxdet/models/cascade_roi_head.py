@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 import torch
 from torch import nn
@@ -133,6 +132,17 @@ class CascadeRoIHead(nn.Module):
         """The box head whose deltas make the results."""
         return self.bbox_head[-1]
 
+    def settings_of(self, stage: int) -> RoITrainSettings:
+        """What a stage is trained with.
+
+        Raises:
+            ConfigError: the head was built without ``train_cfg``.
+        """
+        settings = self.stage_settings[stage]
+        if settings is None:
+            raise ConfigError("model.train_cfg needs 'rcnn' for training")
+        return settings
+
     def init_weights(self) -> None:
         """Run ``init_cfg``, its own and its parts'."""
         initialize(self)
@@ -169,11 +179,10 @@ class CascadeRoIHead(nn.Module):
         """
         losses, boxes = {}, [p.bboxes for p in proposals]
         for stage, weight in enumerate(self.stage_loss_weights):
-            head, settings = self.bbox_head[stage], self.stage_settings[stage]
+            head, settings = self.bbox_head[stage], self.settings_of(stage)
             forward = partial(self.box_forward, stage)
             rank = partial(box_losses, head, forward, feats) if self.ranks_by_loss[stage] else None
             samples = draw_samples(*self.matching[stage], boxes, gt, ignored, rank)
-            assert settings is not None  # else there was nothing to draw samples by
             scores, deltas, pooled = forward(feats, boxes_to_rois([s.boxes for s in samples]))
             targets = head.targets(samples, settings)
             parts = head.loss(scores, deltas, targets)
@@ -198,8 +207,7 @@ class CascadeRoIHead(nn.Module):
     def mask_losses(self, stage: int, feats: Sequence[torch.Tensor], pooled: torch.Tensor,
                     samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
         """The losses of a stage's mask branch from the pooled features (P, C, h, w) of the positives of B images."""
-        settings = cast(RoITrainSettings, self.stage_settings[stage])
-        return mask_loss(self.mask_head[stage], pooled, samples, gt, settings)
+        return mask_loss(self.mask_head[stage], pooled, samples, gt, self.settings_of(stage))
 
     # ------------------------------------------------------------------------------------------ results
 

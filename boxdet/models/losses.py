@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import cast, overload
 
 import torch
 from torch import nn
@@ -42,6 +42,15 @@ def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, r
     if reduction == 'sum':
         raise ArgumentError("avg_factor is of no use with reduction 'sum'")
     return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+
+
+@overload
+def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: int = 1, thresh: float | None = None) -> torch.Tensor: ...
+
+
+@overload
+def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: Sequence[int],
+             thresh: float | None = None) -> list[torch.Tensor]: ...
 
 
 def accuracy(pred: torch.Tensor, target: torch.Tensor, topk: int | Sequence[int] = 1,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -278,7 +279,8 @@ def build_matching(settings: RoITrainSettings | None) -> tuple[contracts.Assigne
 @torch.no_grad()
 def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler | None,
                  boxes: Sequence[torch.Tensor], gt: Sequence[Instances], ignored: Sequence[torch.Tensor] | None,
-                 rank_losses: Callable[..., Mapping[str, torch.Tensor]] | None = None) -> list[SampledRois]:
+                 rank_losses: Callable[..., Mapping[str, torch.Tensor]] | None = None,
+                 predictions: Callable[[int, torch.Tensor], Any] | None = None) -> list[SampledRois]:
     """Match the proposals of B images with their ground truth, and draw those that enter the loss.
 
     Args:
@@ -289,15 +291,18 @@ def draw_samples(assigner: contracts.Assigner | None, sampler: contracts.Sampler
         ignored: B boxes (M, 4), or None.
         rank_losses: for a sampler that declares ``ranks_by_loss`` (OHEM): ``rank_losses(image, boxes, labels)`` gives
             it the losses of boxes of an image.
+        predictions: for a sampler that declares ``ranks_by_prediction`` (PISA): ``predictions(image, boxes)`` gives it
+            what the box head makes of boxes of an image.
     """
     if assigner is None or sampler is None:
         raise ConfigError("model.train_cfg needs 'rcnn' for training")
+    asked = {name: ask for name, ask in (('rank_losses', rank_losses), ('predictions', predictions)) if ask is not None}
     samples = []
     for i, (own, objects) in enumerate(zip(boxes, gt)):
         regions = None if ignored is None else ignored[i]
         matched = assigner.assign(own, objects.bboxes, regions, objects.labels)
-        by_loss = dict(rank_losses=partial(rank_losses, i)) if rank_losses else {}
-        samples.append(sampler.sample(matched, own, objects.bboxes, objects.labels, **by_loss))
+        of_image = {name: partial(ask, i) for name, ask in asked.items()}
+        samples.append(sampler.sample(matched, own, objects.bboxes, objects.labels, **of_image))
     return samples
 
 

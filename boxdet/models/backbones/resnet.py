@@ -272,7 +272,7 @@ class ResNet(nn.Module):
         ConfigError: values that do not fit one another.
     """
 
-    arch_settings = ARCHITECTURES
+    arch_settings: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = ARCHITECTURES
 
     def __init__(self, depth: int, in_channels: int = 3, stem_channels: int | None = None,
                  base_channels: int = 64, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
@@ -364,7 +364,10 @@ class ResNet(nn.Module):
 
     # What makes a kind of ResNet; stages count from 0.
 
-    _make_layer = staticmethod(make_res_layer)
+    def _make_layer(self, block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int,
+                    num_blocks: int, **options: Any) -> nn.Sequential:
+        """A stage; see ``make_res_layer``."""
+        return make_res_layer(block, in_channels, channels, num_blocks, **options)
 
     def _stage_channels(self, stage: int) -> int:
         """Width of the 3x3 convolutions of a stage."""

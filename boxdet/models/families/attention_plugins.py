@@ -111,7 +111,7 @@ class NonLocal2d(nn.Module):
         self.g = nn.Sequential(conv(in_channels, inner), *pool) if sub_sample else conv(in_channels, inner)
         self.conv_out = conv(inner, in_channels, norm_cfg)
         if mode == 'gaussian':
-            self.phi = pool[0] if sub_sample else None
+            self.phi: nn.Module | None = pool[0] if sub_sample else None
         else:
             self.theta = conv(in_channels, inner)
             self.phi = nn.Sequential(conv(in_channels, inner), *pool) if sub_sample else conv(in_channels, inner)
@@ -124,7 +124,7 @@ class NonLocal2d(nn.Module):
         for name, part in self.named_modules():
             if name.partition('.')[0] in ('g', 'theta', 'phi') and isinstance(part, ConvModule):
                 normal_init(part.conv, std=self.std)
-        last = self.conv_out.norm if self.conv_out.with_norm else self.conv_out.conv
+        last = self.conv_out.conv if self.conv_out.norm is None else self.conv_out.norm
         if self.zeros_init:
             constant_init(last, 0)
         else:
@@ -236,17 +236,17 @@ class GeneralizedAttention(nn.Module):
         """Attention before its softmax (B, A, N, N'); (B, A, 1, N') where all queries have the same."""
         batch, size, key_size = len(queries), queries.shape[2:], keys.shape[2:]
         heads = (self.num_heads, -1)
-        terms = []
+        terms: list[Tensor] = []
         query = None
         if self.content or self.distance:
             query = self.query_conv(queries).unflatten(1, heads).flatten(3).transpose(-2, -1)    # (B, A, N, D)
         if self.content or self.key_alone:
             key = self.key_conv(keys).unflatten(1, heads).flatten(3)                              # (B, A, D, N')
-            bias = self.appr_bias.view(1, self.num_heads, 1, -1) if self.key_alone else 0
-            terms.append((query + bias if self.content else bias.expand(batch, -1, -1, -1)) @ key)
+            asks = self._asks(query if self.content else None, self.appr_bias if self.key_alone else None, batch, 1)
+            terms.append(asks @ key)
         if self.distance or self.distance_alone:
-            bias = self.geom_bias.view(1, self.num_heads, 1, -1) if self.distance_alone else 0
-            asks = query + bias if self.distance else bias.expand(batch, -1, math.prod(size), -1)
+            asks = self._asks(query if self.distance else None, self.geom_bias if self.distance_alone else None,
+                              batch, math.prod(size))
             asks = asks.unflatten(2, tuple(size))                                                 # (B, A, h, w, D)
             across = self._distances(size[1], key_size[1], self.appr_geom_fc_x, queries)          # (A, w, w', D)
             down = self._distances(size[0], key_size[0], self.appr_geom_fc_y, queries)            # (A, h, h', D)
@@ -256,11 +256,19 @@ class GeneralizedAttention(nn.Module):
             turned = not self.distance_alone and size[0] == size[1]
             by_y = torch.einsum('bahwd,ahkd->bahwk', asks.transpose(2, 3) if turned else asks, down)[..., None]
             terms.append((by_x + by_y).flatten(4).flatten(2, 3))
-        energy = sum(terms)
+        energy = sum(terms[1:], start=terms[0])
         if self.spatial_range >= 0:
             far = self.local_constraint_map[:size[0], :size[1], :key_size[0], :key_size[1]]
             energy = energy.masked_fill(far.reshape(1, 1, math.prod(size), -1).bool(), -math.inf)
         return energy
+
+    def _asks(self, query: Tensor | None, bias: Tensor | None, batch: int, count: int) -> Tensor:
+        """What meets the keys, (B, A, N, D): the queries, a bias (A * D,) that all ``count`` share, or their sum."""
+        if bias is None:
+            assert query is not None  # a term has one of the two
+            return query
+        by_head = bias.view(1, self.num_heads, 1, -1)
+        return by_head.expand(batch, -1, count, -1) if query is None else query + by_head
 
     def _distances(self, count: int, key_count: int, layer: nn.Linear, like: Tensor) -> Tensor:
         """Embedded distances (A, count, key_count, D) along one side."""

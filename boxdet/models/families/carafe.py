@@ -6,6 +6,7 @@ channels that share a window's weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,13 +156,14 @@ class FPN_CARAFE(nn.Module):
         if num_outs < len(used) or (last != len(in_channels) - 1 and num_outs != len(used)):
             raise ConfigError(f'FPN_CARAFE: num_outs={num_outs}, but levels {start_level} to {last} make {len(used)}')
         self.in_channels, self.start_level, self.used = list(in_channels), start_level, len(used)
-        layers = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, bias=norm_cfg is None, inplace=False, order=tuple(order))
-        self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, 1, **layers) for c in used)
+        conv = partial(ConvModule, norm_cfg=norm_cfg, act_cfg=act_cfg, bias=norm_cfg is None, inplace=False,
+                       order=tuple(order))
+        self.lateral_convs = nn.ModuleList(conv(c, out_channels, 1) for c in used)
         for i in range(len(used), num_outs):
             source = used[-1] if i == len(used) else out_channels
-            self.lateral_convs.append(ConvModule(source, out_channels, 3, stride=2, padding=1, **layers))
+            self.lateral_convs.append(conv(source, out_channels, 3, stride=2, padding=1))
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, **layers) for _ in range(num_outs))
+            conv(out_channels, out_channels, 3, padding=1) for _ in range(num_outs))
         self.upsample_modules = nn.ModuleList(
             _upsample(upsample_cfg, out_channels) for _ in range(num_outs - 1))
 

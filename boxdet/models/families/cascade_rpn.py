@@ -252,6 +252,7 @@ class StageCascadeRPNHead(RPNHead):
     def _draw(self, i: int, outs: _Outputs, anchors: Tensor, objects: Instances, metas: Sequence[ImageMeta],
               batch_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Places of positives (P,) and negatives (Q,) among the anchors of image i; the positives' objects (P, 4)."""
+        assert self.assigner is not None and self.sampler is not None  # ``stage_loss`` has looked
         mask = self.inside_flags(outs.bbox_preds, [anchors], [metas[i]], batch_hw)[0]
         if ability(self.assigner, 'reads_levels'):
             sizes = [(x.shape[2], x.shape[3]) for x in outs.bbox_preds]

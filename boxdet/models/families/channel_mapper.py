@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -32,14 +33,14 @@ class ChannelMapper(nn.Module):
                  conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, act_cfg: Cfg | None = _RELU,
                  num_outs: int | None = None, init_cfg: InitCfg = None):
         super().__init__()
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
-        self.convs = nn.ModuleList(ConvModule(channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2,
-                                              **layers) for channels in in_channels)
+        conv = partial(ConvModule, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.convs = nn.ModuleList(conv(channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2)
+                                   for channels in in_channels)
         extra = (num_outs or len(in_channels)) - len(in_channels)
         if extra < 0:
             raise ConfigError(f'ChannelMapper: num_outs={num_outs} for {len(in_channels)} levels')
         self.extra_convs = nn.ModuleList(
-            ConvModule(out_channels if i else in_channels[-1], out_channels, 3, stride=2, padding=1, **layers)
+            conv(out_channels if i else in_channels[-1], out_channels, 3, stride=2, padding=1)
             for i in range(extra)) if extra else None
         self.init_cfg = init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform')
 

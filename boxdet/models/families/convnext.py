@@ -4,7 +4,8 @@ B images, C channels.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.utils.checkpoint
@@ -54,10 +55,8 @@ class ConvNeXtBlock(nn.Module):
         self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         wide = 4 * channels
-        if linear_pw_conv:
-            self.pointwise_conv1, self.pointwise_conv2 = nn.Linear(channels, wide), nn.Linear(wide, channels)
-        else:
-            self.pointwise_conv1, self.pointwise_conv2 = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
+        pointwise: Callable[[int, int], nn.Module] = nn.Linear if linear_pw_conv else partial(nn.Conv2d, kernel_size=1)
+        self.pointwise_conv1, self.pointwise_conv2 = pointwise(channels, wide), pointwise(wide, channels)
         self.act = build_activation_layer(act_cfg)
         scaled = layer_scale_init_value > 0
         self.gamma = nn.Parameter(layer_scale_init_value * torch.ones(channels)) if scaled else None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from boxdet.errors import ConfigError
-from boxdet.models.backbones.resnet import Bottleneck, ResNet
+from boxdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from boxdet.models.initialization import constant_init, initialize, xavier_init
 from boxdet.models.necks.fpn import FPN
 from boxdet.registry import BACKBONES, LAYERS, NECKS, Cfg
@@ -72,13 +72,14 @@ class SwitchableAtrousConv2d(ConvAWS2d):
                  use_deform: bool = False, **kwargs: Any):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         self.use_deform = use_deform
-        self.switch = nn.Conv2d(in_channels, 1, 1, stride=self.stride)
+        stride = kwargs.get('stride', 1)
+        self.switch = nn.Conv2d(in_channels, 1, 1, stride=stride)
         self.weight_diff = nn.Parameter(torch.zeros_like(self.weight))
         self.pre_context = nn.Conv2d(in_channels, in_channels, 1)
         self.post_context = nn.Conv2d(out_channels, out_channels, 1)
         if use_deform:
-            self.offset_s = nn.Conv2d(in_channels, 18, 3, padding=1, stride=self.stride)
-            self.offset_l = nn.Conv2d(in_channels, 18, 3, padding=1, stride=self.stride)
+            self.offset_s = nn.Conv2d(in_channels, 18, 3, padding=1, stride=stride)
+            self.offset_l = nn.Conv2d(in_channels, 18, 3, padding=1, stride=stride)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -101,7 +102,8 @@ class SwitchableAtrousConv2d(ConvAWS2d):
         return out + self.post_context(out.mean(dim=(2, 3), keepdim=True))
 
     def _convolve(self, x: Tensor, around: Tensor, weight: Tensor, factor: int) -> Tensor:
-        padding, dilation = (tuple(factor * side for side in sides) for sides in (self.padding, self.dilation))
+        padding = tuple(factor * int(side) for side in self.padding)
+        dilation = tuple(factor * side for side in self.dilation)
         if self.use_deform:
             offset = (self.offset_s if factor == 1 else self.offset_l)(around)
             return deform_conv2d(x, offset, weight, None, stride=self.stride, padding=padding, dilation=dilation)
@@ -173,9 +175,9 @@ class DetectoRS_ResNet(ResNet):
     def _block_options(self, stage: int) -> Cfg:
         return {'sac': self.sac if self.sac is not None and self.stage_with_sac[stage] else None}
 
-    def _make_layer(self, block: type[_Bottleneck], in_channels: int, channels: int, num_blocks: int,
-                    **options: Any) -> nn.Sequential:
-        layer = ResNet._make_layer(block, in_channels, channels, num_blocks, **options)
+    def _make_layer(self, block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int,
+                    num_blocks: int, **options: Any) -> nn.Sequential:
+        layer = super()._make_layer(block, in_channels, channels, num_blocks, **options)
         if self.rfp_inplanes and channels != self._stage_channels(0):
             layer[0].rfp_conv = nn.Conv2d(self.rfp_inplanes, channels * block.expansion, 1)
         return layer
@@ -213,7 +215,7 @@ class DetectoRS_ResNeXt(DetectoRS_ResNet):
         super().__init__(**kwargs)
 
     def _block_options(self, stage: int) -> Cfg:
-        options = super()._block_options(stage)
+        options = dict(super()._block_options(stage))
         if self.groups > 1:
             width = self._stage_channels(stage) * self.base_width // self.base_channels * self.groups
             options.update(groups=self.groups, width=width)
@@ -284,8 +286,11 @@ class RFP(FPN):
             part.init_weights()
         constant_init(self.rfp_weight, 0)
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Map images (B, 3, H, W) and L levels to num_outs levels (B, C, h, w), finest first."""
+    def forward(self, inputs: Sequence[Tensor], keep: bool = True) -> tuple[Tensor, ...]:
+        """Map images (B, 3, H, W) and L levels to num_outs levels (B, C, h, w), finest first.
+
+        The backbone's levels are kept in any case.
+        """
         if len(inputs) != len(self.in_channels) + 1:
             raise ConfigError(f'RFP: the backbone gives {len(inputs)} maps; it needs the image and '
                               f'{len(self.in_channels)} levels (output_img=True)')

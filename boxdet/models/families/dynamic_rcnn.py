@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -36,6 +36,13 @@ class DynamicTrainSettings(RoITrainSettings):
     dynamic_rcnn: Mapping[str, float] | None = None
 
 
+class ThresholdAssigner(contracts.Assigner, Protocol):
+    """An assigner whose thresholds may be set (``MaxIoUAssigner``)."""
+    pos_iou_thr: float
+    neg_iou_thr: float | tuple[float, float]
+    min_pos_iou: float
+
+
 @HEADS.register_module()
 class DynamicRoIHead(StandardRoIHead):
     """A RoI head that follows its proposals: arguments as in ``StandardRoIHead``.
@@ -48,6 +55,7 @@ class DynamicRoIHead(StandardRoIHead):
     """
 
     train_settings = DynamicTrainSettings
+    assigner: ThresholdAssigner | None
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -64,6 +72,7 @@ class DynamicRoIHead(StandardRoIHead):
     def draw(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], gt: Sequence[Instances],
              ignored: Sequence[torch.Tensor] | None) -> list[SampledRois]:
         """See ``StandardRoIHead``; notes how well the proposals lie."""
+        assert self.assigner is not None  # ``loss`` is for heads that are trained
         ious, rank = [], self.train_cfg.dynamic_rcnn['iou_topk']
         with torch.no_grad():
             for i, (own, objects) in enumerate(zip(boxes, gt)):
@@ -75,7 +84,7 @@ class DynamicRoIHead(StandardRoIHead):
         return super().draw(feats, boxes, gt, ignored)
 
     def bbox_losses(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois], scores: torch.Tensor,
-                    deltas: torch.Tensor, targets: BoxTargets) -> contracts.Losses:
+                    deltas: torch.Tensor | None, targets: BoxTargets) -> contracts.Losses:
         """See ``StandardRoIHead``; notes how far the positives are to be moved."""
         losses, settings = super().bbox_losses(feats, samples, scores, deltas, targets), self.train_cfg.dynamic_rcnn
         if len(targets.pos_boxes):
@@ -92,6 +101,7 @@ class DynamicRoIHead(StandardRoIHead):
         settings, loss = self.train_cfg.dynamic_rcnn, self.bbox_head.loss_bbox
         iou = float(torch.stack(self.iou_history).mean()) if self.iou_history else 0.0
         iou = max(settings['initial_iou'], iou)
+        assert self.assigner is not None  # as in ``draw``
         self.assigner.pos_iou_thr = self.assigner.neg_iou_thr = self.assigner.min_pos_iou = iou
         if self.beta_history:
             # The median; of an even number the middle of the two.

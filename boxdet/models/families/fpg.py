@@ -4,7 +4,8 @@ B images, L levels, C channels, P pathways: bottom-up or top-down walks over all
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,12 +31,12 @@ class UpsampledConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, scale_factor: float = 2, mode: str = 'nearest',
                  align_corners: bool | None = None, kernel_size: int = 3, **layers: Any):
         super().__init__()
-        self.interpolation = dict(scale_factor=scale_factor, mode=mode, align_corners=align_corners)
+        self.interpolate = partial(F.interpolate, scale_factor=scale_factor, mode=mode, align_corners=align_corners)
         self.conv = ConvModule(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2, **layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, h * scale_factor, w * scale_factor)."""
-        return self.conv(F.interpolate(x, **self.interpolation))
+        return self.conv(self.interpolate(x))
 
 
 class LastConv(nn.Module):
@@ -54,12 +55,11 @@ def _identity(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Identity()
 
 
-_TRANSITIONS = {'conv': ConvModule, 'interpolation_conv': UpsampledConv, 'last_conv': LastConv, 'identity': _identity}
+_TRANSITIONS: Mapping[str, Callable[..., nn.Module]] = {
+    'conv': ConvModule, 'interpolation_conv': UpsampledConv, 'last_conv': LastConv, 'identity': _identity}
 
 
-def _transition(cfg: Mapping | None, in_channels: int, out_channels: int) -> nn.Module | None:
-    if cfg is None:
-        return None
+def _transition(cfg: Mapping, in_channels: int, out_channels: int) -> nn.Module:
     options = dict(cfg)
     kind = options.pop('type', None)
     if kind not in _TRANSITIONS:
@@ -173,9 +173,9 @@ class FPG(nn.Module):
 
     def _pathway(self, step: int, path: str, before: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
         """The levels of a pathway from those ``before`` it and the ``first`` ones."""
-        levels: list[Tensor | None] = [None] * self.num_outs
+        levels: dict[int, Tensor] = {}
         back = 1 if path == 'td' else -1  # where the pathway comes from
-        order = range(self.num_outs)
+        order, transitions = range(self.num_outs), list(self.fpn_transitions[step].children())
         for i in reversed(order) if path == 'td' else order:
             if step in self.skip_inds[i]:
                 levels[i] = before[i]
@@ -187,7 +187,7 @@ class FPG(nn.Module):
                 sources['across_up'] = before[i - 1]
             if i < self.num_outs - 1:
                 sources['across_down'] = before[i + 1]
-            layers = self.fpn_transitions[step][i]
+            layers = dict(transitions[i].named_children())
             names = ('same_up', 'same_down', 'across_lateral', 'across_up', 'across_down', 'across_skip')
             levels[i] = sum(layers[name](sources[name]) for name in names if name in layers and name in sources)
-        return levels
+        return [levels[i] for i in order]

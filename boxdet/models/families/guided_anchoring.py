@@ -226,10 +226,10 @@ class GARPNHead(RPNHead):
         sizes = [(x.shape[2], x.shape[3]) for x in cls_scores]
         approxs = torch.cat(self.approx_anchor_generator.grid_priors(sizes, device=anchors.device))       # (N * A, 4)
         inside = self._cells_inside(squares, approxs, sizes, metas, batch_hw)
-        if self.train_cfg.allowed_border >= 0:
-            of_anchors = [mask & self.within_border(own, meta) for mask, own, meta in zip(inside, anchors, metas)]
-        else:
-            of_anchors = inside
+        of_anchors = inside
+        if self.train_cfg.allowed_border >= 0:  # every image has a mask then
+            of_anchors = [mask if mask is None else mask & self.within_border(own, meta)
+                          for mask, own, meta in zip(inside, anchors, metas)]
         losses = self.loss_of_targets(cls_scores, bbox_preds, self.targets(anchors, of_anchors, gt, ignored),
                                       [len(level) for level in squares])
         return dict(**losses, loss_anchor_shape=self._shape_losses(shape_preds, squares, approxs, inside, gt),
@@ -241,8 +241,8 @@ class GARPNHead(RPNHead):
         masks: list[Tensor | None] = []
         for meta in metas:
             mask = None
-            if tuple(meta.pad_shape[:2]) != tuple(batch_hw):
-                mask = torch.cat(self.anchor_generator.valid_flags(sizes, meta.pad_shape, device=approxs.device))
+            if meta.padded_size != tuple(batch_hw):
+                mask = torch.cat(self.anchor_generator.valid_flags(sizes, meta.padded_size, device=approxs.device))
             if self.train_cfg.allowed_border >= 0:
                 near = self.within_border(approxs, meta).view(-1, self.approxs_per_octave).any(dim=1)
                 mask = near if mask is None else mask & near

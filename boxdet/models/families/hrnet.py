@@ -18,11 +18,12 @@ from boxdet.models.initialization import InitCfg, initialize, pretrained_or_defa
 from boxdet.models.layers import ConvModule, build_conv_layer, build_norm_layer
 from boxdet.registry import BACKBONES, NECKS, Cfg
 
-_BLOCKS = {'BASIC': BasicBlock, 'BOTTLENECK': Bottleneck}
+_BLOCKS: Mapping[str, type[BasicBlock] | type[Bottleneck]] = {'BASIC': BasicBlock, 'BOTTLENECK': Bottleneck}
 _STAGE_KEYS = ('num_modules', 'num_branches', 'block', 'num_blocks', 'num_channels')
 _STEM = 64
 _BN = {'type': 'BN'}
-_INIT = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
+_INIT: Sequence[Cfg] = [
+    dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
 
 
 def _conv_norm(source: int, target: int, kernel: int, stride: int, conv_cfg: Cfg | None, norm_cfg: Cfg
@@ -62,11 +63,11 @@ class HRModule(nn.Module):
                 for i in range(num_outs))
         self.relu = nn.ReLU()
 
-    def _path(self, source: int, target: int, conv_cfg: Cfg | None, norm_cfg: Cfg) -> nn.Module | None:
-        """From the resolution of one branch to that of another; None to itself."""
+    def _path(self, source: int, target: int, conv_cfg: Cfg | None, norm_cfg: Cfg) -> nn.Module:
+        """From the resolution of one branch to that of another."""
         channels = self.out_channels
         if source == target:
-            return None
+            return nn.Identity()
         if source > target:
             return nn.Sequential(*_conv_norm(channels[source], channels[target], 1, 1, conv_cfg, norm_cfg),
                                  nn.Upsample(scale_factor=2 ** (source - target), mode='nearest'))
@@ -80,7 +81,7 @@ class HRModule(nn.Module):
         levels = [branch(x) for branch, x in zip(self.branches, levels)]
         if self.fuse_layers is None:
             return levels
-        return [self.relu(sum(x if path is None else path(x) for path, x in zip(paths, levels)))
+        return [self.relu(sum(path(x) for path, x in zip(paths.children(), levels)))
                 for paths in self.fuse_layers]
 
 
@@ -133,17 +134,17 @@ class HRNet(nn.Module):
             self.add_module(f'stage{i + 1}', self._stage(stage, wanted, 1 if single else len(wanted)))
             channels = wanted
 
-    def _block_init(self, block: type) -> InitCfg:
+    def _block_init(self, block: type[BasicBlock] | type[Bottleneck]) -> InitCfg:
         last = 'norm3' if block is Bottleneck else 'norm2'
         return dict(type='Constant', val=0, override=dict(name=last)) if self._zero_init else None
 
     def _transition(self, before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-        """From the branches of a stage to those of the next; None where nothing changes."""
-        paths: list[nn.Module | None] = []
+        """From the branches of a stage to those of the next."""
+        paths: list[nn.Module] = []
         for i, channels in enumerate(after):
             if i < len(before):
                 same = channels == before[i]
-                paths.append(None if same else nn.Sequential(
+                paths.append(nn.Identity() if same else nn.Sequential(
                     *_conv_norm(before[i], channels, 3, 1, self.conv_cfg, self.norm_cfg), nn.ReLU(inplace=True)))
                 continue
             steps = [before[-1]] * (i - len(before) + 1) + [channels]
@@ -190,8 +191,7 @@ class HRNet(nn.Module):
         for i in range(1, len(self.stages)):
             paths = getattr(self, f'transition{i}')
             # A branch that is new starts from the coarsest one that there was.
-            inputs = [levels[min(j, len(levels) - 1)] if path is None else path(levels[min(j, len(levels) - 1)])
-                      for j, path in enumerate(paths)]
+            inputs = [path(levels[min(j, len(levels) - 1)]) for j, path in enumerate(paths)]
             levels = getattr(self, f'stage{i + 1}')(inputs)
         return tuple(levels)
 

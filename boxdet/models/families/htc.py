@@ -4,7 +4,7 @@ Letters: B images, L levels, R rois, P positive rois, C channels, S semantic cla
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import box_losses, draw_samples, mask_loss, mask_samples
 from boxdet.registry import DETECTORS, HEADS, LOSSES, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta, SampledRois
-from boxdet.structures.instances import Instances, joined
+from boxdet.structures.instances import Instances, OfImages, joined
 
 _FUSED = ('bbox', 'mask')
 
@@ -105,10 +105,9 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
         if not (self.with_semantic and part in self.semantic_fusion):
             return pooled
         semantic = self.semantic_roi_extractor([self.context(feats)[-1]], rois)
-        same = semantic.shape[-2:] == pooled.shape[-2:]
-        return pooled + (semantic if same else F.adaptive_avg_pool2d(semantic, pooled.shape[-2:]))
+        return pooled + pooled_like(semantic, pooled)
 
-    def _convolved(self, heads: Sequence[nn.Module], pooled: torch.Tensor) -> list[torch.Tensor]:
+    def _convolved(self, heads: Iterable[nn.Module], pooled: torch.Tensor) -> list[torch.Tensor]:
         """What the convolutions of each mask head make of (R, C, ., .)[, reading what the one before made]."""
         found: list[torch.Tensor] = []
         for head in heads:
@@ -130,14 +129,14 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
             head, forward = self.bbox_head[stage], partial(self.box_forward, stage)
             rank = partial(box_losses, head, forward, feats) if self.ranks_by_loss[stage] else None
             draw = partial(draw_samples, *self.matching[stage], gt=gt, ignored=ignored, rank_losses=rank)
-            samples = draw(boxes)
+            samples: Sequence[SampledRois] = draw(boxes)
             scores, deltas, _ = forward(feats, boxes_to_rois([s.boxes for s in samples]))
-            targets = head.targets(samples, self.stage_settings[stage])
+            targets = head.targets(samples, self.settings_of(stage))
             parts = head.loss(scores, deltas, targets)
             boxes = next_boxes(head, samples, scores, deltas, targets, metas)
             if self.with_mask:
                 samples = draw(boxes) if self.interleaved else samples
-                samples, _ = mask_samples(samples, self.stage_settings[stage])
+                samples, _ = mask_samples(samples, self.settings_of(stage))
                 pooled = self.mask_features(stage, feats, boxes_to_rois([s.pos_boxes for s in samples]))
                 parts.update(self.mask_losses(stage, feats, pooled, samples, gt))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
@@ -148,14 +147,14 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
                     samples: Sequence[SampledRois], gt: Sequence[Instances]) -> dict[str, torch.Tensor]:
         """See ``CascadeRoIHead``."""
         heads = self.mask_head[0 if self.mask_info_flow else stage:stage + 1]
-        return mask_loss(heads[-1], pooled, samples, gt, self.stage_settings[stage],
+        return mask_loss(heads[-1], pooled, samples, gt, self.settings_of(stage),
                          forward=lambda x, labels: heads[-1].logits(self._convolved(heads, x)[-1], labels))
 
     # ------------------------------------------------------------------------------------------ results
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+    def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
-                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor]:
+                 ) -> tuple[OfImages, torch.Tensor, torch.Tensor]:
         """See ``CascadeRoIHead``."""
         return super().classify(self.context(feats), boxes, metas)
 
@@ -165,7 +164,15 @@ class HybridTaskCascadeRoIHead(CascadeRoIHead):
         pooled = self.mask_features(self.num_stages - 1, self.context(feats), boxes_to_rois(boxes))
         stages = list(zip(self.mask_head, self._convolved(self.mask_head, pooled)))
         stages = stages if self.test_cfg.average_masks else stages[-1:]
-        return sum(at_least_float32(head.logits(x, joined(labels))).sigmoid() for head, x in stages) / len(stages)
+        first, *others = (at_least_float32(head.logits(x, joined(labels))).sigmoid() for head, x in stages)
+        return sum(others, start=first) / len(stages)
+
+
+def pooled_like(semantic: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    """Semantic features (R, C, ., .) of rois, averaged to the size of the ``pooled`` ones (R, C, h, w)."""
+    height, width = pooled.shape[-2:]
+    same = semantic.shape[-2:] == pooled.shape[-2:]
+    return semantic if same else F.adaptive_avg_pool2d(semantic, (height, width))
 
 
 @HEADS.register_module()
@@ -215,14 +222,14 @@ class FusedSemanticHead(nn.Module):
                  norm_cfg: Cfg | None = None, ignore_label: int | None = None, loss_weight: float | None = None,
                  loss_seg: Cfg | None = None, init_cfg: InitCfg = None):
         super().__init__()
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        conv = partial(ConvModule, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self.num_ins, self.fusion_level = num_ins, fusion_level
         self.lateral_convs = nn.ModuleList(
-            ConvModule(in_channels, in_channels, 1, inplace=False, **layers) for _ in range(num_ins))
+            conv(in_channels, in_channels, 1, inplace=False) for _ in range(num_ins))
         self.convs = nn.ModuleList(
-            ConvModule(conv_out_channels if i else in_channels, conv_out_channels, 3, padding=1, **layers)
+            conv(conv_out_channels if i else in_channels, conv_out_channels, 3, padding=1)
             for i in range(num_convs))
-        self.conv_embedding = ConvModule(conv_out_channels, conv_out_channels, 1, **layers)
+        self.conv_embedding = conv(conv_out_channels, conv_out_channels, 1)
         self.conv_logits = nn.Conv2d(conv_out_channels, num_classes, 1)
         loss_seg = loss_seg or dict(type='CrossEntropyLoss', ignore_index=255, loss_weight=0.2)
         if ignore_label or loss_weight:

@@ -41,7 +41,8 @@ class LegacyDeltaXYWHBBoxCoder(DeltaXYWHBBoxCoder):
         return super().encode(_wider(bboxes), _wider(gt_bboxes))
 
     def decode(self, bboxes: torch.Tensor, pred_bboxes: torch.Tensor,
-               max_shape: Sequence[int] | torch.Tensor | None = None, wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
+               max_shape: Sequence[float] | torch.Tensor | None = None,
+               wh_ratio_clip: float = 16 / 1000) -> torch.Tensor:
         """See ``DeltaXYWHBBoxCoder``."""
         moved = super().decode(_wider(bboxes), pred_bboxes, None, wh_ratio_clip)
         if max_shape is None:

@@ -57,8 +57,9 @@ class BFP(nn.Module):
         if len(inputs) != self.num_levels:
             raise ConfigError(f'BFP: num_levels={self.num_levels}, and it gets {len(inputs)} levels')
         size = inputs[self.refine_level].shape[2:]
-        mean = sum(F.adaptive_max_pool2d(x, size) if i < self.refine_level else F.interpolate(x, size=size)
-                   for i, x in enumerate(inputs)) / len(inputs)
+        first, *others = (F.adaptive_max_pool2d(x, size) if i < self.refine_level else F.interpolate(x, size=size)
+                          for i, x in enumerate(inputs))
+        mean = sum(others, start=first) / len(inputs)
         mean = mean if self.refine is None else self.refine(mean)
         return tuple(x + (F.interpolate(mean, size=x.shape[2:]) if i < self.refine_level
                           else F.adaptive_max_pool2d(mean, x.shape[2:])) for i, x in enumerate(inputs))

@@ -4,8 +4,8 @@ B images, C channels.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.utils.checkpoint
@@ -21,21 +21,22 @@ from boxdet.registry import BACKBONES, Cfg
 _LAYERS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _LAST = 1280
 _BN, _RELU6 = {'type': 'BN'}, {'type': 'ReLU6'}
-_INIT = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
+_INIT: Sequence[Cfg] = [
+    dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]
 
 
 class InvertedResidual(nn.Module):
     """A depthwise 3x3 convolution between two 1x1 ones, the first of which is left out where nothing expands."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, with_cp: bool,
-                 layers: dict[str, Any]):
+                 conv: Callable[..., ConvModule]):
         super().__init__()
         self.with_cp = with_cp
         self.adds = stride == 1 and in_channels == out_channels
         inner = in_channels * expansion
-        self.expand_conv = ConvModule(in_channels, inner, 1, **layers) if expansion != 1 else None
-        self.depthwise_conv = ConvModule(inner, inner, 3, stride=stride, padding=1, groups=inner, **layers)
-        self.linear_conv = ConvModule(inner, out_channels, 1, **{**layers, 'act_cfg': None})
+        self.expand_conv = conv(in_channels, inner, 1) if expansion != 1 else None
+        self.depthwise_conv = conv(inner, inner, 3, stride=stride, padding=1, groups=inner)
+        self.linear_conv = conv(inner, out_channels, 1, act_cfg=None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, h / stride, w / stride)."""
@@ -80,18 +81,18 @@ class MobileNetV2(nn.Module):
             raise ConfigError(f'MobileNetV2: frozen_stages={frozen_stages}; it is -1 to {len(_LAYERS)}')
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
         self.init_cfg = pretrained_or_default(init_cfg, pretrained, _INIT)
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        conv = partial(ConvModule, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
         channels = make_divisible(32 * widen_factor)
-        self.conv1 = ConvModule(3, channels, 3, stride=2, padding=1, **layers)
+        self.conv1 = conv(3, channels, 3, stride=2, padding=1)
         self.layers = []
         for i, (expansion, base, blocks, stride) in enumerate(_LAYERS, 1):
             wanted, parts = make_divisible(base * widen_factor), []
             for j in range(blocks):
-                parts.append(InvertedResidual(channels, wanted, expansion, 1 if j else stride, with_cp, layers))
+                parts.append(InvertedResidual(channels, wanted, expansion, 1 if j else stride, with_cp, conv))
                 channels = wanted
             self.layers.append(f'layer{i}')
             self.add_module(f'layer{i}', nn.Sequential(*parts))
-        self.conv2 = ConvModule(channels, int(_LAST * max(widen_factor, 1.0)), 1, **layers)
+        self.conv2 = conv(channels, int(_LAST * max(widen_factor, 1.0)), 1)
         self.layers.append('conv2')
         self._freeze()
 

@@ -39,7 +39,7 @@ class MergeCell(nn.Module):
         self.out_conv = ConvModule(channels, channels, 3, padding=1, bias=True, norm_cfg=norm_cfg, inplace=False,
                                    order=('act', 'conv', 'norm')) if with_conv else None
 
-    def forward(self, first: Tensor, second: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, size: tuple[int, ...]) -> Tensor:
         """Map two levels (B, C, ., .) to one (B, C, *size)."""
         first, second = resized(first, size), resized(second, size)
         if self.attends:
@@ -48,7 +48,7 @@ class MergeCell(nn.Module):
         return merged if self.out_conv is None else self.out_conv(merged)
 
 
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """A level (B, C, h, w) at a size: the nearest pixels of a smaller one, the largest of windows of a larger one."""
     size, own = tuple(size), tuple(x.shape[2:])
     if own == size:
@@ -116,6 +116,7 @@ class NASFPN(nn.Module):
             feats.append(downsample(feats[-1]))
         levels = dict(zip(('p3', 'p4', 'p5', 'p6', 'p7'), feats))
         for stage in self.fpn_stages:
+            cells = dict(stage.named_children())
             for name, first, second, target, like in _STEPS:
-                levels[target] = stage[name](levels[first], levels[second], levels[like].shape[2:])
+                levels[target] = cells[name](levels[first], levels[second], levels[like].shape[2:])
         return tuple(levels[name] for name in ('p3', 'p4', 'p5', 'p6', 'p7'))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -25,13 +26,13 @@ class PAFPN(FPN):
         steps = len(self.lateral_convs) - 1
         if num_outs <= steps:
             raise ConfigError(f'PAFPN: num_outs={num_outs}, and the levels used are {steps + 1}')
-        layers = dict(padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
+        conv = partial(ConvModule, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
         self.downsample_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, stride=2, **layers) for _ in range(steps))
-        self.pafpn_convs = nn.ModuleList(ConvModule(out_channels, out_channels, 3, **layers) for _ in range(steps))
+            conv(out_channels, out_channels, 3, stride=2) for _ in range(steps))
+        self.pafpn_convs = nn.ModuleList(conv(out_channels, out_channels, 3) for _ in range(steps))
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Map L levels (B, in_channels[l], h_l, w_l) to num_outs levels (B, C, h, w), finest first."""
+    def forward(self, inputs: Sequence[Tensor], keep: bool = True) -> tuple[Tensor, ...]:
+        """See ``FPN``; the backbone's levels are kept in any case."""
         if len(inputs) != len(self.in_channels):
             raise ConfigError(f'PAFPN: in_channels has {len(self.in_channels)} levels, the backbone gives '
                               f'{len(inputs)}')

@@ -14,7 +14,7 @@ from boxdet.abilities import ability
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32, box_overlaps
 from boxdet.matching.assigner import AssignResult
-from boxdet.matching.sampler import RandomSampler, gather, negatives, positives, random_choice
+from boxdet.matching.sampler import RandomSampler, RankLosses, gather, negatives, positives, random_choice
 from boxdet.models import contracts
 from boxdet.models.bbox_head import BBoxHead, BoxTargets, RoITrainSettings
 from boxdet.models.roi_extractor import boxes_to_rois
@@ -51,19 +51,14 @@ class PISARoIHead(StandardRoIHead):
         """See ``StandardRoIHead``; the sampler may ask what the box head makes of boxes."""
         if not ability(self.sampler, 'ranks_by_prediction'):
             return super().draw(feats, boxes, gt, ignored)
-        samples = []
-        for i in range(len(boxes)):
-            own = partial(self._predictions, [feat[i:i + 1] for feat in feats])
-            sampler = _Asking(self.sampler, own)
-            samples += draw_samples(self.assigner, sampler, boxes[i:i + 1], gt[i:i + 1],
-                                    None if ignored is None else ignored[i:i + 1])
-        return samples
+        return draw_samples(self.assigner, self.sampler, boxes, gt, ignored,
+                            predictions=partial(self._predictions, feats))
 
-    def _predictions(self, feats: Sequence[torch.Tensor],
+    def _predictions(self, feats: Sequence[torch.Tensor], image: int,
                      boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See ``Predictions``; feats are of one image."""
+        """See ``Predictions``; the boxes are of one image of the batch."""
         head = self.bbox_head
-        scores, deltas, _ = self.box_forward(feats, boxes_to_rois([boxes]))
+        scores, deltas, _ = self.box_forward([feat[image:image + 1] for feat in feats], boxes_to_rois([boxes]))
         probs = head.probabilities(scores)[:, :head.num_classes]
         background = torch.full((len(boxes),), head.num_classes, device=boxes.device)
         loss = head.loss_cls(at_least_float32(scores), background, reduction_override='none')
@@ -71,22 +66,19 @@ class PISARoIHead(StandardRoIHead):
         return probs, moved, loss.flatten(1).sum(dim=1) if loss.dim() > 1 else loss
 
     def bbox_losses(self, feats: Sequence[torch.Tensor], samples: Sequence[SampledRois], scores: torch.Tensor,
-                    deltas: torch.Tensor, targets: BoxTargets) -> contracts.Losses:
+                    deltas: torch.Tensor | None, targets: BoxTargets) -> contracts.Losses:
         """See ``StandardRoIHead``; and ``loss_carl``."""
         settings = self.train_cfg
+        if settings.isr is None and settings.carl is None:
+            return super().bbox_losses(feats, samples, scores, deltas, targets)
+        if deltas is None:
+            raise ConfigError('model.train_cfg.rcnn: isr and carl read box deltas; the bbox_head has with_reg=False')
         if settings.isr is not None:
             targets = reweighted(self.bbox_head, scores.detach(), deltas.detach(), samples, targets, **settings.isr)
         losses = super().bbox_losses(feats, samples, scores, deltas, targets)
         if settings.carl is None:
             return losses
         return {**losses, 'loss_carl': carl_loss(self.bbox_head, scores, deltas, targets, **settings.carl)}
-
-
-class _Asking:
-    """A sampler that is handed ``predictions``."""
-
-    def __init__(self, sampler: ScoreHLRSampler, predictions: Predictions):
-        self.sample = partial(sampler.sample, predictions=predictions)
 
 
 def reweighted(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, samples: Sequence[SampledRois],
@@ -177,8 +169,9 @@ class ScoreHLRSampler(RandomSampler):
 
     @torch.no_grad()
     def sample(self, assign_result: AssignResult, bboxes: torch.Tensor, gt_bboxes: torch.Tensor,
-               gt_labels: torch.Tensor | None = None, predictions: Predictions | None = None) -> SampledRois:
-        """As ``RandomSampler.sample``; the samples have ``neg_weights``.
+               gt_labels: torch.Tensor | None = None, rank_losses: RankLosses | None = None,
+               predictions: Predictions | None = None) -> SampledRois:
+        """As ``RandomSampler.sample``; the samples have ``neg_weights``, and losses are not asked for.
 
         Raises:
             ConfigError: there are no ``predictions``: it is not the sampler of a ``PISARoIHead``.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,9 +207,10 @@ class MaskPointHead(nn.Module):
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.coarse_pred_each_layer = coarse_pred_each_layer
         again = num_classes if coarse_pred_each_layer else 0
-        layer = dict(conv_cfg=conv_cfg or dict(type='Conv1d'), norm_cfg=norm_cfg, act_cfg=act_cfg or dict(type='ReLU'))
+        conv = partial(ConvModule, conv_cfg=conv_cfg or dict(type='Conv1d'), norm_cfg=norm_cfg,
+                       act_cfg=act_cfg or dict(type='ReLU'))
         self.fcs = nn.ModuleList(
-            ConvModule(fc_channels + again if i else in_channels + num_classes, fc_channels, 1, **layer)
+            conv(fc_channels + again if i else in_channels + num_classes, fc_channels, 1)
             for i in range(num_fcs))
         self.fc_logits = nn.Conv1d((fc_channels + again) if num_fcs else in_channels + num_classes,
                                    1 if class_agnostic else num_classes, 1)

@@ -202,9 +202,10 @@ class PyramidVisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, in_channels, H, W) to the levels of ``out_indices``: (B, C_i, h_i, w_i)."""
         outs = []
-        for i, (patches, blocks, norm) in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            patches, blocks, norm = layer.children()
             x, size = patches(x)
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x, size)
             x = to_map(norm(x), size).contiguous()
             if i in self.out_indices:

@@ -54,7 +54,7 @@ class RegNet(ResNet):
                 raise ConfigError(f"RegNet: {key} follows from 'arch'")
         self.stage_widths, depths, self.group_widths, self.bottleneck_ratio = stages(arch)
         total = sum(depths)
-        self.arch_settings = {total: (_Bottleneck, depths)}
+        self.arch_settings = {total: (_Bottleneck, tuple(depths))}
         super().__init__(total, stem_channels=stem_channels, base_channels=base_channels, num_stages=len(depths),
                          strides=strides, **kwargs)
 
@@ -97,6 +97,6 @@ def stages(arch: str | Mapping) -> tuple[list[int], list[int], list[int], float]
     runs = [(int(width), len(list(same))) for width, same in groupby(blocks.tolist())]
     if len(runs) > 4:
         raise ConfigError(f'RegNet: these numbers make {len(runs)} stages, and there are up to 4: {dict(arch)}')
-    groups = [min(arch['group_w'], int(width * ratio)) for width, _ in runs]
+    groups = [int(min(arch['group_w'], width * ratio)) for width, _ in runs]
     inner = [round(int(width * ratio) / group) * group for (width, _), group in zip(runs, groups)]
     return [int(width / ratio) for width in inner], [depth for _, depth in runs], groups, ratio

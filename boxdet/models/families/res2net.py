@@ -45,7 +45,8 @@ class Bottle2neck(Bottleneck):
         self._parts = (width // self.scales, stride, dilation, conv_cfg, norm_cfg)
 
     def _middle(self, x: Tensor) -> Tensor:
-        parts, outs = x.chunk(self.scales, dim=1), []
+        parts = x.chunk(self.scales, dim=1)
+        outs: list[Tensor] = []
         for part, conv, norm in zip(parts, self.convs, self.bns):
             adds = outs and not self.first_of_stage
             outs.append(self.relu(norm(conv(outs[-1] + part if adds else part.contiguous()))))

@@ -17,7 +17,7 @@ from boxdet.geometry.boxes import at_least_float32
 from boxdet.models.bbox_head import BBoxHead
 from boxdet.models.cascade_roi_head import CascadeRoIHead, next_boxes
 from boxdet.models.detectors import CascadeRCNN
-from boxdet.models.families.htc import FusedSemanticHead
+from boxdet.models.families.htc import FusedSemanticHead, pooled_like
 from boxdet.models.initialization import InitCfg, initialize
 from boxdet.models.layers import ConvModule, build_conv_layer, build_norm_layer
 from boxdet.models.mask_head import FCNMaskHead
@@ -25,7 +25,7 @@ from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import box_losses, draw_samples, mask_loss, mask_samples
 from boxdet.registry import DETECTORS, HEADS, ROI_EXTRACTORS, Cfg
 from boxdet.structures.batch import ImageMeta
-from boxdet.structures.instances import Instances, joined
+from boxdet.structures.instances import Instances, OfImages, joined
 
 
 @DETECTORS.register_module()
@@ -86,8 +86,7 @@ class SCNetRoIHead(CascadeRoIHead):
         context = self.context(feats)
         if self.with_semantic:
             semantic = self.semantic_roi_extractor([context.semantic[1]], rois)
-            same = semantic.shape[-2:] == pooled.shape[-2:]
-            pooled = pooled + (semantic if same else F.adaptive_avg_pool2d(semantic, pooled.shape[-2:]))
+            pooled = pooled + pooled_like(semantic, pooled)
         return pooled if self.glbctx_head is None else pooled + context.whole[1][rois[:, 0].long()]
 
     def box_forward(self, stage: int, feats: Sequence[torch.Tensor],
@@ -113,33 +112,34 @@ class SCNetRoIHead(CascadeRoIHead):
              ignored: Sequence[torch.Tensor] | None, metas: Sequence[ImageMeta],
              semantic_seg: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return ``loss_semantic_seg``, ``loss_glbctx``, the losses of each stage's boxes, and ``loss_mask``."""
-        losses, boxes, feats = {}, [p.bboxes for p in proposals], self.context(feats)
+        losses, boxes = {}, [p.bboxes for p in proposals]
+        feats = context = self.context(feats)
         if self.with_semantic:
-            losses.update(self.semantic_head.loss(feats.semantic[0], semantic_seg))
+            losses.update(self.semantic_head.loss(context.semantic[0], semantic_seg))
         if self.glbctx_head is not None:
-            losses.update(self.glbctx_head.loss(feats.whole[0], [objects.labels for objects in gt]))
+            losses.update(self.glbctx_head.loss(context.whole[0], [objects.labels for objects in gt]))
         for stage, weight in enumerate(self.stage_loss_weights):
             head, forward = self.bbox_head[stage], partial(self.box_forward, stage)
             rank = partial(box_losses, head, forward, feats) if self.ranks_by_loss[stage] else None
             samples = draw_samples(*self.matching[stage], boxes, gt, ignored, rank)
             scores, deltas, pooled = forward(feats, boxes_to_rois([s.boxes for s in samples]))
-            targets = head.targets(samples, self.stage_settings[stage])
+            targets = head.targets(samples, self.settings_of(stage))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in head.loss(scores, deltas, targets).items()})
             if stage + 1 < self.num_stages:
                 boxes = next_boxes(head, samples, scores, deltas, targets, metas)
-        drawn, index = mask_samples(samples, self.stage_settings[-1])
+        drawn, index = mask_samples(samples, self.settings_of(-1))
         shared = None if self.feat_relay_head is None else head.shared(pooled[targets.pos_index[index]])
         pooled = self.mask_features(-1, feats, boxes_to_rois([s.pos_boxes for s in drawn]), shared)
-        found = mask_loss(self.mask_head, pooled, drawn, gt, self.stage_settings[-1])
+        found = mask_loss(self.mask_head, pooled, drawn, gt, self.settings_of(-1))
         losses |= {name: value * sum(self.stage_loss_weights) for name, value in found.items()}
         return {**losses, **self.keypoint_losses(feats, samples, gt)}
 
     # ------------------------------------------------------------------------------------------ results
 
-    def classify(self, feats: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor] | torch.Tensor,
+    def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
                  metas: Sequence[ImageMeta] | torch.Tensor,
-                 ) -> tuple[Sequence[torch.Tensor] | torch.Tensor, torch.Tensor, torch.Tensor]:
+                 ) -> tuple[OfImages, torch.Tensor, torch.Tensor]:
         """See ``CascadeRoIHead``."""
         return super().classify(self.context(feats), boxes, metas)
 
@@ -149,10 +149,13 @@ class SCNetRoIHead(CascadeRoIHead):
         return self.mask_head.predict(self.mask_features(-1, self.context(feats), boxes_to_rois(boxes)), joined(labels))
 
 
-class _Context(tuple):
+class _Context(tuple[torch.Tensor, ...]):
     """L levels, and what the whole images give: logits and features of the semantic branch and of the global one."""
 
-    def __new__(cls, feats: Sequence[torch.Tensor], semantic: tuple, whole: tuple):
+    semantic: tuple
+    whole: tuple
+
+    def __new__(cls, feats: Sequence[torch.Tensor], semantic: tuple, whole: tuple) -> _Context:
         """Levels with two pairs (logits, features)."""
         self = super().__new__(cls, feats)
         self.semantic, self.whole = semantic, whole
@@ -170,12 +173,12 @@ class SCNetBBoxHead(BBoxHead):
         return self._through_fcs(x, self.shared_fcs)
 
 
-class _SimplifiedBlocks(nn.Sequential):
+class _SimplifiedBlocks(nn.ModuleList):
     """Residual blocks of two convolutions without an activation at their end."""
 
     def __init__(self, in_channels: int, channels: int, count: int, conv_cfg: Cfg | None, norm_cfg: Cfg | None):
-        super().__init__(*(_SimplifiedBlock(channels if i else in_channels, channels, conv_cfg, norm_cfg)
-                           for i in range(count)))
+        super().__init__(_SimplifiedBlock(channels if i else in_channels, channels, conv_cfg, norm_cfg)
+                         for i in range(count))
 
 
 class _SimplifiedBlock(nn.Module):
@@ -186,7 +189,7 @@ class _SimplifiedBlock(nn.Module):
         bias = norm_cfg is None
         self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, 3, padding=1, bias=bias)
         self.conv2 = build_conv_layer(conv_cfg, channels, channels, 3, padding=1, bias=bias)
-        self.norm_names = ()
+        self.norm_names: tuple[str, ...] = ()
         if norm_cfg is not None:
             norms = [build_norm_layer(norm_cfg, channels, postfix=i) for i in (1, 2)]
             self.norm_names = tuple(name for name, _ in norms)
@@ -251,6 +254,7 @@ class GlobalContextHead(nn.Module):
                  conv_to_res: bool = False, init_cfg: InitCfg = None):
         super().__init__()
         self.loss_weight = loss_weight
+        self.convs: nn.ModuleList
         if conv_to_res:
             self.convs = _SimplifiedBlocks(in_channels, conv_out_channels, num_convs // 2, conv_cfg, norm_cfg)
         else:

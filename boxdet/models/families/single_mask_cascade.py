@@ -49,14 +49,14 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
                 first = samples
             pooled = self.bbox_roi_extractor[stage](feats, boxes_to_rois([s.boxes for s in samples]))
             scores, deltas = head(pooled * share + pooled.detach() * (1.0 - share))
-            targets = head.targets(samples, self.stage_settings[stage])
+            targets = head.targets(samples, self.settings_of(stage))
             losses.update({f's{stage}.{name}': value * weight if 'loss' in name else value
                            for name, value in head.loss(scores, deltas, targets).items()})
             boxes = _next_boxes(head, samples, scores, deltas, metas)
         if self.with_mask:
-            masked, _ = mask_samples(first, self.stage_settings[0])
+            masked, _ = mask_samples(first, self.settings_of(0))
             pooled = self.mask_roi_extractor(feats, boxes_to_rois([s.pos_boxes for s in masked]))
-            losses.update(mask_loss(self.mask_head, pooled, masked, gt, self.stage_settings[0]))
+            losses.update(mask_loss(self.mask_head, pooled, masked, gt, self.settings_of(0)))
         return {**losses, **self.keypoint_losses(feats, first, gt)}
 
     def classify(self, feats: Sequence[torch.Tensor], boxes: OfImages,
@@ -86,6 +86,6 @@ def _next_boxes(head: nn.Module, samples: Sequence[SampledRois], scores: torch.T
     """Every sample, moved by its deltas; those that became empty are dropped."""
     counts = [len(s.boxes) for s in samples]
     labels = scores[:, :-1].argmax(dim=1)
-    moved = [head.refine(s.boxes, label, delta, tuple(meta.img_shape[:2])) for s, label, delta, meta
+    moved = [head.refine(s.boxes, label, delta, meta.input_size) for s, label, delta, meta
              in zip(samples, labels.split(counts), deltas.split(counts), metas)]
     return [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in moved]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -70,7 +71,7 @@ class WindowAttention(nn.Module):
 class ShiftedWindowAttention(nn.Module):
     """Attention within the windows of a map, which ``shift`` moves by so many pixels; key ``w_msa``."""
 
-    def __init__(self, window_size: int, shift: int, drop_path_rate: float, **attention: object):
+    def __init__(self, window_size: int, shift: int, drop_path_rate: float, **attention: Any):
         super().__init__()
         self.window_size, self.shift = window_size, shift
         self.w_msa = WindowAttention(window_size=window_size, **attention)
@@ -125,7 +126,7 @@ class SwinBlock(nn.Module):
     """Attention and feed-forward network, each behind a norm and beside a shortcut."""
 
     def __init__(self, embed_dims: int, channels: int, drop_rate: float, drop_path_rate: float, act_cfg: Cfg,
-                 norm_cfg: Cfg, with_cp: bool, **attention: object):
+                 norm_cfg: Cfg, with_cp: bool, **attention: Any):
         super().__init__()
         self.with_cp = with_cp
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
@@ -158,8 +159,9 @@ class PatchMerging(nn.Module):
     def forward(self, tokens: Tensor, size: Size) -> tuple[Tensor, Size]:
         """Map tokens (B, N, C) of a map (h, w) to tokens (B, N', out_channels) and their (h', w')."""
         x = fill_up(to_map(tokens, size), 2, self.stride)
-        size = tuple((side - 2) // self.stride + 1 for side in x.shape[2:])
-        return self.reduction(self.norm(F.unfold(x, 2, stride=self.stride).transpose(1, 2))), size
+        height, width = ((side - 2) // self.stride + 1 for side in x.shape[2:])
+        tokens = F.unfold(x, 2, stride=self.stride).transpose(1, 2)
+        return self.reduction(self.norm(tokens)), (height, width)
 
 
 class SwinStage(nn.Module):
@@ -304,7 +306,7 @@ class SwinTransformer(nn.Module):
         """Map images (B, in_channels, H, W) to the levels of ``out_indices``: (B, C_i, h_i, w_i)."""
         x, size = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
-            place = self.absolute_pos_embed
+            place: Tensor = self.absolute_pos_embed
             if tuple(place.shape[2:]) != size:
                 place = F.interpolate(place, size=size, mode='bicubic', align_corners=False)
             x = x + place.flatten(2).transpose(1, 2)

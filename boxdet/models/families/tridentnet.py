@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.nms import Suppression, batched_nms
-from boxdet.models.backbones.resnet import Bottleneck, ResNet, make_res_layer
+from boxdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, make_res_layer
 from boxdet.models.detectors import TwoStageDetector
 from boxdet.models.standard_roi_head import StandardRoIHead
 from boxdet.registry import BACKBONES, DETECTORS, HEADS, Cfg
@@ -104,11 +104,11 @@ class TridentResNet(ResNet):
         self.trident_dilations = tuple(trident_dilations)
         super().__init__(depth=depth, **kwargs)
 
-    def _make_layer(self, block: type[Bottleneck], in_channels: int, channels: int,  # type: ignore[override]
-                    *args: Any, **kwargs: Any) -> nn.Sequential:
+    def _make_layer(self, block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int,
+                    num_blocks: int, **options: Any) -> nn.Sequential:
         if channels != self._stage_channels(2):
-            return make_res_layer(block, in_channels, channels, *args, **kwargs)
-        blocks = make_res_layer(TridentBottleneck, in_channels, channels, *args, **kwargs)
+            return make_res_layer(block, in_channels, channels, num_blocks, **options)
+        blocks = make_res_layer(TridentBottleneck, in_channels, channels, num_blocks, **options)
         return TridentStage(*blocks, dilations=self.trident_dilations, test_branch_idx=self.test_branch_idx)
 
 
