@@ -167,7 +167,7 @@ class PyramidVisionTransformer(nn.Module):
         side = image_size(pretrain_img_size)
         for i in range(num_stages):
             channels = embed_dims * num_heads[i]
-            side = tuple(pixels // patch_sizes[i] for pixels in side)
+            side = side[0] // patch_sizes[i], side[1] // patch_sizes[i]
             place = [PositionEmbedding(side, channels, drop_rate)] if use_abs_pos_embed else []
             blocks = [PVTBlock(channels, num_heads[i], mlp_ratios[i] * channels, drop_rate, attn_drop_rate,
                                next(rates), qkv_bias, act_cfg, norm_cfg, sr_ratios[i], use_conv_ffn)
