@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Exported detectors beside the detector itself: time and parity of torch, onnxruntime, OpenVINO and .pt2 in one run.
 
-    python benchmarks/export.py images/                                  five small families, drawn weights
+    python benchmarks/export.py images/                                  six small models, drawn weights
     python benchmarks/export.py images/ --models mask c4 --batch 1       some of them
     python benchmarks/export.py images/ --config CONFIG --checkpoint CHECKPOINT --size 1333 800
 
@@ -32,7 +32,12 @@ from benchmarks.inference import drawn_weights  # noqa: E402 - the line above fi
 warnings.filterwarnings('ignore')
 
 MODELS = dict(faster='faster_rcnn_r18_fpn', mask='mask_rcnn_r18_fpn', cascade='cascade_mask_rcnn_r18_fpn',
-              keypoint='keypoint_rcnn_r18_fpn', c4='faster_rcnn_r18_c4')
+              keypoint='keypoint_rcnn_r18_fpn', c4='faster_rcnn_r18_c4', c4_mask='faster_rcnn_r18_c4')
+# What makes the C4 detector a Mask R-CNN: its masks come from the features that its boxes come from.
+C4_MASK = {'model.type': 'MaskRCNN', 'model.roi_head.mask_roi_extractor': None, 'model.roi_head.mask_head': dict(
+    type='FCNMaskHead', num_convs=0, in_channels=512, conv_out_channels=64, num_classes=6,
+    loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0)),
+    'model.train_cfg.rcnn.mask_size': 8, 'model.test_cfg.rcnn.mask_thr_binary': 0.5}
 GAINS = dict(gains={'_cls': 0.5, '_reg': 0.15, 'logits': 2.0})  # results apart from one another
 WAYS = ('onnxruntime', 'openvino', 'pt2', 'aot')
 Run = Callable[..., list]  # (images, sizes) arrays to the outputs of a graph
@@ -60,11 +65,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def detector(config: str, args: argparse.Namespace):
+def detector(config: str, args: argparse.Namespace, options: dict | None = None):
     """The model, with weights of its checkpoint or drawn ones."""
     from boxdet.apis.inference import init_detector
     from boxdet.engine.config import load_config
-    cfg = load_config(config)
+    cfg = load_config(config, options)
     for step in cfg.data.test.pipeline:
         if step.type == 'MultiScaleFlipAug':
             step.img_scale = tuple(args.size)
@@ -90,7 +95,7 @@ def runners(model, folder: Path, args: argparse.Namespace) -> dict[str, Run]:
         session = onnxruntime.InferenceSession(str(path), threads, providers=['CPUExecutionProvider'])
         runs['onnxruntime'] = lambda images, sizes: session.run(None, dict(images=images, sizes=sizes))
     if 'openvino' in args.ways and find_spec('openvino') is None:
-        print('openvino: not installed (pip install openvino)')
+        print('openvino: not installed (pip install boxdet[openvino])')
     elif 'openvino' in args.ways:
         import openvino
         compiled = openvino.Core().compile_model(str(path), 'CPU', {'INFERENCE_NUM_THREADS': args.threads,
@@ -155,7 +160,7 @@ def main() -> None:
     print('| model | program | batch | ms an image | equal detections |\n|---|---|---|---|---|')
     configs = {name: str(ROOT / f'configs/shapes/{MODELS[name]}_shapes.py') for name in args.models}
     for name, config in ({Path(args.config).stem: args.config} if args.config else configs).items():
-        measure(name, detector(config, args), files, args)
+        measure(name, detector(config, args, C4_MASK if name == 'c4_mask' else None), files, args)
 
 
 if __name__ == '__main__':

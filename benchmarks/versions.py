@@ -3,9 +3,9 @@
     python benchmarks/versions.py FOLDER                                     every one of the promise that is here
     python benchmarks/versions.py FOLDER --only python3.11=2.4 python3.13=   Python=torch; no number is the newest
 
-Python is looked for on the PATH, and by uv where that is installed. Each environment (6 GB) is made in FOLDER from the
-machine's package index with the wheel's own requirements, and removed before the next. The last lines are a table for
-docs/installing.md; the exit status is 1 where tests failed.
+Python is looked for on the PATH, among pyenv's, and by uv where that is installed. Each environment (6 GB) is made in
+FOLDER from the machine's package index with the wheel's own requirements, and removed before the next. The last lines
+are a table for docs/installing.md; the exit status is 1 where tests failed.
 """
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ TESTS = ('tests/test_geometry', 'tests/test_structures', 'tests/test_matching', 
 
 def interpreter(name: str) -> str | None:
     """Where Python ``name`` is, or None."""
-    found = shutil.which(name)
-    if found is None and shutil.which('uv'):
+    found = [shutil.which(name)]
+    root = Path(os.environ.get('PYENV_ROOT', '~/.pyenv')).expanduser()
+    found += sorted(map(str, root.glob(f'versions/{name.removeprefix("python")}.*/bin/{name}')))
+    if shutil.which('uv'):
         asked = subprocess.run(['uv', 'python', 'find', name.removeprefix('python')], capture_output=True, text=True)
-        found = asked.stdout.strip() if asked.returncode == 0 else None
-    return found
+        found.append(asked.stdout.strip())
+    # pyenv's own programs of that name on the PATH end with an error where the version is not the one in use.
+    return next((path for path in found if path and subprocess.run([path, '-V'], capture_output=True).returncode == 0),
+                None)
 
 
 def tried(python: str, torch: str, folder: Path) -> tuple[str, str]:

@@ -35,8 +35,8 @@ class Ability:
 ABILITIES: Mapping[str, Ability] = MappingProxyType(dict(
     # Models
     fixed_size_prediction=Ability(
-        False, 'RPN, RoI head, box head: predict_padded gives what predict does, in tensors of a fixed size and '
-               'without waiting for the device', methods=('predict',)),
+        False, 'RPN, RoI head, box head, keypoint head: predict_padded gives what predict does, in tensors of a fixed '
+               'size and without waiting for the device', methods=('predict',)),
     frees_levels=Ability(
         False, 'neck: forward(levels, keep=False) empties the list while it reads it', methods=('forward',)),
     wants_semantic_seg=Ability(

@@ -7,7 +7,7 @@
 >>> found = Detector('detector.onnx')(image)                                # (H, W, 3) uint8, RGB
 
 This file may be copied to wherever the model goes (``tools/export.py --with-runtime``). Boxes are x0, y0, x1, y1 in
-pixels of the image. Letters: N results, J keypoints, H, W of the image, h, w of a mask or heatmap.
+pixels of the image. Letters: N results, J keypoints, H, W of the image, h, w of a mask.
 """
 from __future__ import annotations
 
@@ -51,25 +51,23 @@ class Detector:
         """
         height, width = image.shape[:2]
         hw = self._resized(height, width)
-        outputs = self.session.run(None, dict(images=self._room(resize(image, hw)), sizes=self._sizes(hw)))
+        room = self._room(resize(image, hw))
+        outputs = self.session.run(None, dict(images=room, sizes=np.array([hw] * len(room), dtype=np.int64)))
         out = dict(zip(self.about['outputs'], outputs))
-        if not out['settled']:
+        if not out.pop('settled'):
             print('warning: more candidates than the graph looks at; some results may be missing')
-        count = int(out['count'][0])
-        rows = {name: value[:count] if self.about['exact'] else value[0, :count] for name, value in out.items()
-                if name not in ('count', 'settled')}
-        ratio = np.array([hw[1] / width, hw[0] / height] * 2, dtype=np.float32)
-        found = dict(boxes=rows['boxes'] / ratio, scores=rows['scores'], labels=rows['labels'])
-        if 'masks' in rows:
+        count = int(out.pop('count')[0])
+        found = {name: value[:count] if self.about['exact'] else value[0, :count] for name, value in out.items()}
+        ratio = np.array([hw[1] / width, hw[0] / height], dtype=np.float32)
+        found['boxes'] = found['boxes'] / np.tile(ratio, 2)
+        if 'keypoints' in found:
+            found['keypoints'] = found['keypoints'] / np.append(ratio, np.float32(1))
+        if 'masks' in found:
             raise ValueError("masks of the network's input are not brought to the image: export with --masks logits")
-        if 'mask_logits' in rows:
-            probs = 1 / (1 + np.exp(-rows['mask_logits']))
-            found['masks'] = [encode(paste(p, b, (height, width), self.about['mask_threshold'],
-                                           self.about['whole_pixels'])) for p, b in zip(probs, found['boxes'])]
-        if 'heatmaps' in rows:
-            found['keypoints'] = np.array([self._keypoints(*row) for row in zip(rows['heatmaps'], rows['boxes'])],
-                                          dtype=np.float32).reshape(count, rows['heatmaps'].shape[1], 3)
-            found['keypoints'][..., :2] /= ratio[:2]
+        if 'mask_logits' in found:
+            probs = 1 / (1 + np.exp(-found.pop('mask_logits')))
+            found['masks'] = [encode(paste(*row, (height, width), self.about['mask_threshold'],
+                                           self.about['whole_pixels'])) for row in zip(probs, found['boxes'])]
         return found
 
     def predictions(self, image: np.ndarray, image_id: int) -> list[dict]:
@@ -110,21 +108,6 @@ class Detector:
         room = np.zeros((batch, 3, height, width), np.float32 if 'float' in self.takes.type else np.uint8)
         room[0, :, :image.shape[0], :image.shape[1]] = image.transpose(2, 0, 1)
         return room
-
-    def _sizes(self, hw: tuple[int, int]) -> np.ndarray:
-        batch = self.takes.shape[0]
-        return np.array([hw] * (batch if isinstance(batch, int) else 1), dtype=np.int64)
-
-    def _keypoints(self, heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """(J, 3) x, y, score: the highest point of heatmaps (J, h, w) enlarged (bicubic) to the box's pixels."""
-        size = np.maximum(box[2:] - box[:2], 1)
-        width, height = np.ceil(size).astype(int)
-        large = _cubic(height, heatmaps.shape[1]) @ heatmaps @ _cubic(width, heatmaps.shape[2]).T
-        place, score = large.reshape(len(large), -1).argmax(1), large.max(axis=(1, 2))
-        cell = np.stack([place % width, place // width], axis=1) + 0.5
-        if self.about['keypoint_scores'] == 'probability':
-            score = 1 / np.exp(heatmaps.reshape(len(large), -1) - score[:, None]).sum(axis=1)
-        return np.concatenate([cell * size / (width, height) + box[:2], score[:, None]], axis=1)
 
 
 def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -187,18 +170,6 @@ def encode(mask: np.ndarray) -> dict:
             more = value != (-1 if bits & 16 else 0)
             text += chr(bits + 32 * more + 48)
     return dict(size=list(mask.shape), counts=text)
-
-
-def _cubic(pixels: int, cells: int) -> np.ndarray:
-    """(pixels, cells) weights of a bicubic enlargement with a = -0.75, as torch has it."""
-    place = (np.arange(pixels) + 0.5) * (cells / pixels) - 0.5
-    weights, rows = np.zeros((pixels, cells)), np.arange(pixels)
-    for k in range(-1, 3):
-        cell = np.floor(place) + k
-        t = np.abs(place - cell)
-        near, far = (1.25 * t - 2.25) * t * t + 1, -0.75 * (((t - 5) * t + 8) * t - 4)
-        np.add.at(weights, (rows, cell.clip(0, cells - 1).astype(int)), np.where(t <= 1, near, far))
-    return weights
 
 
 def read(path: str) -> np.ndarray:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Everything heavier is imported in main.
 import boxdet
-from boxdet.errors import CommandParser, ConfigError, run_command
+from boxdet.errors import CommandParser, ConfigError, DataError, run_command
 
 WANTED = 0.99
 
@@ -64,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"{args.out} ends in neither '.onnx' nor '.pt2'")
     if (args.verify or args.with_runtime) and ending != '.onnx':
         raise ConfigError(f"{'--verify' if args.verify else '--with-runtime'} is for .onnx files only")
+    for image in args.verify or ():  # the export takes minutes
+        if not Path(image).is_file():
+            raise DataError(f'--verify: no file {image}')
     if args.compile and ending != '.pt2':
         raise ConfigError('--compile is for .pt2 files only')
     from boxdet.apis.export import category_ids, export_onnx, export_program, verify_onnx

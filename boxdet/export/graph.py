@@ -93,7 +93,7 @@ class DetectionGraph(nn.Module):
         if self.model.with_mask:
             names.append('mask_logits' if self.masks == 'logits' else 'masks')
         if self.model.with_keypoint:
-            names.append('heatmaps')
+            names.append('keypoints')
         return names
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -107,7 +107,7 @@ class DetectionGraph(nn.Module):
             as ``output_names``: boxes (B, n, 4) in pixels of ``images``, best first; scores (B, n); labels (B, n)
             int64, -1 where there is no result; count (B,) int64 of results; settled () bool, False where more
             candidates than could be looked at may have hidden results; mask logits (B, n, h, w), or masks
-            (B, n, H, W) bool; keypoint heatmaps (B, n, J, h, w).
+            (B, n, H, W) bool; keypoints (B, n, J, 3), x, y and score.
         """
         height, width = images.shape[-2:]
         pixels = self._normalized(images, sizes)
@@ -117,8 +117,10 @@ class DetectionGraph(nn.Module):
         found = model.detect_padded(feats, Batch(pixels, sizes), self.suppression)  # type: ignore[arg-type]
         fields, valid = dict(found.fields), found.valid
         if model.with_keypoint:
-            heatmaps = model.roi_head.keypoint_heatmaps(feats, fields['bboxes'])
-            fields['heatmaps'] = heatmaps.float().unflatten(0, valid.shape)
+            heatmaps = model.roi_head.keypoint_heatmaps(feats, fields['bboxes']).float()
+            keypoints = model.roi_head.keypoint_head.predict_padded(heatmaps, fields['bboxes'].flatten(0, 1),
+                                                                    torch.sym_max(height, width))
+            fields['keypoints'] = keypoints.unflatten(0, valid.shape)
         if not model.test_cfg.rcnn.keep_empty:  # boxes without area are taken out last: close the gaps
             order = torch.where(valid, fields['scores'], -1.0).topk(valid.shape[1], dim=1).indices
             valid = valid.gather(1, order)
@@ -132,7 +134,7 @@ class DetectionGraph(nn.Module):
             masks = paste(fields['mask_probs'].float(), out[0], (height, width), **pasting(model))
             rest.append(masks & valid[..., None, None])
         if model.with_keypoint:
-            rest.append(fields['heatmaps'])
+            rest.append(torch.where(_like(valid, fields['keypoints']), fields['keypoints'], 0.0))
         if self.exact:
             rows = valid.flatten().nonzero().squeeze(1)
             out, rest = ([value.flatten(0, 1).index_select(0, rows) for value in values] for values in (out, rest))
@@ -222,8 +224,11 @@ def _refuse_what_has_no_size(model: nn.Module) -> None:
     kind = type(model).__name__
     if not (getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False)):
         raise ConfigError(f'export: a {kind} has no rpn_head or no roi_head; two-stage detectors are exported')
-    for name, head in (('rpn_head', model.rpn_head), ('roi_head', model.roi_head),
-                       ('roi_head.bbox_head', model.roi_head.last_bbox_head)):
+    heads = dict(rpn_head=model.rpn_head, roi_head=model.roi_head)
+    heads['roi_head.bbox_head'] = model.roi_head.last_bbox_head
+    if model.with_keypoint:
+        heads['roi_head.keypoint_head'] = model.roi_head.keypoint_head
+    for name, head in heads.items():
         if not ability(head, 'fixed_size_prediction'):
             raise ConfigError(f'export: model.{name} is a {type(head).__name__}, which declares no '
                               'fixed_size_prediction: it has no results of one size')

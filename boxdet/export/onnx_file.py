@@ -86,7 +86,6 @@ def description(model: nn.Module, graph: DetectionGraph, labels: Labels = Labels
         classes=list(model.CLASSES or ()), categories=list(labels.category_ids),
         masks=graph.masks if model.with_mask else None, exact=graph.exact, outputs=graph.output_names,
         mask_threshold=masks['threshold'], whole_pixels=masks['whole_pixels'],
-        keypoint_scores=model.roi_head.keypoint_head.score_type if model.with_keypoint else None,
         keypoint_offset=labels.keypoint_offset)
 
 

@@ -91,6 +91,66 @@ def _rois_by_size(pixels: torch.Tensor) -> list[tuple[tuple[int, int], torch.Ten
     return list(zip(members, parts))
 
 
+def decode_in_two_steps(heatmaps: torch.Tensor, boxes: torch.Tensor,
+                        side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``decode_heatmaps``, without asking how large the boxes are: every tensor has a known size.
+
+    Enlarging all rois to the largest one would take gigabytes. So the first step looks at twice as many pixels of a box
+    as its heatmap has cells, evenly spread over it, and the second at every pixel around the ``_PEAKS`` best. A box
+    that has no more pixels is seen whole in the first. The highest point is missed where more summits than that look
+    higher in the first step: of random noise, but not of the smooth maps that networks make.
+
+    Args:
+        heatmaps: (R, J, H, W) logits.
+        boxes: (R, 4).
+        side: no box is wider or higher than this, in pixels.
+
+    Returns:
+        keypoints: (R, J, 2) x and y. scores: (R, J) the logit there.
+    """
+    heatmaps, boxes = at_least_float32(heatmaps), at_least_float32(boxes)
+    cells = heatmaps.shape[2:]
+    size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).flip(1)                            # (R, 2) height, width
+    pixels = size.ceil()[:, :, None]                                                     # (R, 2, 1)
+    maps = F.pad(heatmaps, (2, 2, 2, 2), mode='replicate')
+    spread = [_spread(pixels[:, axis], 2 * cells[axis]) for axis in (0, 1)]              # (R, 2H), (R, 2W)
+    down, across = (_cubic(spread[axis], pixels[:, axis], cells[axis])[:, None] for axis in (0, 1))
+    coarse = down @ maps @ across.mT                                                     # (R, J, 2H, 2W)
+    summits = torch.where(coarse == F.max_pool2d(coarse, 3, stride=1, padding=1), coarse, -torch.inf)
+    best = summits.flatten(2).topk(_PEAKS, dim=-1).indices.flatten(1)                    # (R, J * peaks)
+    reach = torch.arange(side // (2 * min(cells)) + 2, device=boxes.device)
+    around = torch.cat([-reach[1:].flip(0), reach])                                      # (T,)
+    peaks = torch.div(best, 2 * cells[1], rounding_mode='floor'), best % (2 * cells[1])
+    rows, columns = ((spread[axis].gather(1, peaks[axis])[..., None] + around).clamp(min=0)
+                     .minimum(pixels[:, axis, None] - 1).unflatten(1, (-1, _PEAKS)) for axis in (0, 1))
+    down, across = (_cubic(at, pixels[:, axis, None, None], cells[axis]) for axis, at in enumerate((rows, columns)))
+    of_rows, column = (down @ maps[:, :, None] @ across.mT).max(dim=-1)                  # (R, J, peaks, T)
+    scores, row = of_rows.flatten(2).max(dim=-1)                                         # (R, J), row among all peaks'
+    cell = torch.stack([columns.gather(3, column), rows], dim=-1).flatten(2, 3)          # (R, J, peaks * T, 2) x, y
+    cell = cell.gather(2, row[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)          # (R, J, 2)
+    return (cell + HALF_PIXEL) * (size / pixels[..., 0]).flip(1)[:, None] + boxes[:, None, :2], scores
+
+
+_PEAKS = 8
+
+
+def _spread(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """(R, count) of the pixels 0, 1, ... of an axis with ``pixels`` (R, 1): all of them, or evenly spread ones."""
+    each = torch.arange(count, device=pixels.device) + 0.5
+    return (each * pixels.clamp(min=count) / count).floor().minimum(pixels - 1)
+
+
+def _cubic(pixel: torch.Tensor, pixels: torch.Tensor, cells: int) -> torch.Tensor:
+    """(..., T, cells + 4): how much each cell counts at pixels (..., T) of an axis enlarged to ``pixels`` (..., 1).
+
+    As torch's bicubic enlargement (a = -0.75) of an axis with two more cells at either end.
+    """
+    place = (pixel + 0.5) * (cells / pixels) - 0.5
+    t = (place[..., None] - torch.arange(-2, cells + 2, device=pixel.device)).abs()
+    near, far = (1.25 * t - 2.25) * t * t + 1, -0.75 * (((t - 5) * t + 8) * t - 4)
+    return torch.where(t <= 1, near, torch.where(t < 2, far, 0.0))
+
+
 def heatmap_probabilities(heatmaps: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Detectron's score of keypoints: the exponential of ``logits`` (R, J) over the sum of the heatmaps' (R, J, H, W).
 

@@ -225,7 +225,10 @@ class MaskHead(Protocol):
 
 @runtime_checkable
 class KeypointHead(Protocol):
-    """Keypoints of rois, ``roi_head.keypoint_head``. May declare ``flip_pairs`` and ``skeleton``.
+    """Keypoints of rois, ``roi_head.keypoint_head``.
+
+    May declare ``flip_pairs``, ``skeleton`` and ``fixed_size_prediction``, with a ``predict_padded`` as that of
+    ``KeypointRCNNHead``.
 
     Attributes:
         num_keypoints: J.

@@ -14,7 +14,13 @@ from torch.nn.modules.utils import _pair
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.geometry.keypoints import decode_heatmaps, encode_heatmaps, flip_order, heatmap_probabilities
+from boxdet.geometry.keypoints import (
+    decode_heatmaps,
+    decode_in_two_steps,
+    encode_heatmaps,
+    flip_order,
+    heatmap_probabilities,
+)
 from boxdet.models.initialization import InitCfg, initialize, kaiming_init
 from boxdet.models.layers import ConvModule
 from boxdet.registry import HEADS, LOSSES, Cfg
@@ -72,6 +78,8 @@ class KeypointRCNNHead(nn.Module):
     Raises:
         ConfigError: another ``score_type``, or pairs of keypoints that there are not.
     """
+
+    fixed_size_prediction = True
 
     def __init__(self, num_convs: int = 8, roi_feat_size: int | tuple[int, int] = 14, in_channels: int = 256,
                  conv_kernel_size: int = 3, conv_out_channels: int = 512, num_keypoints: int = 17,
@@ -172,7 +180,13 @@ class KeypointRCNNHead(nn.Module):
     @torch.no_grad()
     def predict(self, heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Keypoints (R, J, 3) as x, y and score, from heatmap logits (R, J, H, W) in boxes (R, 4)."""
-        keypoints, scores = decode_heatmaps(heatmaps, boxes)
+        return self._with_scores(heatmaps, *decode_heatmaps(heatmaps, boxes))
+
+    def predict_padded(self, heatmaps: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
+        """As ``predict``, in tensors of a size that is known: no box is wider or higher than ``side`` pixels."""
+        return self._with_scores(heatmaps, *decode_in_two_steps(heatmaps, boxes, side))
+
+    def _with_scores(self, heatmaps: torch.Tensor, keypoints: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.score_type == 'probability':
             scores = heatmap_probabilities(heatmaps, scores)
         return torch.cat([keypoints, scores[..., None]], dim=-1)

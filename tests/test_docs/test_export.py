@@ -15,17 +15,12 @@ import torch
 from pycocotools import mask as mask_api
 
 from boxdet.apis import init_detector
-from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
+from boxdet.checkpoints.io import save_checkpoint
+from tests.exported_detector import distinct, write_detector
 
 pytest.importorskip('onnxruntime')
 ALONE = ('import sys, runpy; sys.modules.update(torch=None, boxdet=None); sys.argv = sys.argv[1:]; '
          'sys.path.insert(0, "."); runpy.run_path(sys.argv[0], run_name="__main__")')
-
-# The tiny detector with a body of two stages: half of the operators to follow.
-HALF = [('num_stages=4, out_indices=(0, 1, 2, 3)',
-         'num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)'),
-        ('in_channels=[64, 128, 256, 512]', 'in_channels=[64, 128]'), ('num_outs=5', 'num_outs=2'),
-        ('strides=[4, 8, 16, 32, 64]', 'strides=[4, 8]'), ('featmap_strides=[4, 8, 16, 32]', 'featmap_strides=[4, 8]')]
 
 
 @pytest.fixture(scope='module')
@@ -37,32 +32,10 @@ def blocks(document, kind):
     return re.findall(rf'^```{kind}\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
 
 
-def distinct(checkpoint, path):
-    """The weights with larger last layers: fresh ones score all alike, and a last bit decides which results stay."""
-    content = load_checkpoint(checkpoint)
-    for name, value in content['state_dict'].items():
-        if name.endswith(('rpn_cls.weight', 'fc_cls.weight', 'conv_logits.weight')):
-            value *= 50
-        if name.endswith(('rpn_reg.weight', 'fc_reg.weight')):  # boxes that are anchors overlap by round numbers
-            value *= 30
-    save_checkpoint(content, path)
-
-
 @pytest.fixture
 def place(tiny_detector, tmp_path, monkeypatch):
     """A folder with what the document speaks of: config.py, latest.pth, images, val.json (categories 5, 7, 9)."""
-    config = tiny_detector.config.read_text()
-    for whole, half in HALF:
-        assert whole in config
-        config = config.replace(whole, half)
-    (tmp_path / 'config.py').write_text(config)
-    torch.manual_seed(0)
-    model = init_detector(tmp_path / 'config.py', device='cpu')
-    save_checkpoint(dict(meta=dict(CLASSES=model.CLASSES), state_dict=model.state_dict()), tmp_path / 'fresh.pth')
-    distinct(tmp_path / 'fresh.pth', tmp_path / 'latest.pth')
-    shutil.copytree(tiny_detector.folder / 'images', tmp_path / 'images')
-    shutil.copy(tiny_detector.ann_file, tmp_path / 'val.json')
-    shutil.copy(tiny_detector.images[0], tmp_path / 'street.png')
+    write_detector(tiny_detector, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

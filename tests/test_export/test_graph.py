@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -176,10 +177,26 @@ def test_onnxruntime_gives_what_the_detector_gives(name, options, tmp_path):
     assert found['count'].tolist() == [0, 0] and found['settled'] and not found['scores'].any()
 
 
-@pytest.mark.slow
-def test_one_file_takes_any_number_of_images_of_any_size(tmp_path):
+@pytest.fixture(scope='module')
+def any_size(tmp_path_factory):
+    """A detector, and its file for any number of images of any size."""
     model = detector('small_faster_rcnn')
-    run_file, _ = opened(write_onnx(model, tmp_path / 'a.onnx', INPUTS))
+    return model, write_onnx(model, tmp_path_factory.mktemp('any_size') / 'a.onnx', INPUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('program', ['onnxruntime', 'openvino'])
+def test_one_file_takes_any_number_of_images_of_any_size(program, any_size):
+    model, path = any_size
+    if program == 'openvino':
+        openvino = pytest.importorskip('openvino', reason='openvino is not installed: pip install boxdet[openvino]')
+        compiled = openvino.Core().compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        names = DetectionGraph(model, INPUTS).output_names
+
+        def run_file(pixels, sizes):
+            return dict(zip(names, compiled([pixels.numpy(), np.array(sizes)]).values()))
+    else:
+        run_file, _ = opened(path)
     for sizes in ([(96, 128)], [(131, 77), (90, 70), (70, 66), (66, 80)], [(200, 333)]):
         pixels = images(sizes)
         parity = compare(model, run_file(pixels, sizes), pixels, sizes)
@@ -206,7 +223,8 @@ _WITHOUT_BOXDET = '''
 import sys
 sys.modules['boxdet'] = None
 import torch, torchvision
-program = torch.export.load(sys.argv[1]).module()
+program = torch.export.load(sys.argv[1]).module() if sys.argv[4] == 'program' else (
+    torch._inductor.aoti_load_package(sys.argv[1]))
 pixels, sizes = torch.load(sys.argv[2])
 with torch.no_grad():
     torch.save(program(pixels, sizes), sys.argv[3])
@@ -214,12 +232,16 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-def test_a_program_runs_where_boxdet_is_not(tmp_path):
-    model, pixels = detector('mask_rcnn'), images()
-    path = write_program(model, tmp_path / 'a.pt2', INPUTS, shape=pixels.shape[2:], batch=2)
+@pytest.mark.parametrize(('name', 'kind'), [('mask_rcnn', 'program'), ('small_faster_rcnn', 'compiled')])
+def test_a_program_runs_where_boxdet_is_not(name, kind, need, tmp_path):
+    if kind == 'compiled':
+        need(os.environ.get('CXX', 'g++'), package='g++')
+    model, pixels = detector(name), images()
+    path = write_program(model, tmp_path / 'a.pt2', INPUTS, shape=pixels.shape[2:], batch=2,
+                         compiled=kind == 'compiled')
     torch.save((pixels, torch.tensor(SIZES)), tmp_path / 'in.pt')
-    subprocess.run([sys.executable, '-c', _WITHOUT_BOXDET, path, tmp_path / 'in.pt', tmp_path / 'out.pt'], check=True,
-                   cwd=tmp_path, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, '-c', _WITHOUT_BOXDET, path, tmp_path / 'in.pt', tmp_path / 'out.pt', kind],
+                   check=True, cwd=tmp_path, capture_output=True, timeout=300)
     found = dict(zip(DetectionGraph(model, INPUTS).output_names, torch.load(tmp_path / 'out.pt')))
     parity = compare(model, found, pixels)
     assert parity.detections > 10 and parity.share == 1, str(parity)

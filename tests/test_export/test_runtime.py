@@ -12,7 +12,6 @@ import torch
 from pycocotools import mask as mask_api
 
 from boxdet.export import graph
-from boxdet.geometry.keypoints import decode_heatmaps, heatmap_probabilities
 from boxdet.geometry.masks import paste_to_rle
 
 pytest.importorskip('onnxruntime')
@@ -73,20 +72,6 @@ def test_images_get_the_size_that_the_config_says(about, wanted):
     found.about = dict(scale='unknown')
     with pytest.raises(ValueError, match='in a way that the file does not tell'):
         found._resized(200, 300)
-
-
-def test_keypoints_are_found_as_the_detector_does():
-    random = torch.Generator().manual_seed(0)
-    heatmaps = torch.randn(3, 5, 56, 56, generator=random)
-    boxes = torch.tensor([[0.0, 0, 30.5, 80.2], [5, 5, 100, 61], [3, 3, 3.2, 3.1]])
-    places, logits = decode_heatmaps(heatmaps, boxes)
-    for kind, scores in (('logit', logits), ('probability', heatmap_probabilities(heatmaps, logits))):
-        found = runtime.Detector.__new__(runtime.Detector)
-        found.about = dict(keypoint_scores=kind)
-        for i in range(3):
-            own = found._keypoints(heatmaps[i].numpy(), boxes[i].numpy())
-            np.testing.assert_allclose(own[:, :2], places[i], atol=1e-4)
-            np.testing.assert_allclose(own[:, 2], scores[i], rtol=1e-4)
 
 
 def test_it_imports_nothing_but_numpy_and_onnxruntime(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
 
 from boxdet.geometry import keypoints as K
@@ -37,6 +38,19 @@ def test_heatmaps_of_many_sizes_are_decoded_with_one_copy_to_the_gpu(monkeypatch
             monkeypatch.setattr(K, '_rois_by_size', lambda _: found)
             K.decode_heatmaps(heatmaps, torch.empty(20, 4, device='cuda'))
     assert copies.waited == more.waited == more.beside == [] and copies.beside == ['cpu->cuda:0']
+
+
+def test_decoding_in_two_steps_finds_the_same():
+    torch.manual_seed(0)
+    maps = F.interpolate(torch.randn(6, 5, 14, 14), scale_factor=4.0, mode='bilinear')  # as heads enlarge them
+    maps[5] = torch.randn(5, 56, 56)
+    # Larger than the first step sees whole, along one axis, smaller than the heatmap, below a pixel; noise seen whole.
+    boxes = torch.tensor([[3, 4, 260.2, 291.7], [0, 9, 399.5, 30], [5, 5, 100, 61], [0, 0, 30.5, 80.2],
+                          [3, 3, 3.2, 3.1], [7, 8, 119, 119.5]])
+    for expected, found in zip(K.decode_heatmaps(maps, boxes), K.decode_in_two_steps(maps, boxes, side=400)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    alone = K.decode_in_two_steps(maps[:1], boxes[:1], side=5000)[0]  # what is asked of a large image
+    torch.testing.assert_close(alone, K.decode_heatmaps(maps[:1], boxes[:1])[0], rtol=1e-4, atol=1e-4)
 
 
 def test_encode_equals_torchvision():
