@@ -1,17 +1,18 @@
 #!/usr/bin/env python
 """Train the smallest member of every model family on the shapes data set and write the table of docs/results.md.
 
-    python tools/demo.py --config configs/shapes/mask_rcnn_r18_fpn_shapes.py    first: its Mask R-CNN gives the bodies
+    python tools/demo.py                                        first: its Mask R-CNN gives the bodies
     python benchmarks/family_table.py                           all of it; a rerun goes on where it stopped
     python benchmarks/family_table.py --only faster cascade     some of them, and those they build on
     python benchmarks/family_table.py --table                   train nothing, write the table anew
+    python benchmarks/family_table.py --table --out A B         one table a recipe
 
 Every member is trained by tools/train.py with one recipe, that of its config in configs/shapes/, and judged by
-tools/test.py: processes of their own, so that time and memory are theirs. Members with a ResNet-18 of batch norms start
-from the backbone and, where they have one, the pyramid of the demo's Mask R-CNN, as COCO models start from ImageNet;
-their RPN and heads are new. The others start from nothing and get more epochs. Soft-NMS and test-time augmentation are
-evaluated with the weights of the member that they belong to; Fast R-CNN is trained on the proposals of the RPN. What is
-in DIR already, DIR/NAME/result.json, is not done again.
+tools/test.py: processes of their own, so that time and memory are theirs. Members with a ResNet-18 of batch norms and
+a pyramid have them as thin as the demo's Mask R-CNN, and start from its, as COCO models start from ImageNet; their RPN
+and heads are new. The others start from nothing and get more epochs. Soft-NMS and test-time augmentation are evaluated
+with the weights of the member that they belong to; Fast R-CNN is trained on the proposals of the RPN. What is in DIR
+already, DIR/NAME/result.json, is not done again.
 """
 from __future__ import annotations
 
@@ -40,14 +41,14 @@ class Member:
         title: what the table calls it.
         config: its file in configs/shapes/, without the ending.
         metrics: of tools/test.py.
-        body: the parts that it takes from the demo's model; empty: it starts from nothing.
+        body: it starts from the demo's backbone and pyramid; otherwise from nothing.
         weights: the member whose weights it is evaluated with; empty: it is trained.
         proposals: the member whose proposals it is trained on.
     """
     title: str
     config: str
     metrics: tuple[str, ...] = ('bbox',)
-    body: tuple[str, ...] = ('backbone', 'neck')
+    body: bool = True
     weights: str = ''
     proposals: str = ''
 
@@ -74,14 +75,14 @@ MEMBERS = {
     'roi_crop': Member('RoICrop (grid sample)', 'faster_rcnn_r18_fpn_roi_crop_shapes'),
     'dpool': Member('deformable RoI pooling', 'faster_rcnn_r18_fpn_dpool_shapes'),
     'mdpool': Member('modulated deformable RoI pooling', 'faster_rcnn_r18_fpn_mdpool_shapes'),
-    'gn': Member('GN, Shared4Conv1FC head', 'faster_rcnn_r18_fpn_gn_shapes', body=()),
-    'gn_ws': Member('GN + weight standardisation', 'faster_rcnn_r18_fpn_gn_ws_shapes', body=()),
-    'dcn': Member('DCN v1, thin R50', 'faster_rcnn_r50_fpn_dconv_shapes', body=()),
-    'dcnv2': Member('DCN v2, thin R50', 'faster_rcnn_r50_fpn_mdconv_shapes', body=()),
-    'resnext': Member('ResNeXt, thin X50', 'faster_rcnn_x50_fpn_shapes', body=()),
-    'dc5': Member('R18-DC5', 'faster_rcnn_r18_dc5_shapes', body=('backbone',)),
-    'c4': Member('R18-C4', 'faster_rcnn_r18_c4_shapes', body=('backbone',)),
-    'vgg': Member('VGG-16', 'faster_rcnn_vgg16_shapes', body=()),
+    'gn': Member('GN, Shared4Conv1FC head', 'faster_rcnn_r18_fpn_gn_shapes', body=False),
+    'gn_ws': Member('GN + weight standardisation', 'faster_rcnn_r18_fpn_gn_ws_shapes', body=False),
+    'dcn': Member('DCN v1, thin R50', 'faster_rcnn_r50_fpn_dconv_shapes', body=False),
+    'dcnv2': Member('DCN v2, thin R50', 'faster_rcnn_r50_fpn_mdconv_shapes', body=False),
+    'resnext': Member('ResNeXt, thin X50', 'faster_rcnn_x50_fpn_shapes', body=False),
+    'dc5': Member('R18-DC5', 'faster_rcnn_r18_dc5_shapes', body=False),
+    'c4': Member('R18-C4', 'faster_rcnn_r18_c4_shapes', body=False),
+    'vgg': Member('VGG-16', 'faster_rcnn_vgg16_shapes', body=False),
     'double_heads': Member('Double Heads', 'double_heads_r18_fpn_shapes'),
     'mask_scoring': Member('Mask Scoring R-CNN', 'ms_rcnn_r18_fpn_shapes', metrics=MASKS),
     'point_rend': Member('PointRend', 'point_rend_r18_fpn_shapes', metrics=MASKS),
@@ -97,23 +98,23 @@ MEMBERS = {
     'groie': Member('GRoIE', 'faster_rcnn_r18_fpn_groie_shapes'),
     'guided': Member('Guided anchoring', 'ga_faster_rcnn_r18_fpn_shapes'),
     'cascade_rpn': Member('Cascade RPN', 'crpn_faster_rcnn_r18_fpn_shapes'),
-    'trident': Member('TridentNet, thin R50-C4', 'tridentnet_r50_c4_shapes', body=()),
+    'trident': Member('TridentNet, thin R50-C4', 'tridentnet_r50_c4_shapes', body=False),
     'pafpn': Member('PAFPN', 'faster_rcnn_r18_pafpn_shapes'),
     'channel_mapper': Member('ChannelMapper', 'faster_rcnn_r18_channel_mapper_shapes'),
     'carafe': Member('CARAFE', 'faster_rcnn_r18_fpn_carafe_shapes'),
     'nas_fpn': Member('NAS-FPN', 'faster_rcnn_r18_nasfpn_shapes'),
     'fpg': Member('FPG', 'faster_rcnn_r18_fpg_shapes'),
-    'gcnet': Member('GCNet, thin R50', 'faster_rcnn_r50_fpn_gcb_shapes', body=()),
-    'res2net': Member('Res2Net, thin R50', 'faster_rcnn_r2_50_fpn_shapes', body=()),
-    'resnest': Member('ResNeSt, thin S50', 'faster_rcnn_s50_fpn_shapes', body=()),
-    'regnet': Member('RegNetX-400MF', 'faster_rcnn_regnetx_fpn_shapes', body=()),
-    'hrnet': Member('HRNet of 8 channels', 'faster_rcnn_hrnet_w8_shapes', body=()),
-    'swin': Member('Swin of 24 channels', 'faster_rcnn_swin_fpn_shapes', body=()),
-    'convnext': Member('ConvNeXt of 24 channels', 'faster_rcnn_convnext_fpn_shapes', body=()),
-    'pvt': Member('PVT of 16 channels', 'faster_rcnn_pvt_fpn_shapes', body=()),
-    'pvt_v2': Member('PVTv2-B0', 'faster_rcnn_pvt_v2_fpn_shapes', body=()),
-    'mobilenet_v2': Member('MobileNetV2, half width', 'faster_rcnn_mobilenet_v2_fpn_shapes', body=()),
-    'detectors': Member('DetectoRS, thin R50', 'detectors_r50_shapes', body=()),
+    'gcnet': Member('GCNet, thin R50', 'faster_rcnn_r50_fpn_gcb_shapes', body=False),
+    'res2net': Member('Res2Net, thin R50', 'faster_rcnn_r2_50_fpn_shapes', body=False),
+    'resnest': Member('ResNeSt, thin S50', 'faster_rcnn_s50_fpn_shapes', body=False),
+    'regnet': Member('RegNetX-400MF', 'faster_rcnn_regnetx_fpn_shapes', body=False),
+    'hrnet': Member('HRNet of 8 channels', 'faster_rcnn_hrnet_w8_shapes', body=False),
+    'swin': Member('Swin of 24 channels', 'faster_rcnn_swin_fpn_shapes', body=False),
+    'convnext': Member('ConvNeXt of 24 channels', 'faster_rcnn_convnext_fpn_shapes', body=False),
+    'pvt': Member('PVT of 16 channels', 'faster_rcnn_pvt_fpn_shapes', body=False),
+    'pvt_v2': Member('PVTv2-B0', 'faster_rcnn_pvt_v2_fpn_shapes', body=False),
+    'mobilenet_v2': Member('MobileNetV2, half width', 'faster_rcnn_mobilenet_v2_fpn_shapes', body=False),
+    'detectors': Member('DetectoRS, thin R50', 'detectors_r50_shapes', body=False),
     'cascade_keypoint': Member('Cascade with keypoints', 'cascade_keypoint_rcnn_r18_fpn_shapes',
                                metrics=('bbox', 'keypoints')),
 }
@@ -121,8 +122,8 @@ MEMBERS = {
 COLUMNS = {'AR': 'AR@100', 'box': 'bbox_mAP', 'box AP75': 'bbox_mAP_75', 'mask': 'segm_mAP', 'mask AP75': 'segm_mAP_75',
            'keypoint': 'keypoints_mAP', 'keypoint AP75': 'keypoints_mAP_75'}
 TEXT = """\
-`benchmarks/family_table.py` trains the smallest member of each family on the demo's 1,000 training images with one
-recipe (AdamW, batch 4, cosine, seed 0) and judges it on the 120 others. Members whose body is *demo* start from the
+`benchmarks/family_table.py` trains the smallest member of each family on {images} images of `tools/make_shapes.py` with
+one recipe (AdamW, batch 4, cosine, seed 0) and judges it on 120 others. Members whose body is *demo* start from the
 backbone and the pyramid that {body} holds, with a new RPN and new heads, and get {epochs}; the others start from
 nothing and get {scratch}. One run each: differences of two or three points are noise. *Minutes* are CPU time of the
 training, without the evaluation; *MB* is the largest resident memory of that process (of the test's where nothing was
@@ -132,7 +133,9 @@ trained), of which the libraries alone take about 450."""
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0], epilog=__doc__.partition('\n\n')[2],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', default='work_dirs/families', metavar='DIR', help='results (default: %(default)s)')
+    parser.add_argument('--out', default=['work_dirs/families'], nargs='+', metavar='DIR',
+                        help='results (default: %(default)s); with more than one each makes a table, and the last '
+                             'one is added to')
     parser.add_argument('--data', default='data/shapes', metavar='DIR',
                         help="the demo's data set, drawn when it is not there (default: %(default)s)")
     parser.add_argument('--body', default='work_dirs/demo/latest.pth', metavar='FILE',
@@ -146,7 +149,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--results', default=str(ROOT / 'docs/results.md'), metavar='FILE',
                         help='where the table goes, between its markers (default: docs/results.md)')
     args = parser.parse_args(argv)
-    args.out, args.data, args.body = Path(args.out), Path(args.data), Path(args.body)
+    args.shown = [Path(out) for out in args.out]
+    args.out, args.data, args.body = args.shown[-1], Path(args.data), Path(args.body)
     for name in args.only or ():
         if name not in MEMBERS:
             raise ConfigError(f"--only {name}: there is no such member{nearest(name, MEMBERS)} (see --help)")
@@ -189,6 +193,8 @@ def options_of(name: str, args: argparse.Namespace, split: str = 'val') -> list[
     member, data = MEMBERS[name], args.data.resolve()
     epochs = epochs_of(member, args)
     options = [f'runner.max_epochs={epochs}', f'checkpoint_config.interval={epochs}']
+    if member.body:
+        options += demo_body(name)
     for part, folder in (('train', 'train'), ('val', 'val'), ('test', split)):
         options += [f'data.{part}.ann_file={data}/annotations/instances_{folder}.json',
                     f'data.{part}.img_prefix={data}/{folder}/']
@@ -196,6 +202,27 @@ def options_of(name: str, args: argparse.Namespace, split: str = 'val') -> list[
             saved = (args.out / member.proposals / f'proposals_{folder}.pkl').resolve()
             options.append(f'data.{part}.proposal_file={saved}')
     return options
+
+
+def demo_body(name: str) -> list[str]:
+    """The --cfg-options that give a member the body of `make demo`, which is thinner than that of its config."""
+    from boxdet.engine.config import Config
+
+    demo = Config.fromfile(ROOT / 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py').model
+    keys = ('base_channels', 'num_stages', 'strides', 'dilations', 'out_indices')
+    return [*(f'model.backbone.{key}={_option(demo.backbone[key])}' for key in keys),
+            f'model.{_pyramid(name)}.in_channels={_option(demo.neck.in_channels)}']
+
+
+def _pyramid(name: str) -> str:
+    """Where a member has its pyramid: Libra R-CNN's is the first of two necks."""
+    from boxdet.engine.config import Config
+
+    return 'neck.0' if isinstance(Config.fromfile(config_of(name)).model.neck, list) else 'neck'
+
+
+def _option(value: object) -> str:
+    return str(value).replace(' ', '')
 
 
 def config_of(name: str) -> Path:
@@ -208,22 +235,23 @@ def epochs_of(member: Member, args: argparse.Namespace) -> int:
     return args.epochs if member.body else args.scratch_epochs
 
 
-def body_for(member: Member, args: argparse.Namespace) -> list[str]:
+def body_for(name: str, args: argparse.Namespace) -> list[str]:
     """tools/train.py's options that give a member its body; the file with that body is made when it is not there.
 
     Raises:
         UserError: there is no demo to take it from.
     """
-    if not member.body:
+    if not MEMBERS[name].body:
         return []
     from boxdet.checkpoints.io import load_state, save_checkpoint
 
-    path = args.out / f'body_{"_".join(member.body)}.pth'
+    parts = dict(backbone='backbone', neck=_pyramid(name))
+    path = args.out / f'body_{"_".join(parts.values())}.pth'
     if not path.exists():
         if not args.body.exists():
-            raise UserError(f'{args.body} is not there: run `python tools/demo.py --config '
-                            'configs/shapes/mask_rcnn_r18_fpn_shapes.py`, or name its checkpoint with --body')
-        weights = {key: value for key, value in load_state(args.body).items() if key.startswith(member.body)}
+            raise UserError(f'{args.body} is not there: run `python tools/demo.py`, or name its checkpoint with --body')
+        found = ((key.split('.', 1), value) for key, value in load_state(args.body).items())
+        weights = {f'{parts[part]}.{rest}': value for (part, rest), value in found if part in parts}
         save_checkpoint(dict(meta={}, state_dict=weights), path)
     return ['--load-from', str(path.resolve())]
 
@@ -263,10 +291,12 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     cost = None
     if not member.weights:
         cost = run(command_of('train.py', name, args, '--work-dir', str(folder), '--seed', '0', '--no-validate',
-                              *body_for(member, args)), folder / 'train.txt')
+                              *body_for(name, args)), folder / 'train.txt')
     metrics, test_cost = test(name, args)
-    return dict(metrics=metrics, epochs=args.epochs, scratch_epochs=args.scratch_epochs, body=args.body.name,
-                minutes=cost.seconds / 60 if cost else None, megabytes=(cost or test_cost).megabytes,
+    images = json.loads((args.data / 'annotations/instances_train.json').read_text())['images']
+    return dict(metrics=metrics, images=len(images), epochs=args.epochs, scratch_epochs=args.scratch_epochs,
+                body=args.body.name, minutes=cost.seconds / 60 if cost else None,
+                megabytes=(cost or test_cost).megabytes,
                 wall_minutes=(time.monotonic() - began) / 60)
 
 
@@ -291,12 +321,13 @@ def table_of(results: dict[str, dict]) -> str:
     Raises:
         DataError: the members were not trained alike.
     """
-    recipes = {tuple(r[key] for key in ('epochs', 'scratch_epochs', 'body')) for r in results.values()}
+    recipes = {tuple(r[key] for key in ('images', 'epochs', 'scratch_epochs', 'body')) for r in results.values()}
     if len(recipes) != 1:
-        raise DataError(f'the results were made by {len(recipes)} recipes; one table needs one (epochs, '
+        raise DataError(f'the results were made by {len(recipes)} recipes; one table needs one (images, epochs, '
                         f'scratch epochs, body: {sorted(recipes)})')
-    epochs, scratch, body = recipes.pop()
-    text = TEXT.format(body=f"the demo's `{body}`", epochs=_epochs(epochs), scratch=_epochs(scratch))
+    images, epochs, scratch, body = recipes.pop()
+    text = TEXT.format(images=f'{images:,}', body=f"the demo's `{body}`", epochs=_epochs(epochs),
+                       scratch=_epochs(scratch))
     lines = [text, '', '| member | body | ' + ' | '.join(COLUMNS) + ' | minutes | MB |',
              '|---|---|' + '---|' * (len(COLUMNS) + 2)]
     for name, result in results.items():
@@ -311,8 +342,8 @@ def _epochs(count: int) -> str:
     return 'one epoch' if count == 1 else f'{count} epochs'
 
 
-def write_table(results: dict[str, dict], path: Path) -> None:
-    """Put the table between its markers in ``path``.
+def write_tables(runs: list[dict[str, dict]], path: Path) -> None:
+    """Put a table of each run between the markers in ``path``, and which members none of them trained.
 
     Raises:
         DataError: the file or the markers are missing.
@@ -325,7 +356,10 @@ def write_table(results: dict[str, dict], path: Path) -> None:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise DataError(f'{path}: the markers {START} and {END} are not there')
-    path.write_text(f'{before}{START}\n{table_of(results)}\n{END}{after}')
+    left = [member.title for name, member in MEMBERS.items() if not any(name in results for results in runs)]
+    parts = [*map(table_of, runs), *([f'Not trained: {", ".join(left)}.'] if left else [])]
+    text = '\n\n'.join(parts)
+    path.write_text(f'{before}{START}\n{text}\n{END}{after}')
 
 
 def in_order(only: list[str] | None) -> list[str]:
@@ -360,10 +394,11 @@ def main(argv: list[str] | None = None) -> None:
     if not args.table:
         draw_data_set(args)
         failed = do_members(args)
-    results = read_results(args.out)
-    if not results:
-        raise DataError(f'{args.out}: no results in it')
-    write_table(results, Path(args.results))
+    runs = [read_results(out) for out in args.shown]
+    for out, results in zip(args.shown, runs):
+        if not results:
+            raise DataError(f'{out}: no results in it')
+    write_tables(runs, Path(args.results))
     print(f'table: {args.results}')
     if failed:
         raise UserError(f'without {", ".join(failed)}: they failed')

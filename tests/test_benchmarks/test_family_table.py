@@ -60,18 +60,26 @@ def test_bodies_are_the_named_parts_of_the_demos_model(families, tmp_path):
     demo = tmp_path / 'demo.pth'
     args = families.parse_args(['--out', str(tmp_path / 'out'), '--body', str(demo)])
     (tmp_path / 'out').mkdir()
-    assert families.body_for(families.MEMBERS['vgg'], args) == []
-    with pytest.raises(UserError, match='demo.pth is not there: run `python tools/demo.py --config .*`'):
-        families.body_for(families.MEMBERS['faster'], args)
+    assert families.body_for('vgg', args) == []
+    with pytest.raises(UserError, match='demo.pth is not there: run `python tools/demo.py`'):
+        families.body_for('faster', args)
     keys = ('backbone.conv1.weight', 'neck.x', 'rpn_head.y', 'roi_head.z')
     save_checkpoint(dict(meta={}, state_dict={key: torch.ones(1) for key in keys}), demo)
-    for name, expected in (('faster', keys[:2]), ('c4', keys[:1])):
-        option, path = families.body_for(families.MEMBERS[name], args)
+    for name, expected in (('faster', keys[:2]), ('libra', ('backbone.conv1.weight', 'neck.0.x'))):
+        option, path = families.body_for(name, args)
         assert option == '--load-from' and tuple(load_state(path)) == expected
 
 
+@pytest.mark.parametrize('name', ['faster', 'libra'])  # libra's neck is a list
+def test_members_have_a_body_as_thin_as_the_demos(families, name):
+    demo = load_config(ROOT / 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py').model
+    model = load_config(families.config_of(name), families.demo_body(name)).model
+    assert model.backbone == demo.backbone
+    assert (model.neck[0] if name == 'libra' else model.neck).in_channels == demo.neck.in_channels
+
+
 def saved(out: Path, name: str, metrics: dict, **changes) -> None:
-    result = dict(metrics=metrics, epochs=1, scratch_epochs=4, body='latest.pth', minutes=1.25,
+    result = dict(metrics=metrics, images=1000, epochs=1, scratch_epochs=4, body='latest.pth', minutes=1.25,
                   megabytes=700.4) | changes
     (out / name).mkdir(parents=True)
     (out / name / 'result.json').write_text(json.dumps(result))
@@ -95,6 +103,11 @@ def test_the_table_goes_between_its_markers(families, tmp_path):
                         '| Mask R-CNN | demo |  | 0.500 | 0.400 | 0.300 | 0.250 |  |  | 1.2 | 700 |',
                         '| Faster R-CNN with soft-NMS | demo |  | 0.460 | 0.110 |  |  |  |  |  | 700 |']
     assert 'and get one epoch; the others start from nothing and get 4 epochs.' in text.replace('\n', ' ')
+    saved(tmp_path / 'other', 'faster', dict(bbox_mAP=0.2), images=500)
+    families.main(['--out', str(tmp_path / 'other'), str(tmp_path), '--table', '--results', str(page)])
+    text = page.read_text()
+    assert text.index('| Faster R-CNN | demo |  | 0.200') < text.index('| Faster R-CNN | demo |  | 0.457')
+    assert 'on 500 images' in text and 'on 1,000 images' in text and '\nNot trained: Cascade R-CNN, RPN alone, ' in text
     page.write_text('no markers')
     with pytest.raises(DataError, match='markers'):
         families.main(['--out', str(tmp_path), '--table', '--results', str(page)])
@@ -120,7 +133,8 @@ def test_one_failure_does_not_stop_the_others(families, tmp_path, monkeypatch, c
         if name == 'rpn':
             raise UserError('no memory')
         (args.out / name).mkdir(parents=True)
-        return dict(metrics=dict(bbox_mAP=0.5), epochs=1, scratch_epochs=4, body='a.pth', minutes=1.0, megabytes=500.0)
+        return dict(metrics=dict(bbox_mAP=0.5), images=8, epochs=1, scratch_epochs=4, body='a.pth', minutes=1.0,
+                    megabytes=500.0)
 
     monkeypatch.setattr(families, 'draw_data_set', lambda args: None)
     monkeypatch.setattr(families, 'measure', measure)
@@ -141,7 +155,7 @@ def test_from_training_to_the_table(tmp_path):
     page.write_text('<!-- family table: start -->\n<!-- family table: end -->\n')
     draw = [str(ROOT / 'tools/make_shapes.py'), '--out', str(out / 'data'), '--train', '4', '--val', '2']
     subprocess.run([sys.executable, *draw], check=True, capture_output=True)
-    model = build_detector(load_config(ROOT / 'configs/shapes/faster_rcnn_r18_fpn_shapes.py').model)
+    model = build_detector(load_config(ROOT / 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py').model)
     save_checkpoint(dict(meta={}, state_dict=model.state_dict()), out / 'demo.pth')
     command = [sys.executable, str(ROOT / 'benchmarks/family_table.py'), '--out', str(out), '--data', str(out / 'data'),
                '--body', str(out / 'demo.pth'), '--only', 'soft_nms', '--results', str(page)]

@@ -47,7 +47,9 @@ def test_a_package_offers_every_class_that_is_registered_from_it(package, regist
 
 
 def test_one_name_imports_one_module():
-    code = ('import sys\nfrom boxdet.models.backbones import ResNet\nfrom boxdet.models.builder import HEADS\n'
+    code = ('import sys\nfrom boxdet.apis import init_detector\n'
+            'assert not [name for name in sys.modules if name == "torchvision" or "families." in name]\n'
+            'from boxdet.models.backbones import ResNet\nfrom boxdet.models.builder import HEADS\n'
             'from boxdet.datasets.pipelines import Compose\n'
             'assert "boxdet.models.backbones.resnet" in sys.modules\n'
             'unasked = {"boxdet.models.backbones.vgg", "boxdet.models.detectors", '

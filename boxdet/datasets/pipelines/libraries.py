@@ -51,8 +51,6 @@ class Albu:
     """
     own_types = ('transforms', 'bbox_params')  # albumentations'
 
-    own_types = ('transforms', 'bbox_params')
-
     def __init__(self, transforms: Sequence[Mapping[str, Any]], bbox_params: Mapping[str, Any] | None = None,
                  keymap: Mapping[str, str] | None = None, update_pad_shape: bool = False,
                  skip_img_without_anno: bool = False):
