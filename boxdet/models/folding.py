@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.models import winograd
+from boxdet.models.layers import CarriedBatchNorm2d, InferenceConv2d
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Scores and deltas: half precision makes equal scores of different ones, and moves boxes by pixels.
@@ -50,50 +51,6 @@ def ready_for_inference(model: nn.Module, precision: str = 'fp32',
 
 
 _Module = TypeVar('_Module', bound=nn.Module)
-
-
-# --- the modules that take part ---
-
-
-class InferenceConv2d(nn.Conv2d):
-    """A convolution that may carry out the norm after it, and may go Winograd's way on large maps.
-
-    Attributes:
-        norm_after: (norm,), carried out while it is in eval mode, or (). In a tuple: it is no child of the convolution.
-        fast: go Winograd's way where that pays.
-    """
-
-    norm_after: tuple[nn.BatchNorm2d, ...] = ()
-    fast = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, O, H', W')."""
-        if not self.norm_after or self.norm_after[0].training:
-            return self.without_norm(x)
-        norm, = self.norm_after
-        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        scale = (var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -mean if self.bias is None else self.bias - mean
-        shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
-
-    def without_norm(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
-        return self._conv_forward(x, self.weight, self.bias)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.fast and winograd.pays(input, weight):
-            return winograd.conv3x3(input, weight, bias)
-        return super()._conv_forward(input, weight, bias)
-
-
-class CarriedBatchNorm2d(nn.BatchNorm2d):
-    """A norm that the convolution before it carries out: in eval mode it hands on what it is given."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        return super().forward(x) if self.training else x
 
 
 # --- the four steps ---

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torchvision.ops import deform_conv2d
 
 from boxdet.errors import ConfigError
+from boxdet.models import winograd
 from boxdet.models.initialization import constant_init, kaiming_init
 from boxdet.registry import LAYERS, Cfg, accepted_keywords, check_keywords
 
@@ -71,6 +71,8 @@ class _DeformConv2d(nn.Module):
         constant_init(self.conv_offset, 0)
 
     def _deform(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        from torchvision.ops import deform_conv2d  # two seconds, which who imports the API need not wait for
+
         return deform_conv2d(x, offset, self.weight, self.bias, stride=self.stride,
                              padding=self.padding, dilation=self.dilation, mask=mask)
 
@@ -358,3 +360,47 @@ class ConvModule(nn.Module):
             elif step == 'act' and activate and self.with_activation:
                 x = self.activate(x)
         return x
+
+
+# ---------------------------------------------------------------------------------------------- for inference
+
+
+class InferenceConv2d(nn.Conv2d):
+    """A convolution that may carry out the norm after it, and may go Winograd's way on large maps.
+
+    Attributes:
+        norm_after: (norm,), carried out while it is in eval mode, or (). In a tuple: it is no child of the convolution.
+        fast: go Winograd's way where that pays.
+    """
+
+    norm_after: tuple[nn.BatchNorm2d, ...] = ()
+    fast = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, O, H', W')."""
+        if not self.norm_after or self.norm_after[0].training:
+            return self.without_norm(x)
+        norm, = self.norm_after
+        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        scale = (var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -mean if self.bias is None else self.bias - mean
+        shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+    def without_norm(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.fast and winograd.pays(input, weight):
+            return winograd.conv3x3(input, weight, bias)
+        return super()._conv_forward(input, weight, bias)
+
+
+class CarriedBatchNorm2d(nn.BatchNorm2d):
+    """A norm that the convolution before it carries out: in eval mode it hands on what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return super().forward(x) if self.training else x

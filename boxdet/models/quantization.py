@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from boxdet.errors import ConfigError
-from boxdet.models.folding import InferenceConv2d, fuse_conv_bn
+from boxdet.models.folding import fuse_conv_bn
+from boxdet.models.layers import InferenceConv2d
 
 _PARTS = ('backbone', 'neck', 'rpn_head.rpn_conv')
 _LEAST_CHANNELS = 4           # of an input; below, there is nothing to gain
