@@ -84,7 +84,8 @@ def runners(model, folder: Path, args: argparse.Namespace) -> dict[str, Run]:
     import torch
 
     from boxdet.apis.export import export_onnx, export_program
-    options = dict(precision=args.precision, masks=args.masks, exact=args.exact, float_input=args.float_input)
+    masks = args.masks if model.with_mask else 'logits'
+    options = dict(precision=args.precision, masks=masks, exact=args.exact, float_input=args.float_input)
     runs: dict[str, Run] = {}
     if {'onnxruntime', 'openvino'} & set(args.ways):
         path = export_onnx(model, folder / 'detector.onnx', **options)
@@ -125,7 +126,8 @@ def measure(name: str, model, files: list[str], args: argparse.Namespace) -> Non
     from boxdet.apis.export import add_batch, as_rgb, batches
     from boxdet.export.graph import DetectionGraph, InputFormat
     from boxdet.export.parity import TOLERANCES, Parity
-    names = DetectionGraph(model, InputFormat((0,) * 3, (1,) * 3), masks=args.masks).output_names
+    masks = args.masks if model.with_mask else 'logits'
+    names = DetectionGraph(model, InputFormat((0,) * 3, (1,) * 3), masks=masks).output_names
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         runs = runners(model, Path(folder), args)
         for batch_size in args.batch:

@@ -71,6 +71,8 @@ class DetectionGraph(nn.Module):
         if precision not in ('fp32', 'fp16'):
             raise ConfigError(f"precision of an export is fp32 or fp16, not '{precision}'")
         _refuse_what_has_no_size(model)
+        if masks == 'paste' and not model.with_mask:
+            raise ConfigError(f"export: masks='paste', and a {type(model).__name__} has no mask_head")
         self.inputs, self.masks, self.exact = inputs, masks, exact
         self.suppression = suppression(CANDIDATES, model.roi_head.last_bbox_head.num_classes)
         self._check_suppression(model)

@@ -125,6 +125,19 @@ def test_what_has_no_graph_is_refused_in_one_line(changes, line):
         DetectionGraph(detector(**changes), INPUTS)
 
 
+def test_masks_of_a_detector_without_are_refused():
+    with pytest.raises(ConfigError, match="masks='paste', and a FasterRCNN has no mask_head"):
+        DetectionGraph(detector(), INPUTS, masks='paste')
+
+
+def test_keypoints_of_a_head_of_ones_own_are_refused():
+    model = detector('keypoint_rcnn')
+    kind = type(model.roi_head.keypoint_head)
+    model.roi_head.keypoint_head.__class__ = type('OwnHead', (kind,), dict(predict=lambda *args: None))
+    with pytest.raises(ConfigError, match=r'model.roi_head.keypoint_head is a OwnHead, which declares no fixed_size'):
+        DetectionGraph(model, INPUTS)
+
+
 def test_the_model_is_not_changed():
     model = detector()
     before = {name: value.clone() for name, value in model.state_dict().items()}
