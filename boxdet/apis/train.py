@@ -125,7 +125,8 @@ def check_before_training(model: nn.Module, dataset: Dataset, cfg: Config,
     """
     validation, batch = _validation_set(cfg) if validate and cfg.data.get('val') else (None, 0)
     metric = (cfg.get('evaluation') or {}).get('metric')
-    check_training(model, dataset, validation, ignored_codes(cfg), metric)
+    samples = {**cfg.data, **(cfg.data.get('train_dataloader') or {})}.get('samples_per_gpu', 1)
+    check_training(model, dataset, validation, ignored_codes(cfg), metric, samples * get_dist_info()[1])
     if validation is not None:
         check_metrics(model, metric, validation)
     return validation, batch

@@ -55,7 +55,7 @@ class CocoDataset(CustomDataset):
         """Read and check ``ann_file``; returns the image entries, each with 'filename'."""
         data = self._read(ann_file)
         if not isinstance(data, dict) or not isinstance(data.get('images'), list):
-            raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file")
+            raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file{_other_form(data)}")
         if 'annotations' not in data and not self.test_mode:
             raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only")
         # A file that is evaluated against is parsed once only; ``coco`` takes it over.
@@ -115,7 +115,8 @@ class CocoDataset(CustomDataset):
 
     def _image_id(self, image: Any, place: int) -> Any:
         if not isinstance(image, dict) or 'id' not in image or not (image.get('filename') or self._file_name(image)):
-            raise DataError(f"{self.ann_file}: images[{place}] needs an 'id' and a 'file_name'")
+            raise DataError(f"{self.ann_file}: images[{place}] needs an 'id' and a 'file_name'"
+                            + (f"; it has {', '.join(map(str, image))}" if isinstance(image, dict) else ''))
         if not self.test_mode and not (image.get('width') and image.get('height')):
             raise DataError(f"{self.ann_file}: image {image['id']} has no 'width' and 'height'")
         return image['id']
@@ -400,6 +401,21 @@ def check_unique(ids: Sequence[Any], what: str) -> None:
         seen: set[Any] = set()
         twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]  # None is no
         raise DataError(f'{what} {twice} is used more than once')
+
+
+def _other_form(data: Any) -> str:
+    """What else the content of a JSON file looks like, and what to do with it; '' for what nobody knows."""
+    entry = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
+    keys = set(data) if isinstance(data, dict) else set()
+    form = 'labelme' if 'shapes' in keys else 'Label Studio' if {'data', 'annotations'} <= set(entry) else (
+        'VIA' if '_via_img_metadata' in keys or any(
+            isinstance(one, dict) and 'regions' in one for one in (data.values() if keys else ())) else '')
+    if form:
+        return f' but one of {form}: tools/dataset_converters/to_coco.py converts it'
+    if {'image_id', 'category_id'} <= set(entry):
+        return (' but a list of results' if 'score' in entry else ' but a list of annotations') + (
+            ": they belong under 'annotations', beside 'images' and 'categories'")
+    return ' but GeoJSON, which has no images: its shapes are of a map' if 'features' in keys else ''
 
 
 def _with_packed_polygons(entry: dict) -> dict:

@@ -91,10 +91,33 @@ def decode_image(data: np.ndarray, path: str, color_type: str = 'color', channel
     except cv2.error as error:
         raise DataError(f'{path}: cannot be decoded ({error.err})') from error
     if image is None:
-        raise DataError(f'{path}: not an image that OpenCV can decode')
+        kind = _kind_of(data[:64].tobytes())
+        raise DataError(f"{path}: not an image that OpenCV can decode{f' ({kind})' if kind else ''}")
     if channel_order == 'rgb' and image.ndim == 3:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
     return image
+
+
+def kind_of_no_image(path: str) -> str:
+    """What a file is that is certainly no image that OpenCV decodes, by its first bytes; '' otherwise."""
+    try:
+        with open(path, 'rb') as file:
+            return _kind_of(file.read(64))
+    except OSError:
+        return ''
+
+
+def _kind_of(head: bytes) -> str:
+    if head.startswith(b'version https://git-lfs'):
+        return 'a pointer of Git LFS: git lfs pull gets the file'
+    if head.lstrip()[:1] == b'<' and b'<svg' not in head:
+        return 'a web page or XML'
+    if head[:1] in (b'{', b'[') and head[1:2].strip() in (b'"', b'', b'{', b'['):
+        return 'JSON'
+    if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'hevc', b'mif1', b'msf1'):
+        return 'HEIC: convert it to JPEG'
+    return {b'%PDF': 'PDF', b'PK\x03\x04': 'a ZIP file', b'\x1f\x8b\x08': 'gzip'}.get(
+        head[:3] if head[:1] == b'\x1f' else head[:4], '')
 
 
 def image_size(path: str, backend: str = 'disk') -> tuple[int, int]:

@@ -7,6 +7,7 @@ Letters: A annotations, S of them looked at.
 """
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -93,11 +94,13 @@ def _by_area(facts: AnnotationFacts) -> np.ndarray:
 def _degenerate(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
     if facts.degenerate.any() and (facts.usable.any() or not (facts.labels >= 0).any()):
         by_area = int(_by_area(facts).sum())
+        negative = int((facts.degenerate & (facts.boxes[:, 2:] < 0).any(axis=1)).sum())
         yield Finding('data.degenerate-boxes', (
             f'{where}: {int(facts.degenerate.sum())} boxes have no area, or lie outside '
             f'their image, and are not used {_ids(facts, facts.degenerate)}'
             + (f"; {by_area} of them for their 'area' of 0 or less: compute it anew, or take it out" if by_area else '')
-        ))
+            + (f'; {negative} of them have a negative width or height: x and y are the upper left corner'
+               if negative else '')))
 
 
 def _strays(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
@@ -132,14 +135,14 @@ def _classes(facts: AnnotationFacts, where: str, dataset: Any, is_training: bool
             f'{where}: {int(other.sum())} of {len(other)} objects are left out, of {len(counts)} categories that are '
             f"none of the {len(dataset.CLASSES)} classes ({names}{', …' if len(counts) > _SHOWN else ''}); where they "
             'count, name them in data.*.classes'))
-    if is_training and facts.usable.any():
+    if facts.usable.any():
         objects = np.bincount(facts.labels[facts.usable], minlength=len(dataset.CLASSES))
         known = set(facts.names.values())  # of others 'data.missing-classes' tells
         empty = [one for one, count in zip(dataset.CLASSES, objects) if not count and one in known]
         if empty:
             yield Finding('data.empty-class', (
-                f"{where}: no object of {len(empty)} of the {len(dataset.CLASSES)} classes "
-                f"({_names(empty)}): they cannot be learned"))
+                f"{where}: no object of {len(empty)} of the {len(dataset.CLASSES)} classes ({_names(empty)}): "
+                f"{'they cannot be learned' if is_training else 'nothing is measured for them'}"))
 
 
 # ------------------------------------------------------------------------------------------ boxes and areas
@@ -152,7 +155,7 @@ def _boxes(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
         return
     x, y, w, h = facts.boxes[wanted].T
     width, height = facts.sizes[facts.rows[wanted]].T
-    outside = (x + w > width + 2) | (y + h > height + 2)
+    outside = (x + w > width + 2) | (y + h > height + 2) | (x < -2) | (y < -2)
     relative = (facts.boxes[wanted] <= 1.001).all(axis=1) & (w > 0) & (h > 0) & (width > 1.5) & (height > 1.5)
     guess, wrong = '', outside
     if relative.mean() >= _MOST:
@@ -166,7 +169,7 @@ def _boxes(facts: AnnotationFacts, where: str) -> Iterator[Finding]:
         return
     elif _corners(x, y, w, h, width, height, outside):
         guess = 'corners (x1, y1, x2, y2) in place of x, y, width, height'
-    elif _fits_better(outside, (x + w > height + 2) | (y + h > width + 2)):
+    elif _fits_better(outside, (x + w > height + 2) | (y + h > width + 2) | (x < -2) | (y < -2)):
         guess = "x and y exchanged, or the images' width and height"
     elif _many(beyond := (x + w > 1.1 * width) | (y + h > 1.1 * height), least=0.25):
         reach = max(np.median(((x + w) / width)[beyond]), np.median(((y + h) / height)[beyond]))
@@ -272,7 +275,11 @@ def _masks(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Finding
 
 def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Finding]:
     """Boxes around masks against the boxes, of some objects."""
-    index, around = _boxes_of_masks(dataset, facts)
+    index, around, unread = _boxes_of_masks(dataset, facts)
+    if unread and getattr(dataset, 'on_error', 'raise') != 'skip':
+        yield Finding('data.masks', (
+            f'{where}: {len(unread)} of {len(index) + len(unread)} masks that were looked at cannot be read '
+            f'{_told(facts.ids[unread].tolist())}: a polygon has x and y of three points or more, all of them numbers'))
     if not len(index):
         return
     boxes = facts.boxes[index] + 0
@@ -283,6 +290,7 @@ def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Fi
     sizes = facts.sizes[facts.rows[index]]
     odd, of, size = boxes[wrong], around[wrong], sizes[wrong]
     guesses = {
+        'masks without a pixel': lambda: (of[:, 2:] <= of[:, :2]).all(axis=1),
         'relative numbers (0 to 1): multiply them by width and height of the image':
             lambda: _iou(odd, of * np.concatenate([size, size], axis=1)),
         'x and y exchanged': lambda: _iou(odd, of[:, [1, 0, 3, 2]]),
@@ -300,17 +308,25 @@ def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Fi
         f"boxes {_ids(facts, chosen)}{f'; probably {cause}' if cause else ''}"))
 
 
-def _boxes_of_masks(dataset: Any, facts: AnnotationFacts) -> tuple[np.ndarray, np.ndarray]:
-    """Of objects evenly spread over the file: places (S,) among the A, and boxes (S, 4) around the masks."""
+def _boxes_of_masks(dataset: Any, facts: AnnotationFacts) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Boxes around the masks of S objects, evenly spread over the file.
+
+    Returns:
+        places (S,) among the A, boxes (S, 4), places of those whose masks cannot be read.
+    """
     objects = np.flatnonzero(facts.usable & np.isin(facts.masks, (POLYGONS, RLE)))
     objects = objects[np.unique(np.linspace(0, len(objects) - 1, min(len(objects), _LOOKED_AT)).round().astype(int))]
-    found, boxes = [], []
-    for place, segmentation in zip(objects, dataset.segmentations_of(objects)):
+    found, boxes, unread = [], [], []
+    for place, segmentation in zip(objects.tolist(), dataset.segmentations_of(objects)):
         box = box_around(segmentation)
-        if box is not None:  # what cannot be read is told when it is loaded
-            found.append(place)
-            boxes.append(box)
-    return np.array(found, dtype=int), np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        if box is None and isinstance(segmentation, list):  # loading leaves the others out
+            box = box_around([polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0])
+        if box is None or not math.isfinite(sum(box)):
+            unread.append(place)
+            continue
+        found.append(place)
+        boxes.append(box)
+    return np.array(found, dtype=int), np.array(boxes, dtype=np.float64).reshape(-1, 4), unread
 
 
 # ------------------------------------------------------------------------------------------ other data sets
@@ -325,7 +341,8 @@ def _findings_by_image(dataset: Any, name: str, wants_masks: bool) -> Iterator[F
             f"not used: {_names([str(one) for one in odd])}"))
     if not hasattr(dataset, 'get_ann_info') or not len(dataset) or getattr(dataset, 'test_mode', False):
         return
-    objects = ignored = masks = looked = 0
+    objects = ignored = masks = looked = beyond = 0
+    examples: list[str] = []
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT // 10)).round().astype(int)):
         try:
             info = dataset.get_ann_info(int(index))
@@ -333,6 +350,9 @@ def _findings_by_image(dataset: Any, name: str, wants_masks: bool) -> Iterator[F
             continue
         looked += 1
         objects += len(info.get('bboxes', ()))
+        outside = _beyond(dataset, int(index), info)
+        beyond += outside
+        examples += [str(dataset.img_info(int(index))['filename'])] if outside else []
         ignored += len(info.get('bboxes_ignore', ()) if info.get('bboxes_ignore') is not None else ())
         masks += sum(mask is not None for mask in info.get('masks') or ())
     where = f"{name}: {getattr(dataset, 'ann_file', type(dataset).__name__)}"
@@ -340,11 +360,24 @@ def _findings_by_image(dataset: Any, name: str, wants_masks: bool) -> Iterator[F
         yield Finding('data.all-crowd', (
             f'{where}: no object can be learned in {looked} images that were looked at; {ignored} '
             'regions are ignored'))
-    elif objects and not masks and wants_masks:
+    if beyond >= max(2, _STRAY * objects):
+        yield Finding('data.boxes-outside', (
+            f'{where}: {beyond} of {objects} boxes that were looked at reach beyond their image ({_names(examples)}): '
+            'they are cut at its edge; where the images were made smaller since, the boxes have to be, too'))
+    if objects and not masks and wants_masks:
         yield Finding('data.no-masks', (
             f'{where}: none of the {objects} objects that were looked at has a mask that the mask '
             'head could learn from: take a model without mask_head (faster_rcnn), or annotations '
             'with masks'))
+
+
+def _beyond(dataset: Any, index: int, info: Any) -> int:
+    """How many boxes (x1, y1, x2, y2) of an image end outside it, by more than 2 pixels."""
+    image = dataset.img_info(index) if hasattr(dataset, 'img_info') else {}
+    sides, boxes = [image.get('width'), image.get('height')], np.asarray(info.get('bboxes', ()), dtype=np.float64)
+    if not all(sides) or boxes.ndim != 2 or boxes.shape[1] < 4:
+        return 0
+    return int(((boxes[:, :2] < -2) | (boxes[:, 2:4] > np.add(sides, 2))).any(axis=1).sum())
 
 
 # ------------------------------------------------------------------------------------------ small things

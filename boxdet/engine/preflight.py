@@ -9,15 +9,18 @@ import contextlib
 import logging
 import math
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from boxdet.datasets.files import kind_of_no_image
 from boxdet.engine.data_check import annotation_findings
 from boxdet.engine.findings import Finding, ignored_codes, refuse, report
 from boxdet.engine.model_check import model_findings
@@ -33,11 +36,13 @@ from boxdet.evaluation.evaluate import needs_of, require_annotations
 logger = logging.getLogger('boxdet')
 
 _SHOWN = 5
+_OBJECTLESS = ('empty', 'without_wanted_class', 'only_crowd')  # images that filter_empty_gt leaves out, by the reason
+_LOOKED_AT = 128  # image files whose first bytes are read
 _STAT_THREADS = 16  # a network file system answers one stat in milliseconds, many at once
 
 
 def check_training(model: nn.Module, dataset: Any, validation: Any = None, ignore: Sequence[str] = (),
-                   metric: Any = None) -> None:
+                   metric: Any = None, batch: int = 0) -> None:
     """Check the parts of the model, the training set and the validation set (or None) against each other.
 
     Args:
@@ -46,12 +51,13 @@ def check_training(model: nn.Module, dataset: Any, validation: Any = None, ignor
         validation: what is evaluated on the way, or None.
         ignore: codes of findings that are meant (see ``findings``).
         metric: what is measured on the validation set (see ``boxdet.evaluation.evaluate``).
+        batch: images that all processes take at a time; 0 where that is not known.
 
     Raises:
         ConfigError: parts of the model do not fit, or the model and the data do not. DataError: data that cannot teach
             what is meant, or is not there.
     """
-    report(_training_findings(model, dataset, validation, metric), ignore)
+    report(chain(_training_findings(model, dataset, validation, metric), _few_images(dataset, batch)), ignore)
 
 
 def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: Any) -> Iterator[Finding]:
@@ -72,6 +78,8 @@ def _training_findings(model: nn.Module, dataset: Any, validation: Any, metric: 
             if usable:
                 yield from annotation_findings(part, f'data.{name}', wants_masks[name])
             there = there and usable
+    if len(parts := list(parts_of(dataset))) > 1:
+        yield from _in_several_parts(parts)
     if validation is not None:
         yield from _compared(dataset, validation)
         yield from _shared(files['train'], files['val'])
@@ -271,6 +279,17 @@ def _named_twice(files: Sequence[str], name: str) -> Iterator[Finding]:
             'objects only; make one entry of them'))
 
 
+def _in_several_parts(parts: Sequence[Any]) -> Iterator[Finding]:
+    """Images that several data sets of a training bring."""
+    counts = Counter(path for part in parts for path in {os.path.normpath(one) for one in image_files(part)})
+    twice = [path for path, count in counts.items() if count > 1]
+    if twice:
+        yield Finding('data.shared-images', (
+            f"data.train: {len(twice)} of {len(counts)} images are in several of its {len(parts)} data sets "
+            f"({', '.join(twice[:3])}{', …' if len(twice) > 3 else ''}): each entry is an image with its own objects "
+            'only, and those of the others count as background; make one entry of them'))
+
+
 def _shared(training: Sequence[str], evaluated: Sequence[str]) -> Iterator[Finding]:
     """Images that are learned and evaluated, or learned twice; one set for both is a look at whether it learns."""
     evaluation = {os.path.normpath(path) for path in evaluated}
@@ -290,6 +309,8 @@ def _data(dataset: Any, name: str, files: Sequence[str]) -> Iterator[Finding]:
     """Log what was left out of one data set (called ``name``) and why; look for its images and its classes."""
     counts = _counts(dataset)
     if len(dataset) == 0:
+        odd = (getattr(dataset, 'filter_report', None) or {}).get('degenerate_boxes') or []
+        counts += f'; {len(odd)} boxes have no area ({odd[0]}, …)' if odd else ''
         yield Finding('data.no-images', f"{name}: no image is left to use{counts}; annotation file "
                                         f"{getattr(dataset, 'ann_file', None)}")
         return
@@ -305,10 +326,14 @@ def _data(dataset: Any, name: str, files: Sequence[str]) -> Iterator[Finding]:
 def _counts(dataset: Any) -> str:
     """' (of 120 in the file; left out: empty 3, too_small 1)', or ''."""
     report = getattr(dataset, 'filter_report', None) or {}
-    left_out = ', '.join(f'{reason} {count}' for reason, count in report.items()
-                         if isinstance(count, int) and count and reason not in ('images', 'kept'))
+    counts = {reason: count for reason, count in report.items()
+              if isinstance(count, int) and count and reason not in ('images', 'kept')}
+    objectless = {} if getattr(dataset, 'filter_empty_gt', True) else {
+        reason: counts.pop(reason) for reason in _OBJECTLESS if reason in counts}
+    told = [', '.join(f'{reason} {count}' for reason, count in some.items()) for some in (counts, objectless)]
     total = f"of {report['images']} in the file" if 'images' in report else ''
-    parts = [total, f'left out: {left_out}' if left_out else '']
+    parts = [total, f'left out: {told[0]}' if told[0] else '',
+             f'filter_empty_gt=False keeps: {told[1]}' if told[1] else '']
     return f" ({'; '.join(part for part in parts if part)})" if any(parts) else ''
 
 
@@ -318,27 +343,48 @@ def check_files(dataset: Any, name: str) -> None:
 
 
 def _missing(dataset: Any, files: Sequence[str], name: str) -> Iterator[Finding]:
-    missing = _not_there(files)
+    """Image files that are not there or empty, and first bytes that are of no image, of some."""
+    sizes = _sizes(files)
+    missing = [path for path, size in zip(files, sizes) if size is None]
     if missing:
-        remedy = _elsewhere(missing[:_SHOWN], getattr(dataset, 'img_prefix', None) or '')
+        remedy = _elsewhere(missing[:_SHOWN], getattr(dataset, 'img_prefix', None) or '',
+                            getattr(dataset, 'ann_file', None))
         yield Finding('data.missing-images', (
             f"{name}: {len(missing)} of {len(files)} image files are missing: {', '.join(missing[:_SHOWN])}"
             f"{', …' if len(missing) > _SHOWN else ''}; {remedy}"))
+        return
+    odd = {path: 'empty' for path, size in zip(files, sizes) if size == 0}
+    for path in files[::max(len(files) // _LOOKED_AT, 1)]:
+        kind = '' if path in odd else kind_of_no_image(path)
+        if kind:
+            odd[path] = kind
+    if odd and getattr(dataset, 'on_error', 'raise') != 'skip':
+        told = ', '.join(f'{path} ({kind})' for path, kind in list(odd.items())[:_SHOWN])
+        yield Finding('data.no-image-files', (
+            f"{name}: {len(odd)} of {len(files)} image files are none that can be read: {told}"
+            f"{', …' if len(odd) > _SHOWN else ''}; get them anew, or convert them to JPEG or PNG"))
 
 
 def missing_files(dataset: Any) -> tuple[list[str], int]:
     """The image files that are not there, in order, and the number of files looked for."""
     paths = image_files(dataset)
-    return _not_there(paths), len(paths)
+    return [path for path, size in zip(paths, _sizes(paths)) if size is None], len(paths)
 
 
-def _not_there(paths: Sequence[str]) -> list[str]:
+def _sizes(paths: Sequence[str]) -> list[int | None]:
+    """The size of each file in bytes; None where there is none."""
+    def size(path: str) -> int | None:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else 1
+
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        there = list(pool.map(os.path.exists, paths, chunksize=256))
-    return [path for path, exists in zip(paths, there) if not exists]
+        return list(pool.map(size, paths, chunksize=256))
 
 
-def _elsewhere(missing: Sequence[str], prefix: str) -> str:
+def _elsewhere(missing: Sequence[str], prefix: str, ann_file: Any = None) -> str:
     """What to do about files that are not there: the slip in their names, where the files lie under other ones."""
     def beside(path: str, chosen: Callable[[str, str], bool]) -> str:
         folder, name = os.path.split(path)
@@ -356,12 +402,33 @@ def _elsewhere(missing: Sequence[str], prefix: str) -> str:
         'with another ending, or with one': lambda path: beside(path, lambda one, name: (
             os.path.splitext(one)[0] in (name, os.path.splitext(name)[0]))),
         'without the last folder of their paths': lambda path: os.path.join(os.path.dirname(os.path.dirname(path)),
-                                                                            os.path.basename(path))}
+                                                                            os.path.basename(path)),
+        'by the last part of their names': lambda path: os.path.join(prefix, _last_part(path))}
     for what, corrected in slips.items():
         if all(os.path.isfile(corrected(path)) for path in missing):
             return f"they are there {what} (such as {corrected(missing[0])}): correct 'file_name' of the annotations"
+    for folder in _around(ann_file) if len(missing) > 1 else ():  # one name may be found anywhere
+        relative = [os.path.relpath(path, prefix) if prefix else path for path in missing]
+        if all(os.path.isfile(os.path.join(folder, name)) for name in relative):
+            return f"they are in {folder}: set img_prefix to it"
     return ('they are addresses: download the images' if all('://' in path for path in missing)
             else 'check img_prefix and data_root')
+
+
+def _last_part(path: str) -> str:
+    """The file's name in an address, or in a path of another machine."""
+    return path.replace('\\', '/').rpartition('/')[2]
+
+
+def _around(ann_file: Any) -> Iterator[str]:
+    """Folders where images of an annotation file often lie: its own, the one above, and what is in these two."""
+    if not isinstance(ann_file, str):
+        return
+    here = os.path.dirname(os.path.abspath(ann_file))
+    for parent in (here, os.path.dirname(here)):
+        yield parent
+        with contextlib.suppress(OSError):
+            yield from sorted(entry.path for entry in os.scandir(parent) if entry.is_dir())
 
 
 def image_files(dataset: Any) -> list[str]:
@@ -371,6 +438,13 @@ def image_files(dataset: Any) -> list[str]:
     prefix = getattr(dataset, 'img_prefix', None) or ''
     names = [dataset.img_info(i)['filename'] for i in range(len(dataset))]
     return [os.path.join(prefix, name) for name in names]
+
+
+def _few_images(dataset: Any, batch: int) -> Iterator[Finding]:
+    if 0 < len(dataset) < batch:
+        yield Finding('data.few-images', (
+            f'data.train has {len(dataset)} images, and a batch takes {batch} (data.samples_per_gpu for each process): '
+            f'images are drawn again to fill it; set data.samples_per_gpu to {len(dataset)} at most'))
 
 
 # --- folders ---

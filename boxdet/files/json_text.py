@@ -48,6 +48,8 @@ def _read_text(path: Path, error: type[UserError]) -> str:
         raise error(f'{path}: cannot be read ({problem.strerror or problem})') from problem
     if not content.strip():
         raise error(f'{path}: empty file')
+    if content[:2] == b'\x1f\x8b':
+        raise error(f'{path}: compressed by gzip: unpack it (gunzip)')
     try:
         # The bytes go with this function's end: annotation files of half a gigabyte are held once while parsed.
         return content.decode(json.detect_encoding(content[:4]), 'surrogatepass')

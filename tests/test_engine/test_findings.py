@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from boxdet.datasets import build_dataset
+from boxdet.datasets.wrappers import ConcatDataset
 from boxdet.engine.config import Config, check_config
 from boxdet.engine.data_check import annotation_findings
 from boxdet.engine.findings import CHECKS, Finding, ignored_codes, report
@@ -51,14 +52,14 @@ class Case:
         for annotation in self.file['annotations']:
             change(annotation)
 
-    def dataset(self, split):
+    def dataset(self, split, **options):
         (self.folder / 'ann.json').write_text(json.dumps(self.file))
         return build_dataset(dict(type='CocoDataset', ann_file=str(self.folder / 'ann.json'),
                                   img_prefix=str(self.folder), pipeline=self.pipelines[split],
                                   classes=self.val_classes if split == 'val' and self.val_classes else self.classes,
-                                  test_mode=split == 'val'))
+                                  test_mode=split == 'val', **options))
 
-    iters_per_epoch = 3
+    iters_per_epoch, batch = 3, 2
 
     def train(self, ignore=()):
         """What train_detector asks, on a config of the usual keys."""
@@ -67,7 +68,8 @@ class Case:
                           **copy.deepcopy(self.cfg), preflight=dict(ignore=list(ignore))))
         check_config(cfg)
         model = build_detector(self.model_cfg)
-        check_training(model, self.dataset('train'), self.dataset('val') if self.with_val else None, ignored_codes(cfg))
+        check_training(model, self.dataset('train'), self.dataset('val') if self.with_val else None, ignored_codes(cfg),
+                       batch=self.batch)
         check_schedule(model, cfg, cfg.runner, cfg.lr_config, cfg.get('evaluation') or {}, self.iters_per_epoch)
 
 
@@ -242,12 +244,24 @@ def partly_outside(c):
         a.update(bbox=[120, 40, 14, 20], segmentation=[[120, 40, 128, 40, 128, 60, 120, 60]], area=160)
 
 
+@case('data.boxes-outside', '6 of 18 boxes reach beyond their image')
+def beyond_the_upper_left_corner(c):
+    for a in c.file['annotations'][::3]:
+        a.update(bbox=[-9, 40, 30, 20], segmentation=[[-9, 40, 21, 40, 21, 60, -9, 60]], area=600)
+
+
 @case('data.class-order', 'data.val has classes that data.train has not: plum', 'set data.val.classes to names of',
       remedy=lambda c: setattr(c, 'val_classes', NAMES[:2][::-1]))
 def other_classes(c):
     c.classes, c.val_classes = NAMES[:2], NAMES
     c.each(lambda a: a.update(category_id=a['category_id'] % 2))
     c.model_cfg['roi_head']['bbox_head']['num_classes'] = c.model_cfg['roi_head']['mask_head']['num_classes'] = 2
+
+
+@case('data.few-images', 'data.train has 6 images, and a batch takes 16', 'set data.samples_per_gpu to 6 at most',
+      remedy=lambda c: setattr(c, 'batch', 6))
+def batch_of_more_than_all(c):
+    c.batch = 16
 
 
 @case('data.fewer-classes', "data.val: the data set has 1 of the model's 3 classes", '(pear, plum) are left out')
@@ -284,6 +298,13 @@ def one_file_in_two_entries(c):
     c.file['images'][5]['file_name'] = '0.png'
 
 
+@case('data.shared-images', 'data.train: 6 of 6 images are in several of its 2 data sets', 'count as background')
+def one_set_for_each_class(c):
+    def dataset(split, make=c.dataset):
+        return ConcatDataset([make(split), make(split)]) if split == 'train' else make(split)
+    c.dataset = dataset
+
+
 @case('data.shared-images', '2 of the 2 images of data.val are in data.train too', 'take them out of one')
 def images_of_training_in_val(c):
     def dataset(split, make=c.dataset):
@@ -306,6 +327,13 @@ def one_degenerate(c):
     c.file['annotations'][0].update(bbox=[5, 5, 0, 9])
 
 
+@case('data.degenerate-boxes', '2 boxes have no area', '2 of them have a negative width or height')
+def corners_exchanged(c):
+    for a in c.file['annotations'][:2]:
+        x, y, w, h = a['bbox']
+        a.update(bbox=[x + w, y + h, -w, -h])
+
+
 @case('data.dropped-classes', '6 of 18 objects are left out, of 1 categories', 'plum 6',
       remedy=lambda c: (setattr(c, 'classes', NAMES), at('roi_head.bbox_head.num_classes', 3)(c),
                          at('roi_head.mask_head.num_classes', 3)(c)))
@@ -318,6 +346,30 @@ def dropped(c):
       remedy=lambda c: c.file['annotations'][0].update(category_id=2))
 def empty_class(c):
     c.each(lambda a: a.update(category_id=a['category_id'] % 2))
+
+
+@case('data.empty-class', 'data.val: ', 'no object of 1 of the 3 classes (plum): nothing is measured for them')
+def val_without_a_class(c):
+    def dataset(split, make=c.dataset, whole=c.file['annotations']):
+        c.file['annotations'] = whole if split == 'train' else [a for a in whole if a['category_id'] != 2]
+        return make(split)
+    c.dataset = dataset
+
+
+@case('data.masks', '1 of 18 masks that were looked at cannot be read (annotation 117)', 'x and y of three points',
+      remedy=lambda c: c.file['annotations'][17]['segmentation'][0].append(c.file['annotations'][17]['bbox'][1]))
+def odd_polygon(c):
+    c.file['annotations'][17]['segmentation'][0].pop()
+
+
+@case('data.masks', '1 of 18 masks that were looked at cannot be read (annotation 109)')
+def polygon_with_nan(c):
+    c.file['annotations'][9]['segmentation'][0][3] = float('nan')
+
+
+@case('data.masks', '18 of 18 masks', 'probably masks without a pixel')
+def empty_rles(c):
+    c.each(lambda a: a.update(segmentation=dict(size=[96, 128], counts=[96 * 128])))
 
 
 @case('data.masks', '18 of 18 masks that were looked at lie elsewhere', 'annotation ids 100, 101, 102, …',
@@ -354,6 +406,28 @@ def centres(c):
 @case('data.masks', '18 RLE masks are of another size than their image', 'size is [height, width]')
 def rle_of_another_size(c):
     c.each(lambda a: a.update(segmentation=dict(size=[128, 96], counts=[128 * 96])))
+
+
+@case('data.no-image-files', '2 of 6 image files are none that can be read', '4.png (empty)', '5.png (a web page or')
+def web_page_for_an_image(c):
+    (c.folder / '4.png').write_bytes(b'')
+    (c.folder / '5.png').write_text('<!DOCTYPE html><html>404</html>')
+
+
+@case('data.missing-images', 'they are there by the last part of their names (such as', "correct 'file_name'",
+      remedy=lambda c: [i.update(file_name=i['file_name'].rpartition('\\')[2]) for i in c.file['images']])
+def paths_of_another_machine(c):
+    for image in c.file['images']:
+        image['file_name'] = 'C:\\data\\' + image['file_name']
+
+
+@case('data.missing-images', 'they are in ', 'photos: set img_prefix to it',
+      remedy=lambda c: [(c.folder / 'photos' / i['file_name']).rename(c.folder / i['file_name'])
+                        for i in c.file['images']])
+def images_in_another_folder(c):
+    (c.folder / 'photos').mkdir()
+    for image in c.file['images']:
+        (c.folder / image['file_name']).rename(c.folder / 'photos' / image['file_name'])
 
 
 @case('data.missing-images', "they are there with '/' in place of '\\' (such as", "correct 'file_name'",
@@ -703,7 +777,8 @@ def test_it_is_found_and_may_be_ignored(tmp_path, log, code, fragments, change):
     assert line.endswith(f' [{code}]') and '\n' not in line
     for fragment in fragments:
         assert fragment in line
-    if change in (rle_of_another_size, pairs_of_points):  # loading them is an error of its own
+    # loading them is an error of its own
+    if change in (rle_of_another_size, pairs_of_points, odd_polygon, polygon_with_nan, web_page_for_an_image):
         return
     log.clear()
     one.train(ignore=sorted(CHECKS))  # all of them, as one slip may bring others
@@ -726,6 +801,33 @@ def test_the_advice_helps(tmp_path, log, code, change, remedy):
     remedy(one)
     one.train()
     assert [r.message for r in log.records if r.levelno > logging.INFO] == []
+
+
+def test_images_that_are_kept_are_not_called_left_out(tmp_path, log):
+    one = Case(tmp_path)
+    one.file['annotations'] = one.file['annotations'][:9]
+    one.train()
+    assert 'data.train: 3 images (of 6 in the file; left out: empty 3)' in log.text
+    log.clear()
+    dataset = one.dataset
+    one.dataset = lambda split: dataset(split, filter_empty_gt=False)
+    one.train()
+    assert 'data.train: 6 images (of 6 in the file; filter_empty_gt=False keeps: empty 3)' in log.text
+
+
+def test_boxes_of_other_data_sets_are_looked_at_image_by_image():
+    class Own:
+        def __len__(self):
+            return 3
+
+        def img_info(self, index):
+            return dict(filename=f'{index}.png', width=50, height=40)
+
+        def get_ann_info(self, index):
+            return dict(bboxes=np.array([[1, 1, 20, 20], [10, 10, 90 if index else 50, 30]], np.float32))
+
+    found, = annotation_findings(Own(), 'data.train')
+    assert str(found).startswith('data.train: Own: 2 of 6 boxes that were looked at reach beyond their image (1')
 
 
 def test_an_ignored_finding_is_told(tmp_path, log):
