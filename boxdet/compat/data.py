@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os.path
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,18 @@ class Transform2x:
     """What every transform of 2.x has: a ``repr`` of its arguments."""
 
     def __repr__(self) -> str:
-        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        names = [name for name in _parameters(type(self)) if hasattr(self, name)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+def _parameters(cls: type) -> list[str]:
+    """The arguments of the first constructor in line that names its own."""
+    for owner in cls.__mro__:
+        if '__init__' in vars(owner):
+            parameters = list(inspect.signature(vars(owner)['__init__']).parameters.values())[1:]
+            if not any(one.kind is one.VAR_POSITIONAL for one in parameters):
+                return [one.name for one in parameters]
+    return []
 
 
 class _ByKind(Transform2x, geometric.GeometricTransform):
@@ -142,6 +153,13 @@ class RandomFlip2x(_ByKind, geometric.RandomFlip):
 class Pad2x(_ByKind, geometric.Pad):
     """2.x's methods of ``Pad``, which read, after the image, ``results['pad_shape']``."""
     methods = {IMAGES: '_pad_img', MASKS: '_pad_masks', MAPS: '_pad_seg'}
+
+    def __init__(self, size: Sequence[int] | None = None, size_divisor: int | None = None, pad_to_square: bool = False,
+                 pad_val: float | dict | None = None):
+        if isinstance(pad_val, (int, float)):
+            warnings.warn(f'pad_val={pad_val} fills the image alone; 2.x writes dict(img={pad_val}, masks=0, seg=255)',
+                          DeprecationWarning, stacklevel=2)
+        super().__init__(size, size_divisor, pad_to_square, pad_val)
 
     def _fill(self, results: dict, kind: str, out_hw: tuple[int, int]) -> None:
         fill = self.pad_val

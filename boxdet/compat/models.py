@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from boxdet import registry
-from boxdet.compat import data, detectors, heads, roi_heads
+from boxdet.compat import data, detectors, heads, roi_heads, samples
 from boxdet.compat.forms import SamplingResult
 from boxdet.matching.sampler import RankLosses
 
@@ -40,8 +40,8 @@ class Sampler2x(_Sampler):
 
 # Which methods a class of boxdet's gets: those of the first whose last base it derives from.
 _FORMS: tuple[type, ...] = (detectors.Detector2x, roi_heads.RoIHead2x, roi_heads.CascadeRoIHead2x, heads.BBoxHead2x,
-                            heads.MaskHead2x, heads.RPNHead2x, *data.FORMS)
-# Classes whose own methods are no template of 2.x's: they stay as they are.
+                            heads.MaskHead2x, heads.RPNHead2x, *data.FORMS, *samples.FORMS)
+# Classes whose own methods are no template of 2.x's: they stay as they are, but for detectors.
 _HOMES = 'boxdet.models.', 'boxdet.datasets.'
 _AS_THEY_ARE = ('boxdet.models.families.',)
 _made: dict[type, type] = {}
@@ -50,7 +50,7 @@ _made: dict[type, type] = {}
 def form_of(cls: type) -> type:
     """The class that ``mmdet.models`` has under this name: ``cls`` with 2.x's methods, or ``cls``."""
     if cls in _made or not isinstance(cls, type) or not cls.__module__.startswith(_HOMES) \
-            or cls.__module__.startswith(_AS_THEY_ARE):
+            or cls.__module__.startswith(_AS_THEY_ARE) and not issubclass(cls, detectors.Detector2x.__bases__[-1]):
         return _made.get(cls, cls)
     form = next((form for form in _FORMS if issubclass(cls, form.__bases__[-1])), None)
     if form is None and cls.__module__.startswith('boxdet.datasets.pipelines.') and '__call__' in vars(cls):
@@ -70,6 +70,7 @@ def form_of(cls: type) -> type:
 
 def register_forms() -> None:
     """Put the classes with 2.x's methods into the registries, under the same names."""
+    samples.hold_lists()
     for known in (registry.MODELS, registry.DATASETS, registry.PIPELINES):
         for name in known.names():
             cls = known.get(name)

@@ -66,7 +66,8 @@ _MODELS = {
 _DATASETS = {
     **_REGISTRIES, 'build_dataset': 'boxdet.datasets:build_dataset',
     **_table('boxdet.compat.apis', 'build_dataloader get_loading_pipeline'),
-    **_table('boxdet.datasets', 'replace_ImageToTensor GroupSampler DistributedGroupSampler '
+    'replace_ImageToTensor': 'boxdet.compat.samples:replace_ImageToTensor',
+    **_table('boxdet.datasets', 'GroupSampler DistributedGroupSampler '
              'DistributedSampler get_classes '
              'Compose'),
     **_table('boxdet.compat.mmcv1', 'DataContainer'), 'DC': 'boxdet.compat.mmcv1:DataContainer',

@@ -61,6 +61,7 @@ class CustomDataset(Evaluated):
     PALETTE: Any = None
     EVALUATORS = ('MeanAPEvaluator',)
     gives_compact = True
+    holder: type[Records] | type[list] = Records  # of ``data_infos``: one that workers share
 
     def __init__(self, ann_file: str, pipeline: Sequence[Any], classes: str | Sequence[str] | None = None,
                  data_root: str | None = None, img_prefix: str = '', seg_prefix: str | None = None,
@@ -92,8 +93,8 @@ class CustomDataset(Evaluated):
         self._match_annotations()
         self.proposals = self.load_proposals(self.proposal_file) if self.proposal_file else None
         self._leave_out_images()
-        if not isinstance(self.data_infos, Records):
-            self.data_infos = Records(self.data_infos)
+        if not isinstance(self.data_infos, self.holder):
+            self.data_infos = self.holder(self.data_infos)
         self._set_group_flag()
         self.pipeline = Compose(pipeline)
 

@@ -122,6 +122,8 @@ def test_probabilities():
     (Translate, dict(level=1, img_fill_val=(1, 2)), 'img_fill_val'),
     (Rotate, dict(level=1, img_fill_val=300), 'img_fill_val'),
     (Rotate, dict(level=1, center=(1, 2, 3)), r'center is \(x, y\)'),
+    (Rotate, dict(level=1, max_rotate_angle=(30,)), 'Rotate.max_rotate_angle is a number'),
+    (Translate, dict(level=1, max_translate_offset=(250,)), 'max_translate_offset is a number of pixels'),
     (Shear, dict(level=1, interpolation='linear'), 'linear'),
     (AutoAugment, dict(policies=[]), 'AutoAugment.policies'),
     (AutoAugment, dict(policies=[[]]), 'AutoAugment.policies'),

@@ -119,9 +119,16 @@ def test_cut_out():
     part = CutOut(1, cutout_ratio=(1.0, 1.0))(dict(img=image))['img']
     assert (part[-1, -1] == 0).all()
     for wrong in (dict(n_holes=1), dict(n_holes=1, cutout_shape=(1, 2), cutout_ratio=(1, 1)),
-                  dict(n_holes=(3, 1), cutout_shape=(1, 2)), dict(n_holes=1, cutout_shape=(1, 2, 3))):
+                  dict(n_holes=(3, 1), cutout_shape=(1, 2)), dict(n_holes=1, cutout_shape=(1, 2, 3)),
+                  dict(n_holes=1, cutout_shape=8), dict(n_holes=1, cutout_ratio=[])):
         with pytest.raises(ConfigError, match='CutOut'):
             CutOut(**wrong)
+
+
+def test_distortion_tells_that_it_changes_one_image():
+    several = dict(img=smooth(), depth=smooth(), img_fields=['img', 'depth'])
+    with pytest.raises(ConfigError, match="'img' alone, .* \\['img', 'depth'\\]"):
+        PhotoMetricDistortion()(several)
 
 
 @pytest.mark.parametrize('color_type, dtype', [('grayscale', np.uint8), ('unchanged', np.uint16)])

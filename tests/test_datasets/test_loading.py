@@ -12,6 +12,7 @@ from boxdet.datasets.pipelines.loading import (
     LoadAnnotations,
     LoadImageFromFile,
     LoadImageFromWebcam,
+    LoadMultiChannelImageFromFiles,
     LoadProposals,
 )
 from boxdet.errors import ConfigError, DataError
@@ -158,3 +159,15 @@ def test_filtering_to_nothing():
         FilterAnnotations(by_mask=True)(dict(gt_bboxes=np.ones((1, 4))))
     with pytest.raises(ConfigError, match=r'is \(w, h\), not 3'):
         FilterAnnotations(min_gt_bbox_wh=3)
+
+
+def test_channels_from_files_of_their_own(tmp_path):
+    for name, shade, size in (('a.png', 3, 4), ('b.png', 9, 4), ('c.png', 9, 5)):
+        cv2.imwrite(str(tmp_path / name), np.full((size, 6), shade, np.uint8))
+    load = LoadMultiChannelImageFromFiles(to_float32=True)
+    found = load(dict(img_prefix=str(tmp_path), img_info=dict(filename=['a.png', 'b.png'])))
+    assert found['img'].dtype == np.float32 and np.array_equal(found['img'], np.broadcast_to([3., 9.], (4, 6, 2)))
+    assert found['ori_filename'] == ['a.png', 'b.png'] and found['filename'][1] == str(tmp_path / 'b.png')
+    assert found['img_shape'] == found['pad_shape'] == (4, 6, 2) and found['scale_factor'] == 1.0
+    with pytest.raises(DataError, match=r'c\.png is an image of shape \(5, 6\), and .*a\.png one of \(4, 6\)'):
+        load(dict(img_prefix=str(tmp_path), img_info=dict(filename=['a.png', 'c.png'])))

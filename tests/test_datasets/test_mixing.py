@@ -237,6 +237,9 @@ def test_mix_up_looks_for_objects():
     assert {MixUp(max_iters=1).get_indexes(Annotations()) for _ in range(60)} == set(range(6))
     given, empty = full_sample(0), full_sample(1, count=0)
     assert MixUp((50, 50))(dict(given, mix_results=[empty]))['img'] is given['img']
+    flat = dict(full_sample(1), bbox_fields=['gt_bboxes', 'gt_bboxes_ignore'], gt_bboxes_ignore=np.zeros(0, np.float32))
+    mixed = MixUp((50, 50))(dict(flat, mix_results=[flat]))
+    assert mixed['gt_bboxes_ignore'].shape == (0, 4) and len(mixed['gt_bboxes'])
     with pytest.raises(ConfigError, match='MixUp mixes in 1 image, got 0'):
         MixUp()(given)
     with pytest.raises(ConfigError, match='MixUp.max_iters 0'):

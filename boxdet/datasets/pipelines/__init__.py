@@ -20,6 +20,7 @@ _WHERE = {
     'MinIoURandomCrop': 'geometric', 'Pad': 'geometric', 'RandomCrop': 'geometric', 'RandomFlip': 'geometric',
     'Resize': 'geometric', 'SegRescale': 'geometric', 'FilterAnnotations': 'loading', 'LoadAnnotations': 'loading',
     'LoadImageFromFile': 'loading', 'LoadImageFromWebcam': 'loading', 'LoadProposals': 'loading',
+    'LoadMultiChannelImageFromFiles': 'loading',
     'CopyPaste': 'mixing', 'MultiScaleFlipAug': 'compose',
 }
 __all__ = sorted(_WHERE)

@@ -129,6 +129,9 @@ class Rotate(_Warping):
             center = tuple(center) if isinstance(center, Sequence) else (center, center)
             if len(center) != 2:
                 raise ConfigError(f'Rotate.center is (x, y), not {center}')
+        for key, value in (('scale', scale), ('max_rotate_angle', max_rotate_angle)):
+            if not isinstance(value, (int, float)):
+                raise ConfigError(f'Rotate.{key} is a number, not {value!r}')
         self.scale, self.center, self.max_rotate_angle = scale, center, max_rotate_angle
         self.angle = self.share * max_rotate_angle
 
@@ -204,6 +207,8 @@ class Translate(_Warping):
                  random_negative_prob: float = 0.5, min_size: float = 0):
         super().__init__(level, prob, img_fill_val, seg_ignore_label, random_negative_prob)
         self.direction = _check_direction('Translate', direction)
+        if not isinstance(max_translate_offset, (int, float)):
+            raise ConfigError(f'Translate.max_translate_offset is a number of pixels, not {max_translate_offset!r}')
         self.max_translate_offset, self.min_size = max_translate_offset, min_size
         self.offset = int(self.share * max_translate_offset)
 

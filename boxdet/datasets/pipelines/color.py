@@ -103,6 +103,9 @@ class PhotoMetricDistortion:
 
     def __call__(self, results: dict) -> dict:
         """Change the sample (see the class)."""
+        if results.get('img_fields', ['img']) != ['img']:
+            raise ConfigError(f"PhotoMetricDistortion changes 'img' alone, and the sample's img_fields are "
+                              f"{results['img_fields']}")
         image = results['img'].astype(np.float32)
         if np.random.randint(2):
             image += np.float32(np.random.uniform(-self.brightness_delta, self.brightness_delta))
@@ -275,8 +278,9 @@ class CutOut:
             raise ConfigError(f'CutOut.n_holes {n_holes}: a number, or the least and the most')
         self.with_ratio = cutout_ratio is not None
         given = cutout_ratio if self.with_ratio else cutout_shape
-        self.candidates = [tuple(one) for one in given] if isinstance(given[0], (tuple, list)) else [tuple(given)]
-        if not all(len(one) == 2 for one in self.candidates):
+        several = isinstance(given, (tuple, list)) and all(isinstance(one, (tuple, list)) for one in given)
+        self.candidates = list(given) if several else [given]
+        if not self.candidates or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in self.candidates):
             raise ConfigError(f'CutOut: {given} is neither (w, h) nor a list of them')
         self.fill_in = tuple(fill_in)
 

@@ -82,6 +82,40 @@ class LoadImageFromWebcam(LoadImageFromFile):
         return _start(results, image.astype(np.float32) if self.to_float32 else image)
 
 
+@PIPELINES.register_module()
+class LoadMultiChannelImageFromFiles:
+    """Read the files ``img_info['filename']``, a list, under ``img_prefix``, and stack them as the last axis.
+
+    Args:
+        to_float32: convert to float32 at once.
+        color_type: mmcv's flag, 'unchanged' for files of one channel.
+        file_client_args: ``dict(backend='disk')`` or ``dict(backend='http')``.
+
+    Raises:
+        DataError: a missing, truncated or undecodable file, by name, or files of different shapes.
+    """
+
+    def __init__(self, to_float32: bool = False, color_type: str = 'unchanged', file_client_args: dict | None = None):
+        check_color_type(color_type)
+        self.to_float32, self.color_type = to_float32, color_type
+        self.backend = check_file_client(file_client_args)
+
+    def __call__(self, results: dict) -> dict:
+        """Set 'img' (H, W, ..., C) of C files, and what goes with it."""
+        names, prefix = list(results['img_info']['filename']), results.get('img_prefix')
+        paths = [os.path.join(prefix, name) if prefix else name for name in names]
+        images = [decode_image(read_image(path, self.backend), path, self.color_type) for path in paths]
+        for path, image in zip(paths, images):
+            if image.shape != images[0].shape:
+                raise DataError(f'{path} is an image of shape {image.shape}, and {paths[0]} one of {images[0].shape}: '
+                                'channels of one image have one shape')
+        image = np.stack(images, axis=-1)
+        results['filename'], results['ori_filename'] = paths, names
+        _start(results, image.astype(np.float32) if self.to_float32 else image)
+        results['pad_shape'], results['scale_factor'] = image.shape, 1.0
+        return results
+
+
 PIPELINES.register_module(name='LoadImage', module=LoadImageFromWebcam)
 
 

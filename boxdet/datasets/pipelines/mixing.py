@@ -282,6 +282,8 @@ class MixUp:
         other = dict(_others(results, 1, 'MixUp')[0])
         if not len(other['gt_bboxes']):
             return results
+        for sample in (results, other):  # no boxes may be an empty list
+            sample.update({key: np.reshape(sample[key], (-1, 4)) for key in FIELD_KINDS[BOXES].keys(sample)})
         target_hw = results['img'].shape[:2]
         factor = np.random.uniform(*self.ratio_range)
         flip = np.random.uniform(0, 1) < self.flip_ratio

@@ -33,6 +33,8 @@ class ChannelMapper(nn.Module):
                  conv_cfg: Cfg | None = None, norm_cfg: Cfg | None = None, act_cfg: Cfg | None = _RELU,
                  num_outs: int | None = None, init_cfg: InitCfg = None):
         super().__init__()
+        if not isinstance(in_channels, Sequence):
+            raise ConfigError(f'ChannelMapper.in_channels is one number a level, not {in_channels!r}')
         conv = partial(ConvModule, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.convs = nn.ModuleList(conv(channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2)
                                    for channels in in_channels)
