@@ -208,6 +208,7 @@ FAMILIES = {f'boxdet.models.families.{module}': names for module, names in {
     'seesaw': ('NormedConv2d', 'NormedLinear', 'SeesawLoss'),
     'legacy': ('DetectronAnchorGenerator', 'DetectronRoIAlign', 'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder'),
     'ghm': ('GHMC', 'GHMR'),
+    'dice': ('DiceLoss',), 'distillation': ('KnowledgeDistillationKLDivLoss',),
     'double_heads': ('DoubleConvFCBBoxHead', 'DoubleHeadRoIHead'),
     'single_mask_cascade': ('SingleMaskCascadeRoIHead',),
     'tensorpack_norms': ('TensorpackConvFCBBoxHead', 'TensorpackFCNMaskHead', 'TensorpackFPN'),

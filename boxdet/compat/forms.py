@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxdet.matching import assigner
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.structures.batch import Batch, ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
@@ -120,6 +121,35 @@ def bbox2result(bboxes: torch.Tensor | np.ndarray, labels: torch.Tensor | np.nda
         return [np.zeros((0, 5), dtype=np.float32) for _ in range(num_classes)]
     bboxes, labels = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for v in (bboxes, labels))
     return [bboxes[labels == k, :] for k in range(num_classes)]
+
+
+class AssignResult(assigner.AssignResult):
+    """The assigners' result, with 2.x's ``random``."""
+
+    @classmethod
+    def random(cls, num_preds: int | None = None, num_gts: int | None = None, p_ignore: float = 0.3,
+               p_assigned: float = 0.5, p_use_label: float = 0.5, num_classes: int = 20,
+               rng: np.random.RandomState | int | None = None) -> AssignResult:
+        """A result of chance, for tests.
+
+        Args:
+            num_preds: N; None for a number up to 16.
+            num_gts: G; None for a number up to 8.
+            p_ignore: how often a box without a ground truth is ignored.
+            p_assigned: how often a box has a ground truth.
+            p_use_label: how often there are labels.
+            num_classes: K.
+            rng: where random numbers come from, or a seed.
+        """
+        drawn = rng if isinstance(rng, np.random.RandomState) else np.random.RandomState(rng)
+        count = int(drawn.randint(17)) if num_preds is None else num_preds
+        objects = int(drawn.randint(9)) if num_gts is None else num_gts
+        rest = np.where(drawn.rand(count) < p_ignore, assigner.IGNORED, assigner.BACKGROUND)
+        has_gt = (drawn.rand(count) < p_assigned) & (objects > 0)
+        inds = np.where(has_gt, drawn.randint(1, max(objects, 1) + 1, count), rest)
+        classes = np.append(drawn.randint(num_classes, size=objects), -1)  # the last: of none
+        labels = torch.from_numpy(classes[np.where(has_gt, inds - 1, -1)]) if drawn.rand() < p_use_label else None
+        return cls(objects, torch.from_numpy(inds), torch.from_numpy(drawn.rand(count).astype(np.float32)), labels)
 
 
 @dataclass

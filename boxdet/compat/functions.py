@@ -57,7 +57,7 @@ def bbox_overlaps(bboxes1: Any, bboxes2: Any, mode: str = 'iou', is_aligned: boo
     Arrays give an array; of them ``use_legacy_coordinate`` says that the last pixel belongs to a box.
     """
     if isinstance(bboxes1, np.ndarray):
-        border = np.float32([0, 0, 1, 1]) if use_legacy_coordinate else 0
+        border = np.array([0, 0, 1, 1], dtype=np.float32) if use_legacy_coordinate else 0
         first, second = (torch.from_numpy(np.asarray(b, dtype=np.float32) + border) for b in (bboxes1, bboxes2))
         return bbox_overlaps(first, second, mode, is_aligned, eps).numpy()
     if mode not in ('iou', 'iof', 'giou'):

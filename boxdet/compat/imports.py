@@ -107,7 +107,7 @@ def install(prefer_installed: bool) -> bool | None:
 
 def _widen_errors() -> None:
     """What code for 2.x catches: a wrong value is there an AssertionError, a TypeError, a KeyError or others."""
-    ConfigError.__bases__ = (UserError, AssertionError, TypeError, ValueError, KeyError)
+    ConfigError.__bases__ = (UserError, AssertionError, TypeError, ValueError, KeyError, NotImplementedError)
     # No KeyError: what walks over samples takes that for a key that a transform has not found.
     DataError.__bases__ = (UserError, AssertionError, TypeError, ValueError)
     ArgumentError.__bases__ = (AssertionError, TypeError, ValueError, NotImplementedError)

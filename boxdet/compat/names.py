@@ -43,11 +43,10 @@ _CORE = {
              'filter_scores_and_topk mask_matrix_nms'),
     **_table('boxdet.compat.evaluation', 'eval_recalls tpfp_default'),
     **_BUILDERS, **_REGISTRIES,
-    **_table('boxdet.compat.forms', 'bbox2result bbox2roi SamplingResult'),
+    **_table('boxdet.compat.forms', 'bbox2result bbox2roi AssignResult SamplingResult'),
     **_table('boxdet.compat.mmcv1', 'auto_fp16 force_fp32'), **_table('boxdet.compat.apis', 'EvalHook DistEvalHook'),
     **_table('boxdet.geometry.nms', 'multiclass_nms batched_nms'),
     **_table('boxdet.structures.masks', 'BitmapMasks PolygonMasks'),
-    **_table('boxdet.matching.assigner', 'AssignResult'),
     'get_classes': 'boxdet.datasets.class_names:get_classes',
     'EpochBasedRunner': 'boxdet.engine.runner:EpochBasedRunner', 'Hook': 'boxdet.engine.hooks:Hook',
     'build_optimizer': 'boxdet.engine.schedule:build_optimizer'}
@@ -56,6 +55,9 @@ _MODELS = {
     **_table('boxdet.models', 'build_detector build_backbone build_neck build_head build_loss build_roi_extractor '
              'build_shared_head'),
     **_table('boxdet.compat.functions', 'weighted_loss reduce_loss Accuracy multi_apply'),
+    **_table('boxdet.compat.layers', 'AdaptiveAvgPool2d adaptive_avg_pool2d AdaptivePadding PatchEmbed PatchMerging '
+             'SELayer DyReLU InvertedResidual ConvUpsample'),
+    'make_divisible': 'boxdet.models.families.mobilenet_v2:make_divisible',
     **_table('boxdet.compat.arrays', 'interpolate_as sigmoid_geometric_mean'),
     **_table('boxdet.models.losses', 'weight_reduce_loss accuracy binary_cross_entropy mask_cross_entropy'),
     **_table('boxdet.models.backbones.resnet', 'BasicBlock Bottleneck'),

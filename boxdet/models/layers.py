@@ -256,7 +256,7 @@ def _register_torch_layers() -> None:
     layers = {
         'Conv': nn.Conv2d, 'Conv1d': nn.Conv1d, 'Conv2d': nn.Conv2d, 'Linear': nn.Linear, 'deconv': nn.ConvTranspose2d,
         'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'LN': nn.LayerNorm,
-        'Swish': nn.SiLU, 'HSwish': nn.Hardswish,
+        'Swish': nn.SiLU, 'HSwish': nn.Hardswish, 'HSigmoid': nn.Hardsigmoid,
         **{cls.__name__: cls for cls in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU,
                                          nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)}}
     for name, cls in layers.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 
-from boxdet.compat import arrays, configs, evaluation, functions
+from boxdet.compat import arrays, configs, evaluation, forms, functions
 from boxdet.structures.masks import BitmapMasks, PolygonMasks
 
 SQUARE = [[np.array([1., 1, 3, 1, 3, 3, 1, 3])]]
@@ -146,3 +146,14 @@ def test_who_logs_is_said(caplog, monkeypatch):
     assert caplog.messages == ['image shape: height=800, width=1333 in Caller.logs']
     with pytest.raises(ValueError, match="'hw' or 'wh', not 'xy'"):
         functions.log_img_scale((5, 5), 'xy')
+
+
+@pytest.mark.parametrize('sizes', [{}, dict(num_preds=0, num_gts=0), dict(num_preds=3, num_gts=0),
+                                   dict(num_preds=64, num_gts=7)])
+def test_assignments_of_chance_hold_together(sizes):
+    found = forms.AssignResult.random(**sizes, p_use_label=1, rng=3)
+    count = len(found.labels)
+    assert len(found.gt_inds) == len(found.max_overlaps) == count == sizes.get('num_preds', count)
+    assert ((found.gt_inds >= -1) & (found.gt_inds <= found.num_gts)).all()
+    assert ((found.labels >= 0) == (found.gt_inds > 0)).all()
+    assert found.num_gts != 7 or {-1, 0, 1, 7} <= set(found.gt_inds.tolist())

@@ -114,3 +114,31 @@ def test_score_hlr_prefers_the_best_of_each_place():
     assert sum(drawn.neg_weights) == pytest.approx(3)  # as much as without weights
     with pytest.raises(ConfigError, match='PISARoIHead'):
         sampler.sample(assigned, boxes, torch.zeros(1, 4), torch.zeros(1, dtype=torch.long))
+
+
+def test_dice_loss_is_by_hand():
+    pred, target = torch.tensor([[[.5, 1.], [0., 0.]], [[0., 0.], [0., 1.]]]), torch.tensor([[[1., 1.], [0., 0.]]] * 2)
+    plain = LOSSES.build(dict(type='DiceLoss', activate=False, eps=0.5, reduction='none'))
+    torch.testing.assert_close(plain(pred, target), torch.tensor([1 - 3 / 4.25, 1.]))
+    naive = LOSSES.build(dict(type='DiceLoss', activate=False, naive_dice=True, eps=0.5, loss_weight=2.))
+    torch.testing.assert_close(naive(pred, target, torch.tensor([1., 0])), torch.tensor(1 - 3.5 / 4))
+    logits = LOSSES.build(dict(type='DiceLoss', eps=0.5, reduction='none'))
+    torch.testing.assert_close(logits(torch.logit(pred), target), plain(pred, target))
+    with pytest.raises(ConfigError, match='logits need use_sigmoid=True'):
+        LOSSES.build(dict(type='DiceLoss', use_sigmoid=False))
+    with pytest.raises(ValueError, match=r'weights \(2, 2\) of 2 masks'):
+        plain(pred, target, torch.ones(2, 2))
+
+
+def test_distillation_is_the_divergence_from_the_teacher():
+    student = torch.randn(4, 5, requires_grad=True)
+    teacher = torch.randn(4, 5, requires_grad=True)
+    loss = LOSSES.build(dict(type='KnowledgeDistillationKLDivLoss', T=2, reduction='none'))
+    p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+    torch.testing.assert_close(loss(student, teacher), (p * (p / q).log()).sum(1) / 5 * 4)
+    loss(student, teacher, torch.tensor([1., 0, 0, 0])).sum().backward()
+    assert student.grad[0].abs().sum() > 0 and student.grad[1:].abs().sum() == 0 and teacher.grad is None
+    with pytest.raises(ConfigError, match='T is 1 or higher, not 0.5'):
+        LOSSES.build(dict(type='KnowledgeDistillationKLDivLoss', T=0.5))
+    with pytest.raises(ValueError, match='soft_label'):
+        loss(student, teacher[:2])
