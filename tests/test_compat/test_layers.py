@@ -1,4 +1,6 @@
 """Layers of mmdet.models.utils: against boxdet's own, and against their formulas."""
+from functools import partial
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from boxdet.compat import layers
 from boxdet.errors import ConfigError
 from boxdet.models import patches
 from boxdet.models.families import mobilenet_v2, swin
+from boxdet.models.layers import ConvModule
 
 LN = dict(type='LN')
 
@@ -60,7 +63,7 @@ def test_the_larger_of_two_lines():
 
 def test_inverted_residuals_are_those_of_mobilenet():
     act = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU6'))
-    own = mobilenet_v2.InvertedResidual(8, 8, 4, 1, False, {**act, 'conv_cfg': None})
+    own = mobilenet_v2.InvertedResidual(8, 8, 4, 1, False, partial(ConvModule, **act))
     other = layers.InvertedResidual(8, 8, 32, **act)
     other.load_state_dict(own.state_dict())
     x = torch.rand(2, 8, 6, 6, requires_grad=True)
