@@ -13,6 +13,7 @@ import torch
 
 from boxdet.matching import assigner
 from boxdet.models.roi_extractor import boxes_to_rois
+from boxdet.registry import MATCHING
 from boxdet.structures.batch import Batch, ImageMeta, SampledRois
 from boxdet.structures.instances import Instances
 
@@ -161,6 +162,17 @@ class SamplingResult(SampledRois):
     def of(cls, drawn: SampledRois, num_gts: int = 0) -> SamplingResult:
         """The same samples."""
         return cls(**{f.name: getattr(drawn, f.name) for f in fields(SampledRois)}, num_gts=num_gts)
+
+    @classmethod
+    def random(cls, rng: np.random.RandomState | int | None = None, **kwargs: Any) -> SamplingResult:
+        """Samples of chance, for tests; ``kwargs`` are those of ``AssignResult.random``."""
+        drawn = rng if isinstance(rng, np.random.RandomState) else np.random.RandomState(rng)
+        assigned = AssignResult.random(rng=drawn, **kwargs)
+        boxes, truths = (torch.from_numpy(np.sort(drawn.rand(count, 2, 2), axis=1).reshape(-1, 4)).float()
+                         for count in (len(assigned.gt_inds), assigned.num_gts))
+        labels = None if assigned.labels is None else torch.from_numpy(drawn.randint(0, 20, assigned.num_gts))
+        sampler = MATCHING.build(dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False))
+        return cls.of(sampler.sample(assigned, boxes, truths, labels), assigned.num_gts)
 
     @property
     def bboxes(self) -> torch.Tensor:

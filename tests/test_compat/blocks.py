@@ -5,6 +5,7 @@ import torch
 import boxdet.compat
 
 boxdet.compat.install()
+from mmdet.core.bbox.iou_calculators.iou2d_calculator import BboxOverlaps2D  # noqa: E402
 from mmdet.models.backbones.hrnet import HRModule  # noqa: E402
 from mmdet.models.backbones.pvt import PVTEncoderLayer  # noqa: E402
 from mmdet.models.backbones.res2net import Bottle2neck  # noqa: E402
@@ -73,4 +74,6 @@ for layer in (PVTEncoderLayer(64, 4, 128), SwinBlock(64, 4, 128, shift=True), Sw
     assert layer(tokens, (8, 8)).shape == tokens.shape
     assert (layer.ffn.embed_dims, layer.ffn.feedforward_channels) == (64, 128)
 assert SwinBlock(64, 4, 128, shift=True).attn.shift == 3
+corners = torch.tensor([[0., 0, 4, 4], [2, 0, 6, 4]])
+torch.testing.assert_close(BboxOverlaps2D()(corners, corners), torch.tensor([[1, 1 / 3], [1 / 3, 1]]))
 print('blocks')

@@ -11,6 +11,7 @@ import boxdet.compat
 
 boxdet.compat.install()
 from mmcv.parallel import DataContainer, collate  # noqa: E402
+from mmdet.core import SamplingResult  # noqa: E402
 from mmdet.datasets import CocoDataset, build_dataset, replace_ImageToTensor  # noqa: E402
 from mmdet.datasets.pipelines import Collect, LoadImageFromFile, LoadMultiChannelImageFromFiles, Pad  # noqa: E402
 from mmdet.models import DETECTORS, TwoStageDetector  # noqa: E402
@@ -56,4 +57,9 @@ assert Collect(['img'])(found)['img_metas'].data['filename'] == 'a.png'
 for name in ('HybridTaskCascade', 'SCNet', 'PointRend', 'TridentFasterRCNN'):
     assert issubclass(DETECTORS.get(name), TwoStageDetector) and hasattr(DETECTORS.get(name), 'forward_dummy'), name
 assert torch.is_tensor(views['img'][0])
+for sizes in (dict(num_gts=0, num_preds=0), dict(num_gts=0, num_preds=3), dict(num_gts=7, num_preds=64), {}):
+    drawn = SamplingResult.random(rng=1, **sizes)
+    assert len(drawn.bboxes) == len(drawn.pos_inds) + len(drawn.neg_inds) <= 32
+    assert len(drawn.pos_gt_bboxes) == len(drawn.pos_bboxes)
+assert len(drawn.pos_inds) and (drawn.bboxes[:, 2:] >= drawn.bboxes[:, :2]).all()
 print('samples')
