@@ -147,7 +147,7 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
     if status:
         _leave_note('', status, 'exit')
         _keep_status(signal.SIG_IGN)
-    leave(status)
+    leave(status or 0)
 
 
 def _say_what_is_missing(error: Exception) -> int:

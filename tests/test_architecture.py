@@ -149,3 +149,10 @@ def test_functions_stay_short_and_finished(folder):
 
 def test_no_file_has_a_catch_all_name():
     assert not [path for path in FILES if path.stem in ('misc', 'utils', 'util', 'helpers', 'helper', 'common', 'core')]
+
+
+def test_the_type_checker_leaves_nothing_out():
+    section = (ROOT / 'pyproject.toml').read_text(encoding='utf-8').partition('[tool.mypy]')[2]
+    keys = {line.partition('=')[0].strip() for line in section.splitlines() if '=' in line}
+    assert {'files', 'plugins'} <= keys
+    assert not keys & {'disable_error_code', 'ignore_errors', 'strict_optional', 'exclude', 'follow_imports'}

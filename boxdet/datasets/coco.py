@@ -73,7 +73,7 @@ class CocoDataset(CustomDataset):
         self._sizes = np.array([self._image_size(i) for i in data['images']], dtype=np.float64).reshape(-1, 2)
         self._set_categories(data.get('categories'))
         self._set_annotations(data.get('annotations') or [])
-        self._labelled_by = dict(self.cat2label)
+        self._labelled_by = dict(self._label_of)
 
     def _match_annotations(self) -> None:
         """As 2.x's subclasses expect: ``self.coco``, ``self.cat2label`` and the returned list are what counts.
@@ -152,19 +152,26 @@ class CocoDataset(CustomDataset):
                 raise DataError(f"{self.ann_file}: no 'categories'")
             self._file_categories = {}
             known = self.CLASSES == COCO_CLASSES
-            self.cat_ids = list(COCO_CATEGORY_IDS if known else range(1, len(self.CLASSES) + 1))
+            self.cat_ids = list(COCO_CATEGORY_IDS if known else range(1, len(self._known_classes()) + 1))
         else:
             self._file_categories = self._names_by_id(categories)
             check_unique([c['id'] for c in categories], f'{self.ann_file}: category id')
             ids = {name: i for i, name in reversed(self._file_categories.items())}
-            absent = [name for name in self.CLASSES if name not in ids]
-            if absent and (self.classes_given or len(absent) == len(self.CLASSES)):
+            classes = self._known_classes()
+            absent = [name for name in classes if name not in ids]
+            if absent and (self.classes_given or len(absent) == len(classes)):
                 raise DataError(self._absent_classes(absent, list(self._file_categories.values())))
             self.filter_report['missing_classes'] = absent
             # Unused numbers for names that the file lacks keep label and CLASSES in step.
             unused = iter(range(max(self._file_categories) + 1, max(self._file_categories) + 1 + len(absent)))
-            self.cat_ids = [ids[name] if name in ids else next(unused) for name in self.CLASSES]
+            self.cat_ids = [ids[name] if name in ids else next(unused) for name in classes]
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+
+    @property
+    def _label_of(self) -> dict[int, int]:
+        """The label of each category id: ``cat2label`` of annotations that were indexed."""
+        assert self.cat2label is not None  # ``_set_categories`` has run
+        return self.cat2label
 
     def _names_by_id(self, categories: list[dict]) -> dict[int, str]:
         for place, category in enumerate(categories):
@@ -175,7 +182,7 @@ class CocoDataset(CustomDataset):
         by_name: dict[str, int] = {}
         for category in categories:
             other = by_name.setdefault(category['name'], category['id'])
-            if other != category['id'] and category['name'] in self.CLASSES:
+            if other != category['id'] and category['name'] in self._known_classes():
                 raise DataError(f"{self.ann_file}: categories {other} and {category['id']} are both called "
                                 f"'{category['name']}'")
         return {category['id']: category['name'] for category in categories}
@@ -183,8 +190,8 @@ class CocoDataset(CustomDataset):
     def _absent_classes(self, absent: list[str], known: list[str]) -> str:
         listed = ', '.join(known[:20]) + (', ...' if len(known) > 20 else '')
         if not self.classes_given:
-            return (f'{self.ann_file} has none of the {len(self.CLASSES)} classes of {type(self).__name__}; its '
-                    f'categories are {listed}: give them as classes=(...)')
+            return (f'{self.ann_file} has none of the {len(self._known_classes())} classes of {type(self).__name__}; '
+                    f'its categories are {listed}: give them as classes=(...)')
         return (f"class '{absent[0]}' is not among the categories of {self.ann_file} ({listed})"
                 f'{nearest(absent[0], known)}')
 
@@ -205,7 +212,7 @@ class CocoDataset(CustomDataset):
         areas = self._areas_of(annotations)  # NaN where there is none
         crowd = np.array([bool(a.get('iscrowd')) for a in annotations], dtype=bool)
         ignored = np.array([bool(a.get('ignore')) for a in annotations], dtype=bool)
-        labels = np.array([self.cat2label.get(c, -1) for c in categories], dtype=np.int64)
+        labels = np.array([self._label_of.get(c, -1) for c in categories], dtype=np.int64)
         degenerate = self._degenerate(boxes, areas, rows)
 
         if len(rows) and rows.max() < 0:
@@ -292,9 +299,8 @@ class CocoDataset(CustomDataset):
 
     def _span(self, index: int) -> slice:
         """Where the annotations of image ``index`` lie."""
-        self._require_annotations('get_ann_info or get_cat_ids')
-        row = self._rows[index]
-        return slice(self._starts[row], self._starts[row + 1])
+        starts, row = self._image_starts('get_ann_info or get_cat_ids'), self._rows[index]
+        return slice(starts[row], starts[row + 1])
 
     def get_ann_info(self, index: int) -> dict:
         """Annotations of an image.
@@ -329,9 +335,10 @@ class CocoDataset(CustomDataset):
             annotations = (self._parsed or self.coco.dataset)['annotations']
             yield from (annotations[self._order[place]].get('segmentation') for place in places)
             return
+        starts = self._image_starts('segmentations_of')
         for place in places:
             row = int(self.annotation_facts.rows[place])
-            yield self._masks[row][place - self._starts[row]]
+            yield self._masks[row][place - starts[row]]
 
     def get_cat_ids(self, index: int) -> list[int]:
         """Category ids of all annotations of an image."""
@@ -339,11 +346,12 @@ class CocoDataset(CustomDataset):
 
     def labels_of(self, index: int) -> list[int]:
         """Labels of an image's annotations, among ``CLASSES``."""
-        return [self.cat2label[category] for category in self.get_cat_ids(index) if category in self.cat2label]
+        labels = self._label_of
+        return [labels[category] for category in self.get_cat_ids(index) if category in labels]
 
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """Numbers of the images to train on: large enough and, by ``filter_empty_gt``, with a wanted object."""
-        self._require_annotations('_filter_imgs')
+        self._image_starts('_filter_imgs')  # an error where there are none
         small = (self._sizes.min(axis=1) < min_size)[self._rows]
         reasons = {why: left_out[self._rows] for why, left_out in self._without_object().items()}
         left_out = small | (np.any(list(reasons.values()), axis=0) if self.filter_empty_gt else False)
@@ -356,20 +364,23 @@ class CocoDataset(CustomDataset):
             self._rows = self._rows[np.asarray(numbers, dtype=np.int64)]
             self.img_ids = [info['id'] for info in self.data_infos]
 
-    def _require_annotations(self, method: str) -> None:
+    def _image_starts(self, method: str) -> np.ndarray:
+        """Where the annotations of each image begin, for ``method``."""
         if self._starts is None:
             raise DataError(f'{type(self).__name__}.load_annotations neither called super() nor set self.coco: then '
                             f"{method} must be the class's own too, or it derives from CustomDataset")
+        return self._starts
 
     def _without_object(self) -> dict[str, np.ndarray]:
         """Which images ``filter_empty_gt`` leaves out, one bool each, by the reason; an image has one at most."""
-        counts, wanted = np.diff(self._starts), self._per_image(self._labels >= 0)
+        counts, wanted = np.diff(self._image_starts('_filter_imgs')), self._per_image(self._labels >= 0)
         return dict(empty=counts == 0, without_wanted_class=(counts > 0) & (wanted == 0))
 
     def _per_image(self, chosen: np.ndarray) -> np.ndarray:
         """How many of each image's annotations are ``chosen`` (A,) bool."""
         total = np.concatenate([[0], np.cumsum(chosen)])
-        return total[self._starts[1:]] - total[self._starts[:-1]]
+        starts = self._image_starts('_filter_imgs')
+        return total[starts[1:]] - total[starts[:-1]]
 
     @property
     def coco(self) -> Any:

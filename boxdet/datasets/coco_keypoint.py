@@ -70,7 +70,7 @@ class CocoKeypointDataset(CocoDataset):
 
     def _set_categories(self, categories: list[dict] | None) -> None:
         super()._set_categories(categories)
-        names, bones = self._declared([c for c in categories or () if c['id'] in self.cat2label])
+        names, bones = self._declared([c for c in categories or () if c['id'] in self._label_of])
         usual, given = type(self), self._given
         wanted = given['KEYPOINT_NAMES'] or names or usual.KEYPOINT_NAMES
         if names and len(names) != len(wanted):
@@ -131,7 +131,7 @@ class CocoKeypointDataset(CocoDataset):
 
     def _keypoints_of(self, annotations: list[dict]) -> np.ndarray:
         """(A, J, 3) float32, all 0 where an annotation has none."""
-        count, wanted = len(self.KEYPOINT_NAMES), set(self.cat2label)
+        count, wanted = len(self.KEYPOINT_NAMES), set(self._label_of)
         keypoints = np.zeros((len(annotations), count, 3))
         for row, annotation in zip(keypoints, annotations):
             flat = annotation.get('keypoints')

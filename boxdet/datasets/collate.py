@@ -113,7 +113,7 @@ def _images(images: Sequence[Any], metas: Sequence[ImageMeta]) -> torch.Tensor:
         for slot, image in zip(batch, images):
             slot[:, :image.shape[1], :image.shape[2]] = image
         return batch
-    height, width = (max(meta.pad_shape[axis] for meta in metas) for axis in (0, 1))
+    height, width = (max(sides) for sides in zip(*(meta.padded_size for meta in metas)))
     batch = torch.empty(len(images), height, width, 3, dtype=torch.uint8)
     for slot, image, meta in zip(batch.numpy(), images, metas):
         if meta.img_norm_cfg is None:

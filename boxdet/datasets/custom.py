@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -72,8 +72,8 @@ class CustomDataset(Evaluated):
         if evaluators is not None:
             self.EVALUATORS = tuple(evaluators)
         self.data_root = data_root
-        self.ann_file, self.img_prefix, self.seg_prefix, self.proposal_file = (
-            self._under_root(path) for path in (ann_file, img_prefix, seg_prefix, proposal_file))
+        self.ann_file, self.img_prefix = self._under_root(ann_file), self._under_root(img_prefix)
+        self.seg_prefix, self.proposal_file = self._under_root(seg_prefix), self._under_root(proposal_file)
         self.seg_suffix = seg_suffix
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
@@ -97,6 +97,12 @@ class CustomDataset(Evaluated):
             self.data_infos = self.holder(self.data_infos)
         self._set_group_flag()
         self.pipeline = Compose(pipeline)
+
+    @overload
+    def _under_root(self, path: str) -> str: ...
+
+    @overload
+    def _under_root(self, path: str | None) -> str | None: ...
 
     def _under_root(self, path: str | None) -> str | None:
         if self.data_root is None or path is None or os.path.isabs(path) or '://' in path:
@@ -240,6 +246,16 @@ class CustomDataset(Evaluated):
         """CLASSES and PALETTE."""
         return dict(CLASSES=self.CLASSES, PALETTE=self.get_palette())
 
+    def _known_classes(self) -> tuple[str, ...]:
+        """``CLASSES`` of a data set that cannot do without.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.CLASSES is None:
+            raise ConfigError(f"{type(self).__name__} has no class names of its own: give classes=('…', …)")
+        return self.CLASSES
+
     def get_palette(self) -> list[tuple[int, int, int]]:
         """One RGB colour a class."""
         return class_colors(self.PALETTE, len(self.CLASSES or ()))
@@ -271,9 +287,9 @@ class CustomDataset(Evaluated):
         # A bound method has it.
         options = dict(compact=True) if compact and prepare.__func__ in ours else {}  # type: ignore[attr-defined]
         if self.test_mode:
-            return prepare(index, **options)
+            return self.prepare_test_img(index, **options)
         for _ in range(_MOST_REDRAWS):
-            sample = prepare(index, **options)
+            sample = self.prepare_train_img(index, **options)
             if sample is not None:
                 return sample
             index = self._rand_another(index)
@@ -289,8 +305,16 @@ class CustomDataset(Evaluated):
         return self._run_pipeline(results, index, compact)
 
     def prepare_test_img(self, index: int, compact: bool = False) -> dict:
-        """The sample without annotations."""
-        return self._run_pipeline(dict(img_info=self.img_info(index)), index, compact)
+        """The sample without annotations.
+
+        Raises:
+            DataError: the pipeline drops it.
+        """
+        info = self.img_info(index)
+        sample = self._run_pipeline(dict(img_info=info), index, compact)
+        if sample is None:
+            raise DataError(f"{self.ann_file}: the test pipeline drops image {index} ('{info.get('filename')}')")
+        return sample
 
     def _run_pipeline(self, results: dict, index: int, compact: bool) -> dict | None:
         if self.proposals is not None:

@@ -59,8 +59,9 @@ class OpenImagesDataset(CustomDataset):
         if get_supercategory and not hierarchy_file:
             raise ConfigError(f'{kind}: get_supercategory=True needs hierarchy_file, the tree of the classes')
         self.data_root = options.get('data_root')
-        self.label_file, self.image_level_ann_file, self.hierarchy_file, self.meta_file = (
-            self._under_root(path or None) for path in (label_file, image_level_ann_file, hierarchy_file, meta_file))
+        self.label_file = self._under_root(label_file)
+        self.image_level_ann_file, self.hierarchy_file, self.meta_file = (
+            self._under_root(path or None) for path in (image_level_ann_file, hierarchy_file, meta_file))
         if not load_from_file:
             self.meta_file = None
         self.get_supercategory, self.filter_labels = get_supercategory, filter_labels
@@ -76,20 +77,26 @@ class OpenImagesDataset(CustomDataset):
 
     def class_tree(self) -> np.ndarray:
         """(K, K) bool, [k, p]: class p is k, or above it."""
-        tree = np.eye(len(self.CLASSES), dtype=bool)
+        tree, hierarchy_file = np.eye(len(self._known_classes()), dtype=np.bool_), self._hierarchy()
 
         def descend(node: Mapping[str, Any], above: list[int]) -> None:
             for child in node.get('Subcategory', ()):
-                label = self._label(child.get('LabelName'), self.hierarchy_file)
+                label = self._label(child.get('LabelName'), hierarchy_file)
                 tree[label, above] = True
                 descend(child, [*above, label])
 
-        descend(read_json(self.hierarchy_file), [])
+        descend(read_json(hierarchy_file), [])
         return tree
+
+    def _hierarchy(self) -> str:
+        if self.hierarchy_file is None:
+            raise ConfigError(f'{type(self).__name__} was opened without hierarchy_file, the tree of the classes')
+        return self.hierarchy_file
 
     def _label(self, code: Any, where: str) -> int:
         if code not in self.labels_by_code:
-            raise DataError(f"{where}: class '{code}' is not among the {len(self.CLASSES)} of {self.label_file}")
+            count = len(self._known_classes())
+            raise DataError(f"{where}: class '{code}' is not among the {count} of {self.label_file}")
         return self.labels_by_code[code]
 
     # -- annotations
@@ -199,10 +206,11 @@ class OpenImagesChallengeDataset(OpenImagesDataset):
 
     def class_tree(self) -> np.ndarray:
         """(K, K) bool, [k, p]: class p is k, or above it."""
+        hierarchy_file = self._hierarchy()
         try:
-            tree = np.load(self.hierarchy_file, allow_pickle=False)
+            tree = np.load(hierarchy_file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(f'{self.hierarchy_file}: no array of numbers that numpy saved ({error})') from error
+            raise DataError(f'{hierarchy_file}: no array of numbers that numpy saved ({error})') from error
         return tree[1:, 1:] > 0
 
     def _read_boxes(self, ann_file: str) -> tuple[list[dict], Records]:

@@ -160,8 +160,7 @@ class XMLDataset(CustomDataset):
 
     def load_annotations(self, ann_file: str) -> list[dict]:
         """Read the list and every annotation file; one dict an image: 'id', 'filename', 'width', 'height'."""
-        if self.CLASSES is None:
-            raise ConfigError(f"{type(self).__name__} has no class names of its own: give classes=('…', …)")
+        self._known_classes()  # an error where there are none
         self.img_ids = list(read_names(ann_file))
         if not self.img_ids:
             raise DataError(f'{ann_file}: lists no image')
@@ -228,7 +227,7 @@ class XMLDataset(CustomDataset):
         owners = np.repeat(np.arange(len(files)), counts)
         names = [name for file in files for name in file.names]
         self._check_names(names)
-        label_of = {name: label for label, name in enumerate(self.CLASSES)}
+        label_of = {name: label for label, name in enumerate(self._known_classes())}
         labels = np.array([label_of.get(name, -1) for name in names], dtype=np.int64)
         boxes = np.concatenate([file.boxes for file in files]).reshape(-1, 4)
         if not self.zero_based:
@@ -248,15 +247,15 @@ class XMLDataset(CustomDataset):
 
     def _check_names(self, names: Sequence[str]) -> None:
         """Classes that no file has, and names that are no class: wrong when the one seems to mean the other."""
-        found = Counter(names)
-        others = {name: count for name, count in found.items() if name not in self.CLASSES}
-        absent = [name for name in self.CLASSES if name not in found]
+        found, classes = Counter(names), self._known_classes()
+        others = {name: count for name, count in found.items() if name not in classes}
+        absent = [name for name in classes if name not in found]
         self.filter_report.update(objects_of_other_classes=sum(others.values()), missing_classes=absent)
         if not others:
             return
         listed = ', '.join(list(others)[:20]) + (', …' if len(others) > 20 else '')
-        if len(absent) == len(self.CLASSES):
-            raise DataError(f'{self.ann_file}: no object is of any of the {len(self.CLASSES)} classes; the names are '
+        if len(absent) == len(classes):
+            raise DataError(f'{self.ann_file}: no object is of any of the {len(classes)} classes; the names are '
                             f'{listed}: give them as classes=(…)')
         by_lower = {other.lower(): other for other in others}
         for name in absent:
@@ -348,10 +347,11 @@ class VOCDataset(XMLDataset):
     def __init__(self, ann_file: str, pipeline: Sequence[Any], year: int | None = None, **options: Any):
         super().__init__(ann_file, pipeline, **options)
         paths = f'{self.img_prefix} {self.ann_file}'
-        self.year = year or next((y for y in _RULES if f'VOC{y}' in paths), None)
-        if self.year not in _RULES:
+        year_of = year or next((y for y in _RULES if f'VOC{y}' in paths), None)
+        if year_of not in _RULES:
             asked = f'year={year}' if year else f"neither 'VOC2007' nor 'VOC2012' is in '{self.img_prefix}'"
             raise ConfigError(f'VOCDataset: {asked}: give year=2007 (mAP by 11 points) or year=2012 (mAP by the area)')
+        self.year = year_of
 
     @property
     def ap_rule(self) -> str:

@@ -405,6 +405,7 @@ def _load_pure_python(source: SourceFile, chain: tuple[str, ...], settings: list
                       files: list[SourceFile], variables: _Variables) -> dict:
     """As ``_load_file``: a file with ``read_base()`` works on its bases' variables in place of merging into them."""
     base: dict = {}
+    assert source.tree is not None  # it is Python
     for one in base_imports(source.tree):
         if one.level:
             folder = os.path.normpath(os.path.join(os.path.dirname(source.path), *[os.pardir] * (one.level - 1)))

@@ -260,7 +260,7 @@ class _Checker:
             here = f'{path}.{i}' if several else path
             if not isinstance(one, Mapping):
                 continue
-            kind = one.get('type')
+            kind: Any = one.get('type')
             if kind not in known:
                 self.fail(f'{here}.type', f"unknown initialisation '{kind}'{nearest(str(kind), known)}")
             self.keys(one, here, {*known[kind], 'type', 'layer', 'override'}, reader=kind)

@@ -109,7 +109,9 @@ class SourceFile:
         if self.tree is None:
             return _base_names_in_data(self.text)
         node = _last_base_statement(self.tree)
-        value = [] if node is None else _value_of_base(self.tree, node, self.path, settle or {})
+        if node is None:
+            return []
+        value = _value_of_base(self.tree, node, self.path, settle or {})
         names = [value] if isinstance(value, (str, os.PathLike)) else value
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, (str, os.PathLike)) for name in names):
             raise ConfigError(f"{self}:{node.lineno}: '{BASE}' must be a file name or a list of them")
@@ -274,7 +276,7 @@ class _BaseValues(ast.NodeTransformer):
         root = value
         while isinstance(root, (ast.Attribute, ast.Subscript)):
             root = root.value
-        if not isinstance(root, ast.Name) or root.id != BASE:
+        if value is None or not isinstance(root, ast.Name) or root.id != BASE:
             return self.generic_visit(node)
         call = ast.Call(func=ast.Name(id='__plain__', ctx=ast.Load()), args=[value], keywords=[])
         return ast.fix_missing_locations(ast.copy_location(call, node))
@@ -302,6 +304,7 @@ def run_pure_python(source: SourceFile, base: Mapping[str, Any], settle: Settle 
     """
     namespace = {'__file__': source.path, '__name__': '__config__', '__named__': pure_python.Named, '__plain__': plain,
                  '__settle__': settle or {}, BASE: ConfigDict(plain(base)), **ConfigDict(plain(base))}
+    assert source.tree is not None  # it is Python
     statements = copy.deepcopy(pure_python.runnable(source.tree))
     body = _prepared([_BaseValues().visit(node) for node in statements], settle or {})
     modules: list[str] = []
@@ -349,10 +352,10 @@ def _line_in_tree(tree: ast.Module, key: Key) -> int | None:
         for part in key[len(path):]:
             if isinstance(value, ast.Name) and value.id in assigned:
                 value = assigned[value.id].value  # data = dict(train=dict(pipeline=train_pipeline))
-            value = _child(value, part)
-            if value is None:
+            inner = _child(value, part)
+            if inner is None:
                 break
-            here, depth = getattr(value, 'lineno', here), depth + 1
+            value, here, depth = inner, getattr(inner, 'lineno', here), depth + 1
         if depth >= deepest:
             deepest, line = depth, here
     return line
@@ -453,7 +456,9 @@ def _literal(node: ast.AST) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
         return {k.arg: _literal(k.value) for k in node.keywords}
     if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values)}
+        keys = [key for key in node.keys if key is not None]
+        if len(keys) == len(node.keys):  # else there is a **mapping
+            return {_literal(k): _literal(v) for k, v in zip(keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)

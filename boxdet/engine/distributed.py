@@ -84,12 +84,16 @@ def _from_slurm(port: int | None) -> None:
     # A step may use fewer tasks and nodes than its job has; srun tells of both.
     world = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS')
     nodes = os.environ.get('SLURM_STEP_NODELIST') or os.environ.get('SLURM_NODELIST')
-    rank = os.environ.get('SLURM_PROCID')
-    for name, value in (('SLURM_PROCID', rank), ('SLURM_NTASKS', world), ('SLURM_NODELIST', nodes)):
-        if not value:
-            raise ConfigError(f'--launcher slurm needs {name} in the environment: start with srun')
+    rank = _of_slurm('SLURM_PROCID', os.environ.get('SLURM_PROCID'))
+    world, nodes = _of_slurm('SLURM_NTASKS', world), _of_slurm('SLURM_NODELIST', nodes)
     os.environ.setdefault('MASTER_ADDR', first_host(nodes))
     _set_environment(rank, world, os.environ.get('SLURM_LOCALID', rank), port or slurm_port())
+
+
+def _of_slurm(name: str, value: str | None) -> str:
+    if not value:
+        raise ConfigError(f'--launcher slurm needs {name} in the environment: start with srun')
+    return value
 
 
 def slurm_port() -> int:
@@ -103,7 +107,7 @@ def slurm_port() -> int:
 
 def first_host(node_list: str) -> str:
     """The first host of Slurm's compressed list: ``gpu[03-05,09]-ib,login1`` -> ``gpu03-ib``."""
-    first = re.match(r'(?:[^\[,]|\[[^\]]*\])*', node_list).group(0)  # up to the first comma outside of brackets
+    first = re.findall(r'(?:[^\[,]|\[[^\]]*\])*', node_list)[0]  # up to the first comma outside of brackets
     return re.sub(r'\[(\w+)[^\]]*\]', r'\1', first)
 
 

@@ -72,7 +72,7 @@ def run_inference(model: nn.Module, loader: Any, device: torch.device | str, pro
     measured.begin(None)
     if shown is not None:
         shown.close()
-    mine = ((index, results.packed(index)) for index in own)
+    mine = ((index, data) for index in own if (data := results.packed(index)) is not None)
     for index, data in from_other_ranks(mine) if tmpdir is None else _from_files(mine, Path(tmpdir)):
         results.put_packed(index, data)
     if not is_main():

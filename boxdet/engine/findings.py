@@ -107,22 +107,23 @@ def report(findings: Iterable[Finding], ignore: Iterable[str] = ()) -> None:
     Raises:
         ConfigError or DataError: the first finding that ends a run; others of the kind are in the log.
     """
-    errors = []
+    errors: list[UserError] = []
     try:
         for finding in findings:
+            error = finding.error
             if finding.code in ignore:
                 logger.info('preflight.ignore: %s', finding)
-            elif finding.error is None:
+            elif error is None:
                 logger.warning('%s', finding)
             else:
-                errors.append(finding)
+                errors.append(error)
     except UserError:  # of what stands on what was found before
         if not errors:
             raise
-    for finding in errors[1:]:
-        logger.error('%s', finding)
+    for error in errors[1:]:
+        logger.error('%s', error)
     if errors:
-        raise errors[0].error
+        raise errors[0]
 
 
 def refuse(findings: Iterable[Finding], ignore: Iterable[str] = ()) -> None:

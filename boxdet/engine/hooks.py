@@ -266,7 +266,7 @@ class EvaluationHook(Hook):
 
     def _keep_best(self, runner: Any, metrics: Mapping[str, Any], count: int) -> None:
         name = next(iter(metrics), None) if self.save_best == 'auto' else self.save_best
-        if name not in metrics:
+        if name is None or name not in metrics:
             raise ConfigError(f"evaluation.save_best '{name}' is no metric of this evaluation"
                               f'{nearest(str(name), metrics)}; it gives {", ".join(metrics)}')
         score, messages = float(metrics[name]), runner.meta['hook_msgs']

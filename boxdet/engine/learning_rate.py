@@ -131,9 +131,11 @@ def annealing(name: str) -> Callable[[float, float, float], float]:
 
 
 def _annealing_target(base: float, min_lr: float | None, min_lr_ratio: float | None) -> float:
-    if (min_lr is None) == (min_lr_ratio is None):
-        raise ConfigError("lr_config: an annealing policy takes either 'min_lr' or 'min_lr_ratio'")
-    return base * min_lr_ratio if min_lr is None else min_lr
+    if min_lr is not None and min_lr_ratio is None:
+        return min_lr
+    if min_lr_ratio is not None and min_lr is None:
+        return base * min_lr_ratio
+    raise ConfigError("lr_config: an annealing policy takes either 'min_lr' or 'min_lr_ratio'")
 
 
 POLICIES: dict[str, Callable[..., float]] = {

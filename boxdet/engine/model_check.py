@@ -113,7 +113,7 @@ def _roi_head(model: nn.Module, levels: list[torch.Tensor], by: str) -> Iterator
     if not isinstance(roi_head, nn.Module):
         return
     bbox_extractors = _named(roi_head, 'bbox_roi_extractor')
-    settings = getattr(roi_head, 'train_cfg', None)
+    settings: Any = getattr(roi_head, 'train_cfg', None)
     for kind in ('bbox', 'mask', 'keypoint'):
         extractors = _named(roi_head, f'{kind}_roi_extractor')
         shared = not extractors
@@ -127,7 +127,7 @@ def _roi_head(model: nn.Module, levels: list[torch.Tensor], by: str) -> Iterator
                 yield from found
                 if found:
                     continue
-            several = isinstance(settings, (list, tuple)) and settings
+            several = isinstance(settings, (list, tuple)) and len(settings) > 0
             stage = settings[min(i, len(settings) - 1)] if several else settings
             yield from _head(roi_head, kind, name, head, where, extractor, levels, stage)
 
@@ -245,7 +245,7 @@ _KINDS = dict(loss_cls=('use_sigmoid', "of classes: set it to dict(type='CrossEn
 def _losses_of_another_kind(name: str, head: nn.Module) -> Iterator[Finding]:
     """A loss of numbers where classes are learned, and the like; other people's losses are not judged."""
     for key, (sign, remedy) in _KINDS.items():
-        loss = getattr(head, key, None)
+        loss: Any = getattr(head, key, None)
         ours = isinstance(loss, nn.Module) and type(loss).__module__.startswith('boxdet.')
         masks = ours and getattr(loss, 'use_mask', False)
         if ours and (not hasattr(loss, sign) or masks and key != 'loss_mask'

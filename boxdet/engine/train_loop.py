@@ -43,8 +43,12 @@ class TrainLoop:
         self.by_epoch = max_epochs is not None
         self.accumulation = accumulation
         self.iters_per_epoch = math.ceil(len(loader) / accumulation)
-        self.max_epochs = int(max_epochs) if self.by_epoch else math.ceil(int(max_iters) / self.iters_per_epoch)
-        self.max_iters = self.max_epochs * self.iters_per_epoch if self.by_epoch else int(max_iters)
+        if max_epochs is not None:
+            self.max_epochs, self.max_iters = int(max_epochs), int(max_epochs) * self.iters_per_epoch
+        elif max_iters is not None:
+            self.max_epochs, self.max_iters = math.ceil(int(max_iters) / self.iters_per_epoch), int(max_iters)
+        else:
+            raise ConfigError('a training needs max_epochs or max_iters')
         self.workflow = [(mode, int(count)) for mode, count in workflow]
         self.validation_loader = validation_loader
         self.epoch = self.iter = self.inner_iter = 0
@@ -183,6 +187,7 @@ class TrainLoop:
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tell the sampler, also one inside a batch sampler, which shuffle comes."""
+    holder: Any
     for holder in (loader, getattr(loader, 'sampler', None), getattr(loader, 'batch_sampler', None),
                    getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)):
         if hasattr(holder, 'set_epoch'):

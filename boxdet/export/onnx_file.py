@@ -71,6 +71,7 @@ def write_onnx(model: nn.Module, path: str | os.PathLike, inputs: InputFormat, s
                                      custom_translation_table=_translations())
         except torch.onnx.OnnxExporterError as error:
             raise ConfigError(f'export: ONNX has no operator for a part of this model: {_reason(error)}') from error
+    assert made is not None  # it is with dynamo=True
     content = made.model_proto
     content.metadata_props.add(key='boxdet', value=json.dumps(description(model, graph, labels)))
     if content.ByteSize() >= _LARGEST:

@@ -66,12 +66,13 @@ class Parity:
             fits &= (expected.keypoints[:, None, :, :2] - places).abs().amax(dim=(-2, -1)) <= self.box
         masks = None
         if 'masks' in expected:
+            assert expected.image_size is not None  # masks know it
             masks = _bitmaps(found, expected.image_size, threshold, whole_pixels)
         own = expected.masks.to_bitmap_masks().masks if masks is not None and len(expected) else None
         free = np.ones(len(boxes), dtype=bool)
         for i, row in enumerate(fits.numpy()):
             for j in np.flatnonzero(row & free):
-                if own is None or _iou(own[i], masks[j]) >= self.mask_iou:
+                if own is None or masks is None or _iou(own[i], masks[j]) >= self.mask_iou:
                     free[j] = False
                     self.equal += 1
                     break

@@ -67,6 +67,7 @@ class OnnxSuppression:
             boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + options['offset']], dim=-1)
         count = self.num_groups
         if groups is None:
+            assert parts is not None  # one of the two says what suppresses what
             groups, count = group_of_parts(parts, boxes.device).expand_as(valid), len(parts)
         if options['class_agnostic']:
             groups, count = torch.zeros_like(groups), 1

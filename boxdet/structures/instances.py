@@ -257,7 +257,7 @@ class Instances:
             data['keypoints'] = arrays['keypoints']
         bitmaps = self.masks_bitmaps().astype(bool) if masks and 'masks' in self else None
         return Detections(xyxy=arrays['bboxes'], confidence=arrays['scores'], class_id=arrays['labels'], data=data,
-                          mask=bitmaps)  # type: ignore[arg-type]  # None is its default
+                          mask=bitmaps)
 
     def masks_bitmaps(self) -> np.ndarray:
         """The masks as (N, H, W) uint8 bitmaps; one byte a pixel, so decode what you need only."""

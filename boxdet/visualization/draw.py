@@ -130,8 +130,8 @@ def _bgr(color: Color) -> Color:
 
 def label_text(label: int, score: float | None, class_names: Sequence[str] | None) -> str:
     """What is written at an object: its class, and its score if it has one."""
-    known = class_names is not None and label < len(class_names)
-    name = str(class_names[label]) if known else f'class {label}'
+    known = () if class_names is None else class_names
+    name = str(known[label]) if label < len(known) else f'class {label}'
     return name if score is None else f'{name} {score:.2f}'
 
 
@@ -201,7 +201,7 @@ def _draw_labels(canvas: np.ndarray, corners: np.ndarray, texts: Sequence[str], 
     strokes = max(1, round(scale * 1.6))
     margin = max(1, round(scale * 5))
     measured = {text: cv2.getTextSize(text, _FONT, scale, strokes) for text in set(texts)}
-    sizes = np.array([(w + 2 * margin, h + baseline + margin) for (w, h), baseline in map(measured.get, texts)])
+    sizes = np.array([(w + 2 * margin, h + baseline + margin) for (w, h), baseline in map(measured.__getitem__, texts)])
     plates = place_labels(corners, sizes, canvas.shape[:2], width).astype(int).tolist()
     for i in range(len(texts) - 1, -1, -1):
         x0, y0, x1, y1 = plates[i]

@@ -83,10 +83,10 @@ def read(source: Path, options: ReadOptions) -> LabelSet:
         key = (row[columns['file']] or '').strip()
         if key not in images:
             split = (row.get(columns.get('split', '')) or '').strip().lower() or None
-            images[key] = open_image(labels, finder.find(key), f'{where}: {key}',
-                                     dict(valid='val', validation='val').get(split, split) if split else None)
-            if images[key] is not None:
-                labels.images.append(images[key])
+            split = dict(valid='val', validation='val').get(split, split) if split else None
+            image = images[key] = open_image(labels, finder.find(key), f'{where}: {key}', split)
+            if image is not None:
+                labels.images.append(image)
         image = images[key]
         if image is None:
             continue

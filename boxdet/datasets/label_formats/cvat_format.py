@@ -93,8 +93,8 @@ def _read_meta(labels: LabelSet, root: ElementTree.Element) -> None:
 def _images(root: ElementTree.Element) -> Iterator[tuple[str, tuple[int, int] | None, str | None, list]]:
     for image in root.iter('image'):
         size = (int(float(image.get('width', 0))), int(float(image.get('height', 0))))
-        split = (image.get('subset') or '').lower() or None
-        split = dict(training='train', validation='val', default=None).get(split, split)
+        subset = (image.get('subset') or 'default').lower()
+        split = {'training': 'train', 'validation': 'val', 'default': None}.get(subset, subset)
         shapes = [shape for shape in image if shape.tag in _SHAPES]
         yield image.get('name', ''), size if all(size) else None, split, shapes
 

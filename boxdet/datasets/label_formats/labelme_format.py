@@ -82,8 +82,8 @@ def _read_file(labels: LabelSet, path: Path, content: Mapping[str, Any], finder:
     if image is None:
         return
     labels.images.append(image)
-    stored = (content.get('imageWidth'), content.get('imageHeight'))
-    size = (int(stored[0]), int(stored[1])) if all(stored) else None
+    width, height = content.get('imageWidth'), content.get('imageHeight')
+    size = (int(width), int(height)) if width and height else None
     groups: dict[Any, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
     for number, shape in enumerate(content['shapes']):
         where = f'{path.name}: shape {number}'

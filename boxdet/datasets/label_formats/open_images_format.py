@@ -68,9 +68,9 @@ def _read_file(labels: LabelSet, path: Path, split: str | None, names: dict[str,
         for number, row in enumerate(csv.DictReader(file), 2):
             where, key = f'{path.name}:{number}', row['ImageID']
             if key not in images:
-                images[key] = open_image(labels, finder.find(key), f'{where}: {key}', split)
-                if images[key] is not None:
-                    labels.images.append(images[key])
+                image = images[key] = open_image(labels, finder.find(key), f'{where}: {key}', split)
+                if image is not None:
+                    labels.images.append(image)
             image = images[key]
             if image is None:
                 continue

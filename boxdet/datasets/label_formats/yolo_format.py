@@ -124,11 +124,11 @@ def _names(names: Any, path: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _splits(content: Mapping[str, Any], config: Path) -> list[tuple[str, list[Path]]]:
+def _splits(content: Mapping[str, Any], config: Path) -> list[tuple[str | None, list[Path]]]:
     root = Path(str(content.get('path') or '.'))
     if not root.is_absolute():
         root = config.parent / root if (config.parent / root).exists() else config.parent
-    splits = []
+    splits: list[tuple[str | None, list[Path]]] = []
     for split in ('train', 'val', 'test'):
         entries = content.get(split)
         if entries is None and split == 'val':
@@ -164,7 +164,7 @@ def _images_at(place: Path, config: Path) -> list[Path]:
     return images
 
 
-def _darknet(path: Path) -> tuple[list[str], list[tuple[str, list[Path]]]]:
+def _darknet(path: Path) -> tuple[list[str], list[tuple[str | None, list[Path]]]]:
     pairs_ = (line.split('=', 1) for line in path.read_text(encoding='utf-8-sig').splitlines() if '=' in line)
     content = {key.strip(): value.strip() for key, value in pairs_}
     if 'names' not in content:
@@ -174,7 +174,7 @@ def _darknet(path: Path) -> tuple[list[str], list[tuple[str, list[Path]]]]:
         tries = (path.parent / name, path.parent / name.removeprefix('data/'), Path(name))
         return next((place for place in tries if place.exists()), tries[0])
     names = _read_names(beside(content['names']))
-    splits: list[tuple[str, list[Path]]] = [
+    splits: list[tuple[str | None, list[Path]]] = [
         ('val' if key == 'valid' else key, _images_at(beside(content[key]), path))
         for key in ('train', 'valid', 'test') if key in content and beside(content[key]).exists()]
     return names, splits
@@ -195,7 +195,7 @@ def _read_names(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def _splits_of_folders(folder: Path) -> list[tuple[str, list[Path]]]:
+def _splits_of_folders(folder: Path) -> list[tuple[str | None, list[Path]]]:
     """The images of a folder by the split that a folder on their way is named after; None for the others."""
     by_split: dict[str | None, list[Path]] = {}
     for path in image_files(folder):

@@ -44,8 +44,8 @@ class Compose:
         """
         for position, transform in enumerate(self.transforms):
             if position == self._defer_from and _is_plain_image(results):
-                results = self._run_deferred(results)
-                return results if compact or results is None else finish_image(results)
+                deferred = self._run_deferred(results)
+                return deferred if compact or deferred is None else finish_image(deferred)
             if compact and self._take_compact[position]:
                 results = transform(results, compact=True)
             else:
@@ -96,8 +96,8 @@ class MultiScaleFlipAug:
         self.flip = flip
         self.flip_direction = [flip_direction] if isinstance(flip_direction, str) else list(flip_direction)
 
-    def __call__(self, results: dict, compact: bool = False) -> dict[str, list]:
-        """Change the sample (see the class)."""
+    def __call__(self, results: dict, compact: bool = False) -> dict[str, list] | None:
+        """The views of a sample (see the class); None where a transform drops one."""
         flips = [(False, None)] + ([(True, d) for d in self.flip_direction] if self.flip else [])
         views = []
         for scale in self.img_scale:
@@ -105,7 +105,10 @@ class MultiScaleFlipAug:
                 # The transforms write into the sample: arrays they replace, lists of keys they may append to.
                 view = {key: list(value) if isinstance(value, list) else value for key, value in results.items()}
                 view.update({self.scale_key: scale, 'flip': flip, 'flip_direction': direction})
-                views.append(self.transforms(view, compact=compact))
+                made = self.transforms(view, compact=compact)
+                if made is None:
+                    return None
+                views.append(made)
         return {key: [view[key] for view in views] for key in views[0]}
 
 

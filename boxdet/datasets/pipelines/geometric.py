@@ -58,7 +58,7 @@ class GeometricTransform:
             if kind == IMAGES and not images:
                 continue
             self.move_kind(kind, results, warp)
-            if kind == BOXES:
+            if kind == BOXES and keep is not None:
                 for key, boxes in before.items():
                     keep_objects(results, key, keep(boxes, results[key]))
 
@@ -342,13 +342,11 @@ class Pad(GeometricTransform):
 
     def _target(self, hw: tuple[int, int]) -> tuple[int, int]:
         height, width = hw
-        if self.pad_to_square:
-            return max(height, width), max(height, width)
         if self.size is not None:
             if height > self.size[0] or width > self.size[1]:
                 raise ConfigError(f'Pad.size {self.size} is smaller than an image of {(height, width)}')
             return self.size
-        divisor = self.size_divisor
+        divisor = self.size_divisor or max(height, width)  # else pad_to_square
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
