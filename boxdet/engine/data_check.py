@@ -374,10 +374,11 @@ def _findings_by_image(dataset: Any, name: str, wants_masks: bool) -> Iterator[F
 def _beyond(dataset: Any, index: int, info: Any) -> int:
     """How many boxes (x1, y1, x2, y2) of an image end outside it, by more than 2 pixels."""
     image = dataset.img_info(index) if hasattr(dataset, 'img_info') else {}
-    sides, boxes = [image.get('width'), image.get('height')], np.asarray(info.get('bboxes', ()), dtype=np.float64)
-    if not all(sides) or boxes.ndim != 2 or boxes.shape[1] < 4:
+    width, height = image.get('width'), image.get('height')
+    boxes = np.asarray(info.get('bboxes', ()), dtype=np.float64)
+    if not width or not height or boxes.ndim != 2 or boxes.shape[1] < 4:
         return 0
-    return int(((boxes[:, :2] < -2) | (boxes[:, 2:4] > np.add(sides, 2))).any(axis=1).sum())
+    return int(((boxes[:, :2] < -2) | (boxes[:, 2:4] > np.array([width + 2, height + 2]))).any(axis=1).sum())
 
 
 # ------------------------------------------------------------------------------------------ small things
