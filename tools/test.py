@@ -62,6 +62,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='options of the evaluation or of --format-only: classwise=True, jsonfile_prefix=PREFIX, ...')
     parser.add_argument('--options', nargs='+', metavar='KEY=VALUE', help='the old name of --eval-options')
     parser.add_argument('--device', help="cpu, cuda:0, ... (default: a GPU if there is one, else the CPU)")
+    parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16', 'int8'], default='fp32',
+                        help="bf16, fp16: half precision; int8: products of eight bits on a processor that has them, "
+                        'with --calibration (default: %(default)s)')
+    parser.add_argument('--calibration', metavar='DIR',
+                        help="for --precision int8: a folder of images like the test data's, and not those")
     parser.add_argument('--gpu-id', type=int, help='number of the GPU: --gpu-id 1 is --device cuda:1')
     parser.add_argument('--batch-size', type=int, metavar='N',
                         help='images at a time (default: data.test.samples_per_gpu, 1)')
@@ -100,6 +105,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise ConfigError('--options is the old name of --eval-options: give one of them')
     if args.device and args.gpu_id is not None:
         raise ConfigError('--device and --gpu-id both choose the device: give one of them')
+    if args.precision == 'int8' and not args.calibration:
+        raise ConfigError("--precision int8 needs --calibration DIR, a folder of images like the test data's, to find "
+                          'the ranges of activations on')
+    if args.calibration and args.precision != 'int8':
+        raise ConfigError(f'--calibration is for --precision int8, not for {args.precision}')
     if args.batch_size is not None and args.batch_size < 1:
         raise ConfigError(f'--batch-size {args.batch_size}: it is 1 at least')
     if args.out:
@@ -228,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.fuse_conv_bn:
         warnings.warn('--fuse-conv-bn has no effect: batch norms are always folded into the convolutions',
                       stacklevel=2)
-    model = place_for_inference(model, device)
+    model.cfg = cfg  # calibration prepares images as it says
+    model = place_for_inference(model, device, args.precision, args.calibration or ())
     if args.launcher == 'none':
         if args.tmpdir or args.gpu_collect:
             warnings.warn(

@@ -62,7 +62,8 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
             texts as on a command line.
         precision: 'fp32', or 'bf16' or 'fp16' for weights and features in half precision; scores and boxes are
             always computed in float32. On a processor that is slow in it, float32 it is, with a warning. 'int8' for
-            products of eight bits in backbone, neck and RPN, on a processor that has them (``models.quantization``).
+            products of eight bits in all but the first and the last layers, on a processor that has them
+            (``models.quantization``).
         compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
             images of few sizes follow.
         calibration: for 'int8': a folder of images, or images, like those to come; ranges of activations are found on
@@ -90,9 +91,7 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
         load_into(model, zoo.address(checkpoint, cfg.filename), configured_classes(cfg))
     _warn_of_other_classes(model, checkpoint)
     model.cfg = cfg
-    model = place_for_inference(model, device, 'fp32' if precision == 'int8' else precision)
-    if precision == 'int8':
-        _quantize(model, device, calibration)
+    model = place_for_inference(model, device, precision, calibration)
     give_back_memory()  # of the checkpoint, which is as large as the weights
     with contextlib.suppress(ConfigError):  # no test pipeline, or one for proposals: inference_detector says so
         preparation(model)
@@ -101,18 +100,28 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
     return model
 
 
-def place_for_inference(model: nn.Module, device: torch.device, precision: str = 'fp32') -> nn.Module:
-    """Put a model on ``device``, in eval mode and in the form that detects fastest there (``models.folding``).
+def place_for_inference(model: nn.Module, device: torch.device, precision: str = 'fp32',
+                        calibration: str | os.PathLike | Sequence[ImageLike] = ()) -> nn.Module:
+    """Put a model on ``device``, in eval mode and in the form that detects fastest there.
+
+    Args:
+        model: with ``cfg``, for 'int8'.
+        device: where it detects.
+        precision: 'fp32', 'bf16', 'fp16' (``models.folding``) or 'int8' (``models.quantization``).
+        calibration: for 'int8': a folder of images, or images.
 
     Raises:
-        ConfigError: another precision.
+        ConfigError: another precision, or one for which the device is not made. DataError: no such folder.
     """
+    if precision == 'int8':
+        return _quantize(place_for_inference(model, device), device, calibration)
     precision = _fast_precision(precision, device)
     layout = memory_format(device, PRECISIONS.get(precision, torch.float32))
     return ready_for_inference(model.eval(), precision, layout).to(device)  # which knows what a precision is
 
 
-def _quantize(model: nn.Module, device: torch.device, calibration: str | os.PathLike | Sequence[ImageLike]) -> None:
+def _quantize(model: nn.Module, device: torch.device,
+              calibration: str | os.PathLike | Sequence[ImageLike]) -> nn.Module:
     """Bring the model into eight bits, with the ranges of activations found on images.
 
     Raises:
@@ -125,7 +134,7 @@ def _quantize(model: nn.Module, device: torch.device, calibration: str | os.Path
     if isinstance(calibration, (str, os.PathLike)) and os.path.isdir(calibration):
         names = list_images(calibration)
         images = [os.path.join(calibration, name) for name in names[::-(-len(names) // _CALIBRATION_IMAGES)]]
-    quantize(model, (partial(inference_detector, model, image) for image in images))
+    return quantize(model, (partial(inference_detector, model, image) for image in images))
 
 
 def _fast_precision(precision: str, device: torch.device) -> str:

@@ -234,7 +234,7 @@ def quantize(model: nn.Module, runs: Iterable[Callable[[], object]]) -> nn.Modul
     ranges = [_ranges(layers, {name: own[name] for name in sums}, run) for run in runs]
     if not ranges:
         raise ConfigError("precision='int8' needs images to find the ranges of activations on: "
-                          "init_detector(..., calibration='photos/')")
+                          "init_detector(..., calibration='photos/'), tools/test.py --calibration photos/")
     steps = _steps(ranges)
     for name, layer in layers.items():
         if name in steps:  # else the model never calls it

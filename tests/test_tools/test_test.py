@@ -86,6 +86,8 @@ def test_errors_are_one_line_and_status_2(tiny_detector, repo_root):
     (['--format-only', '--options', 'classwise=True'],
      "takes no 'classwise' on this data set (it takes jsonfile_prefix"),
     (['--eval', 'bbox', '--gpu-id', '0'], '--device and --gpu-id'),
+    (['--eval', 'bbox', '--precision', 'int8'], 'needs --calibration DIR'),
+    (['--eval', 'bbox', '--calibration', 'photos'], '--calibration is for --precision int8, not for fp32'),
     (['--eval', 'bbox', '--batch-size', '0'], '1 at least'), (['--eval', 'mAP'], "unknown metric 'mAP'"),
     (['--eval', 'bbox', '--cfg-options', 'model.test_cfg.rcnn.score_thresh=0.1'], "score_thr'")])
 def test_wrong_use(run, arguments, message):
@@ -140,6 +142,25 @@ def test_it_detects_as_init_detector_does_and_as_the_network_says(run, tiny_dete
         assert torch.equal(found.bboxes, same.bboxes) and torch.equal(found.scores, same.scores)
         assert torch.allclose(found.bboxes, slow.bboxes, atol=1e-2)
         assert torch.allclose(found.scores, slow.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'int8'])
+def test_other_precisions_as_init_detector_has_them(run, tiny_detector, tmp_path, precision):
+    import torch
+
+    from boxdet.apis import inference_detector, init_detector
+    from boxdet.engine.environment import slow_in
+    from boxdet.models.quantization import fast_in_int8
+    if not (fast_in_int8('cpu') if precision == 'int8' else not slow_in(torch.bfloat16, torch.device('cpu'))):
+        pytest.skip(f'this processor is slow in {precision}')
+    calibration = dict(calibration=tiny_detector.folder / 'images') if precision == 'int8' else {}
+    run('--out', tmp_path / 'tested.pkl', '--precision', precision,
+        *(f'--{key}={folder}' for key, folder in calibration.items()))
+    model = init_detector(str(tiny_detector.config), str(tiny_detector.checkpoint), device='cpu', precision=precision,
+                          **calibration)
+    for found, image in zip(load_results(tmp_path / 'tested.pkl'), tiny_detector.images):
+        expected = inference_detector(model, str(image))
+        assert len(found) and torch.equal(found.bboxes, expected.bboxes) and torch.equal(found.scores, expected.scores)
 
 
 def test_an_option_without_effect_says_so(tool, tiny_detector, tmp_path):
