@@ -12,6 +12,7 @@ Letters: B images, C channels read, O written, H, W of the map; N rows of a line
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def _row(x: Tensor) -> Tensor:
     return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).view(-1)
 
 
-class _Quantized(nn.Module):
+class _Quantized(nn.Module, ABC):
     """What layers in eight bits share.
 
     Args:
@@ -97,6 +98,7 @@ class _Quantized(nn.Module):
         """The layer from float32 to float32, in the shapes of the one it was made of."""
         return self.multiply(self.reads.rounded(x))
 
+    @abstractmethod
     def multiply(self, x: Tensor, gives: Steps | None = None, added: tuple[Tensor, Steps] | None = None) -> Tensor:
         """The layer on uint8.
 
@@ -106,7 +108,6 @@ class _Quantized(nn.Module):
                 what is below it is clipped.
             added: uint8 of the result's shape and its steps, added to the result, which takes its memory.
         """
-        raise NotImplementedError
 
     def _rows(self, x: Tensor, gives: Steps | None, added: tuple[Tensor, Steps] | None) -> Tensor:
         """``multiply`` of rows (N, C) by a weight (O, C)."""
