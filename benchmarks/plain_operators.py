@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What operators cost that torchvision lacks, written in plain torch: CARAFE and switchable atrous convolution.
+"""What operators cost that torchvision lacks, in plain torch: CARAFE, switchable atrous convolution, split attention.
 
     python benchmarks/plain_operators.py                     on the CPU, at the sizes of an 800 x 1216 image
     python benchmarks/plain_operators.py --device cuda
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from boxdet.models.families.carafe import CARAFE
 from boxdet.models.families.detectors import SwitchableAtrousConv2d
+from boxdet.models.families.resnest import SplitAttention
 from boxdet.models.layers import DeformConv2d
 
 
@@ -39,8 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def rows(device: str, scale: float) -> list[tuple[str, str, Callable[[], torch.Tensor]]]:
     """(what it does, by which operator, a call of it) in groups that are compared with the first of them."""
-    def maps(channels: int, stride: int) -> torch.Tensor:
-        return torch.rand(1, channels, round(800 / stride * scale), round(1216 / stride * scale), device=device)
+    def maps(channels: int, stride: int, batch: int = 1) -> torch.Tensor:
+        return torch.rand(batch, channels, round(800 / stride * scale), round(1216 / stride * scale), device=device)
 
     def conv(make: Callable[..., nn.Module], channels: int, **options: bool) -> nn.Module:
         return make(channels, channels, 3, padding=1, bias=False, **options).to(device).eval()
@@ -54,7 +55,10 @@ def rows(device: str, scale: float) -> list[tuple[str, str, Callable[[], torch.T
                         ('SAC', conv(SwitchableAtrousConv2d, 256)),
                         ('SAC, use_deform', conv(SwitchableAtrousConv2d, 256, use_deform=True))):
         found.append(('3x3 of stage 4', name, lambda layer=layer: layer(stage)))  # type: ignore[misc]
-    return found
+    images = maps(128, 8, batch=4)
+    plain, split = conv(nn.Conv2d, 128), SplitAttention(128, 1, 1, 1, 2, 4, None, dict(type='BN')).to(device).eval()
+    return [*found, ('3x3 of stage 3, 4 images', 'convolution', lambda: plain(images)),
+            ('3x3 of stage 3, 4 images', "ResNeSt's split attention", lambda: split(images))]
 
 
 def seconds(call: Callable[[], torch.Tensor]) -> float:

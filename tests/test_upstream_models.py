@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -54,3 +55,23 @@ def test_two_stage_files_build_with_the_keys_of_mmdetection(folder, reference, p
         shapes = {key: list(value.shape) for key, value in built.state_dict().items()}
         problems += [f'{name}: other keys or shapes' for name in names if listed.get(name, shapes) != shapes]
     assert not problems, '\n'.join(problems)
+
+
+def test_every_seesaw_file_has_the_keys_that_follow_from_the_listed_one(folder, reference):
+    listed = json.loads((reference / 'state_dict_keys_families.json').read_text())[
+        'seesaw_loss/mask_rcnn_r50_fpn_random_seesaw_loss_mstrain_2x_lvis_v1.py']
+    paths = sorted((folder / 'seesaw_loss').glob('*.py'))
+    assert len(paths) == 12
+    for path in paths:
+        expected = {}
+        for key, shape in listed.items():
+            cascade = 'cascade' in path.name and key.startswith('roi_head.')
+            if cascade and '.fc_reg.' in key:
+                shape = [4, *shape[1:]]  # its boxes are those of no class
+            for block in range(5, 23) if 'r101' in path.name and '.layer3.5.' in key else [5]:
+                for stage in ('.0.', '.1.', '.2.') if cascade else ('.',):
+                    name = key.replace('.layer3.5.', f'.layer3.{block}.')
+                    expected[re.sub(r'^(roi_head\.(bbox|mask)_head)\.', rf'\1{stage}', name)] = shape
+        with torch.device('meta'):
+            built = build_detector(load_config(path, import_custom_modules=False).model)
+        assert {key: list(value.shape) for key, value in built.state_dict().items()} == expected, path.name

@@ -69,7 +69,14 @@ def test_published_figures_have_a_source_and_a_config(model_zoo):
     for aims, source in figures.values():
         assert source and aims and all(15 < value < 70 for value in aims.values())
     row = next(line for line in (ROOT / 'docs/model_zoo.md').read_text().splitlines() if f'configs/{FASTER})' in line)
-    assert row.endswith('| box 37.4 | 1 |')
+    assert '| box 37.4 | 1 | [047c8118](https://' in row and row.endswith('-047c8118.pth) |')
+
+
+def test_published_weights_are_linked_by_their_hash(model_zoo):
+    text = (ROOT / 'docs/model_zoo.md').read_text()
+    for name, entry in model_zoo.zoo.entries().items():
+        assert f'{model_zoo.link_to(entry)} |' in text, f'{name}: run tools/analysis_tools/model_zoo.py'
+    assert model_zoo.link_to(dict(weights='https://a/b_final_e9d89b.pkl', md5='e9d89b')).startswith('[MD5 e9d89b](')
 
 
 def test_metafiles_are_read(tmp_path, model_zoo):
@@ -77,6 +84,6 @@ def test_metafiles_are_read(tmp_path, model_zoo):
     rows = [dict(Config=f'configs/{FASTER}', Results=[dict(Metrics={'box AP': 37.4}), dict(Metrics={'mask AP': 1.5})]),
             dict(Config='configs/nowhere.py', Results=[dict(Metrics={'box AP': 1.0})]), dict(Name='without config')]
     (tmp_path / 'faster_rcnn/metafile.yml').write_text(json.dumps(dict(Models=rows)))  # JSON is YAML
-    assert model_zoo.read_metafiles(tmp_path) == {FASTER: dict(box=37.4, mask=1.5)}
+    assert model_zoo.read_metafiles(tmp_path) == {FASTER: dict(box=37.4)}  # it has no masks
     with pytest.raises(Exception, match='no \\*/metafile.yml'):
         model_zoo.read_metafiles(tmp_path / 'faster_rcnn')

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/model_zoo.md: every config with its parameters, GFLOPs, and the published AP that it aims at.
+"""Write docs/model_zoo.md: every config with its parameters, GFLOPs, the published AP that it aims at, and weights.
 
     python tools/analysis_tools/model_zoo.py                      the whole table anew, about a minute
     python tools/analysis_tools/model_zoo.py --check              only say which configs the table lacks
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from boxdet.checkpoints import zoo  # noqa: E402
 from boxdet.errors import CommandParser, DataError, run_command  # noqa: E402
 
 CONFIGS, TABLE, PUBLISHED = ROOT / 'configs', ROOT / 'docs/model_zoo.md', ROOT / 'docs/published_ap.json'
@@ -34,6 +36,9 @@ it is empty no source was at hand. [results.md](results.md) has what was trained
 *M*: millions of parameters. *GFLOPs*: `tools/analysis_tools/get_flops.py` at the size given, a multiplication with its
 addition counted as one; convolutions and matrix products for as many rois as `test_cfg` lets through (for COCO 1,000
 proposals and 100 detections).
+
+*Weights*: the published file, by what its SHA-256 begins with where its name tells that (or its MD5, where the project
+tells that); `zoo://NAME` loads it ([weights.md](weights.md)).
 
 [families.md](families.md) says what each family is. One-stage detectors, DETR and its kin, Sparse R-CNN and QueryInst,
 panoptic segmentation and tracking are out of scope.
@@ -82,6 +87,9 @@ def read_metafiles(folder: Path) -> dict[str, dict[str, float]]:
             for result in model.get('Results') or [] if name in known else []:
                 found.setdefault(name, {}).update({METRICS[key]: value for key, value in result['Metrics'].items()
                                                    if key in METRICS})
+    for name, figures in found.items():
+        if 'faster_rcnn' in name:
+            figures.pop('mask', None)  # CARAFE's metafile has one
     return {name: figures for name, figures in sorted(found.items()) if figures}  # of an RPN recalls alone are known
 
 
@@ -125,19 +133,27 @@ def measure(names: list[str]) -> dict[str, tuple[float, float, tuple[int, int]]]
     return figures
 
 
+def link_to(entry: zoo.Entry) -> str:
+    """A link to published weights that shows how their hash begins."""
+    digits = re.search(r'-([0-9a-f]{8,})\.\w+$', entry['weights'])
+    shown = digits[1] if digits else f'MD5 {entry["md5"]}' if 'md5' in entry else 'no hash'
+    return f'[{shown}]({entry["weights"]})'
+
+
 def table(names: list[str], figures: dict, published: dict[str, tuple[dict[str, float], str]]) -> str:
     """The markdown, one section a folder."""
     sources = list(dict.fromkeys(source for _, source in published.values()))
+    weights = {entry['config']: link_to(entry) for entry in zoo.entries().values()}
     parts = [HEAD, 'Sources of the published figures:\n', *(f'{i}. {source}' for i, source in enumerate(sources, 1))]
     for folder in dict.fromkeys(name.split('/')[0] for name in names):
-        parts += [f'\n## {folder}\n', '| config | M | GFLOPs | size | published | source |', '|---' * 6 + '|']
+        parts += [f'\n## {folder}\n', '| config | M | GFLOPs | size | published | source | weights |', '|---' * 7 + '|']
         for name in (name for name in names if name.split('/')[0] == folder):
             millions, gflops, (width, height) = figures[name]
             aims, source = published.get(name, ({}, ''))
             aim = ', '.join(f'{metric} {aims[metric]:.1f}' for metric in SHOWN if metric in aims)
             number = sources.index(source) + 1 if source else ''
             parts.append(f'| [{Path(name).stem}](../configs/{name}) | {millions:.1f} | {gflops:.1f} | '
-                         f'{width} x {height} | {aim} | {number} |')
+                         f'{width} x {height} | {aim} | {number} | {weights.get(name, "")} |')
     return '\n'.join(parts) + '\n'
 
 
