@@ -164,10 +164,12 @@ def idle_overrides(cls: type) -> dict[str, tuple[str, str]]:
         return {}
     # What a user's class has before the first of ours; a method that one of ours defines is called, or calls it.
     theirs = {name for owner in cls.__mro__[:cls.__mro__.index(ours[0])] for name in vars(owner)}
+    heard = {name for owner in ours for name in vars(owner)}
+    heard -= {name for owner in ours for name in vars(owner).get('unheard', ())}  # it has them for its callers only
     found: dict[str, tuple[str, str]] = {}
     for base in ours:
         for name, row in TABLE.get(base.__name__, {}).items():
-            if name in theirs and not any(name in vars(owner) for owner in ours):
+            if name in theirs and name not in heard:
                 found.setdefault(name, row)
     return found
 

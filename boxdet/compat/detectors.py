@@ -25,7 +25,7 @@ from boxdet.compat.forms import (
     unpacked,
 )
 from boxdet.compat.heads import rpn_forward_train
-from boxdet.compat.roi_heads import wants_2x
+from boxdet.compat.roi_heads import tests_2x, wants_2x
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 else:
     from boxdet.models.detectors import _Detector
 
-_TEST_METHODS = ('simple_test', 'simple_test_bboxes', 'simple_test_mask', '_mask_forward')
 
 
 class Detector2x(_Detector):
@@ -100,7 +99,7 @@ class Detector2x(_Detector):
     def predict(self, batch: Batch | Sequence[Batch], rescale: bool = True) -> list[Instances]:
         """As the detector's; through ``simple_test`` where a part brings a test method of 2.x's."""
         views = [batch] if isinstance(batch, Batch) else batch
-        own = has_own(self, 'simple_test', 'forward_test') or has_own(getattr(self, 'roi_head', None), *_TEST_METHODS)
+        own = has_own(self, 'simple_test', 'forward_test') or tests_2x(getattr(self, 'roi_head', None))
         if not own or len(views) > 1:
             return super().predict(batch, rescale=rescale)
         view = self._on_device(views[0])
@@ -129,7 +128,7 @@ class Detector2x(_Detector):
                     proposals: Sequence[torch.Tensor] | None = None, rescale: bool = False) -> list[Any]:
         """2.x's results of B images: K arrays (n, 5); with masks a pair whose masks are (H, W) bool arrays."""
         metas = [dict(meta) for meta in img_metas]
-        if has_own(getattr(self, 'roi_head', None), *_TEST_METHODS):
+        if tests_2x(getattr(self, 'roi_head', None)):
             feats = self.extract_feat(img)
             if proposals is None:
                 proposals = as_rows(self.rpn_head.predict(*self.rpn_head(feats), metas_of(metas), self.test_cfg.rpn))

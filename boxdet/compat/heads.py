@@ -24,11 +24,12 @@ from boxdet.compat.forms import (
 )
 from boxdet.geometry.boxes import at_least_float32, clip_boxes
 from boxdet.geometry.masks import paste_to_rle
-from boxdet.geometry.nms import multiclass_nms
+from boxdet.geometry.nms import EXACT, multiclass_nms
 from boxdet.models.bbox_head import BBoxHead, BoxTargets
 from boxdet.models.mask_head import FCNMaskHead
 from boxdet.models.roi_extractor import boxes_to_rois
-from boxdet.models.rpn_head import RPNHead
+from boxdet.models.rpn_head import AnchorTargets, RPNHead, flatten_levels
+from boxdet.structures.batch import image_sizes
 from boxdet.structures.instances import Instances
 from boxdet.structures.masks import RleMasks
 
@@ -84,15 +85,70 @@ class RPNHead2x(RPNHead):
                             as_ignored(gt_bboxes_ignore, gt_bboxes), metas_of(img_metas),
                             dict(img_metas[0]).get('batch_input_shape', _ANY_HW))
 
+    def loss_of_targets(self, cls_scores: Sequence[torch.Tensor], bbox_preds: Sequence[torch.Tensor],
+                        targets: AnchorTargets, counts: Sequence[int]) -> dict[str, list[torch.Tensor]]:
+        """As the head's; of ``loss_single``, where a plug-in brings one."""
+        if not has_own(self, 'loss_single'):
+            return super().loss_of_targets(cls_scores, bbox_preds, targets, counts)
+        images, rows, positive = len(cls_scores[0]), sum(counts), targets.index[:targets.num_pos]
+        boxes = targets.gt_boxes
+        if len(boxes) and not self.reg_decoded_bbox:
+            boxes = self.bbox_coder.encode(targets.anchors, boxes)
+        labels = torch.ones(images * rows, dtype=torch.long, device=boxes.device)  # the background
+        labels[positive] = 0
+        label_weights, box_targets, box_weights = boxes.new_zeros(len(labels)), boxes.new_zeros(len(labels), 4), \
+            boxes.new_zeros(len(labels), 4)
+        label_weights[targets.index] = 1
+        if self.train_cfg.pos_weight > 0:
+            label_weights[positive] = self.train_cfg.pos_weight
+        box_targets[positive], box_weights[positive] = boxes, 1
+        anchors = [level.expand(images, -1, -1) for level in self.anchors(cls_scores)]
+        wanted = zip(*(value.view(images, rows, *value.shape[1:]).split(list(counts), dim=1)
+                       for value in (labels, label_weights, box_targets, box_weights)))
+        losses = [self.loss_single(*outs, own, *parts, targets.avg_factor)
+                  for outs, own, parts in zip(zip(cls_scores, bbox_preds), anchors, wanted)]
+        return dict(loss_rpn_cls=[one for one, _ in losses], loss_rpn_bbox=[one for _, one in losses])
+
+    def loss_single(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor, labels: torch.Tensor,
+                    label_weights: torch.Tensor, bbox_targets: torch.Tensor, bbox_weights: torch.Tensor,
+                    num_total_samples: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two losses of a level: scores (B, A * C, H, W), deltas (B, A * 4, H, W), the rest (B, H * W * A, ...).
+
+        Anchors that were not drawn have the weight 0; label 0 is an object, 1 the background.
+        """
+        scores = at_least_float32(flatten_levels([cls_score], self.cls_out_channels).flatten(0, 1))
+        deltas = at_least_float32(flatten_levels([bbox_pred], 4).flatten(0, 1))
+        if self.reg_decoded_bbox:
+            deltas = self.bbox_coder.decode(anchors.reshape(-1, 4), deltas)
+        return (self.loss_cls(scores, labels.reshape(-1), label_weights.reshape(-1), avg_factor=num_total_samples),
+                self.loss_bbox(deltas, bbox_targets.reshape(-1, 4), bbox_weights.reshape(-1, 4),
+                               avg_factor=num_total_samples))
+
     def get_bboxes(self, cls_scores: Any, bbox_preds: Any, score_factors: Any = None, img_metas: Any = None,
                    cfg: Any = None, rescale: bool = False, with_nms: bool = True, **kwargs: Any) -> list[torch.Tensor]:
         """B proposals (N, 5)."""
         settings = self.test_cfg if cfg is None else read_settings(self, cfg)
-        return as_rows(super().predict(cls_scores, bbox_preds, metas_of(img_metas), settings))
+        if not has_own(self, '_get_bboxes_single'):
+            return as_rows(super().predict(cls_scores, bbox_preds, metas_of(img_metas), settings))
+        priors = self.anchors(cls_scores, at_least_float32(cls_scores[0]).dtype)
+        factors = [None] * len(priors)
+        return [self._get_bboxes_single([level[i].detach() for level in cls_scores],
+                                        [level[i].detach() for level in bbox_preds], factors, priors, meta, settings,
+                                        rescale, with_nms) for i, meta in enumerate(img_metas)]
+
+    def _get_bboxes_single(self, cls_score_list: Sequence[torch.Tensor], bbox_pred_list: Sequence[torch.Tensor],
+                           score_factor_list: Any, mlvl_priors: Sequence[torch.Tensor], img_meta: Any, cfg: Any = None,
+                           rescale: bool = False, with_nms: bool = True, **kwargs: Any) -> torch.Tensor:
+        """Proposals (N, 5) of one image, from scores (A * C, H, W), deltas (A * 4, H, W), anchors (H * W * A, 4)."""
+        settings, metas = self.test_cfg if cfg is None else read_settings(self, cfg), metas_of([img_meta])
+        found = super().predict_padded([level[None] for level in cls_score_list],
+                                       [level[None] for level in bbox_pred_list], metas, settings, EXACT,
+                                       anchors=[level[None] for level in mlvl_priors])
+        return as_rows(found.instances(image_sizes(metas)))[0]
 
     def predict(self, cls_scores: Any, bbox_preds: Any, metas: Any, settings: Any = None) -> list[Instances]:
-        """As the head's; of ``get_bboxes``, where a plug-in brings one."""
-        if not has_own(self, 'get_bboxes'):
+        """As the head's; of ``get_bboxes`` or ``_get_bboxes_single``, where a plug-in brings one."""
+        if not has_own(self, 'get_bboxes', '_get_bboxes_single'):
             return super().predict(cls_scores, bbox_preds, metas, settings)
         return as_instances(self.get_bboxes(cls_scores, bbox_preds, img_metas=[meta_dict(m) for m in metas],
                                             cfg=settings))
@@ -230,6 +286,13 @@ class BBoxHead2x(BBoxHead):
 
 class MaskHead2x(FCNMaskHead):
     """2.x's methods of the mask head."""
+
+    def forward_labels(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """As the head's; of ``forward``, where a plug-in brings one."""
+        if not has_own(self, 'forward'):
+            return super().forward_labels(x, labels)
+        channel = torch.zeros_like(labels) if self.class_agnostic else labels
+        return self(x)[torch.arange(len(labels), device=labels.device), channel]
 
     def get_targets(self, sampling_results: Sequence[Any], gt_masks: Sequence[Any],
                     rcnn_train_cfg: Any) -> torch.Tensor:

@@ -41,16 +41,21 @@ class Sampler2x(_Sampler):
 # Which methods a class of boxdet's gets: those of the first whose last base it derives from.
 _FORMS: tuple[type, ...] = (detectors.Detector2x, roi_heads.RoIHead2x, roi_heads.CascadeRoIHead2x, heads.BBoxHead2x,
                             heads.MaskHead2x, heads.RPNHead2x, *data.FORMS, *samples.FORMS)
-# Classes whose own methods are no template of 2.x's: they stay as they are, but for detectors.
 _HOMES = 'boxdet.models.', 'boxdet.datasets.'
-_AS_THEY_ARE = ('boxdet.models.families.',)
+# Of the families those whose 2.x methods are StandardRoIHead's; the others keep boxdet's form, but for detectors.
+_FAMILIES = tuple(f'boxdet.models.families.{name}' for name in (
+    'double_heads', 'dynamic_rcnn', 'grid_rcnn', 'mask_scoring', 'pisa', 'point_rend'))
+# Methods that stay idle there: the family's own way to results does not pass them.
+_UNHEARD = dict(GridRoIHead=('simple_test_bboxes',), PointRendRoIHead=('_mask_forward',),
+                MaskScoringRoIHead=('_mask_forward', 'simple_test_bboxes', 'simple_test_mask'))
 _made: dict[type, type] = {}
 
 
 def form_of(cls: type) -> type:
     """The class that ``mmdet.models`` has under this name: ``cls`` with 2.x's methods, or ``cls``."""
     if cls in _made or not isinstance(cls, type) or not cls.__module__.startswith(_HOMES) \
-            or cls.__module__.startswith(_AS_THEY_ARE) and not issubclass(cls, detectors.Detector2x.__bases__[-1]):
+            or cls.__module__.startswith('boxdet.models.families.') and cls.__module__ not in _FAMILIES \
+            and not issubclass(cls, detectors.Detector2x.__bases__[-1]):
         return _made.get(cls, cls)
     form = next((form for form in _FORMS if issubclass(cls, form.__bases__[-1])), None)
     if form is None and cls.__module__.startswith('boxdet.datasets.pipelines.') and '__call__' in vars(cls):
@@ -60,7 +65,9 @@ def form_of(cls: type) -> type:
     # The class's own bases come first, so that a RoI head of 2.x is a subclass of 2.x's StandardRoIHead too.
     bases = tuple(dict.fromkeys(form_of(base) for base in cls.__bases__ if form_of(base) is not base))
     own = (cls,) if not bases else (*bases, cls)
-    content = dict(__module__='boxdet.compat.models', __doc__=cls.__doc__)
+    content: dict[str, Any] = dict(__module__='boxdet.compat.models', __doc__=cls.__doc__)
+    if cls.__name__ in _UNHEARD:
+        content['unheard'] = _UNHEARD[cls.__name__]
     if 'can_defer' in vars(cls):  # an ability that is not inherited
         content['can_defer'] = vars(cls)['can_defer']
     made = type(cls.__name__, (form, *own) if not bases else own, content)

@@ -8,13 +8,15 @@ Letters: B images, N boxes of an image, R rois of the batch, P positives, K clas
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from boxdet.abilities import overrides
 from boxdet.compat.forms import (
     SamplingResult,
     as_ground_truth,
@@ -27,13 +29,14 @@ from boxdet.compat.forms import (
     meta_dict,
     metas_of,
 )
+from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
 from boxdet.geometry.masks import paste_to_rle
 from boxdet.models.cascade_roi_head import CascadeRoIHead
 from boxdet.models.roi_extractor import boxes_to_rois
 from boxdet.models.standard_roi_head import StandardRoIHead, box_losses, draw_samples, predict_boxes
-from boxdet.structures.batch import SampledRois
-from boxdet.structures.instances import Instances
+from boxdet.structures.batch import SampledRois, to_original
+from boxdet.structures.instances import Instances, joined
 from boxdet.structures.masks import RleMasks
 
 _OF_BOX_HEADS = ('get_targets', '_get_target_single', 'loss')
@@ -60,6 +63,16 @@ def _of_2x(drawn: Sequence[SampledRois], gt_bboxes: Sequence[torch.Tensor]) -> l
     return [SamplingResult.of(one, len(boxes)) for one, boxes in zip(drawn, gt_bboxes)]
 
 
+def tests_2x(head: Any) -> bool:
+    """Whether a RoI head brings test methods in 2.x's form."""
+    return has_own(head, 'simple_test') or _tests_by_parts(head)
+
+
+def _tests_by_parts(head: Any) -> bool:
+    return has_own(head, 'simple_test_bboxes', 'simple_test_mask') \
+        or any(has_own(one, 'get_seg_masks') for one in _each(getattr(head, 'mask_head', None)))
+
+
 class _TestMethods(nn.Module):
     """2.x's test methods, of one stage as of several."""
 
@@ -84,37 +97,72 @@ class _TestMethods(nn.Module):
         """B results by class of (H, W) bool arrays, for boxes that are ``rescale``d or not."""
         metas = metas_of(img_metas)
         boxes = [own[:, :4] * _factor(own, meta) if rescale else own[:, :4] for own, meta in zip(det_bboxes, metas)]
-        head = _each(self.mask_head)[-1]
-        if has_own(self, '_mask_forward'):
+        counts = [len(own) for own in boxes]
+        if has_own(_each(self.mask_head)[-1], 'get_seg_masks'):
             logits = self._mask_logits(x, boxes_to_rois(boxes))
-            probs = torch.stack([at_least_float32(own).sigmoid() for own in logits]).mean(dim=0)
-            parts = probs.cpu().split([len(own) for own in boxes])
+            parts = torch.stack([at_least_float32(own).sigmoid() for own in logits]).mean(dim=0).cpu().split(counts)
+            head = _each(self.mask_head)[-1]
             return [head.get_seg_masks(own.numpy(), box, label, self.test_cfg, meta.ori_shape, meta.scale_factor,
                                        rescale)
                     for own, box, label, meta in zip(parts, boxes, det_labels, metas)]
-        probs = self.mask_probs(x, boxes, det_labels).split([len(own) for own in boxes])
         found = []
-        for own, box, label, meta in zip(probs, boxes, det_labels, metas):
-            size = meta.original_size if rescale else meta.input_size
-            shown = (box / _factor(box, meta) if rescale else box).cpu()
-            rles = RleMasks(paste_to_rle(own.cpu(), shown, size, self.test_cfg.mask_thr_binary), *size)
-            one = Instances(size, self.last_bbox_head.num_classes, bboxes=shown, scores=shown[:, 0],
-                            labels=label.cpu(), masks=rles)
-            found.append(one.per_class(masks='bitmap')[1])
+        every = self.mask_probs(x, boxes, det_labels).split(counts)
+        for probs, box, label, meta in zip(every, boxes, det_labels, metas):
+            shown, size = (box / _factor(box, meta), meta.original_size) if rescale else (box, meta.input_size)
+            one = Instances(bboxes=shown, scores=shown[:, 0], labels=label, mask_probs=probs)
+            found.append(self._by_class(one, size)[1])
         return found
 
     def simple_test(self, x: Any, proposal_list: Any, img_metas: Any, proposals: Any = None,
                     rescale: bool = False) -> list[Any]:
         """2.x's results of B images."""
+        if not _tests_by_parts(self):
+            metas = [replace(meta, flip=False) for meta in metas_of(img_metas)]  # that is undone where views are merged
+            found = zip(self.predict(x, as_instances(proposal_list), metas), metas)
+            return [self._by_class(to_original(one, meta), meta.original_size) if rescale
+                    else self._by_class(one, meta.input_size) for one, meta in found]
         rows, labels = self.simple_test_bboxes(x, img_metas, proposal_list, self.test_cfg, rescale=rescale)
         boxes = [bbox2result(own, label, self.last_bbox_head.num_classes) for own, label in zip(rows, labels)]
         if not self.with_mask:
             return boxes
         return list(zip(boxes, self.simple_test_mask(x, img_metas, rows, labels, rescale=rescale)))
 
+    def _by_class(self, found: Instances, size: tuple[int, int]) -> Any:
+        """2.x's result of an image of ``size`` (h, w)."""
+        found = found.to('cpu')
+        if 'mask_probs' in found:
+            codes = paste_to_rle(found.mask_probs, found.bboxes, size, self.test_cfg.mask_thr_binary,
+                                 getattr(self.test_cfg, 'paste_whole_pixels', False))
+            found = found.without('mask_probs').replace(masks=RleMasks(codes, *size))
+        return found.per_class(self.last_bbox_head.num_classes, masks='bitmap')
+
+    def _probs_of_logits(self, x: Any, boxes: Any, labels: Any) -> torch.Tensor:
+        """As ``mask_probs``, of a plug-in's ``_mask_forward``."""
+        rois, labels = boxes_to_rois(boxes), joined(labels)
+        channel = torch.zeros_like(labels) if _each(self.mask_head)[-1].class_agnostic else labels
+        row = torch.arange(len(rois), device=rois.device)
+        stages = [at_least_float32(own[row, channel]).sigmoid() for own in self._mask_logits(x, rois)]
+        return torch.stack(stages).mean(dim=0)
+
 
 class RoIHead2x(_TestMethods, StandardRoIHead):
-    """2.x's methods of ``StandardRoIHead``."""
+    """2.x's methods of ``StandardRoIHead``, also in front of a family's RoI head, whose ``bbox_losses`` and so on stay.
+
+    Raises:
+        ConfigError: a family's losses, and a head that computes its own in 2.x's form: one of them would be left out.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for part, names in (('bbox', _OF_BOX_HEADS), ('mask', (*_OF_MASK_HEADS, 'get_seg_masks'))):
+            head = getattr(self, f'{part}_head', None)
+            if self._has_losses(part) and has_own(head, *names) and not has_own(self, f'_{part}_forward_train'):
+                raise ConfigError(f'{type(head).__name__} brings one of {", ".join(names)} in the form of mmdetection '
+                                  f"2.x, which {type(self).__name__} does not call: override its {part}_losses, or "
+                                  f'_{part}_forward_train')
+
+    def _has_losses(self, part: str) -> bool:
+        return overrides(self, f'{part}_losses', StandardRoIHead)
 
     @property
     def bbox_assigner(self) -> Any:
@@ -169,9 +217,13 @@ class RoIHead2x(_TestMethods, StandardRoIHead):
                             img_metas: Any) -> dict[str, Any]:
         """``_bbox_forward`` of the samples, and ``loss_bbox``: the losses by name."""
         rois = bbox2roi([s.boxes for s in sampling_results])
-        found = self._bbox_forward(x, rois)
-        losses = box_head_loss(self.bbox_head, found, rois, sampling_results, gt_bboxes, gt_labels, self.train_cfg)
-        return dict(found, loss_bbox=losses)
+        found, head = self._bbox_forward(x, rois), self.bbox_head
+        if hasattr(head, 'targets') and not has_own(head, *_OF_BOX_HEADS):
+            targets = head.targets(sampling_results, self.train_cfg)
+            losses = self.bbox_losses(x, sampling_results, found['cls_score'], found['bbox_pred'], targets)
+            return dict(found, loss_bbox=dict(losses))
+        wanted = head.get_targets(sampling_results, gt_bboxes, gt_labels, self.train_cfg)
+        return dict(found, loss_bbox=head.loss(found['cls_score'], found['bbox_pred'], rois, *wanted))
 
     def _mask_forward(self, x: Any, rois: torch.Tensor | None = None, pos_inds: torch.Tensor | None = None,
                       bbox_feats: torch.Tensor | None = None) -> dict[str, Any]:
@@ -186,15 +238,23 @@ class RoIHead2x(_TestMethods, StandardRoIHead):
     def _mask_forward_train(self, x: Any, sampling_results: Any, bbox_feats: Any, gt_masks: Any,
                             img_metas: Any) -> dict[str, Any]:
         """``_mask_forward`` of the positives, and ``loss_mask``: the losses by name."""
+        given: dict[str, Any] = dict(rois=bbox2roi([s.pos_boxes for s in sampling_results]))
         if self.shares_extractor:
-            parts = [(s.pos_boxes.new_ones(len(s.pos_boxes)), s.pos_boxes.new_zeros(len(s.neg_boxes)))
-                     for s in sampling_results]
-            found = self._mask_forward(x, pos_inds=torch.cat([one for pair in parts for one in pair]).bool(),
-                                       bbox_feats=bbox_feats)
-        else:
-            found = self._mask_forward(x, bbox2roi([s.pos_boxes for s in sampling_results]))
+            is_pos = [torch.arange(len(s.boxes), device=s.boxes.device) < len(s.pos_boxes) for s in sampling_results]
+            given = dict(pos_inds=torch.cat(is_pos), bbox_feats=bbox_feats)
+        if self._has_losses('mask'):
+            pooled = bbox_feats[given['pos_inds']] if self.shares_extractor else self.mask_features(x, given['rois'])
+            gt = [Instances(masks=own) for own in gt_masks]
+            return dict(mask_feats=pooled, loss_mask=self.mask_losses(x, pooled, sampling_results, gt))
+        found = self._mask_forward(x, **given)
         return dict(found, loss_mask=mask_head_loss(self.mask_head, found['mask_pred'], sampling_results, gt_masks,
                                                     self.train_cfg))
+
+    def mask_probs(self, feats: Any, boxes: Any, labels: Any) -> torch.Tensor:
+        """As the head's; of ``_mask_forward``, where a plug-in brings one."""
+        if has_own(self, '_mask_forward') and len(joined(labels)):
+            return self._probs_of_logits(feats, boxes, labels)
+        return super().mask_probs(feats, boxes, labels)
 
     def _mask_logits(self, x: Any, rois: torch.Tensor) -> list[torch.Tensor]:
         """``_mask_forward``'s (R, K, h, w), of each stage."""
@@ -245,6 +305,12 @@ class CascadeRoIHead2x(_TestMethods, CascadeRoIHead):
         feats = self.mask_features(stage, x, rois)
         return dict(mask_pred=self.mask_head[stage](feats), mask_feats=feats)
 
+    def mask_probs(self, feats: Any, boxes: Any, labels: Any) -> torch.Tensor:
+        """As ``RoIHead2x.mask_probs``."""
+        if has_own(self, '_mask_forward') and len(joined(labels)):
+            return self._probs_of_logits(feats, boxes, labels)
+        return super().mask_probs(feats, boxes, labels)
+
     def _mask_logits(self, x: Any, rois: torch.Tensor) -> list[torch.Tensor]:
         return [self._mask_forward(stage, x, rois)['mask_pred'] for stage in range(self.num_stages)]
 
@@ -286,15 +352,6 @@ class CascadeRoIHead2x(_TestMethods, CascadeRoIHead):
 
 def _factor(like: torch.Tensor, meta: Any) -> torch.Tensor:
     return like.new_tensor(meta.scale_factor.tolist())
-
-
-def box_head_loss(head: Any, found: Mapping[str, Any], rois: torch.Tensor, samples: Any, gt_bboxes: Any, gt_labels: Any,
-                  settings: Any) -> dict[str, torch.Tensor]:
-    """The box head's losses, of a head in either form."""
-    if not hasattr(head, 'get_targets'):
-        return head.loss(found['cls_score'], found['bbox_pred'], head.targets(samples, settings))
-    targets = head.get_targets(samples, gt_bboxes, gt_labels, settings)
-    return head.loss(found['cls_score'], found['bbox_pred'], rois, *targets)
 
 
 def mask_head_loss(head: Any, mask_pred: torch.Tensor, samples: Any, gt_masks: Any, settings: Any) -> dict[str, Any]:
