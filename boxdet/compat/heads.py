@@ -105,8 +105,9 @@ class RPNHead2x(RPNHead):
         anchors = [level.expand(images, -1, -1) for level in self.anchors(cls_scores)]
         wanted = zip(*(value.view(images, rows, *value.shape[1:]).split(list(counts), dim=1)
                        for value in (labels, label_weights, box_targets, box_weights)))
-        losses = [self.loss_single(*outs, own, *parts, targets.avg_factor)
-                  for outs, own, parts in zip(zip(cls_scores, bbox_preds), anchors, wanted)]
+        losses = [self.loss_single(score, delta, own, label, label_weight, box, box_weight, targets.avg_factor)
+                  for score, delta, own, (label, label_weight, box, box_weight)
+                  in zip(cls_scores, bbox_preds, anchors, wanted)]
         return dict(loss_rpn_cls=[one for one, _ in losses], loss_rpn_bbox=[one for _, one in losses])
 
     def loss_single(self, cls_score: torch.Tensor, bbox_pred: torch.Tensor, anchors: torch.Tensor, labels: torch.Tensor,
