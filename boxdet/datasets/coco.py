@@ -57,7 +57,8 @@ class CocoDataset(CustomDataset):
         if not isinstance(data, dict) or not isinstance(data.get('images'), list):
             raise DataError(f"{ann_file}: no 'images' list; this is not a COCO annotation file{_other_form(data)}")
         if 'annotations' not in data and not self.test_mode:
-            raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only")
+            raise DataError(f"{ann_file}: no 'annotations' list; without it the file serves in test_mode only"
+                            f"{nearest('annotations', data)}")
         # A file that is evaluated against is parsed once only; ``coco`` takes it over.
         self._parsed = data if self.test_mode and data.get('annotations') else None
         self.cat_ids = self.cat2label = None

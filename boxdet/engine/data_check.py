@@ -279,7 +279,8 @@ def _mask_boxes(dataset: Any, facts: AnnotationFacts, where: str) -> Iterator[Fi
     if unread and getattr(dataset, 'on_error', 'raise') != 'skip':
         yield Finding('data.masks', (
             f'{where}: {len(unread)} of {len(index) + len(unread)} masks that were looked at cannot be read '
-            f'{_told(facts.ids[unread].tolist())}: a polygon has x and y of three points or more, all of them numbers'))
+            f'{_told(facts.ids[unread].tolist())}: a polygon has x and y of three points or more, an RLE counts that '
+            'fill its size, all of them numbers'))
     if not len(index):
         return
     boxes = facts.boxes[index] + 0

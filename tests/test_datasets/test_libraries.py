@@ -27,6 +27,14 @@ def test_a_missing_library_is_named(monkeypatch, cls, name, options):
         cls(**options)
 
 
+def test_a_library_that_needs_older_setuptools_says_so(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'pkg_resources'", name='pkg_resources')
+    monkeypatch.setattr('boxdet.datasets.pipelines.libraries.importlib.import_module', missing)
+    with pytest.raises(ConfigError, match=r'Corrupt needs imagecorruptions .*: pip install "setuptools<81"$'):
+        Corrupt(corruption='fog')
+
+
 HW = 60, 80
 
 

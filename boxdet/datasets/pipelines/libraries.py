@@ -25,6 +25,8 @@ def _library(name: str, who: str, install: str | None = None) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        if error.name == 'pkg_resources':  # newer setuptools are without it
+            install = '"setuptools<81"'
         raise ConfigError(f'{who} needs {name} ({error}): pip install {install or name}') from None
 
 
