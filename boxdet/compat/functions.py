@@ -264,7 +264,7 @@ def eval_map(det_results: Sequence[Sequence[np.ndarray]], annotations: Sequence[
     for label in range(num_classes):
         own, columns = matches.labels == label, []
         for right, wrong, counted in judged:
-            objects = int((counted & (matches.truth_labels == label)).sum())
+            objects = int((counted & (matches.gt_labels == label)).sum())
             hits, misses = np.cumsum(right[own]), np.cumsum(wrong[own])
             recall, precision = hits / max(objects, 1), hits / np.maximum(hits + misses, 1)
             columns.append((objects, recall, precision, average_precision(recall, precision, rule)))

@@ -290,10 +290,10 @@ def _image_matches(path: str, rles: Sequence[dict], result: Instances, names: Se
     place[present] = np.arange(len(present))
     of_label = np.where(present < _FIRST_INSTANCE, present, present // _FIRST_INSTANCE)
     is_void = np.isin(present, void)
-    truths: dict[str, list[dict]] = {name: [
+    gt: dict[str, list[dict]] = {name: [
         dict(instID=int(present[d]), pixelCount=int(counts[present[d]]), medDist=-1, distConf=0.0, matchedPred=[])
         for d in np.flatnonzero(of_label == LABEL_IDS[name])] for name in names}
-    found: dict[str, list[dict]] = {name: [] for name in names}
+    predictions: dict[str, list[dict]] = {name: [] for name in names}
     arrays = result.numpy()
     for rle, label, score in zip(rles, arrays['labels'].tolist(), arrays['scores'].tolist()):
         if tuple(rle['size']) != truth.shape:
@@ -307,10 +307,10 @@ def _image_matches(path: str, rles: Sequence[dict], result: Instances, names: Se
         shared = np.bincount(place[under], minlength=len(present))          # (D,)
         prediction = dict(pixelCount=len(under), voidIntersection=int(shared[is_void].sum()), confidence=score)
         overlapping = []
-        for instance in truths[names[label]]:
+        for instance in gt[names[label]]:
             pixels = int(shared[place[instance['instID']]])
             if pixels:
                 overlapping.append({**instance, 'intersection': pixels})
                 instance['matchedPred'].append({**prediction, 'intersection': pixels})
-        found[names[label]].append({**prediction, 'matchedGt': overlapping})
-    return dict(groundTruth=truths, prediction=found)
+        predictions[names[label]].append({**prediction, 'matchedGt': overlapping})
+    return dict(groundTruth=gt, prediction=predictions)

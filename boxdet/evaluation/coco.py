@@ -183,12 +183,12 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
     Raises:
         DataError: annotations without masks in 'segm', or a predicted mask that is not of its image's size.
     """
-    truths = truth_columns(ground_truth, image_ids, category_ids, iou_type, class_agnostic)
+    gt = truth_columns(ground_truth, image_ids, category_ids, iou_type, class_agnostic)
     images = [ground_truth.imgs[i] for i in image_ids]
     if sizes is None:
         sizes = {size: SIZE_RANGES[size] for size in (KEYPOINT_SIZES if iou_type == 'keypoints' else SIZES)}
     with _no_garbage_search():
-        matches = match(truths, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
+        matches = match(gt, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
                         oks_settings=oks_settings)
     return accumulate(matches, image_ids, [-1] if class_agnostic else category_ids, limits)
 
@@ -253,14 +253,14 @@ def _truth_mask(ground_truth: COCO, annotation: dict) -> dict:
 
 # --- matching ---
 
-def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], category_ids: Sequence[int],
+def match(gt: Truths, results: Iterable[Instances], images: Sequence[dict], category_ids: Sequence[int],
           iou_type: str = 'bbox', iou_thrs: float | Sequence[float] | np.ndarray | None = None, limit: int = 100,
           class_agnostic: bool = False, sizes: Sequence[str] | Mapping[str, Sequence[float]] = SIZES,
           with_pairs: bool = False, oks_settings: OksSettings | None = None) -> Matches:
     """Match every detection, best first, with the object of its class that it overlaps most and that is still free.
 
     Args:
-        truths: of ``truth_columns``.
+        gt: of ``truth_columns``.
         results: one Instances an image; may lie on disk: they are read once, in order.
         images: COCO's entries (``id, width, height``) of the images, in the order of ``results``.
         category_ids: of the K labels.
@@ -289,22 +289,22 @@ def match(truths: Truths, results: Iterable[Instances], images: Sequence[dict], 
     spans = sizes if isinstance(sizes, Mapping) else SIZE_RANGES
     ranges = np.array([spans[size] for size in sizes], dtype=np.float64)
     if class_agnostic:
-        truths = replace(truths, label=np.zeros_like(truths.label))
-    groups = truths.image if class_agnostic else truths.image * len(class_order) + class_order[truths.label]
-    ignored = truths.ignored | (truths.area < ranges[:, :1]) | (truths.area > ranges[:, 1:])  # (A, G)
+        gt = replace(gt, label=np.zeros_like(gt.label))
+    groups = gt.image if class_agnostic else gt.image * len(class_order) + class_order[gt.label]
+    ignored = gt.ignored | (gt.area < ranges[:, :1]) | (gt.area > ranges[:, 1:])  # (A, G)
     parts = []
-    for found, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
-        pairs = _overlapping_pairs(found, shapes, truths, groups, overlaps,
+    for detections, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
+        pairs = _overlapping_pairs(detections, shapes, gt, groups, overlaps,
                                    1e-6 if with_pairs else thrs.min())
-        chosen = _choose(pairs, len(found['row']), groups, truths.shared, ignored, thrs)
-        parts.append({**{name: column for name, column in found.items() if name not in ('group', 'boxes')},
-                      'status': _status(pairs, chosen, found['area'], ignored, ranges),
+        chosen = _choose(pairs, len(detections['row']), groups, gt.shared, ignored, thrs)
+        parts.append({**{name: column for name, column in detections.items() if name not in ('group', 'boxes')},
+                      'status': _status(pairs, chosen, detections['area'], ignored, ranges),
                       **(_partners(pairs, chosen) if with_pairs else {})})
-        del found, shapes  # before the next ones come
+        del detections, shapes  # before the next ones come
     columns = {name: np.concatenate([part.pop(name) for part in parts], axis=-1) for name in list(parts[0])}
-    counted = np.stack([np.bincount(truths.label[~row], minlength=1 if class_agnostic else len(class_order))
+    counted = np.stack([np.bincount(gt.label[~row], minlength=1 if class_agnostic else len(class_order))
                         for row in ignored])
-    return Matches(truths, counted=counted, iou_thrs=thrs, sizes=tuple(sizes), **columns)
+    return Matches(gt, counted=counted, iou_thrs=thrs, sizes=tuple(sizes), **columns)
 
 
 def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class_order: np.ndarray, limit: int,
@@ -404,14 +404,14 @@ def _place_in_run(values: np.ndarray) -> np.ndarray:
     return places - np.maximum.accumulate(np.where(starts, places, 0)) if len(values) else places
 
 
-def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence, truths: Truths, groups: np.ndarray,
+def _overlapping_pairs(detections: dict[str, np.ndarray], shapes: Sequence, gt: Truths, groups: np.ndarray,
                        overlaps: Callable[..., np.ndarray], least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of one image and class whose overlap is ``least`` at least.
 
     Args:
-        found: columns of the detections (D,).
+        detections: columns of the detections (D,).
         shapes: masks or keypoints of the detections.
-        truths: the objects.
+        gt: the objects.
         groups: (G,) the number of each object's image and class, rising.
         overlaps: the function of a block's pairs that gives their overlap (P,).
         least: overlaps below it are no pairs.
@@ -420,49 +420,49 @@ def _overlapping_pairs(found: dict[str, np.ndarray], shapes: Sequence, truths: T
         detections (P,), rising; objects (P,), rising for each detection; IoU (P,), for a crowd the share of the
         detection.
     """
-    first, last = (np.searchsorted(groups, found['group'], side) for side in ('left', 'right'))
+    first, last = (np.searchsorted(groups, detections['group'], side) for side in ('left', 'right'))
     counts = last - first
     detection = np.repeat(np.arange(len(counts)), counts)
     truth = np.arange(len(detection)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
-    overlap = overlaps(found, shapes, truths, detection, truth)
+    overlap = overlaps(detections, shapes, gt, detection, truth)
     near = overlap >= min(least, 1 - 1e-10)
     return detection[near], truth[near], overlap[near]
 
 
-def _box_overlaps(found: dict[str, np.ndarray], shapes: Sequence, truths: Truths, detection: np.ndarray,
+def _box_overlaps(detections: dict[str, np.ndarray], shapes: Sequence, gt: Truths, detection: np.ndarray,
                   truth: np.ndarray) -> np.ndarray:
     """IoU (P,) of boxes, in the order of operations of pycocotools' bbIou."""
-    boxes, others = found['boxes'][detection], truths.boxes[truth]
+    boxes, others = detections['boxes'][detection], gt.boxes[truth]
     shared = (np.minimum(boxes[:, 2:] + boxes[:, :2], others[:, 2:] + others[:, :2])
               - np.maximum(boxes[:, :2], others[:, :2]))
     apart = (shared <= 0).any(axis=1)
     shared = shared[:, 0] * shared[:, 1]
     area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(truths.crowd[truth], area, area + others[:, 2] * others[:, 3] - shared)
+    union = np.where(gt.crowd[truth], area, area + others[:, 2] * others[:, 3] - shared)
     return np.where(apart, 0, shared / np.where(apart, 1, union))
 
 
-def _mask_overlaps(found: dict[str, np.ndarray], shapes: Sequence[dict], truths: Truths, detection: np.ndarray,
+def _mask_overlaps(detections: dict[str, np.ndarray], shapes: Sequence[dict], gt: Truths, detection: np.ndarray,
                    truth: np.ndarray) -> np.ndarray:
     """IoU (P,) of masks, by pycocotools' C code."""
-    overlap, crowd = np.zeros(len(detection)), truths.crowd.astype(np.uint8)
-    masks = cast('Sequence[dict]', truths.shapes)
+    overlap, crowd = np.zeros(len(detection)), gt.crowd.astype(np.uint8)
+    masks = cast('Sequence[dict]', gt.shapes)
     for pairs, rows, own in _groups(detection, truth):
         overlap[pairs] = coco_masks.iou(shapes[rows], masks[own], crowd[own]).ravel()
     return overlap
 
 
-def _keypoint_overlaps(found: dict[str, np.ndarray], shapes: Sequence[np.ndarray], truths: Truths,
+def _keypoint_overlaps(detections: dict[str, np.ndarray], shapes: Sequence[np.ndarray], gt: Truths,
                        detection: np.ndarray, truth: np.ndarray, oks_settings: OksSettings) -> np.ndarray:
     """Object keypoint similarity (P,); 0 with an object that has no keypoints in the file."""
-    overlap, keypoints = np.zeros(len(detection)), cast('Sequence[np.ndarray]', truths.shapes)
+    overlap, keypoints = np.zeros(len(detection)), cast('Sequence[np.ndarray]', gt.shapes)
     for pairs, rows, own in _groups(detection, truth):
         labelled = [g for g in range(own.start, own.stop) if len(keypoints[g])]
         block = np.zeros((rows.stop - rows.start, own.stop - own.start))
         if labelled:
             block[:, np.array(labelled) - own.start] = oks(
-                np.stack(shapes[rows]), np.stack([keypoints[g] for g in labelled]), truths.boxes[labelled],
-                truths.area[labelled], oks_settings.sigmas)
+                np.stack(shapes[rows]), np.stack([keypoints[g] for g in labelled]), gt.boxes[labelled],
+                gt.area[labelled], oks_settings.sigmas)
         overlap[pairs] = block.ravel()
     return overlap
 
@@ -566,10 +566,10 @@ def curve(status: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:
     # Precision falls between those that found something, so they alone decide: (T, most that were found).
     rows, hits = np.nonzero(status == FOUND)
     counts = np.bincount(rows, minlength=len(status))
-    found = np.arange(len(hits)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    right = np.arange(len(hits)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     wrong = np.cumsum(status == WRONG, axis=1, dtype=np.int32)[rows, hits]
     values = np.zeros((len(status), counts.max()))
-    values[rows, found - 1] = found / (wrong.astype(np.float64) + found + np.spacing(1))
+    values[rows, right - 1] = right / (wrong.astype(np.float64) + right + np.spacing(1))
     values = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
     places = np.searchsorted(np.arange(1, objects + 1) / objects, RECALL_LEVELS, side='left')
     reached = places < values.shape[1]

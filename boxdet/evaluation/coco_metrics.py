@@ -265,17 +265,17 @@ def _fast_recall(dataset: AnnotatedInCoco, results: Sequence[Instances], nums: S
                  prefix: str, say: Callable) -> dict[str, float]:
     """AR of 'proposal_fast': crowds and ignored boxes are no ground truth."""
     wanted = set(dataset.cat_ids)
-    truths = []
+    gt = []
     for image_id in dataset.img_ids:
         rows = [a['bbox'] for a in dataset.coco.imgToAnns.get(image_id, ())
                 if not a.get('ignore', False) and not a.get('iscrowd', 0) and a['category_id'] in wanted]
         boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
-        truths.append(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
-    found = []
+        gt.append(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
+    proposals = []
     for result in results:
         arrays = result.numpy()
-        found.append(arrays['bboxes'][np.argsort(-arrays['scores'], kind='stable')])
-    recall = proposal_recall(truths, found, nums, thrs).mean(axis=1)
+        proposals.append(arrays['bboxes'][np.argsort(-arrays['scores'], kind='stable')])
+    recall = proposal_recall(gt, proposals, nums, thrs).mean(axis=1)
     values = {f'{prefix}AR@{num}': float(value) for num, value in zip(nums, recall)}
     say('proposal_fast: ' + ', '.join(f'AR@{num} {value:.4f}' for num, value in zip(nums, recall)))
     return values

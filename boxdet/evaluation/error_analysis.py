@@ -62,25 +62,25 @@ def error_curves(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_typ
         sizes: ranges of the area in pixels by name.
     """
     images = [dataset.coco.imgs[i] for i in dataset.img_ids]
-    truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
+    gt = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
     families = _families(dataset)
     present = np.zeros((len(images), len(dataset.cat_ids)), dtype=bool)
     for index, result in enumerate(results):
         present[index, np.unique(result.labels.numpy())] = True
 
-    def precision(truths: Truths, thrs: Sequence[float]) -> tuple[np.ndarray, Matches]:
-        matches = match(truths, results, images, dataset.cat_ids, iou_type, thrs, _LIMIT, sizes=sizes)
+    def precision(gt: Truths, thrs: Sequence[float]) -> tuple[np.ndarray, Matches]:
+        matches = match(gt, results, images, dataset.cat_ids, iou_type, thrs, _LIMIT, sizes=sizes)
         scores = accumulate(matches, dataset.img_ids, dataset.cat_ids, [_LIMIT])
         # Back from sorted category ids to labels.
         return scores.precision[..., 0][:, :, np.argsort(np.argsort(dataset.cat_ids))], matches
 
-    plain, matches = precision(truths, (0.75, 0.5, 0.1))
-    similar, _ = precision(_with_others(truths, present, dataset.cat_ids, families[:, None] == families), [0.1])
-    other, _ = precision(_with_others(truths, present, dataset.cat_ids), [0.1])
+    plain, matches = precision(gt, (0.75, 0.5, 0.1))
+    similar, _ = precision(_with_others(gt, present, dataset.cat_ids, families[:, None] == families), [0.1])
+    other, _ = precision(_with_others(gt, present, dataset.cat_ids), [0.1])
     background = np.where(other > 0, 1, other)
     missed = np.where(other > -1, 1., other)
     return ErrorCurves(np.concatenate([plain, similar, other, background, missed]), matches.counted, list(sizes),
-                       list(dataset.CLASSES), truths.area[~truths.ignored])
+                       list(dataset.CLASSES), gt.area[~gt.ignored])
 
 
 def _families(dataset: AnnotatedInCoco) -> np.ndarray:
@@ -90,27 +90,27 @@ def _families(dataset: AnnotatedInCoco) -> np.ndarray:
     return np.array([known[name] if name else -1 - k for k, name in enumerate(names)])
 
 
-def _with_others(truths: Truths, present: np.ndarray, category_ids: Sequence[int],
+def _with_others(gt: Truths, present: np.ndarray, category_ids: Sequence[int],
                  alike: np.ndarray | None = None) -> Truths:
-    """``truths`` and, for every class that an image has detections of, its objects of other classes as crowds.
+    """``gt`` and, for every class that an image has detections of, its objects of other classes as crowds.
 
     Args:
-        truths: of ``truth_columns``.
+        gt: of ``truth_columns``.
         present: (images, K) classes of the detections of each image.
         category_ids: of the K labels.
         alike: (K, K) bool: objects of which classes (columns) excuse detections of a class (rows); all without it.
     """
-    wanted = present[truths.image]  # (G, K)
+    wanted = present[gt.image]  # (G, K)
     if alike is not None:
-        wanted = wanted & alike[:, truths.label].T
-    wanted[np.arange(len(truths.label)), truths.label] = False
+        wanted = wanted & alike[:, gt.label].T
+    wanted[np.arange(len(gt.label)), gt.label] = False
     source, label = np.nonzero(wanted)
-    rows = np.concatenate([np.arange(len(truths.label)), source])
-    columns = dict(label=np.concatenate([truths.label, label]), **{
-        name: np.concatenate([getattr(truths, name), np.ones(len(source), bool)])
+    rows = np.concatenate([np.arange(len(gt.label)), source])
+    columns = dict(label=np.concatenate([gt.label, label]), **{
+        name: np.concatenate([getattr(gt, name), np.ones(len(source), bool)])
         for name in ('crowd', 'shared', 'ignored')})
-    order = np.lexsort((rows, np.asarray(category_ids)[columns['label']], truths.image[rows]))
+    order = np.lexsort((rows, np.asarray(category_ids)[columns['label']], gt.image[rows]))
     rows = rows[order]
-    return replace(truths, image=truths.image[rows], ids=truths.ids[rows], boxes=truths.boxes[rows],
-                   area=truths.area[rows], shapes=None if truths.shapes is None else [truths.shapes[g] for g in rows],
+    return replace(gt, image=gt.image[rows], ids=gt.ids[rows], boxes=gt.boxes[rows],
+                   area=gt.area[rows], shapes=None if gt.shapes is None else [gt.shapes[g] for g in rows],
                    **{name: column[order] for name, column in columns.items()})

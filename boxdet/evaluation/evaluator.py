@@ -161,24 +161,24 @@ def aligned(dataset: Dataset, results: Iterable[Result]) -> Sequence[Instances]:
     Raises:
         DataError: another number of results, or a class that the data set does not have, naming the image.
     """
-    found: Sequence[Instances]
+    instances: Sequence[Instances]
     if isinstance(results, (list, tuple)):
-        found = [labelled(from_legacy(result)) for result in results]
+        instances = [labelled(from_legacy(result)) for result in results]
     elif isinstance(results, StoredResults) and all(results.arrays(lambda name: name == 'labels')):
-        found = results
+        instances = results
     else:
-        found = StoredResults.of(labelled(from_legacy(result)) for result in results)
-    if len(found) != len(dataset):
-        raise DataError(f'{len(found)} results for a data set of {len(dataset)} images: they belong to another '
+        instances = StoredResults.of(labelled(from_legacy(result)) for result in results)
+    if len(instances) != len(dataset):
+        raise DataError(f'{len(instances)} results for a data set of {len(dataset)} images: they belong to another '
                         'data set, or a run that did not end')
     classes = len(dataset.CLASSES)
-    for index, labels in enumerate(labels_of(found)):
+    for index, labels in enumerate(labels_of(instances)):
         largest = labels.max(initial=-1)
         if largest >= classes:
             name = dataset.img_ids[index] if hasattr(dataset, 'img_ids') else index
             raise DataError(f'image {name}: a detection of class {largest}, but the data set has {classes} classes '
                             f'(0 to {classes - 1}): the model was made for others')
-    return found
+    return instances
 
 
 def labelled(result: Instances) -> Instances:

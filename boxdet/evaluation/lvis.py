@@ -160,11 +160,11 @@ def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type
         ranges: of the area in square pixels by name; None for COCO's.
     """
     images = [dataset.coco.imgs[image_id] for image_id in dataset.img_ids]
-    truths = _truths(dataset, iou_type)
-    present = _table(len(images), len(dataset.cat_ids), truths.image, truths.label)
+    gt = _truths(dataset, iou_type)
+    present = _table(len(images), len(dataset.cat_ids), gt.image, gt.label)
     searched = present | _listed(dataset, images, 'neg_category_ids')
     wanted = _wanted(without_masks(results) if iou_type == 'bbox' else results, searched, limit)
-    matches = match(truths, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit,
+    matches = match(gt, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit,
                     sizes=SIZES if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
     matches = _forgiven(matches, _listed(dataset, images, 'not_exhaustive_category_ids'))
     return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit])
@@ -172,11 +172,11 @@ def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type
 
 def _truths(dataset: AnnotatedInCoco, iou_type: str) -> Truths:
     """The objects that have an area, none of them a crowd."""
-    truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
-    with_area, nowhere = np.flatnonzero(truths.area > 0), np.zeros(len(truths.area), dtype=bool)
-    ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in truths.ids.tolist()], dtype=bool)
-    truths = replace(truths, crowd=nowhere, shared=nowhere, ignored=ignored)
-    columns = {field.name: getattr(truths, field.name) for field in fields(truths)}
+    gt = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
+    with_area, nowhere = np.flatnonzero(gt.area > 0), np.zeros(len(gt.area), dtype=bool)
+    ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in gt.ids.tolist()], dtype=bool)
+    gt = replace(gt, crowd=nowhere, shared=nowhere, ignored=ignored)
+    columns = {field.name: getattr(gt, field.name) for field in fields(gt)}
     # Each column keeps its type, which mypy cannot see.
     return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)  # type: ignore[arg-type]
                      else [column[i] for i in with_area] for name, column in columns.items()})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_areas: np.ndarray,
+def oks(detections: np.ndarray, gt: np.ndarray, gt_boxes: np.ndarray, gt_areas: np.ndarray,
         sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     """Similarities (D, G) float64 in [0, 1], equal to pycocotools' to the last bit.
 
@@ -18,17 +18,17 @@ def oks(found: np.ndarray, truths: np.ndarray, truth_boxes: np.ndarray, truth_ar
     doubled about its centre, and all keypoints count.
 
     Args:
-        found: (D, J, 2 or 3) x, y.
-        truths: (G, J, 3) x, y, visibility.
-        truth_boxes: (G, 4) x, y, width, height.
-        truth_areas: (G,) square pixels.
+        detections: (D, J, 2 or 3) x, y.
+        gt: (G, J, 3) x, y, visibility.
+        gt_boxes: (G, 4) x, y, width, height.
+        gt_areas: (G,) square pixels.
         sigmas: (J,).
     """
     spread = (np.asarray(sigmas, dtype=np.float64) * 2) ** 2                             # (J,)
-    values = np.zeros((len(found), len(truths)))
-    place = np.asarray(found, dtype=np.float64)[..., :2]                                 # (D, J, 2)
+    values = np.zeros((len(detections), len(gt)))
+    place = np.asarray(detections, dtype=np.float64)[..., :2]                            # (D, J, 2)
     # By object: a sum over another number of keypoints, or in another order, differs in its last bit.
-    for column, (keypoints, box, area) in enumerate(zip(truths, truth_boxes, truth_areas)):
+    for column, (keypoints, box, area) in enumerate(zip(gt, gt_boxes, gt_areas)):
         labelled = keypoints[:, 2] > 0
         if labelled.any():
             offset = place - keypoints[:, :2]

@@ -65,10 +65,10 @@ class OpenImagesEvaluator(MeanAPEvaluator):
             DataError: annotations that do not fit together, or images without a size.
         """
         dataset = cast(AnnotatedInOpenImages, self.dataset)
-        truths = list(self._truths(dataset))
-        results = _counted(self.results, truths, dataset)
-        singles = [{key: value[~truth['groups']] for key, value in truth.items()} for truth in truths]
-        groups = [{key: value[truth['groups']] for key, value in truth.items()} for truth in truths]
+        gt = list(self._truths(dataset))
+        results = _counted(self.results, gt, dataset)
+        singles = [{key: value[~truth['groups']] for key, value in truth.items()} for truth in gt]
+        groups = [{key: value[truth['groups']] for key, value in truth.items()} for truth in gt]
         matches = match_singles(singles, results, len(dataset.CLASSES))
         inside = match_singles(groups, results, len(dataset.CLASSES), overlaps=_inside)
 
@@ -88,12 +88,12 @@ class OpenImagesEvaluator(MeanAPEvaluator):
             yield dict(bboxes=boxes[objects], labels=labels, groups=groups[objects])
 
 
-def _counted(results: Sequence[Instances], truths: Sequence[dict[str, np.ndarray]],
+def _counted(results: Sequence[Instances], gt: Sequence[dict[str, np.ndarray]],
              dataset: AnnotatedInOpenImages) -> list[Instances]:
     """The detections that count, with copies for the classes above theirs."""
     tree = dataset.class_tree() if dataset.get_supercategory else np.eye(len(dataset.CLASSES), dtype=bool)
     counted = []
-    for result, truth, searched in zip(results, truths, dataset.image_labels()):
+    for result, truth, searched in zip(results, gt, dataset.image_labels()):
         allowed = np.zeros(len(dataset.CLASSES), dtype=bool)
         allowed[truth['labels']] = allowed[searched] = True
         labels = result.numpy()['labels'].astype(np.int64)
@@ -117,12 +117,12 @@ def _class_rows(singles: Matches, groups: Matches, num_classes: int, iou_thr: fl
                 sizes: Range | None) -> list[tuple[int, int, float, float]]:
     """Objects, detections, recall reached and average precision of each class."""
     right, wrong, counted = singles.judged(iou_thr, sizes)
-    of_size = np.ones(len(groups.truth_labels), dtype=bool) if sizes is None else within(groups.truth_areas, sizes)
+    of_size = np.ones(len(groups.gt_labels), dtype=bool) if sizes is None else within(groups.gt_areas, sizes)
     in_group = ~right & (groups.overlap >= ioa_thr)
     in_group[in_group] = of_size[groups.target[in_group]]
     found, first = np.unique(groups.target[in_group], return_index=True)  # in order of score: the best of each group
     scores = np.concatenate([singles.scores[~in_group], groups.scores[in_group][first]])
-    labels = np.concatenate([singles.labels[~in_group], groups.truth_labels[found]])
+    labels = np.concatenate([singles.labels[~in_group], groups.gt_labels[found]])
     hits = np.concatenate([right[~in_group], np.ones(len(found), dtype=bool)])
     misses = np.concatenate([wrong[~in_group], np.zeros(len(found), dtype=bool)])
     order = np.argsort(-scores, kind='stable')
@@ -130,8 +130,8 @@ def _class_rows(singles: Matches, groups: Matches, num_classes: int, iou_thr: fl
     rows = []
     for label in range(num_classes):
         mine = labels == label
-        objects = int((counted & (singles.truth_labels == label)).sum()
-                      + (of_size & (groups.truth_labels == label)).sum())
+        objects = int((counted & (singles.gt_labels == label)).sum()
+                      + (of_size & (groups.gt_labels == label)).sum())
         true, false = np.cumsum(hits[mine]), np.cumsum(misses[mine])
         recall, precision = true / max(objects, 1), true / np.maximum(true + false, 1)
         rows.append((objects, int(mine.sum()), float(recall[-1]) if len(recall) else 0.,

@@ -139,36 +139,36 @@ def match_at(dataset: Dataset, results: Sequence[Instances], iou_thrs: Sequence[
         DataError: masks are asked of a data set or of results that have none.
     """
     classes = len(dataset.CLASSES)
-    truths, images, category_ids = _ground_truth(dataset, metric)
-    matches = match(truths, results, images, category_ids, metric, iou_thrs, _NO_LIMIT, sizes=('all',), with_pairs=True)
-    boxes = truths.boxes.copy()
+    gt, images, category_ids = _ground_truth(dataset, metric)
+    matches = match(gt, results, images, category_ids, metric, iou_thrs, _NO_LIMIT, sizes=('all',), with_pairs=True)
+    boxes = gt.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     records = []
     partners, overlap = matches.pairs
     for iou_thr, status, truth in zip(matches.iou_thrs, matches.status[0], partners):
-        finder = np.full(len(truths.ids), -1)
+        finder = np.full(len(gt.ids), -1)
         hit = np.flatnonzero(truth >= 0)[::-1]  # the best comes last, and stays
         finder[truth[hit]] = hit
         records.append(Records(
             Detections(matches.image, matches.row, matches.label, matches.score, truth, overlap,
                        status == IGNORED),
-            Objects(truths.image, truths.label, truths.ids, boxes, truths.area, truths.ignored, finder),
+            Objects(gt.image, gt.label, gt.ids, boxes, gt.area, gt.ignored, finder),
             classes, float(iou_thr), metric))
     return records
 
 
 def operating_points(records: Records) -> OperatingPoints:
     """The best threshold of every class and of all together, by F1, and the curves."""
-    found, truths = records.detections, records.truths
-    status = _status(found)
-    objects = np.bincount(truths.label[~truths.ignored], minlength=records.num_classes)
-    order = np.lexsort((-found.score, found.label))
-    bounds = np.searchsorted(found.label[order], np.arange(records.num_classes + 1))
-    classes = [_point(found.score[rows], status[rows], int(count)) for count, rows in
+    detections, gt = records.detections, records.truths
+    status = _status(detections)
+    objects = np.bincount(gt.label[~gt.ignored], minlength=records.num_classes)
+    order = np.lexsort((-detections.score, detections.label))
+    bounds = np.searchsorted(detections.label[order], np.arange(records.num_classes + 1))
+    classes = [_point(detections.score[rows], status[rows], int(count)) for count, rows in
                zip(objects, (order[a:b] for a, b in zip(bounds, bounds[1:])))]
-    rows = np.argsort(-found.score, kind='stable')
+    rows = np.argsort(-detections.score, kind='stable')
     there = [point.interpolated for point in classes if point.interpolated is not None]
-    overall = _point(found.score[rows], status[rows], int(objects.sum()),
+    overall = _point(detections.score[rows], status[rows], int(objects.sum()),
                      np.mean(there, axis=0) if there else None)
     return OperatingPoints(overall, classes)
 
@@ -194,20 +194,20 @@ def confusion_matrix(dataset: Dataset, results: Sequence[Instances], score_thr: 
         (K + 1, K + 1) int64.
     """
     records = records or match_records(dataset, results, iou_thr, metric)
-    found, truths, background = records.detections, records.truths, records.num_classes
+    detections, gt, background = records.detections, records.truths, records.num_classes
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
-    counting = (found.score >= score_thr) & ~found.ignored
-    right = counting & (found.truth >= 0)
-    np.add.at(matrix, (found.label[right], found.label[right]), 1)
-    free = ~truths.ignored
-    free[found.truth[right]] = False
+    counting = (detections.score >= score_thr) & ~detections.ignored
+    right = counting & (detections.truth >= 0)
+    np.add.at(matrix, (detections.label[right], detections.label[right]), 1)
+    free = ~gt.ignored
+    free[detections.truth[right]] = False
     left = np.flatnonzero(counting & ~right)
     taken = _match_whatever_class(dataset, results, records, left, free)
     wrong = taken >= 0
-    np.add.at(matrix, (truths.label[taken[wrong]], found.label[left[wrong]]), 1)
-    np.add.at(matrix[background], found.label[left[~wrong]], 1)
+    np.add.at(matrix, (gt.label[taken[wrong]], detections.label[left[wrong]]), 1)
+    np.add.at(matrix[background], detections.label[left[~wrong]], 1)
     free[taken[wrong]] = False
-    np.add.at(matrix, (truths.label[free], background), 1)
+    np.add.at(matrix, (gt.label[free], background), 1)
     return matrix
 
 
@@ -218,11 +218,11 @@ def image_scores(dataset: Dataset, results: Sequence[Instances], metric: str = '
         float64, one an image; -1 without objects.
     """
     records = match_at(dataset, results, IOU_THRS, metric)
-    found, truths, classes = records[0].detections, records[0].truths, records[0].num_classes
+    detections, gt, classes = records[0].detections, records[0].truths, records[0].num_classes
     objects = np.zeros((len(dataset), classes), dtype=np.int64)
-    np.add.at(objects, (truths.image[~truths.ignored], truths.label[~truths.ignored]), 1)
+    np.add.at(objects, (gt.image[~gt.ignored], gt.label[~gt.ignored]), 1)
     status = np.stack([_status(one.detections) for one in records])  # (T, D), best first in each image and class
-    group, wanted = found.image * classes + found.label, np.flatnonzero(objects.ravel())
+    group, wanted = detections.image * classes + detections.label, np.flatnonzero(objects.ravel())
     order = np.argsort(group, kind='stable')
     first, last = (np.searchsorted(group[order], wanted, side) for side in ('left', 'right'))
     sums, images = np.zeros(len(dataset)), wanted // classes
@@ -232,19 +232,19 @@ def image_scores(dataset: Dataset, results: Sequence[Instances], metric: str = '
     return np.where(shown > 0, sums / np.maximum(shown, 1), -1)
 
 
-def _status(found: Detections) -> np.ndarray:
-    return np.where(found.ignored, IGNORED, np.where(found.truth >= 0, FOUND, WRONG))
+def _status(detections: Detections) -> np.ndarray:
+    return np.where(detections.ignored, IGNORED, np.where(detections.truth >= 0, FOUND, WRONG))
 
 
 def _match_whatever_class(dataset: Dataset, results: Sequence[Instances], records: Records, left: np.ndarray,
                           free: np.ndarray) -> np.ndarray:
     """For each of the detections ``left`` the place of the object among the ``free`` (G,) ones that it finds, or -1."""
-    found = records.detections
-    truths, images, category_ids = _ground_truth(dataset, records.metric, free)
+    detections = records.detections
+    gt, images, category_ids = _ground_truth(dataset, records.metric, free)
     places = np.flatnonzero(free)
-    bounds = np.searchsorted(found.image[left], np.arange(len(images) + 1))
-    rest = (results[k][found.row[left[a:b]]] for k, (a, b) in enumerate(zip(bounds, bounds[1:])))
-    matches = match(truths, rest, images, category_ids, records.metric, [records.iou_thr], _NO_LIMIT,
+    bounds = np.searchsorted(detections.image[left], np.arange(len(images) + 1))
+    rest = (results[k][detections.row[left[a:b]]] for k, (a, b) in enumerate(zip(bounds, bounds[1:])))
+    matches = match(gt, rest, images, category_ids, records.metric, [records.iou_thr], _NO_LIMIT,
                     class_agnostic=True, sizes=('all',), with_pairs=True)
     taken = np.full(len(left), -1)
     truth = matches.pairs[0][0]
@@ -257,18 +257,18 @@ def _ground_truth(dataset: Dataset, metric: str,
                   chosen: np.ndarray | None = None) -> tuple[Truths, list[dict], Sequence[int]]:
     """The objects (those of ``chosen`` (G,) bool), the image entries and the category ids of the labels."""
     if in_coco(dataset):
-        truths = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, metric)
+        gt = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, metric)
         images, category_ids = [dataset.coco.imgs[i] for i in dataset.img_ids], dataset.cat_ids
     elif metric == 'segm':
         raise DataError(f'masks of a {type(dataset).__name__} are not matched: its annotations are not in COCO format')
     else:
-        truths = _truths_of_boxes(dataset)
+        gt = _truths_of_boxes(dataset)
         images, category_ids = [dict(id=index) for index in range(len(dataset))], range(len(dataset.CLASSES))
     if chosen is not None:
         # Each column keeps its type, which mypy cannot see.
-        truths = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [  # type: ignore[arg-type]
-            value[i] for i in np.flatnonzero(chosen)] for name, value in vars(truths).items()})
-    return truths, images, category_ids
+        gt = Truths(**{name: value[chosen] if isinstance(value, np.ndarray) else value and [  # type: ignore[arg-type]
+            value[i] for i in np.flatnonzero(chosen)] for name, value in vars(gt).items()})
+    return gt, images, category_ids
 
 
 def _truths_of_boxes(dataset: Dataset) -> Truths:
@@ -302,9 +302,9 @@ def _point(scores: np.ndarray, status: np.ndarray, objects: int,
     if interpolated is None and objects:
         interpolated = curve(status[None], objects)[0][0]
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else np.zeros(0, np.int64)
-    found, wrong = np.cumsum(status == FOUND)[ends], np.cumsum(status == WRONG)[ends]
-    precisions, recalls = found / np.maximum(found + wrong, 1), found / max(objects, 1)
-    f1 = 2 * found / np.maximum(found + wrong + objects, 1)  # the same as 2 P R / (P + R)
+    right, wrong = np.cumsum(status == FOUND)[ends], np.cumsum(status == WRONG)[ends]
+    precisions, recalls = right / np.maximum(right + wrong, 1), right / max(objects, 1)
+    f1 = 2 * right / np.maximum(right + wrong + objects, 1)  # the same as 2 P R / (P + R)
     best = int(f1.argmax()) if len(f1) and f1.max() > 0 else None
     return OperatingPoint(
         threshold=1. if best is None else float(scores[ends[best]]),

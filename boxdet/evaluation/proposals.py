@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
+def proposal_recall(gt: Sequence[np.ndarray], proposals: Sequence[np.ndarray],
                     proposal_nums: Sequence[int], iou_thrs: Sequence[float] | np.ndarray,
                     border: float = 0.) -> np.ndarray:
     """Share of the ground-truth boxes that are found; a box and a proposal match once, best overlap first.
 
     Args:
-        truths: one array (G, 4) xyxy an image.
+        gt: one array (G, 4) xyxy an image.
         proposals: one array (P, 4) xyxy an image, best first.
         proposal_nums: M; how many of the first proposals of an image count.
         iou_thrs: T.
@@ -26,7 +26,7 @@ def proposal_recall(truths: Sequence[np.ndarray], proposals: Sequence[np.ndarray
     """
     thrs = np.asarray(iou_thrs, dtype=np.float64)
     hits, total = np.zeros((len(proposal_nums), len(thrs))), 0
-    for boxes, candidates in zip(truths, proposals):
+    for boxes, candidates in zip(gt, proposals):
         total += len(boxes)
         if not len(boxes) or not len(candidates):
             continue

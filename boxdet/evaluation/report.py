@@ -134,10 +134,10 @@ def _point(point: OperatingPoint) -> dict[str, float]:
 
 def _classes(names: Sequence[str], points: Mapping[float, OperatingPoints], base: Records) -> list[JsonObject]:
     objects = np.bincount(base.truths.label[~base.truths.ignored], minlength=len(names))
-    found, rows = base.detections, []
+    detections, rows = base.detections, []
     for label, name in enumerate(names):
         best = points[0.5].classes[label]
-        above = (found.label == label) & (found.score >= best.threshold) & ~found.ignored
+        above = (detections.label == label) & (detections.score >= best.threshold) & ~detections.ignored
         aps = [point.classes[label].ap for point in points.values()]
         rows.append(dict(name=name, objects=int(objects[label]), detections=int(above.sum()), **_point(best),
                          ap=float(np.mean(aps)) if objects[label] else -1., ap50=float(best.ap),
@@ -156,30 +156,30 @@ def _thousandths(point: OperatingPoint) -> list[int] | None:
 
 def _calibration(base: Records, classes: int) -> JsonObject:
     """For each bin of scores: detections, those that are right, and the sum of their scores."""
-    found = base.detections
-    kept = ~found.ignored
-    bins = np.minimum((found.score * _BINS).astype(int), _BINS - 1)
-    right = (found.truth >= 0).astype(float)
+    detections = base.detections
+    kept = ~detections.ignored
+    bins = np.minimum((detections.score * _BINS).astype(int), _BINS - 1)
+    right = (detections.truth >= 0).astype(float)
 
     def counted(chosen: np.ndarray) -> list[list[float]]:
         sums = [np.bincount(bins[chosen], weights, minlength=_BINS) for weights in (
-            None, right[chosen], found.score[chosen].astype(float))]
+            None, right[chosen], detections.score[chosen].astype(float))]
         return [[int(n), int(r), round(float(s), 4)] for n, r, s in zip(*sums)]
-    return dict(all=counted(kept), classes=[counted(kept & (found.label == label)) for label in range(classes)])
+    return dict(all=counted(kept), classes=[counted(kept & (detections.label == label)) for label in range(classes)])
 
 
 def _sizes(base: Records, half: OperatingPoints, metrics: Mapping[str, float | str], kind: str) -> JsonObject:
     """Objects and found objects by size, for all classes and for each."""
-    truths, found = base.truths, base.detections
+    gt, detections = base.truths, base.detections
     thresholds = np.array([point.threshold for point in half.classes])
-    hit = truths.detection >= 0
-    hit[hit] = found.score[truths.detection[hit]] >= thresholds[truths.label[hit]]
-    masks = [(truths.area >= low) & (truths.area < high) & ~truths.ignored for _, low, high in _SIZES]
+    hit = gt.detection >= 0
+    hit[hit] = detections.score[gt.detection[hit]] >= thresholds[gt.label[hit]]
+    masks = [(gt.area >= low) & (gt.area < high) & ~gt.ignored for _, low, high in _SIZES]
     extra = [f'{kind}_mAP_{size}' for size in 'sml']
     return dict(
         names=[name for name, _, _ in _SIZES],
         all=[[int(m.sum()), int((m & hit).sum())] for m in masks],
-        classes=[[[int((m & (truths.label == k)).sum()), int((m & hit & (truths.label == k)).sum())] for m in masks]
+        classes=[[[int((m & (gt.label == k)).sum()), int((m & hit & (gt.label == k)).sum())] for m in masks]
                  for k in range(len(thresholds))],
         extra=[dict(name='AP', values=[float(metrics[key]) for key in extra])] if set(extra) <= set(metrics) else [])
 
@@ -220,14 +220,14 @@ def _spread(order: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
 
 def _false_detections(base: Records, results: Sequence[Instances], names: Sequence[str], most: int) -> list[dict]:
     """The most confident detections that found nothing, with what they are instead."""
-    found = base.detections
-    wrong = np.flatnonzero((found.truth < 0) & ~found.ignored)
-    wrong = wrong[np.argsort(-found.score[wrong], kind='stable')]
+    detections = base.detections
+    wrong = np.flatnonzero((detections.truth < 0) & ~detections.ignored)
+    wrong = wrong[np.argsort(-detections.score[wrong], kind='stable')]
     errors = []
-    for place in sorted(_spread(wrong, found.label, most), key=lambda place: -found.score[place]):
-        image, label, score = int(found.image[place]), int(found.label[place]), float(found.score[place])
-        box = results[image].numpy()['bboxes'][found.row[place]].astype(float)
-        kind, other, detail = _what_is_wrong(base, image, label, box, float(found.iou[place]), names)
+    for place in sorted(_spread(wrong, detections.label, most), key=lambda place: -detections.score[place]):
+        image, label, score = int(detections.image[place]), int(detections.label[place]), float(detections.score[place])
+        box = results[image].numpy()['bboxes'][detections.row[place]].astype(float)
+        kind, other, detail = _what_is_wrong(base, image, label, box, float(detections.iou[place]), names)
         errors.append(dict(index=image, kind=kind, label=label, other=other, source=box.tolist(),
                            detection_place=int(place), title=f'{names[label]}, score {score:.2f}', detail=detail))
     return errors
@@ -236,15 +236,15 @@ def _false_detections(base: Records, results: Sequence[Instances], names: Sequen
 def _what_is_wrong(base: Records, image: int, label: int, box: np.ndarray, iou: float,
                    names: Sequence[str]) -> tuple[str, int, str]:
     """(kind, class of the object that is there or -1, in words) of a detection that found no object."""
-    truths = base.truths
-    here = np.flatnonzero((truths.image == image) & ~truths.ignored)
-    overlaps = _ious(box, truths.box[here])
-    other = truths.label[here] != label
+    gt = base.truths
+    here = np.flatnonzero((gt.image == image) & ~gt.ignored)
+    overlaps = _ious(box, gt.box[here])
+    other = gt.label[here] != label
     best = int(np.where(other, overlaps, -1).argmax()) if other.any() else -1
     if iou >= base.iou_thr:
         return 'double', label, f'the object has a better detection (IoU {iou:.2f})'
     if best >= 0 and overlaps[best] >= base.iou_thr:
-        there = int(truths.label[here[best]])
+        there = int(gt.label[here[best]])
         return 'wrong class', there, f'there is: {names[there]} (IoU {overlaps[best]:.2f})'
     if iou >= 0.1:
         return 'wrong place', label, f'IoU {iou:.2f} with the nearest {names[label]}'
@@ -253,19 +253,19 @@ def _what_is_wrong(base: Records, image: int, label: int, box: np.ndarray, iou: 
 
 def _misses(base: Records, half: OperatingPoints, names: Sequence[str], most: int) -> list[dict]:
     """The largest objects that no detection found, or none above the best threshold of their class."""
-    truths, found = base.truths, base.detections
+    gt, detections = base.truths, base.detections
     thresholds = np.array([point.threshold for point in half.classes])
-    score = np.where(truths.detection >= 0, found.score[truths.detection] if len(found.score) else 0., -1.)
-    missed = np.flatnonzero((score < thresholds[truths.label]) & ~truths.ignored)
-    missed = missed[np.argsort(-truths.area[missed], kind='stable')]
+    score = np.where(gt.detection >= 0, detections.score[gt.detection] if len(detections.score) else 0., -1.)
+    missed = np.flatnonzero((score < thresholds[gt.label]) & ~gt.ignored)
+    missed = missed[np.argsort(-gt.area[missed], kind='stable')]
     errors = []
-    for place in sorted(_spread(missed, truths.label, most), key=lambda place: -truths.area[place]):
-        label = int(truths.label[place])
+    for place in sorted(_spread(missed, gt.label, most), key=lambda place: -gt.area[place]):
+        label = int(gt.label[place])
         detail = 'nothing found it' if score[place] < 0 else (
             f'found with score {score[place]:.2f} only; the class counts from {thresholds[label]:.2f}')
-        errors.append(dict(index=int(truths.image[place]), kind='missed', label=label, other=label,
-                           source=truths.box[place].tolist(), truth_place=int(place), title=f'{names[label]} missed',
-                           detail=f'{truths.area[place]:.0f} pixels; {detail}'))
+        errors.append(dict(index=int(gt.image[place]), kind='missed', label=label, other=label,
+                           source=gt.box[place].tolist(), truth_place=int(place), title=f'{names[label]} missed',
+                           detail=f'{gt.area[place]:.0f} pixels; {detail}'))
     return errors
 
 
@@ -295,12 +295,12 @@ def _image(dataset: ImageFolder, result: Instances, base: Records, half: Operati
 
 
 def _drawn_truths(dataset: ImageFolder, base: Records, index: int, scale: float) -> list[dict]:
-    truths = base.truths
-    places = np.flatnonzero((truths.image == index) & ~truths.ignored)
-    drawn = [dict(place=int(i), text=dataset.CLASSES[truths.label[i]], box=_scaled(truths.box[i], scale))
+    gt = base.truths
+    places = np.flatnonzero((gt.image == index) & ~gt.ignored)
+    drawn = [dict(place=int(i), text=dataset.CLASSES[gt.label[i]], box=_scaled(gt.box[i], scale))
              for i in places]
     if base.metric == 'segm' and in_coco(dataset):
-        for one, annotation in zip(drawn, (dataset.coco.anns[truths.id[i]] for i in places)):
+        for one, annotation in zip(drawn, (dataset.coco.anns[gt.id[i]] for i in places)):
             one['mask'] = outline_path(dataset.coco.annToRLE(annotation), scale)
     return drawn
 
@@ -308,12 +308,12 @@ def _drawn_truths(dataset: ImageFolder, base: Records, index: int, scale: float)
 def _drawn_detections(result: Instances, base: Records, half: OperatingPoints, index: int, scale: float,
                       names: Sequence[str]) -> list[dict]:
     """Those above the best threshold of their class; and those that an error may point to, which score lower."""
-    found = base.detections
-    places = np.flatnonzero(found.image == index)
-    places = places[np.argsort(-found.score[places], kind='stable')][:_MOST_DRAWN]
+    detections = base.detections
+    places = np.flatnonzero(detections.image == index)
+    places = places[np.argsort(-detections.score[places], kind='stable')][:_MOST_DRAWN]
     boxes, drawn = result.numpy()['bboxes'], []
     for i in places:
-        row, label, score = int(found.row[i]), int(found.label[i]), float(found.score[i])
+        row, label, score = int(detections.row[i]), int(detections.label[i]), float(detections.score[i])
         one = dict(place=int(i), text=f'{names[label]} {score:.2f}', box=_scaled(boxes[row], scale),
                    weak=score < half.classes[label].threshold)
         if base.metric == 'segm':
@@ -328,8 +328,8 @@ def _scaled(box: np.ndarray, scale: float) -> list[float]:
 
 def _in_image(error: JsonObject, image: JsonObject) -> JsonObject:
     """The error's box in the image's pixels, and which of the drawn things it is about."""
-    found: JsonObject = {'box': [round(v * image['scale'], 1) for v in error.pop('source')]}
+    data: JsonObject = {'box': [round(v * image['scale'], 1) for v in error.pop('source')]}
     for key, drawn in (('detection', image['found']), ('truth', image['truth'])):
         place = error.pop(f'{key}_place', None)
-        found[key] = next((i for i, one in enumerate(drawn) if one['place'] == place), -1) if place is not None else -1
-    return found
+        data[key] = next((i for i, one in enumerate(drawn) if one['place'] == place), -1) if place is not None else -1
+    return data

@@ -87,16 +87,16 @@ class MeanAPEvaluator(Evaluator[AnnotatedDataset]):
             DataError: annotations that do not fit together.
         """
         dataset, results = self.dataset, self.results
-        truths = [dataset.get_ann_info(i) for i in range(len(dataset))]
+        gt = [dataset.get_ann_info(i) for i in range(len(dataset))]
         values: Metrics = {}
         if 'mAP' in self.metrics:
             rule = getattr(dataset, 'ap_rule', 'area')
-            matches = match(truths, results, len(dataset.CLASSES), self.border)
+            matches = match(gt, results, len(dataset.CLASSES), self.border)
             values.update(mean_precision(
                 lambda thr, sizes: _class_rows(matches, len(dataset.CLASSES), thr, sizes, rule),
                 dataset.CLASSES, self.thrs, self.ranges, rule, self.say))
         if 'recall' in self.metrics:
-            values.update(_recall(truths, results, self.nums, self.thrs, self.border, self.say))
+            values.update(_recall(gt, results, self.nums, self.thrs, self.border, self.say))
         return values
 
 
@@ -141,8 +141,8 @@ class Matches:
         areas: (D,) their areas.
         overlap: (D,) IoU with their object, -1 where there is none of that class in the image.
         target: (D,) index of that object, -1 likewise.
-        truth_labels: (G,) classes of the objects.
-        truth_areas: (G,) their areas.
+        gt_labels: (G,) classes of the objects.
+        gt_areas: (G,) their areas.
         difficult: (G,) whether each is difficult.
     """
     labels: np.ndarray
@@ -150,8 +150,8 @@ class Matches:
     areas: np.ndarray
     overlap: np.ndarray
     target: np.ndarray
-    truth_labels: np.ndarray
-    truth_areas: np.ndarray
+    gt_labels: np.ndarray
+    gt_areas: np.ndarray
     difficult: np.ndarray
 
     def judged(self, thr: float, sizes: Range | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,7 +163,7 @@ class Matches:
         """
         counted = ~self.difficult
         if sizes is not None:
-            counted = counted & within(self.truth_areas, sizes)
+            counted = counted & within(self.gt_areas, sizes)
         reaches = self.overlap >= thr
         on_counted = reaches.copy()
         on_counted[reaches] = counted[self.target[reaches]]
@@ -180,12 +180,12 @@ def within(areas: np.ndarray, sizes: Range) -> np.ndarray:
     return (areas >= sizes[0] ** 2) & (areas < sizes[1] ** 2)
 
 
-def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int, border: float = 0.,
+def match(gt: Sequence[dict], results: Sequence[Instances], num_classes: int, border: float = 0.,
           overlaps: Overlaps | None = None) -> Matches:
     """Find the object of each detection.
 
     Args:
-        truths: of ``get_ann_info``: 'bboxes', 'labels' and, of objects that do not count, 'bboxes_ignore' with
+        gt: of ``get_ann_info``: 'bboxes', 'labels' and, of objects that do not count, 'bboxes_ignore' with
             'labels_ignore'; as in 2.x boxes to be ignored that have no labels play no part.
         results: one Instances an image.
         num_classes: K.
@@ -197,10 +197,10 @@ def match(truths: Sequence[dict], results: Sequence[Instances], num_classes: int
     """
     overlaps = overlaps or functools.partial(box_iou, border=border, dtype=np.float64)
     parts, objects, start = [], [], 0
-    for index, (truth, result) in enumerate(zip(truths, results)):
+    for index, (truth, result) in enumerate(zip(gt, results)):
         boxes, labels, difficult = _objects(truth, index, num_classes)
-        found = result.numpy()
-        parts.append(_match_image(boxes, labels, found, start, border, overlaps))
+        detections = result.numpy()
+        parts.append(_match_image(boxes, labels, detections, start, border, overlaps))
         objects.append((labels, box_areas(boxes, border), difficult))
         start += len(boxes)
     columns = [np.concatenate(column) for column in zip(*parts)]
@@ -285,7 +285,7 @@ def _class_rows(matches: Matches, num_classes: int, thr: float, sizes: Range | N
     rows = []
     for label in range(num_classes):
         mine = matches.labels == label
-        objects = int((counted & (matches.truth_labels == label)).sum())
+        objects = int((counted & (matches.gt_labels == label)).sum())
         hits, misses = np.cumsum(right[mine]), np.cumsum(wrong[mine])
         recall, precision = hits / max(objects, 1), hits / np.maximum(hits + misses, 1)
         rows.append((objects, int(mine.sum()), float(recall[-1]) if len(recall) else 0.,
@@ -307,13 +307,13 @@ def _table(classes: Sequence[str], rows: Sequence[tuple], thr: float, sizes: Ran
     return f'average precision at IoU {thr:g} ({how}){of_size}:\n{table.table}'
 
 
-def _recall(truths: Sequence[dict], results: Sequence[Instances], nums: Sequence[int], thrs: Sequence[float],
+def _recall(gt: Sequence[dict], results: Sequence[Instances], nums: Sequence[int], thrs: Sequence[float],
             border: float, say: Callable[..., None]) -> dict[str, float]:
-    found = []
+    proposals = []
     for result in results:
         arrays = result.numpy()
-        found.append(arrays['bboxes'][np.argsort(-arrays['scores'], kind='stable')])
-    recall = proposal_recall([truth['bboxes'] for truth in truths], found, nums, thrs, border)
+        proposals.append(arrays['bboxes'][np.argsort(-arrays['scores'], kind='stable')])
+    recall = proposal_recall([truth['bboxes'] for truth in gt], proposals, nums, thrs, border)
     values = {f'recall@{num}@{thr}': float(recall[i, j]) for i, num in enumerate(nums) for j, thr in enumerate(thrs)}
     if len(thrs) > 1:
         values.update({f'AR@{num}': float(recall[i].mean()) for i, num in enumerate(nums)})
