@@ -42,6 +42,7 @@ class Member:
         config: its file in configs/shapes/, without the ending.
         metrics: of tools/test.py.
         body: it starts from the demo's backbone and pyramid; otherwise from nothing.
+        new_neck: its neck has no weight of the demo's pyramid, and learns as long as what starts from nothing.
         weights: the member whose weights it is evaluated with; empty: it is trained.
         proposals: the member whose proposals it is trained on.
     """
@@ -49,6 +50,7 @@ class Member:
     config: str
     metrics: tuple[str, ...] = ('bbox',)
     body: bool = True
+    new_neck: bool = False
     weights: str = ''
     proposals: str = ''
 
@@ -100,10 +102,10 @@ MEMBERS = {
     'cascade_rpn': Member('Cascade RPN', 'crpn_faster_rcnn_r18_fpn_shapes'),
     'trident': Member('TridentNet, thin R50-C4', 'tridentnet_r50_c4_shapes', body=False),
     'pafpn': Member('PAFPN', 'faster_rcnn_r18_pafpn_shapes'),
-    'channel_mapper': Member('ChannelMapper', 'faster_rcnn_r18_channel_mapper_shapes'),
+    'channel_mapper': Member('ChannelMapper', 'faster_rcnn_r18_channel_mapper_shapes', new_neck=True),
     'carafe': Member('CARAFE', 'faster_rcnn_r18_fpn_carafe_shapes'),
-    'nas_fpn': Member('NAS-FPN', 'faster_rcnn_r18_nasfpn_shapes'),
-    'fpg': Member('FPG', 'faster_rcnn_r18_fpg_shapes'),
+    'nas_fpn': Member('NAS-FPN', 'faster_rcnn_r18_nasfpn_shapes', new_neck=True),
+    'fpg': Member('FPG', 'faster_rcnn_r18_fpg_shapes', new_neck=True),
     'gcnet': Member('GCNet, thin R50', 'faster_rcnn_r50_fpn_gcb_shapes', body=False),
     'res2net': Member('Res2Net, thin R50', 'faster_rcnn_r2_50_fpn_shapes', body=False),
     'resnest': Member('ResNeSt, thin S50', 'faster_rcnn_s50_fpn_shapes', body=False),
@@ -125,9 +127,9 @@ TEXT = """\
 `benchmarks/family_table.py` trains the smallest member of each family on {images} images of `tools/make_shapes.py` with
 one recipe (AdamW, batch 4, cosine, seed 0) and judges it on 120 others. Members whose body is *demo* start from the
 backbone and the pyramid that {body} holds, with a new RPN and new heads, and get {epochs}; the others start from
-nothing and get {scratch}. One run each: differences of two or three points are noise. *Minutes* are CPU time of the
-training, without the evaluation; *MB* is the largest resident memory of that process (of the test's where nothing was
-trained), of which the libraries alone take about 450."""
+nothing and get {scratch}, as do those with a new neck. One run each: differences of two or three points are noise.
+*Minutes* are CPU time of the training, without the evaluation; *MB* is the largest resident memory of that process (of
+the test's where nothing was trained), of which the libraries alone take about 450."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -232,7 +234,7 @@ def config_of(name: str) -> Path:
 
 def epochs_of(member: Member, args: argparse.Namespace) -> int:
     """How long a member is trained."""
-    return args.epochs if member.body else args.scratch_epochs
+    return args.epochs if member.body and not member.new_neck else args.scratch_epochs
 
 
 def body_for(name: str, args: argparse.Namespace) -> list[str]:
@@ -333,7 +335,8 @@ def table_of(results: dict[str, dict]) -> str:
     for name, result in results.items():
         cells = [f'{result["metrics"][key]:.3f}' if key in result['metrics'] else '' for key in COLUMNS.values()]
         minutes = '' if result['minutes'] is None else f'{result["minutes"]:.1f}'
-        head = [MEMBERS[name].title, 'demo' if MEMBERS[name].body else 'new']
+        member = MEMBERS[name]
+        head = [member.title, 'demo, new neck' if member.new_neck else 'demo' if member.body else 'new']
         lines.append(f'| {" | ".join([*head, *cells, minutes, format(result["megabytes"], ".0f")])} |')
     return '\n'.join(lines)
 

@@ -47,7 +47,7 @@ def test_what_a_member_builds_on_comes_first(families):
 
 def test_the_options_give_a_config_that_holds(families, tmp_path):
     args = families.parse_args(['--out', str(tmp_path), '--data', str(tmp_path / 'data'), '--epochs', '3'])
-    for name, epochs in (('fast', 3), ('dcn', 4)):
+    for name, epochs in (('fast', 3), ('dcn', 4), ('fpg', 4)):
         cfg = load_config(families.config_of(name), families.options_of(name, args, split='train'))
         assert cfg.runner.max_epochs == cfg.checkpoint_config.interval == epochs
         assert cfg.data.test.img_prefix == f'{tmp_path}/data/train/'
@@ -102,7 +102,7 @@ def test_the_table_goes_between_its_markers(families, tmp_path):
     assert rows[2:] == ['| Faster R-CNN | demo |  | 0.457 | 0.100 |  |  |  |  | 1.2 | 700 |',
                         '| Mask R-CNN | demo |  | 0.500 | 0.400 | 0.300 | 0.250 |  |  | 1.2 | 700 |',
                         '| Faster R-CNN with soft-NMS | demo |  | 0.460 | 0.110 |  |  |  |  |  | 700 |']
-    assert 'and get one epoch; the others start from nothing and get 4 epochs.' in text.replace('\n', ' ')
+    assert 'and get one epoch; the others start from nothing and get 4 epochs, as do' in text.replace('\n', ' ')
     saved(tmp_path / 'other', 'faster', dict(bbox_mAP=0.2), images=500)
     families.main(['--out', str(tmp_path / 'other'), str(tmp_path), '--table', '--results', str(page)])
     text = page.read_text()

@@ -5,6 +5,7 @@ Letters: N objects, M boxes of all fields together, H, W height and width of the
 from __future__ import annotations
 
 import importlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,7 +106,8 @@ class Albu:
         points = [values[..., :2].reshape(-1, 2) for values in keypoints.values()]
         found = self._compose(targets)(
             image=results['img'], **{key: results[key] for key in targets}, bboxes=boxes.values, box_rows=boxes.rows,
-            keypoints=np.concatenate([_axes(old_hw), *points]), masks=[mask for own in masks.values() for mask in own])
+            keypoints=np.concatenate([_axes(old_hw), *points]),
+            **({'masks': [mask for own in masks.values() for mask in own]} if any(masks.values()) else {}))  # 1.x: some
         image = np.ascontiguousarray(found['image'])
         hw = image.shape[:2]
         results.update({key: np.ascontiguousarray(found[key]) for key in targets}, img=image)
@@ -113,7 +115,7 @@ class Albu:
         self._put_keypoints(results, keypoints, moved, hw)
         start = 0
         for key, own in masks.items():
-            results[key] = BitmapMasks([np.asarray(m) for m in found['masks'][start:start + len(own)]], *hw)
+            results[key] = BitmapMasks([np.asarray(m) for m in found.get('masks', ())[start:start + len(own)]], *hw)
             start += len(own)
         boxes.put_back(results, np.asarray(found['bboxes'], dtype=np.float32).reshape(-1, 4),
                        np.asarray(found['box_rows'], dtype=np.int64))
@@ -131,6 +133,8 @@ class Albu:
         composed = self._composed[key]
         if hasattr(composed, 'set_random_seed'):  # newer versions draw from a generator of their own
             composed.set_random_seed(int(np.random.randint(2 ** 31)))
+        else:  # 1.x from Python's
+            random.seed(int(np.random.randint(2 ** 31)))
         return composed
 
     @staticmethod
