@@ -16,7 +16,7 @@ _RELU = {'type': 'ReLU'}
 
 @NECKS.register_module()
 class ChannelMapper(nn.Module):
-    """One convolution a level; levels above the backbone's by further ones of stride 2.
+    """One convolution on each level; convolutions of stride 2 make levels above the backbone's.
 
     Args:
         in_channels: of each level.

@@ -59,9 +59,10 @@ def _statistics(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @LAYERS.register_module(name='SAC')
 class SwitchableAtrousConv2d(ConvAWS2d):
-    """Two convolutions, one with three times the dilation; a switch mixes them at each pixel.
+    """Switchable atrous convolution (section 4): a learned switch mixes two dilations at each pixel.
 
-    Their weights differ by ``weight_diff``. Means of the whole map are added before and after.
+    The second convolution has three times the dilation, and the weights of the first plus ``weight_diff``. The context
+    of the whole map, its mean, is added before and after.
 
     Args:
         use_deform: both are deformable, with offsets of their own.
@@ -223,7 +224,7 @@ class DetectoRS_ResNeXt(DetectoRS_ResNet):
 
 
 class ASPP(nn.Module):
-    """Convolutions of several dilations side by side, the last one of the whole map's mean.
+    """Convolutions of several dilations side by side; the last one reads the mean of the whole map.
 
     Args:
         in_channels: C.
@@ -250,9 +251,11 @@ class ASPP(nn.Module):
 
 @NECKS.register_module()
 class RFP(FPN):
-    """A feature pyramid that goes back through a backbone of its own and is mixed with what comes of it.
+    """Recursive feature pyramid (section 3): each step feeds the pyramid back into a backbone.
 
-    The backbone before it puts out the images first (``output_img=True``).
+    Every further step has a backbone of its own, whose stages read the pyramid of the step before. The new pyramid and
+    the one before are mixed pixel by pixel with learned weights. The detector's backbone puts out the images first
+    (``output_img=True``).
 
     Args:
         rfp_steps: walks through the pyramid.

@@ -45,10 +45,10 @@ class ThresholdAssigner(contracts.Assigner, Protocol):
 
 @HEADS.register_module()
 class DynamicRoIHead(StandardRoIHead):
-    """A RoI head that follows its proposals: arguments as in ``StandardRoIHead``.
+    """A RoI head whose IoU threshold and box loss change with the proposals; arguments as in ``StandardRoIHead``.
 
-    What it follows them by is not in the checkpoint, as in 2.x: after a resume it starts from ``initial_iou`` and
-    ``initial_beta`` until the next change.
+    What was gathered of the proposals is not in the checkpoint, as in 2.x: after a resume it starts from
+    ``initial_iou`` and ``initial_beta`` until the next change.
 
     Raises:
         ConfigError: ``train_cfg.rcnn.dynamic_rcnn`` is incomplete, or the box loss has no beta.

@@ -55,7 +55,7 @@ class GridRCNN(TwoStageDetector):
 
 @HEADS.register_module()
 class GridRoIHead(StandardRoIHead):
-    """A RoI head whose boxes are found by a grid of points.
+    """A RoI head that locates boxes by a grid of points.
 
     Test-time augmentation merges the boxes that the grid starts from: the box head's.
 
@@ -122,7 +122,7 @@ class GridRoIHead(StandardRoIHead):
 
 @HEADS.register_module()
 class GridHead(nn.Module):
-    """Heatmaps of the points of a grid, each of which hears its neighbours.
+    """Heatmaps of the points of a grid, each fused with those of its neighbours (section 3.2).
 
     Args:
         grid_points: g, a square number.

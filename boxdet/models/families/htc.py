@@ -46,7 +46,7 @@ class HybridTaskCascade(CascadeRCNN):
 
 @HEADS.register_module()
 class HybridTaskCascadeRoIHead(CascadeRoIHead):
-    """A cascade of box and mask heads; masks are learnt on the boxes that their own stage has moved.
+    """A cascade of box and mask heads; a mask head trains on the boxes that its own stage has refined.
 
     Args:
         num_stages: as in ``CascadeRoIHead``.
@@ -177,7 +177,7 @@ def pooled_like(semantic: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
 
 @HEADS.register_module()
 class HTCMaskHead(FCNMaskHead):
-    """A mask head that may read what the one before it made of a roi.
+    """A mask head that may add the features of the mask head before it (mask information flow).
 
     Args:
         with_conv_res: have the 1x1 convolution that those features pass.

@@ -18,7 +18,7 @@ from boxdet.registry import NECKS, Cfg
 
 @NECKS.register_module()
 class BFP(nn.Module):
-    """The mean of all levels, refined, is added to each of them.
+    """Balanced feature pyramid (section 3.2): the mean of all levels is refined and added to each level.
 
     Args:
         in_channels: C.

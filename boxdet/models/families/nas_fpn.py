@@ -24,11 +24,13 @@ _WITHOUT_CONV = ('gp_43_5', 'gp_54_7')
 
 
 class MergeCell(nn.Module):
-    """Two levels, brought to a size, become one: their sum, or the second plus the first times its mean's sigmoid.
+    """Two levels, resized to one size, are merged: by a sum, or by global attention.
+
+    Global attention is ``second + sigmoid(mean(second)) * first``, with one mean a channel.
 
     Args:
         channels: C.
-        attends: the latter.
+        attends: merge by global attention.
         with_conv: activation, convolution and norm follow.
         norm_cfg: of the norm.
     """
@@ -49,7 +51,7 @@ class MergeCell(nn.Module):
 
 
 def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A level (B, C, h, w) at a size: the nearest pixels of a smaller one, the largest of windows of a larger one."""
+    """Resize a level (B, C, h, w): a smaller one by its nearest pixels, a larger one by max pooling."""
     size, own = tuple(size), tuple(x.shape[2:])
     if own == size:
         return x
@@ -63,7 +65,7 @@ def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 @NECKS.register_module()
 class NASFPN(nn.Module):
-    """The pyramid P3 to P7 that a search found, stacked.
+    """The pyramid P3 to P7 that the architecture search found, repeated ``stack_times``.
 
     Args:
         in_channels: of each backbone level.

@@ -15,7 +15,7 @@ from boxdet.registry import NECKS, Cfg
 
 @NECKS.register_module()
 class PAFPN(FPN):
-    """FPN with a second way from the finest level up; arguments as in FPN, whose upsampling is the nearest pixel's."""
+    """FPN with a bottom-up path behind it (section 3.1); arguments as in FPN, without ``upsample_cfg``."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, start_level: int = 0,
                  end_level: int = -1, add_extra_convs: bool | str = False, relu_before_extra_convs: bool = False,

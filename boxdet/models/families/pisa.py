@@ -83,7 +83,7 @@ class PISARoIHead(StandardRoIHead):
 
 def reweighted(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, samples: Sequence[SampledRois],
                targets: BoxTargets, k: float = 2, bias: float = 0) -> BoxTargets:
-    """``targets`` whose positives weigh by how well their boxes lie among those of the object (ISR-P, section 4.2).
+    """Targets whose positives are weighted by the hierarchical rank of their IoU (ISR-P, section 4.2).
 
     The loss of all positives together stays as it was.
 
@@ -119,7 +119,7 @@ def reweighted(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, sampl
 
 def carl_loss(head: BBoxHead, scores: torch.Tensor, deltas: torch.Tensor, targets: BoxTargets, k: float = 1,
               bias: float = 0.2, sigmoid: bool = False) -> torch.Tensor:
-    """The box loss with positives weighed by their score, which learns from it too (CARL, section 4.3).
+    """The box loss with positives weighted by their score; its gradient reaches the scores too (CARL, section 4.3).
 
     Args:
         head: the box head.

@@ -15,7 +15,9 @@ from boxdet.registry import BACKBONES, Cfg
 
 
 class SplitAttention(nn.Module):
-    """A 3x3 convolution to S maps, which are summed with weights that their sum's mean gives.
+    """A 3x3 convolution to S maps, which are added up with attention weights (section 3.1).
+
+    The weights come from the mean over the sum of the maps.
 
     Args:
         channels: C, in and out.

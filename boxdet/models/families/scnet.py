@@ -35,7 +35,7 @@ class SCNet(CascadeRCNN):
 
 @HEADS.register_module()
 class SCNetRoIHead(CascadeRoIHead):
-    """Stages of box heads, and one mask head that reads what the last of them made of its rois.
+    """Stages of box heads, and one mask head behind the last; it reads that stage's box features.
 
     Args:
         num_stages: as in ``CascadeRoIHead``; the mask loss is multiplied by the sum of the weights.

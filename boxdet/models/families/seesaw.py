@@ -19,15 +19,15 @@ from boxdet.registry import LAYERS, LOSSES
 
 @LOSSES.register_module()
 class SeesawLoss(nn.Module):
-    """Cross entropy that punishes rare classes less for what they score on frequent ones' samples.
+    """Seesaw loss: cross entropy with a smaller penalty on rare classes from samples of frequent ones.
 
     The head gives K + 2 scores: those of the classes, and two that tell object and background apart. How many samples
     each class has had is a part of the model's state.
 
     Args:
         use_sigmoid: always False.
-        p: how much less, by the ratio of the classes' samples (mitigation); 0 for none.
-        q: how much more where a wrong class scores higher (compensation); 0 for none.
+        p: exponent of the mitigation factor, the ratio of the classes' samples; 0 for none.
+        q: exponent of the compensation factor, which punishes wrong classes that score higher; 0 for none.
         num_classes: K.
         eps: the least score of the right class in the compensation.
         reduction: 'mean', 'sum' or 'none'.
@@ -147,7 +147,7 @@ class NormedLinear(nn.Linear):
 
 @LAYERS.register_module()
 class NormedConv2d(nn.Conv2d):
-    """The same as a convolution.
+    """A convolution on normalised features with normalised weights; see ``NormedLinear``.
 
     Args:
         tempearture: as of ``NormedLinear``.

@@ -48,7 +48,7 @@ class TridentBottleneck(Bottleneck):
 
 
 class TridentStage(nn.Sequential):
-    """Blocks that x goes through once a branch.
+    """The blocks of a stage, run once for each branch with its dilation.
 
     Args:
         *blocks: TridentBottleneck.
@@ -114,7 +114,7 @@ class TridentResNet(ResNet):
 
 @HEADS.register_module()
 class TridentRoIHead(StandardRoIHead):
-    """A RoI head that joins the boxes that several branches found.
+    """A RoI head that merges the detections of several branches.
 
     Args:
         num_branch: n, as the backbone's.
@@ -183,7 +183,7 @@ class TridentFasterRCNN(TwoStageDetector):
 
 
 def _repeated(batch: Batch, branches: int) -> Batch:
-    """The batch with everything but its images repeated for each branch."""
+    """The batch, with everything but its images repeated for each branch."""
     def times(values: list | None) -> list | None:
         return values and list(values) * branches
 
