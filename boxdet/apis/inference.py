@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import threading
 import warnings
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -390,21 +392,37 @@ def _collated(prepared: Iterator[tuple[ImageLike, dict]]) -> Iterator[tuple[Imag
         yield error
 
 
+_lock = threading.Lock()
+_borrowers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()  # of models that were training
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; a model that was training goes back to it when the last thread has left."""
+    with _lock:
+        borrowed = model in _borrowers or model.training
+        if borrowed:
+            _borrowers[model] = _borrowers.get(model, 0) + 1
+            model.eval()
+    try:
+        yield
+    finally:
+        with _lock:
+            if borrowed:
+                _borrowers[model] -= 1
+                if not _borrowers[model]:
+                    del _borrowers[model]
+                    model.train()
+
+
 def _predict(model: nn.Module, group: Sequence[_Waiting]) -> dict[int, Instances]:
     if not group:
         return {}
     device = next(model.parameters()).device
     batch = group[0][2] if len(group) == 1 else collate([sample for _, sample, _ in group])
     batch = [_moved(view, device) for view in batch] if isinstance(batch, list) else _moved(batch, device)
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            found = model(batch, mode='predict', rescale=True)
-    finally:
-        if training:
-            model.train()
+    with _evaluating(model), torch.no_grad():
+        found = model(batch, mode='predict', rescale=True)
     return {index: result for (index, _, _), result in zip(group, found)}
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from boxdet.apis import fuse_conv_bn, inference_detector, init_detector, show_result_pyplot
+from boxdet.apis.inference import _evaluating as evaluating
 from boxdet.apis.inference import _moved
 from boxdet.checkpoints.io import load_checkpoint, save_checkpoint
 from boxdet.engine.config import load_config
@@ -342,3 +343,17 @@ def test_every_name_of_the_api_is_there():
         assert callable(getattr(boxdet.apis, name))
     with pytest.raises(AttributeError, match="no attribute 'inference'|no attribute 'init_detecto'"):
         boxdet.apis.init_detecto
+
+
+def test_a_model_in_training_is_lent_to_several_threads():
+    """The one that leaves first must not put it back into training: the others' batch norms would learn."""
+    model = torch.nn.BatchNorm2d(3)
+    late = evaluating(model)
+    with evaluating(model):
+        late.__enter__()
+    assert not model.training
+    late.__exit__(None, None, None)
+    assert model.training
+    with evaluating(model.eval()):
+        assert not model.training
+    assert not model.training
