@@ -199,6 +199,16 @@ def test_yolo_poses(tmp_path):
     assert labels.keypoints['p'] == ['keypoint_1', 'keypoint_2']
 
 
+@pytest.mark.parametrize('given', [False, True])
+def test_yolo_of_supervision_names_no_splits(tmp_path, given):
+    (tmp_path / 'data.yaml').write_text('nc: 2\nnames: [cat, dog]\n')
+    (tmp_path / 'labels').mkdir()
+    draw(tmp_path / 'images/a.png')
+    (tmp_path / 'labels/a.txt').write_text('1 0.5 0.5 0.2 0.5\n')
+    labels = read_labels(tmp_path, options=ReadOptions(images=tmp_path / 'images' if given else None))
+    assert found(labels) == [('dog', (40, 15, 20, 30))]
+
+
 def test_yolo_of_roboflow_and_of_darknet(tmp_path):
     one = tmp_path / 'roboflow'
     labels = yolo(one, '0 0.5 0.5 0.2 0.5\n', 'train: ../train/images\nval: ../train/images\nnc: 1\nnames: [cat]\n',

@@ -79,6 +79,7 @@ def read(source: Path, options: ReadOptions) -> LabelSet:
         if not isinstance(content, Mapping) or 'names' not in content:
             raise DataError(f"{config}: no 'names': it is not a YOLO data set's description")
         names, kpt_shape, splits = _names(content['names'], config), content.get('kpt_shape'), _splits(content, config)
+        splits = splits or _splits_of_folders(options.images or config.parent)  # supervision's file names none
     elif darknet.is_file():
         names, splits = _darknet(darknet)
     else:
