@@ -17,7 +17,7 @@ import numpy as np
 
 from boxdet.compat.forms import has_own
 from boxdet.datasets import coco
-from boxdet.datasets.pipelines import geometric, loading
+from boxdet.datasets.pipelines import geometric, loading, mixing
 from boxdet.datasets.warps import BOXES, IMAGES, Scale, Warp, flip_boxes, move_fields
 from boxdet.errors import ConfigError
 from boxdet.evaluation.predictions import from_coco_predictions
@@ -204,6 +204,33 @@ class RandomCrop2x(Transform2x, geometric.RandomCrop):
         return self.crop_at_random(results, height, width, allow_negative_crop)
 
 
+class RandomAffine2x(Transform2x, geometric.RandomAffine):
+    """2.x's ``filter_gt_bboxes``."""
+
+    def _kept(self, scale: float, hw: Sequence[int], before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        if self.skip_filter or not has_own(self, 'filter_gt_bboxes'):
+            return super()._kept(scale, hw, before, after)
+        return geometric.inside(after, hw) & self.filter_gt_bboxes(before * scale, after)
+
+    def filter_gt_bboxes(self, origin_bboxes: np.ndarray, wrapped_bboxes: np.ndarray) -> np.ndarray:
+        """(N,) bool: which boxes (N, 4) still look like themselves, of those before, scaled, and after."""
+        return geometric.alike(origin_bboxes, wrapped_bboxes, self.min_bbox_size, self.min_area_ratio,
+                               self.max_aspect_ratio)
+
+
+class MixUp2x(Transform2x, mixing.MixUp):
+    """2.x's ``_filter_box_candidates``."""
+
+    def _kept(self, before: np.ndarray, after: np.ndarray, hw: Sequence[int]) -> np.ndarray:
+        if self.skip_filter or not has_own(self, '_filter_box_candidates'):
+            return super()._kept(before, after, hw)
+        return self._filter_box_candidates(before.T, after.T)
+
+    def _filter_box_candidates(self, bbox1: np.ndarray, bbox2: np.ndarray) -> np.ndarray:
+        """(N,) bool: which boxes (4, N) still look like themselves, of those before and after."""
+        return geometric.alike(bbox1.T, bbox2.T, self.min_bbox_size, self.min_area_ratio, self.max_aspect_ratio)
+
+
 class _Loader(Transform2x):
     """The attributes that 2.x's loaders have."""
 
@@ -382,4 +409,5 @@ def _evaluate(self: Any, results: Iterable[Any], metric: Any = None, logger: Any
 
 
 # Which methods a class of boxdet's gets: those of the first whose last base it derives from.
-FORMS: tuple[type, ...] = (Resize2x, RandomFlip2x, Pad2x, RandomCrop2x, LoadAnnotations2x, LoadImage2x, CocoDataset2x)
+FORMS: tuple[type, ...] = (Resize2x, RandomFlip2x, Pad2x, RandomCrop2x, RandomAffine2x, MixUp2x,
+                            LoadAnnotations2x, LoadImage2x, CocoDataset2x)

@@ -7,6 +7,7 @@ import torch
 
 from boxdet.engine.config import load_config
 from boxdet.errors import ConfigError
+from boxdet.idle_overrides import idle_overrides
 from boxdet.models import build_detector
 from boxdet.structures.batch import Batch, ImageMeta
 from boxdet.structures.instances import Instances
@@ -73,6 +74,7 @@ import boxdet.compat  # noqa: E402
 
 boxdet.compat.install()
 
+from mmdet.datasets.pipelines import MixUp, RandomAffine  # noqa: E402
 from mmdet.models import roi_heads  # noqa: E402
 from mmdet.models.builder import HEADS  # noqa: E402
 from mmdet.models.dense_heads import RPNHead  # noqa: E402
@@ -140,6 +142,25 @@ compare('StandardRoIHead', cfg, ('loss_single', '_get_bboxes_single', 'forward')
 cfg = config('StandardRoIHead')
 cfg['roi_head']['mask_head']['type'] = spying(FCNMaskHead, 'get_seg_masks')
 compare('StandardRoIHead', cfg, ('get_seg_masks',))
+
+# ---------------------------------------------------------------- what is left of boxes that were moved
+def sample(seed):
+    boxes = np.float32([[5, 5, 60, 60], [50, 2, 63, 9]])
+    return dict(img=np.full((64, 64, 3), seed, np.uint8), gt_bboxes=boxes, gt_labels=np.arange(2), img_fields=['img'],
+                bbox_fields=['gt_bboxes'], ori_filename='a')
+
+
+kept = {}
+for base, name in ((RandomAffine, 'filter_gt_bboxes'), (MixUp, '_filter_box_candidates')):
+    mine = type(f'My{base.__name__}', (base,), {name: lambda self, a, b, own=(base, name): kept.setdefault(
+        own[0], getattr(super(type(self), self), own[1])(a, b))})
+    assert not idle_overrides(mine)
+    found = []
+    for kind in (base, mine):
+        np.random.seed(3)
+        found.append(kind(skip_filter=False)(dict(sample(1), mix_results=[sample(2)])))
+    np.testing.assert_array_equal(found[0]['gt_bboxes'], found[1]['gt_bboxes'])
+    assert kept[base].shape == (2,) and kept[base].dtype == bool
 print('parts equal')
 
 
