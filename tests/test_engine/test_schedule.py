@@ -23,6 +23,12 @@ def settings(optimizer, model):
     return {name: by_id[id(p)] for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize('name', ['Adadelta', 'Adagrad', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop'])
+def test_optimizers_of_torch_by_their_names(name):
+    optimizer = build_optimizer(Net(), dict(type=name, lr=0.5))
+    assert type(optimizer) is getattr(torch.optim, name) and optimizer.param_groups[0]['lr'] == 0.5
+
+
 def test_plain_optimizer_has_one_group():
     cfg = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
     optimizer = build_optimizer(Net(), cfg)
