@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 
 from boxdet.errors import ConfigError
 
@@ -145,6 +145,44 @@ TABLE: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType({
                      '_get_shear_matrix': ('RandomAffine', _CALL), '_get_translation_matrix': ('RandomAffine', _CALL)},
     'Albu': {'albu_builder': ('Albu', _CALL), 'mapper': ('Albu', _CALL)}})
 
+# Further methods of 2.28.2's classes that boxdet's class of that name does without; it says which it has itself.
+_FURTHER: Mapping[str, str] = MappingProxyType({
+    'AnchorGenerator': '_meshgrid', 'BrightnessTransform': '_adjust_brightness_img',
+    'CascadeRPNHead': 'get_bboxes forward_train simple_test_rpn aug_test_rpn',
+    'CityscapesDataset': 'results2txt _evaluate_cityscapes', 'ClassBalancedDataset': '_get_repeat_factors',
+    'CocoDataset': 'xyxy2xywh', 'ColorTransform': '_adjust_color_img', 'ContrastTransform': '_adjust_contrast_img',
+    'CopyPaste': 'gen_masks_from_bboxes get_gt_masks', 'DefaultFormatBundle': '_add_default_meta_keys',
+    'DetectoRS_ResNet': 'rfp_forward', 'DoubleConvFCBBoxHead': '_add_conv_branch _add_fc_branch',
+    'EqualizeTransform': '_imequalize', 'FPG': 'build_trans fuse', 'FPN_CARAFE': 'slice_as tensor_add',
+    'GridHead': 'calc_sub_regions get_targets get_bboxes', 'GridRoIHead': '_random_jitter',
+    'HRNet': '_make_transition_layer _make_layer _make_stage', 'HybridTaskCascade': 'with_semantic',
+    'HybridTaskCascadeRoIHead': '_mask_forward_test', 'InstaBoost': '_load_anns _parse_anns',
+    'IoUBalancedNegSampler': 'sample_via_interval',
+    'MMDetWandbHook': '_after_train_iter _update_wandb_config _log_ckpt_as_artifact _get_eval_results '
+                      '_init_data_table _init_pred_table _add_ground_truth _log_predictions _get_wandb_bboxes '
+                      '_get_wandb_masks _log_data_table _log_eval_table',
+    'MaskIoUHead': 'get_targets _get_area_ratio get_mask_scores',
+    'MaskPointHead': 'get_targets _get_target_single get_roi_rel_points_train get_roi_rel_points_test',
+    'MobileNetV2': 'make_layer _freeze_stages', 'MultiImageMixDataset': 'update_skip_type_keys',
+    'NumClassCheckHook': '_check_head', 'OHEMSampler': 'hard_mining',
+    'OpenImagesDataset': 'get_classes_from_csv get_meta_from_file get_meta_from_pipeline get_img_shape '
+                         'get_relation_matrix _convert_hierarchy_tree add_supercategory_ann process_results '
+                         'load_image_label_from_csv get_image_level_ann denormalize_gt_bboxes',
+    'PointRendRoIHead': 'init_point_head _mask_point_forward_train _get_fine_grained_point_feats '
+                        '_mask_point_forward_test _onnx_get_fine_grained_point_feats _mask_point_onnx_export',
+    'PseudoSampler': '_sample_pos _sample_neg', 'RandomAffine': '_get_share_matrix',
+    'RegNet': 'generate_regnet quantize_float adjust_width_group get_stages_from_blocks', 'RegionAssigner': 'assign',
+    'Rotate': '_rotate_img _rotate_bboxes _rotate_masks _rotate_seg _filter_invalid',
+    'SABLHead': '_add_fc_branch cls_forward attention_pool side_aware_feature_extractor reg_pred side_aware_split '
+                'bbox_pred_split reg_forward bucket_target _bucket_target_single',
+    'SCNetBBoxHead': '_forward_shared _forward_cls_reg',
+    'SCNetRoIHead': 'with_feat_relay with_glbctx _fuse_glbctx _slice_pos_feats', 'SeesawLoss': '_split_cls_score',
+    'Shear': '_shear_img _shear_bboxes _shear_masks _shear_seg _filter_invalid',
+    'StageCascadeRPNHead': '_region_targets_single region_targets anchor_offset refine_bboxes',
+    'SwinTransformer': '_freeze_stages',
+    'Translate': '_translate_img _translate_bboxes _translate_masks _translate_seg _filter_invalid',
+    'TridentRoIHead': 'merge_trident_bboxes'})
+
 _allowed = False     # what the config that was read last says
 _told: set[type] = set()
 
@@ -168,10 +206,19 @@ def idle_overrides(cls: type) -> dict[str, tuple[str, str]]:
     heard -= {name for owner in ours for name in vars(owner).get('unheard', ())}  # it has them for its callers only
     found: dict[str, tuple[str, str]] = {}
     for base in ours:
-        for name, row in TABLE.get(base.__name__, {}).items():
+        instead = ', '.join(name for name, value in vars(base).items() if callable(value) and not name.startswith('__'))
+        further = dict.fromkeys(_FURTHER.get(base.__name__, '').split(), (base.__name__, f'one of {instead}, __call__'))
+        for name, row in (*TABLE.get(base.__name__, {}).items(), *further.items()):
             if name in theirs and name not in heard:
                 found.setdefault(name, row)
-    return found
+    return {name: row for name, row in found.items() if not _calls(cls, ours[0], name, found)}
+
+
+def _calls(cls: type, ours: type, name: str, idle: Mapping[str, object]) -> bool:
+    """Whether a method of the user's that is called itself reads an attribute ``name``."""
+    own = {method: value for owner in cls.__mro__[:cls.__mro__.index(ours)] for method, value in vars(owner).items()}
+    return any(name in value.__code__.co_names for method, value in own.items()
+               if method not in idle and isinstance(value, FunctionType))
 
 
 def check(cls: type, is_error: bool) -> None:

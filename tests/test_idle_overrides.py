@@ -12,6 +12,9 @@ from boxdet.engine.config_check import check
 from boxdet.errors import ConfigError
 from boxdet.models.bbox_head import Shared2FCBBoxHead
 from boxdet.models.detectors import FasterRCNN
+from boxdet.models.families.grid_rcnn import GridRoIHead
+from boxdet.models.families.point_rend import PointRendRoIHead
+from boxdet.models.families.sabl import SABLHead
 from boxdet.models.rpn_head import RPNHead
 from boxdet.models.standard_roi_head import StandardRoIHead
 
@@ -31,6 +34,8 @@ def sub(base, *methods):
     (StandardRoIHead, '_bbox_forward', 'StandardRoIHead.*box_forward'),
     (StandardRoIHead, 'simple_test_bboxes', 'BBoxTestMixin.*classify'),
     (Shared2FCBBoxHead, 'get_targets', 'BBoxHead.*targets'), (Shared2FCBBoxHead, 'get_bboxes', 'BBoxHead.*predict'),
+    (PointRendRoIHead, '_mask_point_forward_train', 'PointRendRoIHead.*mask_losses'),
+    (GridRoIHead, '_random_jitter', 'GridRoIHead.*grid_features'), (SABLHead, 'reg_forward', 'SABLHead.*loss'),
     (RPNHead, 'loss_single', 'AnchorHead.*loss'), (RPNHead, '_get_bboxes_single', 'RPNHead.*predict')])
 def test_an_idle_method_of_a_model_is_an_error(base, method, ours):
     with pytest.raises(ConfigError, match=rf"Mine overrides .*{method} \(mmdetection 2\.x's {ours}") as caught:
@@ -49,6 +54,23 @@ def test_of_a_transform_it_is_a_warning_once(base, method, kwargs):
         registry.PIPELINES.build(dict(type=kind, **kwargs))
 
 
+def test_what_a_method_of_ones_own_calls_is_not_told():
+    class Mine(StandardRoIHead):
+        def bbox_losses(self, *args):
+            return self.simple_test_bboxes(*args)
+
+        def simple_test_bboxes(self, *args):
+            return args
+
+        def aug_test_mask(self):
+            return self.aug_test_bboxes()
+
+        def aug_test_bboxes(self):
+            return []
+
+    assert set(idle_overrides.idle_overrides(Mine)) == {'aug_test_mask', 'aug_test_bboxes'}
+
+
 def test_what_is_called_is_not_told():
     called = {FasterRCNN: 'loss', StandardRoIHead: 'box_forward', Shared2FCBBoxHead: 'targets', RPNHead: 'forward',
               CocoDataset: 'get_ann_info', Resize: '__call__'}
@@ -57,9 +79,10 @@ def test_what_is_called_is_not_told():
 
 
 def test_every_row_names_a_class_of_ours():
-    names = {base.__name__ for one in (registry.MODELS, registry.MATCHING, registry.DATASETS, registry.PIPELINES)
+    names = {base.__name__ for one in (registry.MODELS, registry.MATCHING, registry.DATASETS, registry.PIPELINES,
+                                                    registry.HOOKS)
              for name in one.names() for base in getattr(one.get(name), '__mro__', ())}
-    assert set(idle_overrides.TABLE) <= names
+    assert {*idle_overrides.TABLE, *idle_overrides._FURTHER} <= names
     assert all(rows for rows in idle_overrides.TABLE.values())
 
 
