@@ -187,7 +187,7 @@ def as_prediction(result: Instances) -> dict[str, list]:
     return found
 
 
-def _is_name(model: Any) -> bool:
+def _is_name(model: object) -> bool:
     """Whether ``model`` is the name of a config, not a file."""
     return isinstance(model, (str, os.PathLike)) and not os.path.isfile(model) and os.path.splitext(model)[1] not in (
         '.py', '.json', '.yaml', '.yml')

@@ -468,13 +468,13 @@ def _refuse_tracing() -> None:
                           f'gives wrong boxes on other images: {_EXPORT}')
 
 
-def _no_fixed_size(head: nn.Module, section: str = '', settings: Any = None, limit: str = '') -> str:
+def _no_fixed_size(head: nn.Module, section: str = '', settings: RoITestSettings | None = None, limit: str = '') -> str:
     """Why ``head`` cannot predict in a fixed size, or not with ``settings``, which need a ``limit``; '' if it can."""
     if not ability(head, 'fixed_size_prediction'):
         return f'{type(head).__name__} declares no fixed_size_prediction, or overrides predict'
-    if limit and getattr(settings, limit, 0) <= 0:
+    if settings is not None and getattr(settings, limit, 0) <= 0:
         return f'model.test_cfg.{section}.{limit} sets no limit'
-    if limit and not IN_ROUNDS.supports(settings.nms):
+    if settings is not None and not IN_ROUNDS.supports(settings.nms):
         return f"model.test_cfg.{section}.nms is {dict(settings.nms)}, which needs type='nms' and no max_num"
     return ''
 

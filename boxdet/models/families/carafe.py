@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +197,7 @@ def _upsample(cfg: Mapping, channels: int) -> nn.Module:
     kind, kernel = options.get('type'), options.pop('upsample_kernel', None)
     if kind in ('deconv', 'pixel_shuffle') and not kernel:
         raise ConfigError(f"FPN_CARAFE: upsample_cfg of type '{kind}' needs 'upsample_kernel'")
-    defaults: dict[str, Any] = dict(scale_factor=2)
+    defaults: dict[str, object] = dict(scale_factor=2)
     if kind == 'carafe':
         defaults.update(channels=channels)
     elif kind == 'pixel_shuffle':

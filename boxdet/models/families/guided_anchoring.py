@@ -107,7 +107,7 @@ class GARPNTrainSettings(RPNTrainSettings):
         center_ratio: side of the region around an object's centre where it is to be located, of the object's side.
         ignore_ratio: side of the region around it that takes no part in that.
     """
-    ga_assigner: Cfg | Any = None
+    ga_assigner: Cfg | object = None
     ga_sampler: Cfg | contracts.Sampler | None = None
     center_ratio: float = number(0.2, 0, 1)
     ignore_ratio: float = number(0.5, 0, 1)
