@@ -1,6 +1,7 @@
-"""Cascade RPN (Vu et al. 2019): anchors are moved in stages, and each stage looks where the stage before put them.
+"""Cascade RPN (Vu et al. 2019): anchors are refined in stages; each stage samples features at the anchors of the last.
 
-One anchor a cell. The first stage is told positives by regions around the objects' centres, the last by overlap.
+Each cell has one anchor. The first stage takes its positives from regions around the objects' centres, the last one by
+overlap.
 
 Letters: B images, L levels, N anchors of a level (its cells) or of all levels, G ground-truth boxes, C channels, h, w
 of a level.
@@ -75,10 +76,14 @@ class RegionAssigner:
 
 def regions(levels: Sequence[Tensor], sizes: Sequence[tuple[int, int]], strides: Sequence[int], scale: float,
             gt_bboxes: Tensor) -> Iterator[tuple[int, dict[int, Callable[[float], Tensor]]]]:
-    """Of each object the level of its size; and, of this level and those beside it, what tells its anchors.
+    """Yield, for each object, the level of its size and the regions around its centre.
 
-    The latter, given a part of the object's sides, tells which anchors (N,) have their centres in a box of these sides
-    around the object's centre. Arguments are as in ``RegionAssigner.assign_levels``.
+    Arguments are as in ``RegionAssigner.assign_levels``.
+
+    Yields:
+        the number of the level, and a function for it and for each level beside it. Called with a share of the object's
+        sides, the function returns a mask (N,): which anchors have their centres in a box of that share, drawn around
+        the object's centre.
     """
     side = (gt_bboxes[:, 2:] - gt_bboxes[:, :2]).prod(dim=1).sqrt()
     target = (side.log2() - side.new_tensor(float(scale * strides[0])).log2() + 0.5).floor()

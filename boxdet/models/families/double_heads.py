@@ -25,10 +25,10 @@ _INIT = dict(type='Normal', override=[
 
 @HEADS.register_module()
 class DoubleHeadRoIHead(StandardRoIHead):
-    """A RoI head whose boxes are moved by what is in a larger surrounding than what they are classified by.
+    """A RoI head that regresses boxes on enlarged RoIs and classifies them on the RoIs themselves.
 
     Args:
-        reg_roi_scale_factor: how many times larger the surrounding is.
+        reg_roi_scale_factor: how many times the RoI is enlarged for the regression.
         **kwargs: as in ``StandardRoIHead``; the ``bbox_head`` is a ``DoubleConvFCBBoxHead``.
     """
 

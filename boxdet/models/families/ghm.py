@@ -1,6 +1,7 @@
 """Gradient harmonised losses (Li et al. 2019, "Gradient Harmonized Single-stage Detector").
 
-Samples whose gradients are of one length share the weight of one: the many easy ones, and outliers, count less.
+Samples are weighted by the inverse of how many have a gradient of the same length: the many easy ones and
+the outliers count less.
 
 Letters: N elements, K classes, M ranges of the gradient's length.
 """

@@ -1,6 +1,6 @@
 """Guided anchoring (Wang et al. 2019, "Region Proposal by Guided Anchoring").
 
-Where objects are and how large they are is predicted first, and the anchors are made of it: one a cell.
+The head first predicts where objects are and how large they are. From this it makes one anchor for each cell.
 
 Letters: B images, L levels, N cells of all levels, A approximations of an anchor in a cell, G ground-truth boxes.
 """
@@ -31,9 +31,12 @@ _SIZE_LIMIT = 1e-6  # an anchor is at most this many times smaller, or its inver
 
 
 class _OfGroups:
-    """Overlaps of ``calculator`` with groups (N, 1 + A, 4): a square and its approximations, of which the best counts.
+    """Overlaps of boxes (G, 4) with groups (N, 1 + A, 4), each a square and its A approximations.
 
-    How much of a group an ignored region covers (``iof``) is said of its square.
+    The overlap with a group is the best of its approximations; in mode 'iof' it is that of the square.
+
+    Args:
+        calculator: overlaps of two sets of boxes, as ``BboxOverlaps2D``.
     """
 
     def __init__(self, calculator: Any):
