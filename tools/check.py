@@ -8,6 +8,7 @@ What is found stands in docs/checks.md with its code: warnings are printed; an e
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from boxdet.apis.train import check_before_training
+    from boxdet.apis.train import check_before_training, runner_config
     from boxdet.datasets import build_dataset
     from boxdet.engine.config import check_config, load_config
     from boxdet.engine.environment import setup_logger
     from boxdet.engine.own_data import use_data
+    from boxdet.engine.preflight import check_schedule
     from boxdet.models import build_detector
 
     logger = setup_logger(level='WARNING')
@@ -43,8 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     for line in use_data(cfg, args.data, args.images) if args.data else ():
         print(line)
     check_config(cfg, needed=('model', 'data.train', 'optimizer'))
-    model, dataset = build_detector(cfg.model), build_dataset(cfg.data.train)
+    model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+    dataset = build_dataset(cfg.data.train)
     validation, _ = check_before_training(model, dataset, cfg, not args.no_validate)
+    length, options = runner_config(cfg), {**cfg.data, **(cfg.data.get('train_dataloader') or {})}
+    # images of an update, in one process
+    images = options.get('samples_per_gpu', 1) * (cfg.get('optimizer_config') or {}).get('cumulative_iters', 1)
+    evaluation = None if validation is None else cfg.get('evaluation') or {}
+    check_schedule(model, cfg, length, cfg.get('lr_config'), evaluation,
+                   math.ceil(len(dataset) / images) if 'max_epochs' in length else None)
     logger.handlers[0].flush()
     print(f'{args.config}: a training can begin ({len(dataset)} images'
           f'{"" if validation is None else f", {len(validation)} to evaluate on"})')

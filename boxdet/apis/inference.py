@@ -185,7 +185,7 @@ def build_for_inference(cfg: Config) -> nn.Module:
     if 'train_cfg' in model:
         model['train_cfg'] = None
     # Configs before mmdetection 2.4 have test_cfg beside model.
-    built = build_detector(model, test_cfg=None if model.get('test_cfg') is not None else cfg.get('test_cfg'))
+    built = build_detector(model, test_cfg=cfg.get('test_cfg'))
     report(model_findings(built), ignored_codes(cfg))
     return built
 

@@ -419,7 +419,7 @@ def _other_form(data: Any) -> str:
     """What else the content of a JSON file looks like, and what to do with it; '' for what nobody knows."""
     entry = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
     keys = set(data) if isinstance(data, dict) else set()
-    form = 'labelme' if 'shapes' in keys else 'Label Studio' if {'data', 'annotations'} <= set(entry) else (
+    form = 'labelme' if 'shapes' in keys else 'Label Studio' if _is_label_studio(set(entry)) else (
         'VIA' if '_via_img_metadata' in keys or any(
             isinstance(one, dict) and 'regions' in one for one in (data.values() if keys else ())) else '')
     if form:
@@ -427,7 +427,13 @@ def _other_form(data: Any) -> str:
     if {'image_id', 'category_id'} <= set(entry):
         return (' but a list of results' if 'score' in entry else ' but a list of annotations') + (
             ": they belong under 'annotations', beside 'images' and 'categories'")
-    return ' but GeoJSON, which has no images: its shapes are of a map' if 'features' in keys else ''
+    return (' but GeoJSON, whose shapes are of a map and not of images: convert them to pixels of the images'
+            if 'features' in keys else '')
+
+
+def _is_label_studio(keys: set[str]) -> bool:
+    """Whether a task with ``keys`` is one of its JSON or JSON-MIN."""
+    return 'data' in keys and bool({'annotations', 'predictions'} & keys) or {'annotator', 'annotation_id'} <= keys
 
 
 def _with_packed_polygons(entry: dict) -> dict:

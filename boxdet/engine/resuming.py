@@ -13,6 +13,8 @@ from boxdet.engine.distributed import unwrap
 from boxdet.engine.environment import set_random_states
 from boxdet.errors import CheckpointError
 
+_START_ANEW = '; --load-from starts a new training from its weights'
+
 
 def resume(runner: Any, filename: str) -> None:
     """Give ``runner`` weights, optimizer, progress and random states of the checkpoint ``filename``.
@@ -29,14 +31,15 @@ def resume(runner: Any, filename: str) -> None:
     if 'optimizer' not in checkpoint or 'epoch' not in meta or 'iter' not in meta:
         raise CheckpointError(f'{filename} holds weights only, no optimizer and progress: use --load-from')
     if report.missing or report.mismatched:
-        one_line = describe(report).replace('\n ', ';')
-        raise CheckpointError(f'cannot resume: {one_line}')
+        other = compare_classes(checkpoint, runner.meta.get('CLASSES'), str(filename))
+        reason = other or describe(report).replace('\n ', ';')
+        raise CheckpointError(f'cannot resume: {reason}{_START_ANEW}')
     if is_foreign(checkpoint):
         checkpoint, note = for_resume(checkpoint, unwrap(runner.model), runner.optimizer, str(filename))
         runner.logger.warning(note)
     if 'online_state_dict' in checkpoint:  # of a training with averaged weights: those it goes on with
         unwrap(runner.model).load_state_dict(checkpoint['online_state_dict'], strict=False)
-    tell_other_classes(runner, checkpoint, filename)
+    tell_other_classes(runner, checkpoint, filename, _START_ANEW)
     changed = differences(str(meta.get('config') or ''), str(runner.meta.get('config') or ''))
     if changed:
         runner.logger.info('the config differs from that of %s:\n%s', filename, '\n'.join(changed))
@@ -52,11 +55,11 @@ def resume(runner: Any, filename: str) -> None:
     runner.logger.info('resumed from %s: epoch %d, iteration %d', filename, runner.epoch, runner.iter)
 
 
-def tell_other_classes(runner: Any, checkpoint: Mapping, address: str) -> None:
-    """Warn where the checkpoint was trained on other classes."""
+def tell_other_classes(runner: Any, checkpoint: Mapping, address: str, advice: str = '') -> None:
+    """Warn where the checkpoint was trained on other classes, and say what to do."""
     note = compare_classes(checkpoint, runner.meta.get('CLASSES'), str(address))
     if note:
-        runner.logger.warning(note)
+        runner.logger.warning(note + advice)
 
 
 def batch_of(runner: Any) -> dict[str, int]:

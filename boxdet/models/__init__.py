@@ -35,7 +35,8 @@ def build_detector(cfg: Cfg, train_cfg: Cfg | None = None,
                       DeprecationWarning,
                       stacklevel=2)
         if isinstance(cfg, Mapping) and cfg.get(name) is not None:
-            raise ConfigError(f'{name} is given twice, in model.{name} and beside model')
+            raise ConfigError(f'{name} is given twice, in model.{name} and beside model: keep model.{name} and '
+                              'take the other one out')
     if given:
         cfg = {**cfg, **given}
     return DETECTORS.build(cfg)

@@ -1,6 +1,8 @@
 """CocoDataset: annotations, classes, filtering, and one clear line for each kind of broken file."""
+import gzip
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +152,37 @@ def test_broken_files(tmp_path):
         open_dataset(write(tmp_path, None))
     with pytest.raises(DataError, match='no such file'):
         open_dataset(str(tmp_path / 'nothing.json'))
+
+
+TO_COCO = 'tools/dataset_converters/to_coco.py converts it'
+TASK = dict(id=1, data=dict(image='/data/upload/1.jpg'))
+
+
+@pytest.mark.parametrize('content, form, remedy', [
+    (dict(version='6.3', flags={}, shapes=[dict(label='date', points=[[1, 2], [3, 4]])], imagePath='1.jpg'),
+     'labelme', TO_COCO),
+    ({'_via_settings': {}, '_via_img_metadata': {'1.jpg99': dict(filename='1.jpg', regions=[])}}, 'VIA', TO_COCO),
+    ({'1.jpg99': dict(filename='1.jpg', size=99, regions=[], file_attributes={})}, 'VIA', TO_COCO),
+    ([dict(TASK, annotations=[dict(result=[])])], 'Label Studio', TO_COCO),
+    ([dict(TASK, predictions=[dict(result=[])])], 'Label Studio', TO_COCO),
+    ([dict(id=1, image='/data/upload/1.jpg', label=[], annotator=1, annotation_id=3)], 'Label Studio', TO_COCO),
+    ([dict(image_id=1, category_id=3, bbox=[1, 2, 3, 4], score=0.5)], 'a list of results', "under 'annotations'"),
+    ([annotation(1)], 'a list of annotations', "under 'annotations'"),
+    (dict(type='FeatureCollection', features=[dict(type='Feature', geometry=None)]), 'GeoJSON',
+     'convert them to pixels of the images')])
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_files_of_another_form_are_named(tmp_path, content, form, remedy, test_mode):
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"labels\.json: no 'images' list; .* not a COCO annotation file but ") as told:
+        open_dataset(str(tmp_path / 'labels.json'), test_mode=test_mode)
+    assert form in str(told.value) and remedy in str(told.value) and '\n' not in str(told.value)
+
+
+def test_a_compressed_file_is_named(tmp_path):
+    packed = tmp_path / 'instances.json.gz'
+    packed.write_bytes(gzip.compress(Path(write(tmp_path, [annotation(1)])).read_bytes()))
+    with pytest.raises(DataError, match=r'instances\.json\.gz: compressed by gzip: unpack it \(gunzip\)$'):
+        open_dataset(str(packed))
 
 
 def test_a_file_without_annotations_serves_for_testing(tmp_path):

@@ -332,8 +332,15 @@ def test_resume_refuses_what_it_cannot_continue(tmp_path):
         toy_runner(tmp_path, optimizer=other).resume(str(tmp_path / 'epoch_1.pth'))
     del checkpoint['state_dict']['head.bias']
     save_checkpoint(checkpoint, tmp_path / 'short.pth')
-    with pytest.raises(CheckpointError, match='cannot resume: .*missing in the checkpoint: head.bias'):
+    with pytest.raises(CheckpointError, match='cannot resume: .*missing in the checkpoint: head.bias.*; --load-from '):
         toy_runner(tmp_path).resume(str(tmp_path / 'short.pth'))
+    # A head of other classes has another size.
+    checkpoint['meta']['CLASSES'] = ('a', 'b', 'cat')
+    save_checkpoint(checkpoint, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='cannot resume: .*other.pth was trained on 3 classes, the config names '
+                                              '2; only in the checkpoint: cat; --load-from starts a new') as told:
+        toy_runner(tmp_path).resume(str(tmp_path / 'other.pth'))
+    assert '\n' not in str(told.value)
 
 
 def test_resume_and_load_tell_of_differences(tmp_path, caplog):
@@ -344,7 +351,8 @@ def test_resume_and_load_tell_of_differences(tmp_path, caplog):
     other = toy_runner(tmp_path, optimizer=dict(type='SGD', lr=0.5, momentum=0.9))
     other.logger.propagate = True
     other.resume(str(tmp_path / 'epoch_1.pth'))
-    assert 'only in the checkpoint: cat; only in the config: b' in caplog.text
+    assert ('only in the checkpoint: cat; only in the config: b; --load-from starts a new training from its weights'
+            in caplog.text)
     assert 'goes on from the 0.1 of' in caplog.text and 'not from the 0.5 of the config' in caplog.text
     caplog.clear()
     fresh = toy_runner(tmp_path, seed=5)

@@ -97,7 +97,8 @@ def test_settings_beside_the_model_are_read_with_a_warning():
           pytest.warns(DeprecationWarning, match='model.test_cfg')):
         model = build_detector(cfg, train_cfg=train, test_cfg=test)
     assert model.test_cfg.rcnn.max_per_img == 20 and 'train_cfg' not in cfg
-    with pytest.warns(DeprecationWarning), pytest.raises(ConfigError, match='given twice'):
+    with pytest.warns(DeprecationWarning), pytest.raises(
+            ConfigError, match='test_cfg is given twice, .*: keep model.test_cfg and take the other one out'):
         build_detector(tiny_models.faster_rcnn(), test_cfg=test)
 
 

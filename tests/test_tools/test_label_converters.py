@@ -1,6 +1,7 @@
 """tools/dataset_converters/to_coco.py and from_coco.py as users run them."""
 import importlib.util
 import json
+import shutil
 
 import pytest
 from pycocotools.coco import COCO
@@ -40,6 +41,39 @@ def test_shapes_there_and_back(convert, shapes_dir, tmp_path, form):
     dataset = build_dataset(dict(type='CocoDataset', ann_file=str(tmp_path / 'coco/annotations/instances_all.json'),
                                  img_prefix=prefix, classes=names, pipeline=[dict(type='LoadImageFromFile')]))
     assert dataset[0]['img'].ndim == 3
+
+
+@pytest.mark.parametrize('form', ['yolo', 'labelme', 'cvat', 'label_studio'])
+def test_names_beyond_ascii(convert, shapes_dir, tmp_path, form):
+    """Of folders, images and classes, there and back; boxdet loads them by these names."""
+    data = json.loads((shapes_dir / 'annotations/instances_val.json').read_text())
+    data['images'] = data['images'][:2]
+    kept = {image['id'] for image in data['images']}
+    data['annotations'] = [one for one in data['annotations'] if one['image_id'] in kept]
+    for category, name in zip(data['categories'], ('größe', '猫', "l'été & <co>", 'дом', 'ñandú', 'x y')):
+        category['name'] = name
+    for image, name in zip(data['images'], ('straße/ü 1.png', 'straße/日本.png')):
+        target = tmp_path / 'bilder ä' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes_dir / 'val' / image['file_name'], target)
+        image['file_name'] = name
+    source = tmp_path / 'größe.json'
+    source.write_text(json.dumps(data, ensure_ascii=False), 'utf-8')
+    convert('from_coco', source, tmp_path / 'étiquettes', '--to', form, '--images', tmp_path / 'bilder ä')
+    printed = convert('to_coco', tmp_path / 'étiquettes', tmp_path / 'zurück', '--images', tmp_path / 'bilder ä',
+                      '--merge-splits')
+    assert 'left out' not in printed
+    back = json.loads((tmp_path / 'zurück/annotations/instances_all.json').read_text('utf-8'))
+    assert {i['file_name'].rpartition('/')[2] for i in back['images']} == {'ü 1.png', '日本.png'}
+
+    def objects(content):
+        names = {category['id']: category['name'] for category in content['categories']}
+        return sorted(names[one['category_id']] for one in content['annotations'])
+    assert objects(back) == objects(data)
+    dataset = build_dataset(dict(type='CocoDataset', ann_file=str(tmp_path / 'zurück/annotations/instances_all.json'),
+                                 img_prefix=printed.split("img_prefix='")[1].split("'")[0], pipeline=[
+                                     dict(type='LoadImageFromFile')], classes=sorted(set(objects(data)))))
+    assert len(dataset) == 2 and all(sample['img'].ndim == 3 for sample in dataset)
 
 
 def test_coco_is_split_and_loses_classes(convert, shapes_dir, tmp_path):
