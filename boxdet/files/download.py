@@ -71,7 +71,11 @@ def _group() -> Any:
 
 
 def _local_file(url: str, error: type[UserError]) -> Path:
-    path = Path(urllib.request.url2pathname(urlparse(url).path))
+    parts = urlparse(url)
+    path = Path(urllib.request.url2pathname(parts.path))
+    if not path.is_file() and parts.netloc not in ('', 'localhost'):
+        raise error(f"{url}: no such file; a whole path follows file://, as in file:///a.pth: write "
+                    f"'{parts.netloc}{parts.path}' without file://")
     if not path.is_file():
         siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         raise error(f'{url}: no such file{nearest(path.name, siblings)}')

@@ -86,6 +86,8 @@ def test_local_addresses(tmp_path):
     assert fetch(path.as_uri(), tmp_path / 'cache') == path and not (tmp_path / 'cache').exists()
     with pytest.raises(DataError, match=f"no such file; did you mean '{NAME}'"):
         fetch(path.as_uri().replace('net-', 'met-'), tmp_path)
+    with pytest.raises(DataError, match=r"file://sub/a\.pth: no such file; .* write 'sub/a\.pth' without file://"):
+        fetch('file://sub/a.pth', tmp_path)
     path.write_bytes(b'damaged')
     with pytest.raises(DataError, match='its name says'):
         fetch(path.as_uri(), tmp_path)
