@@ -253,6 +253,12 @@ def test_parts_that_do_not_fit_are_told_when_the_model_is_built(tiny_detector):
                   {**wrong, 'preflight.ignore': ['model.strides']})
 
 
+def test_settings_for_testing_in_two_places_are_told(tiny_detector):
+    beside = {'test_cfg': dict(rcnn=dict(score_thr=0.9))}  # which of the two was meant cannot be known
+    with pytest.warns(DeprecationWarning), pytest.raises(ConfigError, match='test_cfg is given twice.*take the other'):
+        init_detector(tiny_detector.config, tiny_detector.checkpoint, 'cpu', beside)
+
+
 def test_a_checkpoint_without_classes_warns(tiny_detector, tmp_path):
     save_checkpoint(dict(meta={}, state_dict=load_checkpoint(tiny_detector.checkpoint)['state_dict']),
                     tmp_path / 'c.pth')
