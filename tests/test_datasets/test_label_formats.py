@@ -170,6 +170,32 @@ def test_predictions_go_to_label_studio_as_predictions(tmp_path):
     assert '<Label value="dog\'s"/>' in (tmp_path / 'config.xml').read_text()
 
 
+def test_supervision_reads_what_is_written_and_is_read(tmp_path):
+    """YOLO's files by another library's own reader and writer."""
+    supervision = pytest.importorskip('supervision', reason='supervision is not installed')
+    data = coco_data(tmp_path)
+    (tmp_path / 'images/ünder/a b.png').rename(tmp_path / 'images/ü b.png')  # it reads one folder
+    data['images'][0]['file_name'] = 'ü b.png'
+    format_module('yolo').write(data, tmp_path / 'out', tmp_path / 'images')
+    out = tmp_path / 'out'
+    read = supervision.DetectionDataset.from_yolo(str(out / 'images/train'), str(out / 'labels/train'),
+                                                  str(out / 'data.yaml'), force_masks=True)
+    assert read.classes == ['cat', "dog's"] and len(read) == 3
+
+    def boxes(name):
+        found = next(one for path, one in read.annotations.items() if Path(path).name == name)
+        return sorted((read.classes[i], *(round(float(v)) for v in box)) for i, box in zip(found.class_id, found.xyxy))
+    assert boxes('c.jpg') == [("dog's", 5, 5, 25, 35)] and boxes('empty.jpg') == []
+    assert boxes('ü b.png')[0] == ('cat', 10, 20, 40, 40) and len(boxes('ü b.png')) == 2
+
+    read.as_yolo(str(tmp_path / 'sv/images'), str(tmp_path / 'sv/labels'), str(tmp_path / 'sv/data.yaml'))
+    labels = read_labels(tmp_path / 'sv')
+    assert labels.categories == ['cat', "dog's"] and not labels.left_out
+    back = {image.path.name: [o.category for o in image.objects] for image in labels.images}
+    assert {name: sorted(names) for name, names in back.items()} == {
+        'ü b.png': ['cat', 'cat'], 'c.jpg': ["dog's"], 'empty.jpg': []}
+
+
 # ------------------------------------------------------------------------------- each form's own ways
 
 def yolo(tmp_path, lines, yaml='names: [cat, dog]\ntrain: images\n', name='images/a.jpg'):
