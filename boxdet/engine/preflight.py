@@ -108,6 +108,8 @@ def check_evaluation(dataset: Any, ignore: Sequence[str] = (), metric: Any = Non
 def _evaluation_findings(dataset: Any, metric: Any, name: str) -> Iterator[Finding]:
     there = True
     for part in parts_of(dataset):
+        if (getattr(part, 'filter_report', None) or {}).get('beyond_max_images'):
+            logger.warning('%s: %d images%s: numbers are of these alone', name, len(part), _counts(part))
         found = list(_missing(part, image_files(part), name))
         yield from found
         there = there and not found

@@ -19,6 +19,7 @@ from boxdet.datasets.label_formats.labels import (
     to_coco,
 )
 from boxdet.errors import DataError
+from tests import voc_folder
 
 FILES = Path(__file__).parent / 'label_files'  # written by labelme 6.3, label-studio-sdk 2.1 and datumaro 1.13
 
@@ -377,6 +378,22 @@ def test_open_images(tmp_path):
     labels = read_labels(tmp_path)
     assert found(labels) == [('Cat', (10, 6, 40, 30))]
     assert labels.images[0].objects[0].crowd and labels.images[0].split == 'val'
+
+
+def test_voc(tmp_path):
+    voc_folder.draw(tmp_path, ['ä b', 'c'], split='train')
+    voc_folder.draw(tmp_path, ['d'], split='val', seed=1)
+    voc_folder.write_xml(tmp_path / 'Annotations/d.xml', [dict(name='kätzchen', box=(1, 1, 40, 30), difficult=1)])
+    voc_folder.write_xml(tmp_path / 'Annotations/gone.xml', [])
+    assert recognise(tmp_path) == 'voc'
+    labels = read_labels(tmp_path)
+    assert labels.categories == ['cat', 'dog', 'kätzchen'] and list(labels.left_out) == ['the image file is missing']
+    assert [(i.path.name, i.split, len(i.objects)) for i in labels.images] == [
+        ('c.jpg', 'train', 2), ('d.jpg', 'val', 1), ('ä b.jpg', 'train', 2)]
+    last, = labels.images[1].objects
+    assert last.bbox == (0, 0, 39, 29) and last.difficult  # its pixels count from 1
+    assert next(a for a in as_coco(labels, tmp_path)['annotations'] if a['category_id'] == 3)['ignore'] == 1
+    assert recognise(tmp_path / 'Annotations/c.xml') == 'voc'
 
 
 @pytest.mark.parametrize(('text', 'box'), [

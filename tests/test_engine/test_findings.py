@@ -889,6 +889,15 @@ def test_an_evaluation_is_checked_too(tmp_path):
         check_evaluation(again.dataset('val'), metric='segm')
 
 
+def test_an_evaluation_of_some_images_says_so(tmp_path, log):
+    one = Case(tmp_path)
+    check_evaluation(one.dataset('val'), metric='bbox')
+    assert 'numbers are' not in log.text
+    check_evaluation(one.dataset('val', max_images=2), metric='bbox')
+    assert ('data.test: 2 images (of 6 in the file; left out: beyond_max_images 4): numbers are of these alone'
+            in log.text)
+
+
 def test_the_switch_stands_in_a_config_of_mmdetection_3x(tmp_path):
     from boxdet.engine.config import load_config
     (tmp_path / 'c.py').write_text("default_scope = 'mmdet'\npreflight = dict(ignore=['data.boxes'])\n")
