@@ -105,7 +105,13 @@ class CocoDataset(CustomDataset):
 
     def _read(self, ann_file: str) -> Any:
         """The parsed file; in ``test_mode``, which keeps it for ``coco``, polygons are float64 arrays."""
-        data = read_json(ann_file, _with_packed_polygons if self.test_mode else None)
+        try:
+            data = read_json(ann_file, _with_packed_polygons if self.test_mode else None)
+        except DataError as error:
+            if 'not valid JSON' in str(error) and not str(ann_file).endswith('.json'):
+                raise DataError(f"{error}; labels in another form than COCO's are converted by "
+                                'tools/dataset_converters/to_coco.py') from None
+            raise
         if isinstance(data, dict) and isinstance(data.get('images'), list):
             settle_values(data, ann_file)
         return data

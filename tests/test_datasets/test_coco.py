@@ -178,6 +178,15 @@ def test_files_of_another_form_are_named(tmp_path, content, form, remedy, test_m
     assert form in str(told.value) and remedy in str(told.value) and '\n' not in str(told.value)
 
 
+@pytest.mark.parametrize('name, text', [
+    ('annotations.xml', '<annotations><version>1.1</version></annotations>'), ('1.txt', '0 0.5 0.5 0.2 0.5\n'),
+    ('labels.csv', 'filename,class,xmin,ymin,xmax,ymax\n'), ('data.yaml', 'names: [date]\n')])
+def test_files_that_are_no_json_name_the_converter(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}:1: not valid JSON .* are converted by tools/.*/to_coco\.py$"):
+        open_dataset(str(tmp_path / name))
+
+
 def test_a_compressed_file_is_named(tmp_path):
     packed = tmp_path / 'instances.json.gz'
     packed.write_bytes(gzip.compress(Path(write(tmp_path, [annotation(1)])).read_bytes()))
