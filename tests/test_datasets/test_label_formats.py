@@ -161,6 +161,37 @@ def test_keypoints_there_and_back(tmp_path, form):
         assert back['categories'][0]['keypoints'][:2] == ['nose', 'hand']
 
 
+@pytest.mark.parametrize('form', WRITERS)
+def test_each_image_has_labels_of_its_own(tmp_path, form):
+    """Images of one name in two folders, or with two endings; nothing is written beside the folder."""
+    def written(*names):
+        data = dict(images=[dict(id=i, file_name=name, width=100, height=60) for i, name in enumerate(names)],
+                    categories=[dict(id=1, name='cat')], annotations=[
+                        dict(id=i, image_id=i, category_id=1, bbox=[5 + 30 * i, 5, 20, 30], area=600) for i in (0, 1)])
+        out = tmp_path / f'out{len(list(tmp_path.iterdir()))}'
+        format_module(form).write(data, out, tmp_path / 'images')
+        labels = read_labels(out / 'tasks.json' if form == 'label_studio' else out,
+                             options=ReadOptions(images=tmp_path / 'images'))
+        return {image.path.resolve().relative_to(tmp_path / 'images').as_posix(): round(image.objects[0].bbox[0])
+                for image in labels.images}
+    for name in ('a/x.png', 'b/x.png', 'x.png', 'x.jpg'):
+        draw(tmp_path / 'images' / name)
+    assert written('a/x.png', 'b/x.png') == {'a/x.png': 5, 'b/x.png': 35}
+    if form in ('cvat', 'label_studio'):
+        assert written('x.png', 'x.jpg') == {'x.png': 5, 'x.jpg': 35}
+    else:
+        with pytest.raises(DataError, match=r"images 0 \('x.png'\) and 1 \('x.jpg'\) would have one label file: ren"):
+            written('x.png', 'x.jpg')
+    if form == 'label_studio':
+        return
+    for name in ('../images/x.png', str(tmp_path / 'images/x.png')):
+        with pytest.raises(DataError, match='image 0: file_name .* leads out of the folder that is written'):
+            written(name, 'a/x.png')
+    with pytest.raises(DataError, match=r"it is there with '/' in place of '\\' \(.*/a/x.png\): correct file_name"):
+        written('a\\x.png', 'b/x.png')
+    assert not list((tmp_path / 'images').rglob('*.txt')) + list((tmp_path / 'images').rglob('*.json'))
+
+
 def test_predictions_go_to_label_studio_as_predictions(tmp_path):
     data = coco_data(tmp_path)
     for a in data['annotations']:

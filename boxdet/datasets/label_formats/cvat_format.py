@@ -218,8 +218,9 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that lost something.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image
+    from boxdet.datasets.label_formats.writing import annotations_by_image, check_image_names, link_image
 
+    check_image_names(data, beside=False)
     categories = {category['id']: category for category in data['categories']}
     counts: dict[str, int] = {}
     lines = ['<?xml version="1.0" encoding="utf-8"?>', '<annotations>', '  <version>1.1</version>',

@@ -187,8 +187,9 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that were simplified.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines
+    from boxdet.datasets.label_formats.writing import annotations_by_image, check_image_names, link_image, outlines
 
+    check_image_names(data, beside=True)
     categories = {category['id']: category for category in data['categories']}
     counts: dict[str, int] = {}
     for image, found in annotations_by_image(data):

@@ -21,6 +21,28 @@ def annotations_by_image(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, An
         yield image, by_image[image['id']]
 
 
+def check_image_names(data: Mapping[str, Any], beside: bool) -> None:
+    """Look, before anything is written, whether each image's files are its own and stay in the folder.
+
+    Args:
+        data: a COCO dict.
+        beside: each image has a label file, called as the image is but for its ending.
+
+    Raises:
+        DataError: a name that leads elsewhere, or two images with one label file.
+    """
+    seen: dict[Path, dict[str, Any]] = {}
+    for image in data['images']:
+        name = Path(image['file_name'])
+        if name.is_absolute() or '..' in name.parts:
+            raise DataError(f"image {image['id']}: file_name '{name}' leads out of the folder that is written: let "
+                            'names begin in one folder, and give it with --images')
+        other = seen.setdefault(name.with_suffix(''), image)
+        if beside and other is not image:
+            raise DataError(f"images {other['id']} ('{other['file_name']}') and {image['id']} ('{name}') would have "
+                            'one label file: rename one of them')
+
+
 def outlines(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> list[list[float]]:
     """The polygons of an annotation, the largest first; of a mask the outlines of its parts, without holes."""
     segmentation = annotation.get('segmentation')
@@ -45,7 +67,10 @@ def link_image(source: Path, target: Path) -> None:
         DataError: the image is missing.
     """
     if not source.is_file():
-        raise DataError(f'{source}: no such image; name their folder with --images')
+        slashes = Path(str(source).replace('\\', '/'))
+        raise DataError(f'{source}: no such image; ' + (
+            f"it is there with '/' in place of '\\' ({slashes}): correct file_name" if slashes.is_file() else
+            'name their folder with --images'))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink() or target.exists():
         return

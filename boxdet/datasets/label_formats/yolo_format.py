@@ -309,8 +309,9 @@ def write(data: dict[str, Any], out: Path, images: Path) -> dict[str, int]:
     Returns:
         reason -> number of objects that were left out or simplified.
     """
-    from boxdet.datasets.label_formats.writing import annotations_by_image, link_image, outlines
+    from boxdet.datasets.label_formats.writing import annotations_by_image, check_image_names, link_image, outlines
 
+    check_image_names(data, beside=True)
     counts: dict[str, int] = {}
     numbers = {category['id']: i for i, category in enumerate(data['categories'])}
     keypoints = max((len(category.get('keypoints') or ()) for category in data['categories']), default=0)
