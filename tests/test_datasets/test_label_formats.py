@@ -251,6 +251,14 @@ def test_yolo_lines(tmp_path):
         '2 numbers after the class: neither a box, a polygon, nor keypoints': ['a.txt:8']}
 
 
+def test_yolo_one_label_file_of_two_is_told(tmp_path):
+    draw(tmp_path / 'images/a.png')
+    labels = yolo(tmp_path, '0 0.5 0.5 0.2 0.5\n')
+    assert [len(image.objects) for image in labels.images] == [1, 1]
+    assert dict(labels.notes) == {'has one label file with a.jpg: objects are taken for both': [
+        str(tmp_path / 'images/a.png')]}
+
+
 def test_yolo_poses(tmp_path):
     labels = yolo(tmp_path, '0 0.5 0.5 0.2 0.5 0.1 0.5 2 0 0 0\n', 'names: {0: p}\ntrain: images\nkpt_shape: [2, 3]\n')
     assert labels.images[0].objects[0].keypoints == [(10, 30, 2), (0, 0, 0)]

@@ -90,6 +90,8 @@ def read(source: Path, options: ReadOptions) -> LabelSet:
     for name in names:
         labels.category(name)
     seen: set[Path] = set()
+    owners: dict[Path, Path] = {}
+    root = source if source.is_dir() else source.parent
     for place, (split, images) in enumerate(splits):
         twin = next((name for name, others in splits[:place] if others == images), None)
         if twin is not None:
@@ -100,7 +102,10 @@ def read(source: Path, options: ReadOptions) -> LabelSet:
                 labels.skip('listed in two splits: kept in the first', str(path))
                 continue
             seen.add(path.resolve())
-            _read_image(labels, path, split, names, kpt_shape, source if source.is_dir() else source.parent)
+            file = label_file(path, root)
+            if owners.setdefault(file, path) != path and file.is_file():
+                labels.note(f'has one label file with {owners[file].name}: objects are taken for both', str(path))
+            _read_image(labels, path, split, names, kpt_shape, file)
     if not labels.images:
         raise DataError(f'{source}: no images; name their folder with --images')
     return labels
@@ -222,12 +227,11 @@ def label_file(image: Path, root: Path) -> Path:
 
 
 def _read_image(labels: LabelSet, path: Path, split: str | None, names: Sequence[str], kpt_shape: Any,
-                root: Path) -> None:
+                file: Path) -> None:
     image = open_image(labels, path if path.is_file() else None, str(path), split)
     if image is None:
         return
     labels.images.append(image)
-    file = label_file(path, root)
     if not file.is_file():
         return  # an image without objects
     seen = set()
