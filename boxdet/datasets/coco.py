@@ -433,6 +433,8 @@ def _other_form(data: Any) -> str:
     if {'image_id', 'category_id'} <= set(entry):
         return (' but a list of results' if 'score' in entry else ' but a list of annotations') + (
             ": they belong under 'annotations', beside 'images' and 'categories'")
+    if {'filename', 'ann'} <= set(entry):
+        return " but mmdetection's middle format, which type='CustomDataset' reads"
     return (' but GeoJSON, whose shapes are of a map and not of images: convert them to pixels of the images'
             if 'features' in keys else '')
 

@@ -168,6 +168,8 @@ TASK = dict(id=1, data=dict(image='/data/upload/1.jpg'))
     ([dict(id=1, image='/data/upload/1.jpg', label=[], annotator=1, annotation_id=3)], 'Label Studio', TO_COCO),
     ([dict(image_id=1, category_id=3, bbox=[1, 2, 3, 4], score=0.5)], 'a list of results', "under 'annotations'"),
     ([annotation(1)], 'a list of annotations', "under 'annotations'"),
+    ([dict(filename='1.jpg', width=100, height=80, ann=dict(bboxes=[[1, 2, 3, 4]], labels=[0]))], 'middle format',
+     "type='CustomDataset' reads"),
     (dict(type='FeatureCollection', features=[dict(type='Feature', geometry=None)]), 'GeoJSON',
      'convert them to pixels of the images')])
 @pytest.mark.parametrize('test_mode', [False, True])
