@@ -8,6 +8,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import io
 import json
 import os
 import re
@@ -118,6 +119,8 @@ def run_command(main: Callable[[], int | None], interrupted: str = 'interrupted'
         interrupted: the line after Ctrl-C.
     """
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes whatever it is called with
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
+        sys.stdout.reconfigure(errors='backslashreplace')  # names in letters that a console does not have
     try:
         status = main()
         sys.stdout.flush()

@@ -37,6 +37,11 @@ def test_of_several_processes_one_warns():
     assert run("warnings.warn('x')", RANK='1').stderr == ''
 
 
+def test_letters_that_the_console_does_not_have():
+    done = run("print('\u732b', 'gr\u00f6\u00dfe')", PYTHONIOENCODING='ascii', PYTHONUTF8='0')
+    assert (done.returncode, done.stdout, done.stderr) == (0, '\\u732b gr\\xf6\\xdfe\n', '')
+
+
 def test_our_own_mistakes_keep_their_traceback():
     done = run('1 / 0')
     assert done.returncode == 1 and 'Traceback' in done.stderr and 'ZeroDivisionError' in done.stderr
