@@ -1,8 +1,11 @@
 """``mmdet.apis`` and ``mmdet.datasets.build_dataloader``: results are 2.x's lists by class."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from boxdet import apis
 from boxdet.compat.forms import as_rows, as_training_inputs, meta_dict
@@ -166,37 +169,86 @@ def get_loading_pipeline(pipeline: Sequence[dict]) -> list[dict]:
 
 
 class EvalHook(Hook):
-    """Evaluate ``dataloader``'s data set every ``interval`` epochs (or iterations), with 2.x's results."""
+    """Evaluate a loader's data set with 2.x's results.
+
+    Args:
+        dataloader: torch's, or one of ``build_dataloader``.
+        start: the first epoch (or iteration) that counts; a training that begins there is evaluated before it. None
+            for the first multiple of ``interval``.
+        interval: epochs (or iterations) between two evaluations.
+        by_epoch: count epochs.
+        save_best: refused; the config's ``evaluation`` has it.
+        rule: not used.
+        dynamic_intervals: pairs (milestone, interval): from that count on another interval.
+        **eval_kwargs: of the data set's ``evaluate``.
+
+    Raises:
+        TypeError: another kind of loader.
+        ValueError: ``interval`` is not positive, or ``start`` negative.
+        ConfigError: ``save_best``.
+    """
+    priority = 'LOW'
 
     def __init__(self, dataloader: Any, start: int | None = None, interval: int = 1, by_epoch: bool = True,
-                 save_best: str | None = None, rule: str | None = None, **eval_kwargs: Any):
+                 save_best: str | None = None, rule: str | None = None,
+                 dynamic_intervals: Sequence[Sequence[int]] | None = None, **eval_kwargs: Any):
+        if not isinstance(dataloader, (DictLoader, DataLoader)):
+            raise TypeError(f'EvalHook takes a DataLoader, not {type(dataloader)}')
+        if interval <= 0 or start is not None and start < 0:
+            raise ValueError(f'EvalHook: interval {interval} is positive, start {start} is not negative')
         if save_best is not None:
             raise ConfigError("EvalHook(save_best=...): write evaluation = dict(save_best='bbox_mAP') in the config")
         self.dataloader, self.start, self.interval, self.by_epoch = dataloader, start, interval, by_epoch
-        self.eval_kwargs, self.best_ckpt_path = eval_kwargs, None
+        self.dynamic_intervals = sorted(tuple(pair) for pair in dynamic_intervals or ())
+        self.eval_kwargs, self.best_ckpt_path, self.initial_flag = eval_kwargs, None, True
 
-    def _due(self, number: int) -> bool:
-        return number % self.interval == 0 and (self.start is None or number >= self.start)
+    def _should_evaluate(self, runner: Any) -> bool:
+        """Whether the epoch (or iteration) at hand is one to evaluate after."""
+        count = (runner.epoch if self.by_epoch else runner.iter) + 1
+        interval = next((every for milestone, every in reversed(self.dynamic_intervals) if milestone <= count),
+                        self.interval)
+        return count % interval == 0 if self.start is None else count >= self.start and (
+            count - self.start) % interval == 0
+
+    def _before(self, runner: Any, by_epoch: bool) -> None:
+        done = runner.epoch if by_epoch else runner.iter
+        if self.by_epoch == by_epoch and self.initial_flag and self.start is not None and done >= self.start:
+            self._do_evaluate(runner)
+        if self.by_epoch == by_epoch:
+            self.initial_flag = False
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Evaluate what the training begins with, where ``start`` says so."""
+        self._before(runner, by_epoch=True)
+
+    def before_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        """Likewise."""
+        self._before(runner, by_epoch=False)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Evaluate, where it is time."""
-        if self.by_epoch and self._due(runner.epoch + 1):
+        if self.by_epoch:
             self._do_evaluate(runner)
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         """Likewise."""
-        if not self.by_epoch and self._due(runner.iter + 1):
+        if not self.by_epoch:
             self._do_evaluate(runner)
 
     def _do_evaluate(self, runner: Any) -> None:
+        if not self._should_evaluate(runner):
+            return
+        # A script may have put a loop of its own in the place of mmdet.apis.single_gpu_test.
+        test = getattr(sys.modules.get('mmdet.apis'), 'single_gpu_test', single_gpu_test)
         training = runner.model.training
         runner.model.eval()
-        self.evaluate(runner, single_gpu_test(runner.model, self.dataloader))
+        self.evaluate(runner, test(runner.model, self.dataloader, show=False))
         runner.model.train(training)
 
     def evaluate(self, runner: Any, results: list[Any]) -> None:
         """Log what the data set's ``evaluate`` finds."""
-        values = self.dataloader.dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
+        dataset: Any = self.dataloader.dataset
+        values = dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
         runner.logger.info(', '.join(f'{name}: {value}' for name, value in values.items()))
 
 

@@ -292,6 +292,12 @@ def find_latest_checkpoint(path: str, suffix: str = 'pth') -> str | None:
     return str(found[-1]) if found else None
 
 
+def digit_version(version_str: str) -> list[int]:
+    """The numbers of a version, as a list, which mmdet's is and mmcv's is not."""
+    from mmengine.utils import digit_version as numbers
+    return [*numbers(version_str)]
+
+
 def get_device() -> str:
     """'cuda' where there is a GPU."""
     return 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -42,13 +42,19 @@ _CORE = {
     **_table('boxdet.compat.arrays', 'mask2ndarray center_of_mass flip_tensor select_single_mlvl '
              'filter_scores_and_topk mask_matrix_nms'),
     **_table('boxdet.compat.evaluation', 'eval_recalls tpfp_default'),
+    **_table('boxdet.compat.hits', 'tpfp_imagenet tpfp_openimages'),
+    **_table('boxdet.compat.containers', 'GeneralData InstanceData'),
+    **_table('boxdet.compat.drawing', 'color_val_matplotlib palette_val get_palette imshow_gt_det_bboxes'),
+    **_table('boxdet.compat.hooks', 'ExpMomentumEMAHook LinearMomentumEMAHook CheckInvalidLossHook '
+             'MemoryProfilerHook SetEpochInfoHook SyncNormHook'),
+    'LearningRateDecayOptimizerConstructor': 'boxdet.compat.optimizers:LearningRateDecayOptimizerConstructor',
     **_BUILDERS, **_REGISTRIES,
     **_table('boxdet.compat.forms', 'bbox2result bbox2roi AssignResult SamplingResult'),
     **_table('boxdet.compat.mmcv1', 'auto_fp16 force_fp32'), **_table('boxdet.compat.apis', 'EvalHook DistEvalHook'),
     **_table('boxdet.geometry.nms', 'multiclass_nms batched_nms'),
     **_table('boxdet.structures.masks', 'BitmapMasks PolygonMasks'),
     'get_classes': 'boxdet.datasets.class_names:get_classes',
-    'EpochBasedRunner': 'boxdet.engine.runner:EpochBasedRunner', 'Hook': 'boxdet.engine.hooks:Hook',
+    'EpochBasedRunner': 'boxdet.compat.runners:EpochBasedRunner', 'Hook': 'boxdet.engine.hooks:Hook',
     'build_optimizer': 'boxdet.engine.schedule:build_optimizer'}
 _MODELS = {
     **_REGISTRIES, **_BUILDERS,
@@ -129,7 +135,9 @@ _RUNNER = {
     **_table('boxdet.compat.apis', 'EvalHook DistEvalHook'),
     'ModuleDict': 'mmengine.model:ModuleDict', 'init_dist': 'boxdet.engine.distributed:init_dist',
     'set_random_seed': 'boxdet.apis:set_random_seed', 'Hook': 'boxdet.engine.hooks:Hook',
-    **_table('boxdet.engine.runner', 'EpochBasedRunner IterBasedRunner'),
+    **_table('boxdet.compat.runners', 'EpochBasedRunner IterBasedRunner build_runner'),
+    'BaseRunner': 'boxdet.compat.runners:Runner1x', **_table('boxdet.compat.hooks', 'IterTimerHook OptimizerHook'),
+    **_table('mmengine.runner.priority', 'Priority get_priority'),
     'build_optimizer': 'boxdet.engine.schedule:build_optimizer', '_load_checkpoint':
     'boxdet.checkpoints.io:load_checkpoint',
     'HOOKS': 'boxdet.registry:HOOKS', 'RUNNERS': 'boxdet.registry:RUNNERS', 'OPTIMIZERS':
@@ -172,8 +180,6 @@ INSTEAD = {
     'SingleStageDetector': 'boxdet.models.detectors.TwoStageDetector or RPN (boxdet has two-stage detectors)',
     'AnchorHead': 'mmdet.models.RPNHead', 'BaseDenseHead': 'mmdet.models.RPNHead',
     'BBoxTestMixin': "StandardRoIHead's simple_test_bboxes", 'MaskTestMixin': "StandardRoIHead's simple_test_mask",
-    'ExpMomentumEMAHook': "custom_hooks = [dict(type='ExpMomentumEMAHook')] in the config",
-    'build_runner': 'mmdet.apis.train_detector', 'OptimizerHook': 'optimizer_config of the config',
     'ONNXRuntimeDetector': 'boxdet.export', 'DeployModel': 'boxdet.export'}
 
 
@@ -194,7 +200,7 @@ def lookup(module: str, name: str) -> Any:
     package = _package(module)
     if module in ('mmdet', 'mmdet.version'):
         if name == 'digit_version':
-            return _resolve('mmengine.utils:digit_version')
+            return _resolve('boxdet.compat.functions:digit_version')
         return _VERSION.get(name, ABSENT)
     if name in MODULES.get(module, ()):
         return _resolve(MODULES[module][name])

@@ -65,7 +65,7 @@ def test_a_script_runs_as_it_is(tmp_path):
     ('from mmdet.core import bbox_overlapz', "did you mean 'bbox_overlaps'"),
     ('from mmdet.models import SingleStageDetector', 'use boxdet.models.detectors.TwoStageDetector or RPN'),
     ('import mmdet.models.rpn_heads', 'nor in mmdetection 2.28'),
-    ('from mmcv.runner import build_runner', 'use mmdet.apis.train_detector')])
+    ('from mmdet.core.export import DeployModel', 'use boxdet.export')])
 def test_a_name_that_is_not_there_says_what_is(line, said):
     done = run(f'import boxdet.compat; boxdet.compat.install()\n{line}')
     last = done.stderr.strip().splitlines()[-1]
