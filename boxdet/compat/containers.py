@@ -13,8 +13,10 @@ _NONE = object()
 
 
 def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, (torch.Tensor, np.ndarray)):
-        return type(first) is type(second) and first.shape == second.shape and bool((first == second).all())
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, np.ndarray):
+        return isinstance(second, np.ndarray) and np.array_equal(first, second)
     return bool(first == second)
 
 

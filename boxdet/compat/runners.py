@@ -116,7 +116,7 @@ class Runner1x(Runner):
         step: Any = SimpleNamespace(optimizer=optimizer, accumulation=1, scaler=None)
         # What ``run`` is given takes the place of this loader; until then the loop holds the counts.
         super().__init__(model, [None], step, work_dir or os.getcwd(), logger, meta, max_epochs=1)
-        self.lengths = dict(max_epochs=max_epochs, max_iters=max_iters)
+        self.lengths: dict[str, Any] = dict(max_epochs=max_epochs, max_iters=max_iters)
         self.batch_processor = batch_processor
         self.step_options: dict[str, Any] = {}
         self.times = TimesHook()

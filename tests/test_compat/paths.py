@@ -62,7 +62,7 @@ boxdet.compat.install()
 
 from mmcv import Config  # noqa: E402
 from mmcv.parallel import DataContainer, MMDataParallel, collate, scatter  # noqa: E402
-from mmcv.runner import load_checkpoint, save_checkpoint  # noqa: E402
+from mmcv.runner import build_runner, load_checkpoint, save_checkpoint  # noqa: E402
 from mmdet.apis import multi_gpu_test, single_gpu_test, train_detector  # noqa: E402
 from mmdet.core import DistEvalHook, EvalHook, encode_mask_results, eval_map  # noqa: E402
 from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, build_dataloader, build_dataset  # noqa: E402
@@ -257,6 +257,18 @@ before = {key: value.clone() for key, value in other.state_dict().items()}
 train_detector(other, [build_dataset(script.data.train)], script, distributed=False, validate=True)
 assert os.path.isfile(f'{FOLDER}/trained/epoch_1.pth')
 trained = torch.load(f'{FOLDER}/trained/epoch_1.pth', weights_only=False)['state_dict']
+assert any(not torch.equal(trained[key], before[key]) for key in before)
+
+runner = build_runner(dict(type='EpochBasedRunner', max_epochs=1), default_args=dict(
+    model=MMDataParallel(other, device_ids=[-1]), batch_processor=None, work_dir=f'{FOLDER}/runner', logger=None,
+    meta=None, optimizer=torch.optim.SGD(other.parameters(), lr=0.001)))
+runner.register_training_hooks(dict(policy='step', step=[1]), dict(grad_clip=dict(max_norm=5)), dict(interval=1))
+runner.register_hook(EvalHook(loader, metric='bbox'))
+before = {key: value.clone() for key, value in other.state_dict().items()}
+train_loader = build_dataloader(build_dataset(script.data.train), 1, 0, dist=False)
+runner.run([train_loader], [('train', 1)])
+assert runner.iter == len(train_loader) and np.isfinite(runner.outputs['loss'].item())
+trained = torch.load(f'{FOLDER}/runner/latest.pth')['state_dict']
 assert any(not torch.equal(trained[key], before[key]) for key in before)
 absent = {name for names in OWN.values() for name in names} - touched
 assert not absent, absent
