@@ -19,9 +19,11 @@ class _Module(ModuleType):
     """A module without a file; its names are those of ``names.lookup``."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') and name != '__version__':
+        if name.startswith('__') and name not in ('__all__', '__version__'):
             raise AttributeError(name)  # of the import system
         from boxdet.compat import names
+        if name == '__all__':  # of ``from module import *``
+            return names.known(self.__name__)
         found = names.lookup(self.__name__, name)
         if found is names.ABSENT:
             if f'{self.__name__}.{name}' in MODULES:

@@ -40,6 +40,9 @@ from mmcv.utils import print_log, build_from_cfg, Registry
 import mmdet, mmcv, mmdet.core, mmcv.parallel.collate, mmdet.models.losses.accuracy
 from mmdet.models.losses import accuracy
 from mmcv.parallel import collate as same
+star = {}
+exec('from mmdet.core import *', star)
+assert star['build_assigner'] is build_assigner and star['bbox_rescale'] and 'build_runner' not in star
 assert same is collate and all(callable(f) for f in (collate, scatter, nms, accuracy))
 assert mmdet.__version__ == '2.28.2' and mmcv.Config is Config
 assert issubclass(Shared2FCBBoxHead, ConvFCBBoxHead) and HEADS.get('StandardRoIHead') is StandardRoIHead
