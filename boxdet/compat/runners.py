@@ -96,10 +96,12 @@ class Runner1x(Runner):
         work_dir: where files go; the current folder when None.
         logger: the log.
         meta: goes into every checkpoint.
-        max_iters, max_epochs: the length of the training; one of them.
+        max_iters: the length of the training in iterations; or
+        max_epochs: in epochs.
+        **others: refused, of the runners that ``train_detector`` builds.
 
     Raises:
-        ConfigError: both lengths, or several optimizers.
+        ConfigError: both lengths, several optimizers, or ``others``.
     """
     _epoch, _iter, _inner_iter = map(_of_loop, ('epoch', 'iter', 'inner_iter'))
     _max_epochs, _max_iters = map(_of_loop, ('max_epochs', 'max_iters'))
@@ -108,7 +110,10 @@ class Runner1x(Runner):
     def __init__(self, model: nn.Module, batch_processor: Callable | None = None,
                  optimizer: torch.optim.Optimizer | None = None, work_dir: str | None = None,
                  logger: logging.Logger | None = None, meta: Mapping | None = None, max_iters: int | None = None,
-                 max_epochs: int | None = None):
+                 max_epochs: int | None = None, **others: Any):
+        if others:
+            raise ConfigError(f'{type(self).__name__} takes no {", ".join(others)}: it is a runner that a script '
+                              'builds and runs; one for the config derives from boxdet.engine.runner.EpochBasedRunner')
         if max_iters is not None and max_epochs is not None:
             raise ConfigError('a runner takes max_epochs or max_iters, not both')
         if isinstance(optimizer, Mapping):

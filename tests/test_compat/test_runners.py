@@ -142,6 +142,7 @@ def test_iterations_and_methods_of_a_runner_of_ones_own(tmp_path):
     (lambda runner, rows: build_runner(dict(type='EpochBasedRunner', max_epochs=1, max_iters=1, model=runner.model)),
      'not both'),
     (lambda runner, rows: EpochBasedRunner(runner.model, optimizer=dict(a=runner.optimizer)), 'one optimizer'),
+    (lambda runner, rows: EpochBasedRunner(runner.model, train_loader=rows), 'for the config derives from boxdet'),
     (lambda runner, rows: build_runner(dict(type='EpochBasedRuner')), "did you mean 'EpochBasedRunner'")])
 def test_what_a_runner_refuses(call, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
