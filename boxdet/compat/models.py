@@ -75,6 +75,24 @@ def form_of(cls: type) -> type:
     return made
 
 
+def _sampling_form(cls: type) -> type:
+    if cls not in _made:
+        _made[cls] = type(cls.__name__, (Sampler2x, cls), dict(__module__='boxdet.compat.models', __doc__=cls.__doc__))
+    return _made[cls]
+
+
+def __getattr__(name: str) -> type:
+    """The class of this name, which a pickle of a whole model asks for; also in a process without the import hook."""
+    made = next((one for one in _made.values() if one.__name__ == name), None)
+    for known, form in ((registry.MODELS, form_of), (registry.DATASETS, form_of), (registry.PIPELINES, form_of),
+                        (registry.MATCHING, _sampling_form)):
+        if made is None and not name.startswith('_') and name in known:
+            made = form(known.get(name))
+    if made is None:
+        raise AttributeError(f'{__name__} has no {name}')
+    return made
+
+
 def register_forms() -> None:
     """Put the classes with 2.x's methods into the registries, under the same names."""
     samples.hold_lists()
@@ -87,6 +105,4 @@ def register_forms() -> None:
     for name in registry.MATCHING.names():
         cls = registry.MATCHING.get(name)
         if hasattr(cls, 'sample') and not issubclass(cls, Sampler2x) and cls.__module__.startswith('boxdet.'):
-            made = type(name, (Sampler2x, cls), dict(__module__='boxdet.compat.models', __doc__=cls.__doc__))
-            _made[cls] = made
-            registry.MATCHING.register_module(name=name, module=made, force=True)
+            registry.MATCHING.register_module(name=name, module=_sampling_form(cls), force=True)

@@ -2,6 +2,7 @@
 import copy
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from types import SimpleNamespace
@@ -249,6 +250,13 @@ try:
     raise SystemExit('a checkpoint that lacks a weight was loaded strictly')
 except RuntimeError as error:
     assert 'neck.fpn_convs.0.conv.bias' in str(error), error
+torch.save(model, f'{FOLDER}/whole.pth')  # the whole object, read here and by a process without the hook
+same = torch.load(f'{FOLDER}/whole.pth', weights_only=False)
+assert type(same) is type(model) and same.memory_format is model.memory_format and same.CLASSES == ('a', 'b')
+assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+read = f"import torch; print(type(torch.load('{FOLDER}/whole.pth', weights_only=False).roi_head.bbox_sampler).__name__)"
+assert subprocess.run([sys.executable, '-W', 'ignore', '-c', read], capture_output=True,
+                      text=True).stdout == 'OHEMSampler\n'
 
 script = Config(dict(cfg.to_dict(), work_dir=f'{FOLDER}/trained', seed=0, gpu_ids=[0], device='cpu',
                      runner=dict(type='EpochBasedRunner', max_epochs=1)))
