@@ -12,7 +12,7 @@ from boxdet.compat.forms import as_rows, as_training_inputs, meta_dict
 from boxdet.compat.mmcv1 import DataContainer, bare
 from boxdet.compat.mmdet3 import as_both
 from boxdet.datasets import loader as data_loader
-from boxdet.engine.hooks import Hook
+from boxdet.engine.hooks import EvaluationHook, Hook, rule_of
 from boxdet.errors import ConfigError
 from boxdet.structures.batch import Batch
 from boxdet.structures.instances import Instances
@@ -177,15 +177,15 @@ class EvalHook(Hook):
             for the first multiple of ``interval``.
         interval: epochs (or iterations) between two evaluations.
         by_epoch: count epochs.
-        save_best: refused; the config's ``evaluation`` has it.
-        rule: not used.
+        save_best: keep the checkpoint of the best value of this metric; 'auto' takes the first one.
+        rule: 'greater' or 'less'; found from the metric's name when None.
         dynamic_intervals: pairs (milestone, interval): from that count on another interval.
         **eval_kwargs: of the data set's ``evaluate``.
 
     Raises:
         TypeError: another kind of loader.
         ValueError: ``interval`` is not positive, or ``start`` negative.
-        ConfigError: ``save_best``.
+        ConfigError: a ``rule`` that is neither, or that the name ``save_best`` does not tell.
     """
     priority = 'LOW'
 
@@ -196,11 +196,13 @@ class EvalHook(Hook):
             raise TypeError(f'EvalHook takes a DataLoader, not {type(dataloader)}')
         if interval <= 0 or start is not None and start < 0:
             raise ValueError(f'EvalHook: interval {interval} is positive, start {start} is not negative')
-        if save_best is not None:
-            raise ConfigError("EvalHook(save_best=...): write evaluation = dict(save_best='bbox_mAP') in the config")
+        if save_best not in (None, 'auto') and rule is None:
+            rule = rule_of(str(save_best))
+        self.best = EvaluationHook(dataloader.dataset, dataloader, dict, by_epoch=by_epoch, save_best=save_best,
+                                   rule=rule)
         self.dataloader, self.start, self.interval, self.by_epoch = dataloader, start, interval, by_epoch
         self.dynamic_intervals = sorted(tuple(pair) for pair in dynamic_intervals or ())
-        self.eval_kwargs, self.best_ckpt_path, self.initial_flag = eval_kwargs, None, True
+        self.save_best, self.eval_kwargs, self.initial_flag = save_best, eval_kwargs, True
 
     def _should_evaluate(self, runner: Any) -> bool:
         """Whether the epoch (or iteration) at hand is one to evaluate after."""
@@ -246,10 +248,12 @@ class EvalHook(Hook):
         runner.model.train(training)
 
     def evaluate(self, runner: Any, results: list[Any]) -> None:
-        """Log what the data set's ``evaluate`` finds."""
+        """Log what the data set's ``evaluate`` finds, and keep the best checkpoint where that is asked for."""
         dataset: Any = self.dataloader.dataset
         values = dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
         runner.logger.info(', '.join(f'{name}: {value}' for name, value in values.items()))
+        if self.save_best is not None:
+            self.best._keep_best(runner, values, (runner.epoch if self.by_epoch else runner.iter) + 1)
 
 
 class DistEvalHook(EvalHook):

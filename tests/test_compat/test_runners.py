@@ -232,7 +232,25 @@ def test_when_an_eval_hook_evaluates(options, begins, epochs, evaluated, tmp_pat
     assert found == evaluated and runner.model.training
 
 
+@pytest.mark.parametrize('options, best', [(dict(save_best='auto'), 2), (dict(save_best='bbox_mAP', rule='less'), 3)])
+def test_an_eval_hook_keeps_the_best_checkpoint(options, best, tmp_path, monkeypatch):
+    monkeypatch.setattr(apis, 'single_gpu_test', lambda model, loader, show: [])
+    values, runner = iter([0.2, 0.7, 0.1, 0.4]), make(tmp_path)
+
+    class Rows(torch.utils.data.TensorDataset):
+        def evaluate(self, results, logger):
+            return dict(bbox_mAP=next(values))
+    runner.register_hook(apis.EvalHook(DataLoader(Rows(DATA)), **options))
+    runner.run([DataLoader(DATA)], [('train', 1)], 4)
+    assert [path.name for path in tmp_path.glob('best*')] == [f'best_bbox_mAP_epoch_{best}.pth']
+    assert runner.meta['hook_msgs'] == dict(best_score={2: 0.7, 3: 0.1}[best],
+                                            best_ckpt=str(tmp_path / f'best_bbox_mAP_epoch_{best}.pth'))
+
+
 def test_an_eval_hook_refuses():
+    for options in (dict(save_best='auto', rule='most'), dict(save_best='beauty')):
+        with pytest.raises(ConfigError, match="'greater' (n)?or 'less'"):
+            apis.EvalHook(DataLoader(DATA), **options)
     with pytest.raises(TypeError, match='takes a DataLoader'):
         apis.EvalHook([DATA])
     for options in (dict(interval=-1), dict(start=-2)):
