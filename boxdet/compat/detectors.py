@@ -188,12 +188,6 @@ class Detector2x(_Detector):
 
     # torch.save of a whole model takes a protocol that knows no memory formats.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, 'memory_format': str(self.memory_format).removeprefix('torch.')}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, 'memory_format': getattr(torch, state['memory_format'])})
-
 
 def _complete(metas: Sequence[Mapping[str, Any]], img: torch.Tensor) -> list[dict[str, Any]]:
     """Metas with the shapes that a script left out: those of the input."""

@@ -183,6 +183,13 @@ class _Detector(nn.Module):
         here = batch.images.device == self.device and batch.images.dtype != torch.uint8
         return batch if here else batch.to(self.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of a whole detector for ``torch.save``: no pickle names a memory format by itself."""
+        return {**self.__dict__, 'memory_format': str(self.memory_format).removeprefix('torch.')}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, 'memory_format': getattr(torch, state['memory_format'])})
+
     def show_result(self, img: Any, result: Instances | Sequence, score_thr: float = 0.3,
                     bbox_color: ColorSpec | None = None, text_color: ColorSpec | None = None,
                     mask_color: ColorSpec | None = None, thickness: float | None = None,

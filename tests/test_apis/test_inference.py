@@ -363,3 +363,13 @@ def test_a_model_in_training_is_lent_to_several_threads():
     with evaluating(model.eval()):
         assert not model.training
     assert not model.training
+
+
+def test_a_whole_detector_is_saved_and_read(tiny_detector, tmp_path):
+    model = init_detector(str(tiny_detector.config), str(tiny_detector.checkpoint), device='cpu')
+    torch.save(model, tmp_path / 'whole.pth')
+    again = torch.load(tmp_path / 'whole.pth', weights_only=False)
+    assert again.memory_format is model.memory_format
+    image = str(tiny_detector.images[0])
+    expected, found = inference_detector(model, image), inference_detector(again, image)
+    assert len(found) and torch.equal(found.bboxes, expected.bboxes) and torch.equal(found.scores, expected.scores)
