@@ -150,12 +150,13 @@ def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
 def _as_list(cfg: InitCfg) -> list[Cfg]:
     if cfg is None:
         return []
-    configs = [cfg] if isinstance(cfg, Mapping) else list(cfg)
-    for one in configs:
+    configs: list[Cfg] = []
+    for one in [cfg] if isinstance(cfg, Mapping) else cfg:
         if not isinstance(one, Mapping):
             raise ConfigError(f'init_cfg is a dict or a list of dicts, not {one!r}')
-        if 'type' not in one:
+        if 'type' not in one and 'checkpoint' not in one:
             raise ConfigError(f"init_cfg needs a 'type': {dict(one)}")
+        configs.append({'type': 'Pretrained', **one})  # 2.x's RF-Next configs give the checkpoint alone
     return configs
 
 

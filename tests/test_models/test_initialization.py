@@ -263,3 +263,12 @@ def test_pretrained_override_of_one_part(net, saved):
     initialize(net, dict(type='Constant', val=1, layer='Linear',
                          override=dict(type='Pretrained', name='reg', checkpoint='x.pth')))
     assert (net.reg.weight == 9).all() and (net.fc.weight == 1).all()
+
+
+def test_a_checkpoint_alone_is_pretrained(tmp_path):
+    """As mmdetection 2.x's RF-Next configs give it."""
+    part = nn.Linear(2, 2)
+    torch.save({'weight': torch.full((2, 2), 3.0), 'bias': torch.zeros(2)}, tmp_path / 'x.pth')
+    part.init_cfg = dict(checkpoint=str(tmp_path / 'x.pth'))
+    initialize(part)
+    assert (part.weight == 3).all()
