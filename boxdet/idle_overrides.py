@@ -206,12 +206,17 @@ def idle_overrides(cls: type) -> dict[str, tuple[str, str]]:
     heard -= {name for owner in ours for name in vars(owner).get('unheard', ())}  # it has them for its callers only
     found: dict[str, tuple[str, str]] = {}
     for base in ours:
-        instead = ', '.join(name for name, value in vars(base).items() if callable(value) and not name.startswith('__'))
-        further = dict.fromkeys(_FURTHER.get(base.__name__, '').split(), (base.__name__, f'one of {instead}, __call__'))
-        for name, row in (*TABLE.get(base.__name__, {}).items(), *further.items()):
+        for name, row in (*TABLE.get(base.__name__, {}).items(), *_further(base)):
             if name in theirs and name not in heard:
                 found.setdefault(name, row)
     return {name: row for name, row in found.items() if not _calls(cls, ours[0], name, found)}
+
+
+def _further(base: type) -> list[tuple[str, tuple[str, str]]]:
+    """The rows of ``_FURTHER`` for a class of ours; what to override is one of its own methods."""
+    names = _FURTHER.get(base.__name__, '').split()
+    own = [name for name, value in vars(base).items() if callable(value) and not name.startswith('__')] if names else []
+    return [(name, (base.__name__, f"one of {', '.join([*own, '__call__'])}")) for name in names]
 
 
 def _calls(cls: type, ours: type, name: str, idle: Mapping[str, object]) -> bool:
