@@ -4,14 +4,12 @@ import sys
 
 import numpy as np
 import torch
+from spied_models import batch, called, spying
 
 from boxdet.engine.config import load_config
 from boxdet.errors import ConfigError
 from boxdet.idle_overrides import idle_overrides
 from boxdet.models import build_detector
-from boxdet.structures.batch import Batch, ImageMeta
-from boxdet.structures.instances import Instances
-from boxdet.structures.masks import BitmapMasks
 
 GRID = dict(type='SingleRoIExtractor', out_channels=8, featmap_strides=[4, 8, 16, 32],
             roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0))
@@ -56,17 +54,6 @@ def config(kind):
     return cfg
 
 
-def batch():
-    boxes = torch.tensor([[8., 8, 60, 70], [40, 30, 110, 100]])
-    bits = np.zeros((2, 128, 128), np.uint8)
-    bits[0, 8:70, 8:60] = bits[1, 30:100, 40:110] = 1
-    meta = ImageMeta(img_shape=(128, 128, 3), ori_shape=(64, 64, 3), pad_shape=(128, 128, 3),
-                     scale_factor=np.full(4, 2, np.float32))
-    gt = [Instances(bboxes=boxes, labels=torch.tensor([0, 1]), masks=BitmapMasks(bits, 128, 128)) for _ in range(2)]
-    return Batch(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(5)), [meta, meta], gt,
-                 [torch.zeros(0, 4)] * 2)
-
-
 torch.manual_seed(0)
 plain = {kind: build_detector(config(kind)) for kind in FAMILIES}
 
@@ -80,19 +67,6 @@ from mmdet.models.builder import HEADS  # noqa: E402
 from mmdet.models.dense_heads import RPNHead  # noqa: E402
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead  # noqa: E402
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead  # noqa: E402
-
-called = set()
-
-
-def spying(base, *names):
-    """The name of a registered subclass whose methods note that they were called, and call the base's."""
-    def spy(name):
-        def method(self, *args, **kwargs):
-            called.add(name)
-            return getattr(super(made, self), name)(*args, **kwargs)
-        return method
-    made = type(f'My{base.__name__}', (base,), {name: spy(name) for name in names})
-    return HEADS.register_module(name=made.__name__, force=True)(made).__name__
 
 
 def outcome(model):
@@ -130,17 +104,17 @@ for kind in FAMILIES:
     of_masks = () if kind in ('MaskScoringRoIHead', 'PointRendRoIHead') else ('_mask_forward',)
     for names in ((*TRAINING, *of_masks, 'simple_test'), (*TRAINING, *of_masks)):
         cfg = config(kind)
-        cfg['roi_head']['type'] = spying(base, *names)
+        cfg['roi_head']['type'] = spying(HEADS, base, *names)
         compare(kind, cfg, names)
 print('families equal')
 
 # ---------------------------------------------------------------- RPN and mask head by their parts
 cfg = config('StandardRoIHead')
-cfg['rpn_head']['type'] = spying(RPNHead, 'loss_single', '_get_bboxes_single')
-cfg['roi_head']['mask_head']['type'] = spying(FCNMaskHead, 'forward')
+cfg['rpn_head']['type'] = spying(HEADS, RPNHead, 'loss_single', '_get_bboxes_single')
+cfg['roi_head']['mask_head']['type'] = spying(HEADS, FCNMaskHead, 'forward')
 compare('StandardRoIHead', cfg, ('loss_single', '_get_bboxes_single', 'forward'))
 cfg = config('StandardRoIHead')
-cfg['roi_head']['mask_head']['type'] = spying(FCNMaskHead, 'get_seg_masks')
+cfg['roi_head']['mask_head']['type'] = spying(HEADS, FCNMaskHead, 'get_seg_masks')
 compare('StandardRoIHead', cfg, ('get_seg_masks',))
 
 # ---------------------------------------------------------------- what is left of boxes that were moved
@@ -168,9 +142,9 @@ print('parts equal')
 def told(kind, text, part=None, base=None, name='loss'):
     cfg = config(kind)
     if part is None:
-        cfg['roi_head']['type'] = spying(getattr(roi_heads, kind), name)
+        cfg['roi_head']['type'] = spying(HEADS, getattr(roi_heads, kind), name)
     else:
-        cfg['roi_head'][part]['type'] = spying(base, name)
+        cfg['roi_head'][part]['type'] = spying(HEADS, base, name)
     try:
         build_detector(cfg)
     except ConfigError as error:

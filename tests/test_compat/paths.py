@@ -10,13 +10,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
+from spied_models import batch, called, spying
 
 import boxdet.apis
 from boxdet.engine.config import load_config
 from boxdet.models import build_detector as build_plain
-from boxdet.structures.batch import Batch, ImageMeta
-from boxdet.structures.instances import Instances
-from boxdet.structures.masks import BitmapMasks as OurBitmapMasks
 
 ROOT = sys.argv[1]
 FOLDER = tempfile.mkdtemp()
@@ -42,17 +40,6 @@ def small(kind, ohem=False):
     return cfg
 
 
-def batch():
-    boxes = torch.tensor([[8., 8, 60, 70], [40, 30, 110, 100]])
-    bits = np.zeros((2, 128, 128), np.uint8)
-    bits[0, 8:70, 8:60] = bits[1, 30:100, 40:110] = 1
-    meta = ImageMeta(img_shape=(128, 128, 3), ori_shape=(64, 64, 3), pad_shape=(128, 128, 3),
-                     scale_factor=np.full(4, 2, np.float32))
-    gt = [Instances(bboxes=boxes, labels=torch.tensor([0, 1]), masks=OurBitmapMasks(bits, 128, 128)) for _ in range(2)]
-    return Batch(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(5)), [meta, meta], gt,
-                 [torch.zeros(0, 4)] * 2)
-
-
 KINDS = dict(cascade=small('cascade_mask'), ohem=small('mask', ohem=True))
 torch.manual_seed(0)
 plain = {name: build_plain(copy.deepcopy(cfg)) for name, cfg in KINDS.items()}
@@ -73,23 +60,10 @@ from mmdet.models.builder import HEADS  # noqa: E402
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead  # noqa: E402
 
 # ---------------------------------------------------------------- forms of RoI heads: cascade with masks, OHEM
-called = set()
-
-
-def spying(base, *names):
-    def spy(name):
-        def method(self, *args, **kwargs):
-            called.add(name)
-            return getattr(super(made, self), name)(*args, **kwargs)
-        return method
-    made = HEADS.register_module(name=f'My{base.__name__}')(
-        type(f'My{base.__name__}', (base,), {name: spy(name) for name in names}))
-    return made.__name__
-
-
-CALLED = dict(cascade=spying(CascadeRoIHead, '_bbox_forward', '_bbox_forward_train', '_mask_forward',
+CALLED = dict(cascade=spying(HEADS, CascadeRoIHead, '_bbox_forward', '_bbox_forward_train', '_mask_forward',
                              '_mask_forward_train', 'forward_train'),
-              ohem=spying(StandardRoIHead, '_bbox_forward', '_mask_forward', 'forward_train', 'simple_test_mask'))
+              ohem=spying(HEADS, StandardRoIHead, '_bbox_forward', '_mask_forward', 'forward_train',
+                          'simple_test_mask'))
 for name, kind in CALLED.items():
     cfg = copy.deepcopy(KINDS[name])
     cfg['roi_head']['type'] = kind
