@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -187,9 +188,15 @@ def bare(model: nn.Module) -> nn.Module:
 
 def load_checkpoint(model: nn.Module, filename: str, map_location: Any = None, strict: bool = False, logger: Any = None,
                     revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),)) -> dict[str, Any]:
-    """Load a file or an address into the model; its content is returned."""
+    """Load a file or an address into the model; its content is returned.
+
+    ``revise_keys`` are pairs (pattern, replacement) for the names of the weights, one after the other.
+    """
     content = io.load_checkpoint(filename, map_location or 'cpu')
-    report = load_weights(bare(model), content, str(filename))
+    state = content['state_dict']
+    for pattern, replacement in revise_keys:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    report = load_weights(bare(model), {**content, 'state_dict': state}, str(filename))
     if strict and (report.missing or report.unexpected or report.mismatched):
         raise RuntimeError(f'{filename} does not fit: {report}')
     return content

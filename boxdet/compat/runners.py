@@ -278,7 +278,7 @@ class Runner1x(Runner):
     def load_checkpoint(self, filename: str, map_location: Any = 'cpu', strict: bool = False,
                         revise_keys: Sequence[tuple[str, str]] = ()) -> dict:
         """Load weights; the file's content is returned."""
-        return load_checkpoint(self.model, filename, map_location, strict)
+        return load_checkpoint(self.model, filename, map_location, strict, revise_keys=revise_keys)
 
     def resume(self, filename: str, resume_optimizer: bool = True, map_location: Any = 'cpu') -> None:
         """Go on from a checkpoint: weights, optimizer, epoch and iteration."""

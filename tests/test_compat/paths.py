@@ -217,6 +217,12 @@ assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.
 renamed = {f'module.{key}': value for key, value in content['state_dict'].items()}
 torch.save(renamed, f'{FOLDER}/b.pth')
 load_checkpoint(other, f'{FOLDER}/b.pth', strict=True)
+named = {f'net.{name}': value for name, value in model.state_dict().items()}
+torch.save(dict(meta={}, state_dict=named), f'{FOLDER}/named.pth')
+for value in other.parameters():
+    value.data.zero_()
+load_checkpoint(other, f'{FOLDER}/named.pth', strict=True, revise_keys=[('^net', 'module'), (r'^module\.', '')])
+assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
 del renamed['module.neck.fpn_convs.0.conv.bias']
 torch.save(renamed, f'{FOLDER}/c.pth')
 try:
