@@ -13,9 +13,11 @@ Letters: B images, R rois, P positive rois, K classes, C channels, h, w height a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
@@ -29,6 +31,7 @@ from boxdet.structures.batch import SampledRois
 from boxdet.structures.instances import Instances
 
 _UPSAMPLE = ('deconv', 'nearest', 'bilinear', 'carafe', None)
+_ROIS_AT_ONCE = 8  # enlarged features in work: 6 MB of 28x28 pixels and 256 channels stay in the processor's cache
 
 
 @HEADS.register_module()
@@ -140,16 +143,35 @@ class FCNMaskHead(nn.Module):
             return self._every_class(x)[:, 0]
         if type(last) is not nn.Conv2d:
             return self._every_class(x)[torch.arange(labels.shape[0], device=labels.device), labels]
-        x = self._upsampled(x)                                                            # (R, C, h, w)
         weight = last.weight[labels].flatten(1)                                          # (R, C)
+        layer = self._in_parts(x)
+        if layer is not None:
+            return self._with_bias(_OwnLogits.apply(x, layer.weight, layer.bias, weight), labels)
+        x = self._upsampled(x)                                                            # (R, C, h, w)
         # Either way the gradient comes in the memory format of the features, and is not turned.
         if x.is_contiguous(memory_format=torch.channels_last):
             logits = torch.bmm(x.flatten(2).transpose(1, 2), weight[:, :, None])         # (R, h * w, 1)
         else:
             logits = torch.bmm(weight[:, None], x.flatten(2))                            # (R, 1, h * w)
-        logits = logits.view(x.shape[0], *x.shape[2:])                                  # (R, h, w)
-        logits = logits if last.bias is None else logits + last.bias[labels, None, None]
+        return self._with_bias(logits.view(x.shape[0], *x.shape[2:]), labels)
+
+    def _with_bias(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits (R, h, w) of the labels (R,), with the last layer's bias, enlarged."""
+        bias = self.conv_logits.bias
+        logits = logits if bias is None else logits + bias[labels, None, None]
         return self._enlarged(logits[:, None])[:, 0]
+
+    def _in_parts(self, x: torch.Tensor) -> nn.ConvTranspose2d | None:
+        """The layer that enlarges x (R, C, ., .) a few rois at a time: in training on the CPU in full precision."""
+        layer = self.upsample
+        if type(layer) is not nn.ConvTranspose2d or layer._forward_hooks or layer._forward_pre_hooks:
+            return None
+        no_overlap = (layer.stride == layer.kernel_size and layer.padding == layer.output_padding == (0, 0)
+                      and layer.dilation == (1, 1) and layer.groups == 1)
+        suits = (no_overlap and torch.is_grad_enabled() and x.device.type == 'cpu' and x.dtype == layer.weight.dtype
+                 and x.dtype == at_least_float32(x).dtype and not torch.is_autocast_enabled('cpu')
+                 and not torch.compiler.is_compiling())
+        return layer if suits else None
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -184,6 +206,76 @@ class FCNMaskHead(nn.Module):
     def predict(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Probabilities (R, h, w) of each roi's class."""
         return at_least_float32(self.forward_labels(x, labels)).sigmoid()
+
+
+class _OwnLogits(torch.autograd.Function):
+    """Transposed convolution without overlap, ReLU, and a product with a vector of its own for each roi.
+
+    The enlarged features and their gradient would be most of the memory of a training step, four times what the
+    convolutions before them hold. They are made for a few rois at a time; kept is where they are positive.
+
+    Letters: O channels of the enlarged features, s their pixels for each one of x, n rois at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                own: torch.Tensor) -> torch.Tensor:
+        """Logits (R, h, w) of x (R, C, ., .) by a layer of weight (C, O, ., .) and bias (O,), and vectors (R, O)."""
+        (rois, _, rows, columns), (down, across) = x.shape, weight.shape[2:]
+        table = _as_table(weight)
+        shift = table.new_zeros(table.shape[1]) if bias is None else bias.repeat(down * across)
+        positive = torch.empty(rois, rows * columns * down * across, weight.shape[1], dtype=torch.bool)
+        logits = x.new_empty(rois, rows * columns * down * across)
+        for part in _parts(rois):
+            enlarged = torch.addmm(shift, _pixels(x[part]).flatten(0, 1), table).view_as(positive[part])
+            torch.gt(enlarged, 0, out=positive[part])
+            torch.bmm(enlarged.relu_(), own[part, :, None], out=logits[part, :, None])
+        ctx.save_for_backward(x, weight, bias, own, positive)
+        logits = logits.view(rois, rows, columns, down, across).transpose(2, 3)
+        return logits.reshape(rois, rows * down, columns * across)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, bias, own, positive = ctx.saved_tensors
+        (rois, channels, rows, columns), (_, outputs, down, across) = x.shape, weight.shape
+        table, cells = _as_table(weight), down * across
+        by_cell = table.view(channels, cells, outputs)
+        grad = grad.reshape(rois, rows, down, columns, across).transpose(2, 3).flatten(1)[:, :, None]
+        grad_x, grad_own = torch.empty_like(x), torch.zeros_like(own)
+        grad_table = torch.zeros_like(by_cell)
+        grad_shift = grad_table.new_zeros(outputs)
+        for part in _parts(rois):
+            pixels, vector = _pixels(x[part]), own[part]
+            back = grad[part] * positive[part]                                           # (n, pixels * s, O)
+            # The products of features and gradient serve both gradients: of the layer's weight, and of the vectors,
+            # which would ask for the enlarged features.
+            products = torch.bmm(pixels.transpose(1, 2), back.view(len(pixels), -1, cells * outputs))
+            products = products.view(-1, channels, cells, outputs)                       # (n, C, s, O)
+            grad_own[part] = (products * by_cell).sum(dim=(1, 2))
+            if bias is not None:
+                sums = back.sum(dim=1)                                                   # (n, O)
+                grad_own[part] += sums * bias
+                grad_shift += (sums * vector).sum(dim=0)
+            grad_table += products.mul_(vector[:, None, None]).sum(dim=0)
+            back = back.mul_(vector[:, None]).view(-1, cells * outputs)
+            grad_x[part] = (back @ table.T).view(-1, rows, columns, channels).permute(0, 3, 1, 2)
+        grad_weight = grad_table.view(channels, down, across, outputs).permute(0, 3, 1, 2)
+        return grad_x, grad_weight, None if bias is None else grad_shift, grad_own
+
+
+def _parts(rois: int) -> list[slice]:
+    return [slice(start, start + _ROIS_AT_ONCE) for start in range(0, rois, _ROIS_AT_ONCE)]
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """(n, C, h, w) as (n, h * w, C); a view in channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_table(weight: torch.Tensor) -> torch.Tensor:
+    """The weight (C, O, ., .) of a transposed convolution as (C, s * O)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _upsample_layer(cfg: dict, channels: int, out_channels: int) -> tuple[nn.Module | None, bool]:

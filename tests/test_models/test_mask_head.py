@@ -64,6 +64,34 @@ def test_gradients_of_one_class_are_those_of_all():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('bias', [True, False])
+def test_enlargement_in_parts_has_the_gradients_of_the_layers(memory_format, bias):
+    head, labels = build(in_channels=3, num_convs=0).double().to(memory_format=memory_format), torch.arange(11) % K
+    head.upsample = torch.nn.ConvTranspose2d(3, 4, (2, 3), (2, 3), bias=bias).double()
+    head.conv_logits = torch.nn.Conv2d(4, K, 1).double()
+    x = torch.randn(11, 3, 5, 4, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    weights = torch.randn(11, 10, 12, dtype=torch.float64)
+    found = []
+    for hooks in (False, True):  # a layer with hooks is called as it is
+        if hooks:
+            head.upsample.register_forward_hook(lambda *_: None)
+        assert (head._in_parts(x) is None) is hooks
+        logits = head.logits(x, labels)
+        parameters = dict(head.named_parameters())
+        found.append([logits, *torch.autograd.grad((logits * weights).sum(), [x, *parameters.values()])])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
+
+
+def test_training_keeps_no_enlarged_features():
+    head, x, labels, kept = build(), torch.randn(9, 16, 14, 14), torch.arange(9) % K, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        head.forward_labels(x, labels)
+    enlarged = [t.dtype for t in kept if t.numel() >= 9 * head.conv_out_channels * 28 * 28]
+    assert enlarged == [torch.bool]
+
+
 def sampled(boxes, index) -> SampledRois:
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     index = torch.tensor(index, dtype=torch.long)
