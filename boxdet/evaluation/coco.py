@@ -4,6 +4,8 @@ pycocotools matches in Python, one (image, class, size, threshold) at a time. He
 only pairs of a detection and an object that overlap enough are looked at, and the k-th detections of all (image, class)
 groups choose at the same time, for all sizes and thresholds. IoUs of masks are pycocotools' own C code. ``match`` gives
 the matches, ``accumulate`` the precision and recall of them (Lin et al. 2014; pycocotools' cocoeval.py is the rule).
+Many detections are shared among the machine's processes, images by ``match`` and classes by ``accumulate``; the numbers
+are the same to the last bit.
 
 One departure, where pycocotools is wrong: an object whose annotation id is 0 counts as found like any other.
 
@@ -17,7 +19,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from pycocotools import mask as coco_masks
@@ -25,7 +27,8 @@ from pycocotools.coco import COCO
 
 from boxdet.errors import DataError
 from boxdet.evaluation.oks import oks
-from boxdet.evaluation.stored_results import arrays_of
+from boxdet.evaluation.processes import in_processes, usable_processes
+from boxdet.evaluation.stored_results import StoredResults, arrays_of, labels_of
 from boxdet.structures.instances import Fields, Instances
 from boxdet.structures.masks import BitmapMasks, PolygonMasks, RleMasks
 
@@ -38,6 +41,8 @@ RECALL_LEVELS = np.linspace(0.0, 1.00, 101)
 WRONG, FOUND, IGNORED = 0, 1, 2  # what became of a detection
 
 _BLOCK = 20000  # detections that are matched at once: enough to keep numpy busy, little enough to stay in megabytes
+_WORTH = 40000  # detections from which on several processes pay
+_PARTS = 4  # of the work for each process: they end at about the same time
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Truths:
         crowd: (G,) bool: a region; what overlaps is the share of the detection that lies in it, not the IoU.
         shared: (G,) bool: any number of detections may be matched with it.
         ignored: (G,) bool: neither found nor missed. In COCO crowds are both.
-        shapes: G RLEs, or (G, J, 3) keypoints as x, y, visibility; None where boxes are matched.
+        shapes: G RLEs (which may be drawn when they are asked for), or (G, J, 3) keypoints as x, y, visibility; None
+            where boxes are matched.
     """
     image: np.ndarray
     label: np.ndarray
@@ -165,7 +171,8 @@ class Scores:
 def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str, image_ids: Sequence[int],
                 category_ids: Sequence[int], limits: Sequence[int] = (100, 300, 1000),
                 iou_thrs: Sequence[float] | np.ndarray | None = None, class_agnostic: bool = False,
-                oks_settings: OksSettings | None = None, sizes: Mapping[str, Sequence[float]] | None = None) -> Scores:
+                oks_settings: OksSettings | None = None, sizes: Mapping[str, Sequence[float]] | None = None,
+                nproc: int | None = None) -> Scores:
     """Evaluate ``results``, one Instances for each of ``image_ids``, with labels that count in ``category_ids``.
 
     Args:
@@ -179,22 +186,24 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
         class_agnostic: match whatever the categories (proposals).
         oks_settings: of 'keypoints'.
         sizes: ranges of the area in pixels by name; None for COCO's.
+        nproc: see ``match``.
 
     Raises:
-        DataError: annotations without masks in 'segm', or a predicted mask that is not of its image's size.
+        DataError: annotations without masks in 'segm', a predicted mask that is not of its image's size, or a process
+            that was ended from outside.
     """
     gt = truth_columns(ground_truth, image_ids, category_ids, iou_type, class_agnostic)
     images = [ground_truth.imgs[i] for i in image_ids]
     if sizes is None:
         sizes = {size: SIZE_RANGES[size] for size in (KEYPOINT_SIZES if iou_type == 'keypoints' else SIZES)}
-    with _no_garbage_search():
+    with without_garbage_search():
         matches = match(gt, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
-                        oks_settings=oks_settings)
-    return accumulate(matches, image_ids, [-1] if class_agnostic else category_ids, limits)
+                        oks_settings=oks_settings, nproc=nproc)
+        return accumulate(matches, image_ids, [-1] if class_agnostic else category_ids, limits, nproc)
 
 
 @contextlib.contextmanager
-def _no_garbage_search() -> Iterator[None]:
+def without_garbage_search() -> Iterator[None]:
     """Without Python's cyclic garbage collection, which takes a quarter of the time and finds nothing here."""
     was_on = gc.isenabled()
     gc.disable()
@@ -231,9 +240,9 @@ def truth_columns(ground_truth: COCO, image_ids: Sequence[int], category_ids: Se
     boxes = np.array([a['bbox'] for a in rows], dtype=np.float64).reshape(-1, 4)
     crowd = np.array([bool(a.get('iscrowd', 0)) for a in rows], dtype=bool)
     unlabelled = np.array([iou_type == 'keypoints' and not a.get('num_keypoints') for a in rows], dtype=bool)
-    shapes: list | None = None
+    shapes: Sequence | None = None
     if iou_type == 'segm':
-        shapes = [_truth_mask(ground_truth, a) for a in rows]
+        shapes = _DrawnMasks(ground_truth, rows)
     elif iou_type == 'keypoints':
         shapes = [np.array(a.get('keypoints') or (), dtype=np.float64).reshape(-1, 3) for a in rows]
     return Truths(
@@ -243,12 +252,50 @@ def truth_columns(ground_truth: COCO, image_ids: Sequence[int], category_ids: Se
         crowd=crowd, shared=crowd, ignored=crowd | unlabelled, shapes=shapes)
 
 
-def _truth_mask(ground_truth: COCO, annotation: dict) -> dict:
-    if not annotation.get('segmentation'):
-        image = ground_truth.imgs[annotation['image_id']]
-        raise DataError(f"annotation {annotation.get('id')} of image {image['id']} ({image.get('file_name')}) has no "
-                        "'segmentation': metric 'segm' needs masks in the annotation file")
-    return ground_truth.annToRLE(annotation)
+class _DrawnMasks(Sequence[dict]):
+    """The masks of annotations as RLEs, drawn when they are asked for: by the process that compares them.
+
+    Args:
+        ground_truth: what they are of.
+        annotations: G.
+
+    Raises:
+        DataError: one without a mask.
+    """
+
+    def __init__(self, ground_truth: COCO, annotations: Sequence[dict]):
+        self._ground_truth, self._annotations = ground_truth, annotations
+        for annotation in annotations:
+            if not annotation.get('segmentation'):
+                image = ground_truth.imgs[annotation['image_id']]
+                raise DataError(f"annotation {annotation.get('id')} of image {image['id']} ({image.get('file_name')}) "
+                                "has no 'segmentation': metric 'segm' needs masks in the annotation file")
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    @overload
+    def __getitem__(self, index: int) -> dict: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict]: ...
+
+    def __getitem__(self, index: int | slice) -> dict | list[dict]:
+        if isinstance(index, slice):
+            return [self._ground_truth.annToRLE(annotation) for annotation in self._annotations[index]]
+        return self._ground_truth.annToRLE(self._annotations[index])
+
+    def taken(self, rows: np.ndarray) -> _DrawnMasks:
+        """Those of some annotations, not yet drawn."""
+        return _DrawnMasks(self._ground_truth, [self._annotations[row] for row in rows.tolist()])
+
+
+def some_truths(gt: Truths, rows: np.ndarray) -> Truths:
+    """The objects ``rows`` of ``gt``."""
+    columns: dict[str, Any] = {
+        name: column[rows] if isinstance(column, np.ndarray) else column.taken(rows) if isinstance(column, _DrawnMasks)
+        else [column[row] for row in rows.tolist()] for name, column in vars(gt).items() if column is not None}
+    return replace(gt, **columns)
 
 
 # --- matching ---
@@ -256,7 +303,8 @@ def _truth_mask(ground_truth: COCO, annotation: dict) -> dict:
 def match(gt: Truths, results: Iterable[Instances], images: Sequence[dict], category_ids: Sequence[int],
           iou_type: str = 'bbox', iou_thrs: float | Sequence[float] | np.ndarray | None = None, limit: int = 100,
           class_agnostic: bool = False, sizes: Sequence[str] | Mapping[str, Sequence[float]] = SIZES,
-          with_pairs: bool = False, oks_settings: OksSettings | None = None) -> Matches:
+          with_pairs: bool = False, oks_settings: OksSettings | None = None,
+          select: Callable[[int, Fields], Fields] | None = None, nproc: int | None = None) -> Matches:
     """Match every detection, best first, with the object of its class that it overlaps most and that is still free.
 
     Args:
@@ -271,18 +319,19 @@ def match(gt: Truths, results: Iterable[Instances], images: Sequence[dict], cate
         sizes: of ``SIZE_RANGES``, or ranges of the area in pixels by name.
         with_pairs: also tell what is matched with what (``Matches.truth``, ``overlap``).
         oks_settings: how keypoints are compared, in 'keypoints'.
+        select: the detections that take part, of an image's place and all of its fields as arrays; None for all.
+        nproc: processes; None for as many as this process has processors, where there is enough to do for them. Only
+            ``StoredResults`` are shared: others may hold tensors of a GPU, which a forked process cannot read.
 
     Raises:
-        DataError: a predicted mask that is not of its image's size.
+        DataError: a predicted mask that is not of its image's size, or a process that was ended from outside.
     """
     unread = dict(bbox=('masks', 'keypoints'), segm=('keypoints',), keypoints=('masks',))[iou_type]
-    rows = arrays_of(results, *unread)
     overlaps: Callable[..., np.ndarray] = _mask_overlaps if iou_type == 'segm' else _box_overlaps
     if iou_type == 'keypoints':
         if oks_settings is None:
             raise ValueError('keypoints are compared by oks_settings')
-        offset, overlaps = oks_settings.offset, partial(_keypoint_overlaps, oks_settings=oks_settings)
-        rows = (_in_file_coordinates(fields, offset) for fields in rows)
+        overlaps = partial(_keypoint_overlaps, oks_settings=oks_settings)
     thrs = IOU_THRS if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, dtype=np.float64))
     order = np.arange(len(category_ids)) if class_agnostic else np.argsort(category_ids, kind='stable')
     class_order = np.argsort(order)
@@ -292,33 +341,68 @@ def match(gt: Truths, results: Iterable[Instances], images: Sequence[dict], cate
         gt = replace(gt, label=np.zeros_like(gt.label))
     groups = gt.image if class_agnostic else gt.image * len(class_order) + class_order[gt.label]
     ignored = gt.ignored | (gt.area < ranges[:, :1]) | (gt.area > ranges[:, 1:])  # (A, G)
-    parts = []
-    for detections, shapes in _blocks(rows, images, iou_type, class_order, limit, class_agnostic):
-        pairs = _overlapping_pairs(detections, shapes, gt, groups, overlaps,
-                                   1e-6 if with_pairs else thrs.min())
-        chosen = _choose(pairs, len(detections['row']), groups, gt.shared, ignored, thrs)
-        parts.append({**{name: column for name, column in detections.items() if name not in ('group', 'boxes')},
-                      'status': _status(pairs, chosen, detections['area'], ignored, ranges),
-                      **(_partners(pairs, chosen) if with_pairs else {})})
-        del detections, shapes  # before the next ones come
-    columns = {name: np.concatenate([part.pop(name) for part in parts], axis=-1) for name in list(parts[0])}
+    processes = _processes(results, nproc)
+    shares = np.array_split(np.arange(len(images)), 1 if processes == 1 else min(processes * _PARTS, len(images)))
+
+    def matched(share: int) -> dict[str, np.ndarray]:
+        places = shares[share].tolist()
+        rows = _rows(results, places, unread, select, oks_settings)
+        parts = []
+        for detections, shapes in _blocks(rows, images, places, iou_type, class_order, limit, class_agnostic):
+            pairs = _overlapping_pairs(detections, shapes, gt, groups, overlaps, 1e-6 if with_pairs else thrs.min())
+            chosen = _choose(pairs, len(detections['row']), groups, gt.shared, ignored, thrs)
+            parts.append({**{name: column for name, column in detections.items() if name not in ('group', 'boxes')},
+                          'status': _status(pairs, chosen, detections['area'], ignored, ranges),
+                          **(_partners(pairs, chosen) if with_pairs else {})})
+            del detections, shapes  # before the next ones come
+        return _joined(parts)
+
+    columns = _joined(list(in_processes(matched, len(shares), processes)))
     counted = np.stack([np.bincount(gt.label[~row], minlength=1 if class_agnostic else len(class_order))
                         for row in ignored])
     return Matches(gt, counted=counted, iou_thrs=thrs, sizes=tuple(sizes), **columns)
 
 
-def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class_order: np.ndarray, limit: int,
-            class_agnostic: bool) -> Iterator[tuple[dict[str, np.ndarray], list]]:
-    """Columns of the detections of consecutive images and their masks, about ``_BLOCK`` detections at a time.
+def _processes(results: Iterable[Instances], nproc: int | None) -> int:
+    """How many processes match ``results``; one where there is little to do, unless a number is asked for."""
+    if not isinstance(results, StoredResults):
+        return 1
+    processes = usable_processes(nproc)
+    if processes == 1 or nproc is None and sum(map(len, labels_of(results))) < _WORTH:
+        return 1
+    return min(processes, len(results))
 
-    ``rows``: of ``arrays_of``. Beside the columns of ``Matches``: 'group' (D,), the number of the image and class, and
-    'boxes' (D, 4) x, y, width, height.
+
+def _rows(results: Iterable[Instances], places: Sequence[int], unread: Sequence[str],
+          select: Callable[[int, Fields], Fields] | None, oks_settings: OksSettings | None) -> Iterator[Fields]:
+    """The fields of the images at ``places`` (all of them where ``results`` are not stored), as they are compared."""
+    rows = (results.arrays(lambda name: name not in unread, places) if isinstance(results, StoredResults)
+            else arrays_of(results, *unread))
+    if select is not None:
+        rows = map(select, places, rows)
+    if oks_settings is not None:
+        offset = oks_settings.offset
+        rows = (_in_file_coordinates(fields, offset) for fields in rows)
+    return rows
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns of all ``parts``, which are emptied."""
+    return {name: np.concatenate([part.pop(name) for part in parts], axis=-1) for name in list(parts[0])}
+
+
+def _blocks(rows: Iterable[Fields], images: Sequence[dict], places: Sequence[int], iou_type: str,
+            class_order: np.ndarray, limit: int, class_agnostic: bool) -> Iterator[tuple[dict[str, np.ndarray], list]]:
+    """Columns of the detections of the images at ``places`` and their masks, about ``_BLOCK`` detections at a time.
+
+    ``rows``: the fields of those images. Beside the columns of ``Matches``: 'group' (D,), the number of the image and
+    class, and 'boxes' (D, 4) x, y, width, height.
     """
     parts: list[tuple[np.ndarray, ...]] = []
     shapes: list = []
     count = 0
-    for place, (image, fields) in enumerate(zip(images, rows)):
-        own = len(fields['labels'])
+    for place, fields in zip(places, rows):
+        image, own = images[place], len(fields['labels'])
         area = np.zeros(own)
         if own and iou_type == 'segm':
             area = _mask_areas(fields, image)
@@ -329,7 +413,7 @@ def _blocks(rows: Iterator[Fields], images: Sequence[dict], iou_type: str, class
         scores = fields['mask_scores' if iou_type == 'segm' and 'mask_scores' in fields else 'scores']
         parts.append((np.full(own, place), np.arange(own), fields['labels'], scores, fields['bboxes'], area))
         count += own
-        if count >= _BLOCK or place == len(images) - 1:
+        if count >= _BLOCK or place == places[-1]:
             columns, order = _sorted_columns(parts, iou_type, class_order, limit, class_agnostic)
             yield columns, [shapes[i] for i in order.tolist()] if shapes else shapes
             parts, shapes, count = [], [], 0
@@ -531,7 +615,7 @@ def _partners(pairs: tuple[np.ndarray, np.ndarray, np.ndarray], chosen: np.ndarr
 # --- precision and recall ---
 
 def accumulate(matches: Matches, image_ids: Sequence[int], category_ids: Sequence[int],
-               limits: Sequence[int]) -> Scores:
+               limits: Sequence[int], nproc: int | None = None) -> Scores:
     """Precision at 101 levels of recall, and recall, for each class, size, threshold and limit.
 
     Args:
@@ -539,25 +623,56 @@ def accumulate(matches: Matches, image_ids: Sequence[int], category_ids: Sequenc
         image_ids: of the data set: of equal scores, those of the smaller image id come first, as in pycocotools.
         category_ids: of the labels.
         limits: M numbers of detections of an image and class to count, rising.
+        nproc: as in ``match``.
+
+    Raises:
+        DataError: a process that was ended from outside.
     """
-    thrs, classes = len(matches.iou_thrs), np.argsort(category_ids, kind='stable')
-    precision = -np.ones((thrs, len(RECALL_LEVELS), len(classes), len(matches.sizes), len(limits)))
-    recall = -np.ones((thrs, len(classes), len(matches.sizes), len(limits)))
+    classes = np.argsort(category_ids, kind='stable')
     image_order = np.argsort(np.argsort(image_ids, kind='stable'))
-    order = np.lexsort((matches.rank, image_order[matches.image], -matches.score, matches.label))
-    bounds = np.searchsorted(matches.label[order], np.arange(len(classes) + 1))
-    for k, label in enumerate(classes):
-        rows = order[bounds[label]:bounds[label + 1]]
-        most = matches.rank[rows].max(initial=-1) + 1
-        for m in reversed(range(len(limits))):
-            if m + 1 < len(limits) and limits[m] >= most:  # the next limit cuts nothing more
-                precision[:, :, k, :, m], recall[:, k, :, m] = precision[:, :, k, :, m + 1], recall[:, k, :, m + 1]
-                continue
-            status = matches.status[..., rows[matches.rank[rows] < limits[m]]]
-            for a in np.flatnonzero(matches.counted[:, label]):
-                precision[:, :, k, a, m], recall[:, k, a, m] = curve(status[a], matches.counted[a, label])
+    by_class = np.argsort(matches.label, kind='stable')
+    bounds = np.searchsorted(matches.label[by_class], np.arange(len(classes) + 1))
+    processes = 1 if nproc is None and len(matches.label) < _WORTH else min(usable_processes(nproc), len(classes))
+    parts = min(1 if processes == 1 else processes * _PARTS, len(classes))
+
+    def of_classes(part: int) -> tuple[np.ndarray, np.ndarray]:
+        curves = [_curves(matches, by_class[bounds[label]:bounds[label + 1]], label, image_order, limits)
+                  for label in classes[part::parts]]
+        precision, recall = zip(*curves)
+        return np.stack(precision, axis=2), np.stack(recall, axis=1)
+
+    thrs = len(matches.iou_thrs)
+    precision = np.empty((thrs, len(RECALL_LEVELS), len(classes), len(matches.sizes), len(limits)))
+    recall = np.empty((thrs, len(classes), len(matches.sizes), len(limits)))
+    for part, (own, recalls) in enumerate(in_processes(of_classes, parts, processes)):
+        precision[:, :, part::parts], recall[:, part::parts] = own, recalls
     return Scores(precision, recall, matches.iou_thrs, sorted(int(c) for c in category_ids), list(limits),
                   matches.sizes)
+
+
+def _curves(matches: Matches, rows: np.ndarray, label: int, image_order: np.ndarray,
+            limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A, M) and recall (T, A, M) of one class.
+
+    Args:
+        matches: of ``match``.
+        rows: the detections of the class.
+        label: the class.
+        image_order: (images,) places of the images among all, by rising id.
+        limits: M, as in ``accumulate``.
+    """
+    sizes, thrs = len(matches.sizes), len(matches.iou_thrs)
+    precision, recall = -np.ones((thrs, len(RECALL_LEVELS), sizes, len(limits))), -np.ones((thrs, sizes, len(limits)))
+    rows = rows[np.lexsort((matches.rank[rows], image_order[matches.image[rows]], -matches.score[rows]))]
+    most = matches.rank[rows].max(initial=-1) + 1
+    for m in reversed(range(len(limits))):
+        if m + 1 < len(limits) and limits[m] >= most:  # the next limit cuts nothing more
+            precision[..., m], recall[..., m] = precision[..., m + 1], recall[..., m + 1]
+            continue
+        status = matches.status[..., rows[matches.rank[rows] < limits[m]]]
+        for a in np.flatnonzero(matches.counted[:, label]):
+            precision[:, :, a, m], recall[:, a, m] = curve(status[a], matches.counted[a, label])
+    return precision, recall
 
 
 def curve(status: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from boxdet.evaluation.coco import SIZE_RANGES, OksSettings, Scores, coco_scores
 from boxdet.evaluation.concat import JoinedCoco
 from boxdet.evaluation.evaluator import Evaluator, Metrics
 from boxdet.evaluation.predictions import coco_predictions
+from boxdet.evaluation.processes import checked_nproc
 from boxdet.evaluation.proposals import proposal_recall
 from boxdet.evaluation.stored_results import labels_of
 from boxdet.files.writing import write_json_list
@@ -57,6 +58,8 @@ class CocoEvaluator(Evaluator[AnnotatedInCoco]):
             of them, with a note, where the model gives more (its ``max_per_img`` is above 100). 20 in 'keypoints'.
         area_ranges: ranges of the objects' area in square pixels, by name, in place of COCO's small (below 32 * 32),
             medium and large (from 96 * 96): ``dict(tiny=(0, 256), rest=(256, 1e10))`` gives ``bbox_mAP_tiny``, ...
+        nproc: processes that share the work; default as many as this process has processors, where there is enough to
+            do. The numbers are the same.
 
     Raises:
         ConfigError: unknown metric or item, or an option out of range.
@@ -69,8 +72,10 @@ class CocoEvaluator(Evaluator[AnnotatedInCoco]):
     def __init__(self, metric: str | Sequence[str] | None = None, jsonfile_prefix: str | None = None,
                  classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
                  iou_thrs: float | Sequence[float] | None = None, metric_items: str | Sequence[str] | None = None,
-                 max_dets: int | None = None, area_ranges: Mapping[str, Sequence[float]] | None = None):
+                 max_dets: int | None = None, area_ranges: Mapping[str, Sequence[float]] | None = None,
+                 nproc: int | None = None):
         super().__init__(metric)
+        self.nproc = checked_nproc(nproc)
         self.jsonfile_prefix, self.classwise, self.max_dets = jsonfile_prefix, classwise, max_dets
         self.nums = sorted({int(n) for n in np.atleast_1d(proposal_nums)})
         self.thrs = np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.atleast_1d(np.asarray(iou_thrs, np.float64))
@@ -114,7 +119,7 @@ class CocoEvaluator(Evaluator[AnnotatedInCoco]):
                 continue
             limit = _limit(results, name, self.max_dets, say)
             limits = [limit] if name == 'keypoints' else sorted({limit, *self.nums})
-            scores = _scores(dataset, results, name, self.thrs, limits, self.ranges)
+            scores = _scores(dataset, results, name, self.thrs, limits, self.ranges, self.nproc)
             found = {item: item_value(scores, item, limit) for item in self.items[name]}
             if name == 'proposal':
                 values.update(found)
@@ -236,7 +241,7 @@ def _predictions(dataset: AnnotatedInCoco, results: Sequence[Instances], kind: s
 
 
 def _scores(dataset: AnnotatedInCoco, results: Sequence[Instances], metric: str, thrs: np.ndarray,
-            limits: list[int], ranges: Mapping[str, Sequence[float]] | None) -> Scores:
+            limits: list[int], ranges: Mapping[str, Sequence[float]] | None, nproc: int | None) -> Scores:
     oks_settings = _oks_settings(dataset) if metric == 'keypoints' else None
     field = dict(segm='masks', keypoints='keypoints').get(metric)
     if field is not None and not any(field in result for result in results):
@@ -244,7 +249,7 @@ def _scores(dataset: AnnotatedInCoco, results: Sequence[Instances], metric: str,
                         f"{field.removesuffix('s')} head")
     return coco_scores(dataset.coco, results, 'bbox' if metric == 'proposal' else metric, dataset.img_ids,
                        dataset.cat_ids, limits, thrs, class_agnostic=metric == 'proposal', oks_settings=oks_settings,
-                       sizes=None if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
+                       sizes=None if ranges is None else {'all': SIZE_RANGES['all'], **ranges}, nproc=nproc)
 
 
 def _oks_settings(dataset: AnnotatedInCoco) -> OksSettings:

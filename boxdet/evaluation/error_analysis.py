@@ -63,6 +63,8 @@ def error_curves(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_typ
     """
     images = [dataset.coco.imgs[i] for i in dataset.img_ids]
     gt = truth_columns(dataset.coco, dataset.img_ids, dataset.cat_ids, iou_type)
+    if gt.shapes is not None:
+        gt = replace(gt, shapes=list(gt.shapes))  # drawn once for all matchings
     families = _families(dataset)
     present = np.zeros((len(images), len(dataset.cat_ids)), dtype=bool)
     for index, result in enumerate(results):

@@ -20,8 +20,9 @@ A value is -1 where there is no ground truth to measure it on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -37,13 +38,14 @@ from boxdet.evaluation.coco import (
     Truths,
     accumulate,
     match,
+    some_truths,
     truth_columns,
+    without_garbage_search,
 )
 from boxdet.evaluation.coco_metrics import CocoEvaluator, checked_ranges, format_results
 from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics
-from boxdet.evaluation.stored_results import without_masks
 from boxdet.registry import EVALUATORS
-from boxdet.structures.instances import Instances
+from boxdet.structures.instances import Fields, Instances
 
 MAX_DETS = 300
 # The letters of the classes' ``frequency``: seen on 1 to 10, 11 to 100 and more images of the training set.
@@ -63,9 +65,10 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
         iou_thrs: as CocoEvaluator.
         max_dets: detections of an image that count in 'bbox' and 'segm', default 300.
         area_ranges: as CocoEvaluator; ``bbox_AP_NAME`` of each takes the place of ``bbox_APs|m|l``.
+        nproc: as CocoEvaluator.
 
     Raises:
-        ConfigError: unknown metric.
+        ConfigError: unknown metric, or an option out of range.
     """
     METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')
     NEEDS = dict(bbox='labels', segm='masks')
@@ -74,9 +77,9 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
     def __init__(self, metric: str | Sequence[str] | None = None, jsonfile_prefix: str | None = None,
                  classwise: bool = False, proposal_nums: Sequence[int] = (100, 300, 1000),
                  iou_thrs: float | Sequence[float] | None = None, max_dets: int | None = None,
-                 area_ranges: Mapping[str, Sequence[float]] | None = None):
+                 area_ranges: Mapping[str, Sequence[float]] | None = None, nproc: int | None = None):
         super().__init__(metric)
-        self.classwise, self.iou_thrs = classwise, iou_thrs
+        self.classwise, self.iou_thrs, self.nproc = classwise, iou_thrs, nproc
         self.ranges = None if area_ranges is None else checked_ranges(area_ranges)
         # The size of an item by what stands behind 'AP'.
         self.sizes = _SIZES if self.ranges is None else {f'_{name}': name for name in self.ranges}
@@ -84,7 +87,8 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
         self.limit = MAX_DETS if max_dets is None else int(max_dets)
         own = [name for name in self.metrics if not name.startswith('proposal')]
         self._of_coco = CocoEvaluator([name for name in self.metrics if name not in own], jsonfile_prefix,
-                                      proposal_nums=proposal_nums, iou_thrs=iou_thrs, area_ranges=area_ranges)
+                                      proposal_nums=proposal_nums, iou_thrs=iou_thrs, area_ranges=area_ranges,
+                                      nproc=nproc)
         self._own = own
 
     def metric_names(self) -> list[str]:
@@ -113,7 +117,7 @@ class LVISEvaluator(Evaluator[AnnotatedInCoco]):
         for name in self._own:
             if name == 'segm' and not any('masks' in result for result in results):
                 raise DataError("the results hold no masks: metric 'segm' needs a model with a mask head")
-            scores = lvis_scores(dataset, results, name, self.limit, self.iou_thrs, self.ranges)
+            scores = lvis_scores(dataset, results, name, self.limit, self.iou_thrs, self.ranges, self.nproc)
             found = {item: item_value(dataset, scores, item, self.sizes) for item in self.items}
             values.update({f'{name}_{item}': value for item, value in found.items()})
             values[f'{name}_mAP_copypaste'] = ' '.join(f'{item}:{value:.4f}' for item, value in found.items())
@@ -148,7 +152,7 @@ def require_lists(dataset: AnnotatedInCoco) -> None:
 
 def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type: str, limit: int = MAX_DETS,
                 iou_thrs: float | Sequence[float] | np.ndarray | None = None,
-                ranges: Mapping[str, Sequence[float]] | None = None) -> Scores:
+                ranges: Mapping[str, Sequence[float]] | None = None, nproc: int | None = None) -> Scores:
     """Precision and recall by LVIS's rules.
 
     Args:
@@ -158,16 +162,18 @@ def lvis_scores(dataset: AnnotatedInCoco, results: Sequence[Instances], iou_type
         limit: detections of an image that count.
         iou_thrs: default 0.50, 0.55, ... 0.95.
         ranges: of the area in square pixels by name; None for COCO's.
+        nproc: see ``coco.match``.
     """
     images = [dataset.coco.imgs[image_id] for image_id in dataset.img_ids]
     gt = _truths(dataset, iou_type)
     present = _table(len(images), len(dataset.cat_ids), gt.image, gt.label)
     searched = present | _listed(dataset, images, 'neg_category_ids')
-    wanted = _wanted(without_masks(results) if iou_type == 'bbox' else results, searched, limit)
-    matches = match(gt, wanted, images, dataset.cat_ids, iou_type, iou_thrs, limit,
-                    sizes=SIZES if ranges is None else {'all': SIZE_RANGES['all'], **ranges})
-    matches = _forgiven(matches, _listed(dataset, images, 'not_exhaustive_category_ids'))
-    return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit])
+    with without_garbage_search():
+        matches = match(gt, results, images, dataset.cat_ids, iou_type, iou_thrs, limit,
+                        sizes=SIZES if ranges is None else {'all': SIZE_RANGES['all'], **ranges},
+                        select=partial(_wanted, searched=searched, limit=limit), nproc=nproc)
+        matches = _forgiven(matches, _listed(dataset, images, 'not_exhaustive_category_ids'))
+        return accumulate(matches, dataset.img_ids, dataset.cat_ids, [limit], nproc)
 
 
 def _truths(dataset: AnnotatedInCoco, iou_type: str) -> Truths:
@@ -176,10 +182,7 @@ def _truths(dataset: AnnotatedInCoco, iou_type: str) -> Truths:
     with_area, nowhere = np.flatnonzero(gt.area > 0), np.zeros(len(gt.area), dtype=bool)
     ignored = np.array([bool(dataset.coco.anns[i].get('ignore')) for i in gt.ids.tolist()], dtype=bool)
     gt = replace(gt, crowd=nowhere, shared=nowhere, ignored=ignored)
-    columns = {field.name: getattr(gt, field.name) for field in fields(gt)}
-    # Each column keeps its type, which mypy cannot see.
-    return Truths(**{name: column if column is None else column[with_area] if isinstance(column, np.ndarray)  # type: ignore[arg-type]
-                     else [column[i] for i in with_area] for name, column in columns.items()})
+    return some_truths(gt, with_area)
 
 
 def _listed(dataset: AnnotatedInCoco, images: Sequence[dict], key: str) -> np.ndarray:
@@ -197,12 +200,12 @@ def _table(images: int, classes: int, place: np.ndarray, label: np.ndarray) -> n
     return table
 
 
-def _wanted(results: Sequence[Instances], searched: np.ndarray, limit: int) -> Iterator[Instances]:
-    """Of each image's ``limit`` best detections those of classes that it was ``searched`` for (images, K)."""
-    for result, classes in zip(results, searched):
-        arrays = result.numpy()
-        best = np.argsort(-arrays['scores'], kind='stable')[:limit]
-        yield result[best[classes[arrays['labels'][best]]]]
+def _wanted(place: int, fields: Fields, searched: np.ndarray, limit: int) -> Fields:
+    """Of an image's ``limit`` best detections those of classes that it was ``searched`` for (images, K)."""
+    best = np.argsort(-fields['scores'], kind='stable')[:limit]
+    rows = best[searched[place, fields['labels'][best]]]
+    return {name: [value[row] for row in rows] if isinstance(value, list) else value[rows]
+            for name, value in fields.items()}
 
 
 def _forgiven(matches: Matches, not_exhaustive: np.ndarray) -> Matches:

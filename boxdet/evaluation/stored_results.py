@@ -91,10 +91,15 @@ class StoredResults(Sequence):
         offset, length = part
         return self._file.read(offset, length)
 
-    def arrays(self, wanted: Callable[[str], bool]) -> Iterator[Fields]:
-        """Of each image the ``wanted`` fields as ``Instances.numpy()`` gives them; they may not be written to."""
+    def arrays(self, wanted: Callable[[str], bool], indices: Iterable[int] | None = None) -> Iterator[Fields]:
+        """Of each image the ``wanted`` fields as ``Instances.numpy()`` gives them; they may not be written to.
+
+        Args:
+            wanted: whether a field is read, by its name.
+            indices: of the images; None for all.
+        """
         return (_fields(self._present(index), lambda name: wanted(name) and name not in self._skipped)[2]
-                for index in range(len(self)))
+                for index in (range(len(self)) if indices is None else indices))
 
     def without(self, *names: str) -> StoredResults:
         """The same results, not copied, read without the fields ``names``: boxes without masks are read much faster."""
@@ -147,9 +152,9 @@ class _Spill:
     def write(self, offset: int, data: bytes) -> None:
         self._file.seek(offset)
         self._file.write(data)
+        self._file.flush()  # at once: a forked copy of this process would write it, too
 
     def read(self, offset: int, length: int) -> bytes:
-        self._file.flush()
         if hasattr(os, 'pread'):  # threads may read at once; not on Windows
             return os.pread(self._file.fileno(), length, offset)
         self._file.seek(offset)
@@ -161,13 +166,13 @@ class _Spill:
 
 
 def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[Fields]:
-    """Of each image ``Instances.numpy()``, not to be written to.
+    """Of each image ``Instances.numpy()`` less the fields ``without``, not to be written to.
 
-    Of those that are stored the fields ``without`` are not read, and no tensor is made.
+    Of those that are stored these fields are not read, and no tensor is made.
     """
     if isinstance(results, StoredResults):
         return results.arrays(lambda name: name not in without)
-    return (result.numpy() for result in results)
+    return ({name: value for name, value in result.numpy().items() if name not in without} for result in results)
 
 
 def labels_of(results: Iterable[Instances]) -> Iterator[np.ndarray]:
