@@ -11,7 +11,7 @@ sampling points a bin and axis, m pixels a bin and axis that have a weight, P pa
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,25 +39,49 @@ def roi_align_rows(features: torch.Tensor, rois: torch.Tensor, output_hw: tuple[
     Returns:
         (R, C, h, w) of the type of ``features``, in channels-last memory.
     """
-    bins = _Bins(rois.detach(), features.shape, output_hw, scale, sampling_ratio, aligned)
-    if torch.is_grad_enabled() and features.requires_grad:
-        return _RoIAlignRows.apply(features, bins)
-    return _pooled(features, bins)[0]
+    place = torch.arange(len(rois), device=rois.device)
+    return roi_align_levels([features], rois, [place], output_hw, [scale], sampling_ratio, aligned)
+
+
+def roi_align_levels(features: Sequence[torch.Tensor], rois: torch.Tensor, places: Sequence[torch.Tensor],
+                     output_hw: tuple[int, int], scales: Sequence[float], sampling_ratio: int,
+                     aligned: bool) -> torch.Tensor:
+    """``roi_align_rows`` with a feature map of its own for each roi; what is pooled is written where it belongs.
+
+    Args:
+        features: L maps (B, C, H, W).
+        rois: as in ``roi_align_rows``.
+        places: of each level, which rois are pooled from it; each roi is in one of them.
+        output_hw: as in ``roi_align_rows``.
+        scales: of each level.
+        sampling_ratio: as in ``roi_align_rows``.
+        aligned: as in ``roi_align_rows``.
+
+    Returns:
+        as ``roi_align_rows``.
+    """
+    rois = rois.detach()
+    bins = [_Bins(rois, place, level.shape, output_hw, scale, sampling_ratio, aligned)
+            for level, place, scale in zip(features, places, scales)]
+    if torch.is_grad_enabled() and any(level.requires_grad for level in features):
+        return _RoIAlignRows.apply(bins, len(rois), *features)
+    return _pooled(features, bins, len(rois))[0]
 
 
 class _Bins:
-    """Which pixels the bins of rois read, and with which weights; arguments as in ``roi_align_rows``.
+    """Which pixels of a map the bins of its rois read, and with which weights; arguments as in ``roi_align_rows``.
 
     Args:
-        shape: B, C, H, W of the features.
+        place: (r,) which of the rois.
+        shape: B, C, H, W of the map.
     """
 
-    def __init__(self, rois: torch.Tensor, shape: torch.Size, output_hw: tuple[int, int], scale: float,
-                 sampling_ratio: int, aligned: bool):
+    def __init__(self, rois: torch.Tensor, place: torch.Tensor, shape: torch.Size, output_hw: tuple[int, int],
+                 scale: float, sampling_ratio: int, aligned: bool):
         _, _, self.height, self.width = shape
-        self.count, self.output_hw, self.ratio = len(rois), output_hw, sampling_ratio
+        rois, self.place, self.output_hw, self.ratio = rois[place], place, output_hw, sampling_ratio
         shift = 0.5 if aligned else 0.0
-        self.start = at_least_float32(rois[:, 1:3]) * scale - shift                              # (R, 2) x, y
+        self.start = at_least_float32(rois[:, 1:3]) * scale - shift                              # (r, 2) x, y
         extent = at_least_float32(rois[:, 3:5]) * scale - shift - self.start
         self.extent = extent if aligned else extent.clamp(min=1)
         self.base = rois[:, 0].int() * (self.height * self.width)
@@ -74,51 +98,61 @@ class _Bins:
             index = index + y[:, :, None, :, None] * self.width + x[:, None, :, None, :]         # (r, h, w, m, m)
             weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
             bins = len(part) * rows * columns
-            yield part, index.reshape(bins, -1), weight.reshape(bins, -1)
+            yield self.place[part], index.reshape(bins, -1), weight.reshape(bins, -1)
 
 
-def _pooled(features: torch.Tensor, bins: _Bins, keep: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The result of ``roi_align_rows``, and with ``keep`` the P pairs: pixels, bins and weights, (P,) each."""
-    batch, channels, height, width = features.shape
-    rows, columns = bins.output_hw
-    table = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    out = table.new_empty(bins.count, rows * columns, channels)
-    cells = torch.arange(rows * columns, dtype=torch.int32, device=table.device)
-    pairs = []
-    for part, index, weight in bins.parts():
-        out[part] = F.embedding_bag(index, table, mode='sum', per_sample_weights=weight.to(table.dtype)
-                                    ).view(len(part), -1, channels)
-        if keep:
-            read = weight != 0
-            own = (part.int()[:, None] * (rows * columns) + cells).view(-1, 1).expand_as(index)
-            pairs.append((index[read], own[read], weight[read]))
-    kept = [torch.cat(parts) for parts in zip(*pairs)]
-    return out.view(bins.count, rows, columns, channels).permute(0, 3, 1, 2), kept
+def _pooled(features: Sequence[torch.Tensor], bins: Sequence[_Bins], count: int,
+            keep: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The ``count`` results, and with ``keep`` pixels, bins and weights (P,) of the pairs of each level in turn."""
+    channels, (rows, columns) = features[0].shape[1], bins[0].output_hw
+    out = features[0].new_empty(count, rows * columns, channels)
+    cells = torch.arange(rows * columns, dtype=torch.int32, device=out.device)
+    kept: list[torch.Tensor] = []
+    for level, some in zip(features, bins):
+        table, pairs = _as_table(level), [(cells[:0], cells[:0], some.extent.new_empty(0))]
+        for place, index, weight in some.parts():
+            out[place] = F.embedding_bag(index, table, mode='sum', per_sample_weights=weight.to(table.dtype)
+                                         ).view(len(place), -1, channels)
+            if keep:
+                read = weight != 0
+                own = (place.int()[:, None] * (rows * columns) + cells).view(-1, 1).expand_as(index)
+                pairs.append((index[read], own[read], weight[read]))
+        kept += [torch.cat(parts) for parts in zip(*pairs)]
+    return out.view(count, rows, columns, channels).permute(0, 3, 1, 2), kept
+
+
+def _as_table(features: torch.Tensor) -> torch.Tensor:
+    """Maps (B, C, H, W) as rows (B * H * W, C)."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 class _RoIAlignRows(torch.autograd.Function):
     """The pooling with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, bins: _Bins) -> torch.Tensor:
-        out, pairs = _pooled(features, bins, keep=True)
+    def forward(ctx: Any, bins: Sequence[_Bins], count: int, *features: torch.Tensor) -> torch.Tensor:
+        out, pairs = _pooled(features, bins, count, keep=True)
         ctx.save_for_backward(*pairs)
-        ctx.shape = features.shape
+        ctx.shapes = [level.shape for level in features]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        batch, channels, height, width = ctx.shape
-        table = grad.permute(0, 2, 3, 1).reshape(-1, channels)                                   # (R * h * w, C)
-        if not ctx.saved_tensors or not len(table):
-            return grad.new_zeros(batch, height, width, channels).permute(0, 3, 1, 2), None
-        pixel, own, weight = ctx.saved_tensors
-        pixel, order = pixel.sort(stable=True)
-        ends = torch.searchsorted(pixel, torch.arange(batch * height * width, dtype=pixel.dtype, device=pixel.device))
-        sums = F.embedding_bag(own[order], at_least_float32(table), ends.to(own.dtype), mode='sum',
-                               per_sample_weights=weight[order].to(at_least_float32(table).dtype))
-        return sums.to(grad.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2), None
+        wide = at_least_float32(_as_table(grad))                                                 # (R * h * w, C)
+        pixels, bins, weights = (ctx.saved_tensors[i::3] for i in range(3))
+        grads: list[torch.Tensor] = []
+        for (batch, channels, height, width), pixel, own, weight in zip(ctx.shapes, pixels, bins, weights):
+            if not len(pixel):
+                grads.append(grad.new_zeros(batch, height, width, channels).permute(0, 3, 1, 2))
+                continue
+            pixel, order = pixel.sort(stable=True)
+            every = torch.arange(batch * height * width, dtype=pixel.dtype, device=pixel.device)
+            ends = torch.searchsorted(pixel, every)
+            sums = F.embedding_bag(own[order], wide, ends.to(own.dtype), mode='sum',
+                                   per_sample_weights=weight[order].to(wide.dtype))
+            grads.append(sums.to(grad.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2))
+        return None, None, *grads
 
 
 def _parts(extent: torch.Tensor, output_hw: tuple[int, int],

@@ -6,6 +6,7 @@ the output. A *roi* is a row (image of the batch, x0, y0, x1, y1) in network-inp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torchvision.ops import roi_align, roi_pool
 
 from boxdet.errors import ConfigError
 from boxdet.geometry.boxes import at_least_float32
-from boxdet.geometry.roi_align import roi_align_rows
+from boxdet.geometry.roi_align import roi_align_levels, roi_align_rows
 from boxdet.models.initialization import InitCfg
 from boxdet.registry import LAYERS, ROI_EXTRACTORS
 
@@ -65,14 +66,17 @@ class RoIAlign(nn.Module):
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool ``features`` (B, C, H, W) over ``rois`` (R, 5) to (R, C, h, w)."""
-        # On a GPU torchvision's deterministic way has gradients that are no numbers for rois without area.
-        by_rows = features.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled()
         rois = _forward(rois)
-        if by_rows and not self.use_torchvision:
+        if self.by_rows(features.device):
             return roi_align_rows(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio,
                                   self.aligned)
         return _in_one_type(features, rois, lambda x, r: roi_align(
             x, r, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned))
+
+    def by_rows(self, device: torch.device) -> bool:
+        """Whether features on ``device`` are pooled in the way of ``geometry.roi_align``."""
+        # On a GPU torchvision's deterministic way has gradients that are no numbers for rois without area.
+        return not self.use_torchvision and (device.type == 'cpu' or torch.are_deterministic_algorithms_enabled())
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
@@ -115,7 +119,8 @@ class SingleRoIExtractor(nn.Module):
 
     A GPU would have to be asked which rois fall on a level, so there every level pools all rois (``pool_masked``); the
     CPU pools each from its own. ``pools_every_level`` = True or False chooses one of the ways, for a graph of fixed
-    sizes, say.
+    sizes, say. What the CPU has pooled is contiguous, as linear layers read it; ``for_convolutions`` = True leaves it
+    in channels-last memory where the feature maps are.
 
     Args:
         roi_layer: config of the pooling layer; one is made for each level.
@@ -133,6 +138,7 @@ class SingleRoIExtractor(nn.Module):
         self.featmap_strides = tuple(featmap_strides)
         self.finest_scale = finest_scale
         self.pools_every_level: bool | None = None
+        self.for_convolutions = False
         self.init_cfg = init_cfg
 
     @property
@@ -165,21 +171,40 @@ class SingleRoIExtractor(nn.Module):
         if levels is None:
             return self.roi_layers[0](feats[0], rois)
         every = rois.device.type != 'cpu' if self.pools_every_level is None else self.pools_every_level
-        pool = pool_masked if every else pool_sorted
-        return pool(self.roi_layers, feats, rois, levels)
+        if every:
+            return pool_masked(self.roi_layers, feats, rois, levels)
+        pooled = pool_sorted(self.roi_layers, feats, rois, levels)
+        as_it_is = self.for_convolutions and feats[0].is_contiguous(memory_format=torch.channels_last)
+        return pooled if as_it_is else pooled.contiguous()
 
 
-def pool_sorted(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,
+def pool_sorted(layers: Sequence[nn.Module] | nn.ModuleList, feats: Sequence[torch.Tensor], rois: torch.Tensor,
                 levels: torch.Tensor) -> torch.Tensor:
     """Pool each roi from its level: sort by level, pool each stretch, put back in order. Waits for the device once."""
     order = levels.argsort(stable=True)
     counts = torch.bincount(levels, minlength=len(feats)).tolist()
     if not torch.is_grad_enabled() and len(rois) > _ROIS_AT_ONCE:
         return _pool_in_parts(layers, feats, rois, order.split(counts))
+    layer = _the_same(layers, feats)
+    if layer is not None:
+        scales = [cast(RoIAlign, one).spatial_scale for one in layers]
+        return roi_align_levels(feats, _forward(rois), order.split(counts), layer.output_size, scales,
+                                layer.sampling_ratio, layer.aligned)
     parts = [layer(feat, part) for layer, feat, part in zip(layers, feats, rois[order].split(counts))]
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     return torch.cat(parts).index_select(0, place)
+
+
+def _the_same(layers: Sequence[nn.Module] | nn.ModuleList, feats: Sequence[torch.Tensor]) -> RoIAlign | None:
+    """The first of the layers, where all are RoIAligns as they are written here: one call serves their levels."""
+    first, settings = layers[0], set()
+    for layer, feat in zip(layers, feats):
+        if type(layer) is not RoIAlign or not layer.by_rows(feat.device) \
+                or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            return None
+        settings.add((layer.output_size, layer.sampling_ratio, layer.aligned))
+    return cast(RoIAlign, first) if len(settings) == 1 else None
 
 
 def _pool_in_parts(layers: Iterable[nn.Module], feats: Sequence[torch.Tensor], rois: torch.Tensor,

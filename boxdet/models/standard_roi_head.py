@@ -79,6 +79,7 @@ class StandardRoIHead(nn.Module):
             self.mask_head = HEADS.build(mask_head)
             if mask_roi_extractor is not None:
                 self.mask_roi_extractor = ROI_EXTRACTORS.build(mask_roi_extractor)
+                self.mask_roi_extractor.for_convolutions = True
             elif self.with_shared_head and ability(self.mask_head, 'res_layer') is not None:
                 raise ConfigError('model.roi_head: a mask_head with a res_layer of its own needs a mask_roi_extractor: '
                                   'the box features have passed the shared_head')

@@ -80,6 +80,29 @@ def test_both_ways_over_the_levels_are_one(layer):
 
 
 @pytest.mark.parametrize('layer', LAYERS)
+def test_levels_in_one_call_are_levels_one_by_one(layer):
+    extractor, rois, found = SingleRoIExtractor(layer, 6, STRIDES), rois_of_all_sizes(), []
+    for hooks in (False, True):  # layers with hooks are called one by one
+        if hooks:
+            extractor.roi_layers[1].register_forward_hook(lambda *_: None)
+        feats = [f.double().requires_grad_() for f in features()]
+        pooled = extractor(feats, rois)
+        weights = torch.linspace(-1, 1, pooled.numel(), dtype=torch.float64).view_as(pooled)
+        found.append([pooled, *torch.autograd.grad((pooled * weights).sum(), feats)])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_what_is_pooled_is_contiguous_unless_it_is_for_convolutions(memory_format):
+    extractor, rois = SingleRoIExtractor(LAYERS[0], 6, STRIDES), rois_of_all_sizes()
+    feats = [f.to(memory_format=memory_format).requires_grad_() for f in features()]
+    assert extractor(feats, rois).is_contiguous()
+    extractor.for_convolutions = True
+    assert extractor(feats, rois).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize('layer', LAYERS)
 @pytest.mark.parametrize('some', [1, 5, 1000])
 def test_without_gradients_rois_are_pooled_some_at_a_time(layer, some, monkeypatch):
     monkeypatch.setattr('boxdet.models.roi_extractor._ROIS_AT_ONCE', some)
