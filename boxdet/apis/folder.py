@@ -2,7 +2,8 @@
 
 While it runs, every image's result is one line of ``OUT.part``, beside the file to come; its first line tells which
 model and settings made it. A run that finds its own ``.part`` leaves out the images in it. The JSON appears whole at
-the end, in the order of the names, and the ``.part`` goes.
+the end, in the order of the names, and the ``.part`` goes. In memory there is no more than one image's result at a
+time.
 """
 from __future__ import annotations
 
@@ -10,16 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import nn
 
+from boxdet.apis.behind import Behind
 from boxdet.apis.inference import inference_stream
 from boxdet.datasets.files import image_size
 from boxdet.errors import DataError
 from boxdet.files.json_text import JsonObject
-from boxdet.files.writing import write_json
+from boxdet.files.writing import write_whole
 from boxdet.structures.instances import Instances
 
 OnResult = Callable[[str, Instances], None]  # (name in the folder, result)
@@ -33,7 +36,7 @@ class Journal:
         made_by: what must be the same for a run to go on.
 
     Attributes:
-        done: what each image that is through gave: 'width', 'height', 'annotations'.
+        done: each image that is through, and the byte of the file where its line begins.
 
     Raises:
         DataError: the file is of another run, or cannot be written.
@@ -41,7 +44,7 @@ class Journal:
 
     def __init__(self, path: Path, made_by: JsonObject):
         self.path = path
-        self.done: dict[str, dict] = {}
+        self.done: dict[str, int] = {}
         header = json.dumps(made_by, sort_keys=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,16 +68,21 @@ class Journal:
                 raise DataError(f'{self.path} is of a run with another model or other settings: finish that one, or '
                                 'start anew with --restart')
             if number:
-                row = json.loads(line)
-                self.done[row.pop('file')] = row
+                self.done[json.loads(line)['file']] = intact
             intact += len(line)
         return intact
 
+    def __getitem__(self, name: str) -> JsonObject:
+        """What image ``name`` gave: 'width', 'height', 'annotations'."""
+        self._file.seek(self.done[name])
+        return json.loads(self._file.readline())
+
     def add(self, name: str, row: JsonObject) -> None:
         """Note what image ``name`` gave."""
-        self.done[name] = row
+        begin = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(dict(file=name, **row)).encode() + b'\n')
         self._file.flush()
+        self.done[name] = begin
 
     def remove(self) -> None:
         """Close the file and delete it."""
@@ -103,7 +111,8 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
         journal: notes what is done, and knows what was.
         score_thr: what scores less is left out.
         batch_size: images that go through the network together.
-        on_result: called with each image's name and result before it is noted as done.
+        on_result: called with each image's name and result, in a thread behind the network, before it is noted as
+            done.
         advance: called with the number of images that are through.
 
     Returns:
@@ -111,15 +120,24 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
     """
     waiting, unreadable = [name for name in names if name not in journal.done], []
     advance(len(names) - len(waiting))
-    for name, result in _predict(model, folder, waiting, batch_size):
-        if isinstance(result, str):
-            unreadable.append(result)
-        else:
-            if on_result is not None:
-                on_result(name, result)
-            journal.add(name, _row(result[result.scores >= score_thr], os.path.join(folder, name)))
+
+    def note(name: str, row: JsonObject) -> None:
+        journal.add(name, row)
         advance(1)
+
+    with Behind(0 if on_result is None else None) as behind:
+        for name, result in _predict(model, folder, waiting, batch_size):
+            if isinstance(result, str):
+                unreadable.append(result)
+                advance(1)
+            else:
+                row = _row(result[result.scores >= score_thr], os.path.join(folder, name))
+                behind.put(partial(on_result or _nothing, name, result), partial(note, name, row))
     return unreadable
+
+
+def _nothing(name: str, result: Instances) -> None:
+    pass
 
 
 def _predict(model: nn.Module, folder: str | os.PathLike, names: Sequence[str],
@@ -160,14 +178,29 @@ def _annotation(row: JsonObject, area: float) -> JsonObject:
 def write_annotations(path: str | os.PathLike, names: Sequence[str], journal: Journal, classes: Sequence[str],
                       info: JsonObject) -> int:
     """Write what ``journal`` has of ``names`` as COCO JSON, categories from 1; return the number of objects."""
-    images: list[JsonObject] = []
-    annotations: list[JsonObject] = []
-    for name in names:
-        if name in journal.done:
-            row = journal.done[name]
-            images.append(dict(id=len(images) + 1, file_name=name, width=row['width'], height=row['height']))
-            annotations += [dict(a, id=len(annotations) + k, image_id=len(images))
-                            for k, a in enumerate(row['annotations'], 1)]
+    rows = list(enumerate((name for name in names if name in journal.done), 1))
     categories = [dict(id=k, name=name) for k, name in enumerate(classes, 1)]
-    write_json(path, dict(info=info, images=images, annotations=annotations, categories=categories))
-    return len(annotations)
+    objects = 0
+
+    def images() -> Iterator[JsonObject]:
+        for number, name in rows:
+            row = journal[name]
+            yield dict(id=number, file_name=name, width=row['width'], height=row['height'])
+
+    def annotations() -> Iterator[JsonObject]:
+        nonlocal objects
+        for number, name in rows:
+            for annotation in journal[name]['annotations']:
+                objects += 1
+                yield dict(annotation, id=objects, image_id=number)
+
+    def write(file: BinaryIO) -> None:
+        file.write(b'{"info": ' + json.dumps(info).encode())
+        for key, found in (('images', images()), ('annotations', annotations())):
+            file.write(f', "{key}": ['.encode())
+            for number, one in enumerate(found):
+                file.write((b', ' if number else b'') + json.dumps(one).encode())
+            file.write(b']')
+        file.write(b', "categories": ' + json.dumps(categories).encode() + b'}')
+    write_whole(path, write)
+    return objects

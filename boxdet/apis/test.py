@@ -4,11 +4,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from torch import nn
 from torch.utils.data import DataLoader
 
+from boxdet.apis.behind import Behind
 from boxdet.apis.inference import load_into
 from boxdet.apis.output_names import image_names
 from boxdet.checkpoints.loading import compare_classes
@@ -39,7 +41,8 @@ def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = Fals
         model: detector on its device; parallel wrappers are taken off.
         data_loader: of ``boxdet.datasets.build_dataloader``, not shuffled.
         show: show each image in a window until a key is pressed.
-        out_dir: write each image here, under its name in the data set (see ``apis.output_names``).
+        out_dir: write each image here, under its name in the data set (see ``apis.output_names``), in threads behind
+            the network.
         show_score_thr: objects scoring less are not drawn.
         progress: tell how far it is.
         times: measures the parts, see ``run_inference``.
@@ -54,17 +57,21 @@ def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = Fals
     chosen = _chosen(detector, dataset)
     names = image_names(dataset) if out_dir is not None and hasattr(dataset, 'img_info') else None
 
+    # Windows belong to the main thread.
+    behind = Behind(0 if show or out_dir is None else None)
+
     def draw(index: int, meta: ImageMeta, result: Instances) -> None:
         if meta.filename is None:
             raise DataError(f'image {meta.image_id} has no file name, so it cannot be drawn')
         name = os.path.basename(meta.filename) if names is None else names[index]
         shown = result if chosen is None else chosen.kept(result)
-        detector.show_result(meta.filename, shown, score_thr=show_score_thr, show=show, win_name=name,
-                             out_file=None if out_dir is None else os.path.join(out_dir, name))
+        behind.put(partial(detector.show_result, meta.filename, shown, score_thr=show_score_thr, show=show,
+                           win_name=name, out_file=None if out_dir is None else os.path.join(out_dir, name)))
 
     wanted = show or out_dir is not None
-    results = run_inference(detector, data_loader, detector.device, progress, on_result=draw if wanted else None,
-                            convert=None if chosen is None else chosen.relabelled, times=times)
+    with behind:
+        results = run_inference(detector, data_loader, detector.device, progress, on_result=draw if wanted else None,
+                                convert=None if chosen is None else chosen.relabelled, times=times)
     return cast('Sequence[Instances]', results)  # None on the other ranks only
 
 
