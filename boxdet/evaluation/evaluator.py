@@ -164,7 +164,7 @@ def aligned(dataset: Dataset, results: Iterable[Result]) -> Sequence[Instances]:
     instances: Sequence[Instances]
     if isinstance(results, (list, tuple)):
         instances = [labelled(from_legacy(result)) for result in results]
-    elif isinstance(results, StoredResults) and all(results.arrays(lambda name: name == 'labels')):
+    elif isinstance(results, StoredResults) and all(labels is not None for labels in results.labels()):
         instances = results
     else:
         instances = StoredResults.of(labelled(from_legacy(result)) for result in results)

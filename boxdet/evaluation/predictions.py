@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from boxdet.errors import DataError
-from boxdet.evaluation.stored_results import StoredResults
+from boxdet.evaluation.processes import in_processes, usable_processes
+from boxdet.evaluation.stored_results import StoredResults, pack
 from boxdet.files.json_text import read_json
 from boxdet.files.pickles import DATA, RestrictedUnpickler, loads
 from boxdet.files.writing import write_json_list, write_whole
@@ -162,8 +163,13 @@ def save_results(results: Iterable[Instances], path: str | os.PathLike, proposal
         write_whole(path, lambda file: _write_pickled_rows(file, (_as_legacy(result, num_classes) for result in found)))
 
 
-def load_results(path: str | os.PathLike) -> Sequence[Instances]:
+def load_results(path: str | os.PathLike, nproc: int | None = None) -> Sequence[Instances]:
     """Read what ``save_results`` wrote, or mmdetection 2.x's ``results.pkl``. No code of the file is run.
+
+    Args:
+        path: ends in .pkl or .json.
+        nproc: processes that read a pickle of ``save_results``; None for as many as this process has processors, where
+            the file is large enough.
 
     Returns:
         a ``StoredResults``: packed in memory, and beyond a limit on disk. Of a file of ``save_results`` one image at a
@@ -178,7 +184,12 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
         if suffix == '.json':
             return StoredResults.of(_from_row(row, suffix) for row in _list_of_rows(rows))
         with open(path, 'rb') as file:
-            return StoredResults.of(_from_row(row, suffix, order) for row, order in _pickled_rows(file))
+            bounds = _bounds(file)
+            if bounds is None:
+                file.seek(0)
+                rows = RestrictedUnpickler(file, DATA).load()
+                return StoredResults.of(_from_row(row, suffix) for row in _list_of_rows(rows))
+        return _stored_rows(path, bounds, nproc)
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from error
     except DataError as error:
@@ -192,6 +203,9 @@ def load_results(path: str | os.PathLike) -> Sequence[Instances]:
 # width, and the place in the result of each object, objects ordered by class) and an index: the offset of each item,
 # its length, and the length of its numbers.
 _INDEXED = b'results with index 2'
+_WORTH = 4 << 20  # bytes of a file from which on several processes pay
+_SHARE = 1 << 18  # bytes that a process reads at a time
+_NO_BOXES = np.zeros((0, 5), np.float32)
 _PROTOCOL, _EMPTY_LIST, _APPEND, _STOP = b'\x80\x03', b']', b'a', b'.'
 
 
@@ -209,28 +223,48 @@ def _write_pickled_rows(file: BinaryIO, rows: Iterable[tuple[_Entry, np.ndarray 
     file.write(np.array(bounds, '<i8').tobytes() + np.array(len(bounds), '<i8').tobytes() + _INDEXED)
 
 
-def _pickled_rows(file: BinaryIO) -> Iterator[tuple[_Entry, np.ndarray | None]]:
-    """The rows of a pickled results file and what stands beside them, one by one where it tells where they lie."""
+def _bounds(file: BinaryIO) -> list[list[int]] | None:
+    """Of each entry of a pickle: offset and length of its bytes, offset and length of the numbers beside it.
+
+    None where the file does not tell.
+    """
     size = file.seek(0, os.SEEK_END)
     tail = len(_INDEXED) + 8
     file.seek(max(size - tail, 0))
     end = file.read()
-    if end.endswith(_INDEXED) and len(end) == tail:
-        count = int(np.frombuffer(end[:8], '<i8')[0])
-        if not 0 <= 24 * count <= size:
-            raise DataError('damaged: its index does not fit the file')
-        file.seek(size - tail - 24 * count)
-        bounds = np.frombuffer(file.read(24 * count), '<i8').reshape(-1, 3)
-        place = size - tail - 24 * count - int(bounds[:, 2].sum())
-        for start, length, beside in bounds.tolist():
-            file.seek(start)
-            row = loads(_PROTOCOL + file.read(length) + _STOP)
-            file.seek(place)
-            yield row, np.frombuffer(file.read(beside), '<i4') if beside else None
-            place += beside
-        return
-    file.seek(0)
-    yield from ((row, None) for row in _list_of_rows(RestrictedUnpickler(file, DATA).load()))
+    if not end.endswith(_INDEXED) or len(end) != tail:
+        return None
+    count = int(np.frombuffer(end[:8], '<i8')[0])
+    if not 0 <= 24 * count <= size:
+        raise DataError('damaged: its index does not fit the file')
+    file.seek(size - tail - 24 * count)
+    offsets, lengths, beside = np.frombuffer(file.read(24 * count), '<i8').reshape(-1, 3).T
+    places = size - tail - 24 * count - int(beside.sum()) + np.cumsum(beside) - beside
+    return np.stack([offsets, lengths, places, beside], axis=1).tolist()
+
+
+def _stored_rows(path: Path, bounds: Sequence[Sequence[int]], nproc: int | None) -> StoredResults:
+    """The entries of a pickle, which lie where ``_bounds`` says."""
+    processes = min(usable_processes(nproc), len(bounds)) if nproc or path.stat().st_size >= _WORTH else 1
+    sizes = np.cumsum([length for _, length, _, _ in bounds])
+    shares = np.split(np.arange(len(bounds)), np.flatnonzero(np.diff(sizes // _SHARE)) + 1)
+
+    def packed(share: int) -> list[bytes]:
+        found = []
+        with open(path, 'rb') as file:
+            for offset, length, place, beside in (bounds[index] for index in shares[share].tolist()):
+                file.seek(offset)
+                row = loads(_PROTOCOL + file.read(length) + _STOP)
+                file.seek(place)
+                order = np.frombuffer(file.read(beside), '<i4') if beside else None
+                found.append(pack(_from_row(row, '.pkl', order)))
+        return found
+
+    stored = StoredResults(len(bounds))
+    for indices, parts in zip(shares, in_processes(packed, len(shares), processes)):
+        for index, data in zip(indices.tolist(), parts):
+            stored.put_packed(index, data)
+    return stored
 
 
 def _list_of_rows(rows: object) -> list:
@@ -276,9 +310,13 @@ def _as_legacy(instances: Instances, num_classes: int | None) -> tuple[_Entry, n
         raise DataError(f'labels from {labels.min()} to {labels.max()} in a result of {count} classes')
     size = instances.image_size or (-1, -1)
     row = instances.per_class(count)
+    masks: list[list[dict]] | None = None
     if 'masks' in instances.fields:
-        boxes, masks = cast('tuple[list[np.ndarray], list[list[dict]]]', row)
-        row = boxes, [[_plain_rle(rle) for rle in of_class] for of_class in masks]
+        row, masks = cast('tuple[list[np.ndarray], list[list[dict]]]', row)
+    # Most classes have nothing: one array for all of them, which a pickle holds once and reads back in no time.
+    row = [boxes if len(boxes) else _NO_BOXES for boxes in cast('list[np.ndarray]', row)]
+    if masks is not None:
+        row = row, [[_plain_rle(rle) for rle in of_class] for of_class in masks]
     return row, np.concatenate([[int(v) for v in size], np.argsort(labels, kind='stable')])
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class StoredResults(Sequence):
         self._limit, self._held, self._written = memory_limit, 0, 0
         # Bytes in memory, or (offset, length) in the file.
         self._parts: list[bytes | tuple[int, int] | None] = [None] * total
+        self._labels: dict[int, np.ndarray | None] = {}
         self._file: _Spill | None = None
         self._skipped: tuple[str, ...] = ()
 
@@ -66,6 +67,7 @@ class StoredResults(Sequence):
     def put_packed(self, index: int, data: bytes) -> None:
         """As ``put``, of what ``packed`` gave."""
         part = self._parts[index]
+        self._labels.pop(index, None)
         if isinstance(part, bytes):
             self._held -= len(part)
         if self._held + len(data) <= self._limit:
@@ -100,6 +102,14 @@ class StoredResults(Sequence):
         """
         return (_fields(self._present(index), lambda name: wanted(name) and name not in self._skipped)[2]
                 for index in (range(len(self)) if indices is None else indices))
+
+    def labels(self) -> Iterator[np.ndarray | None]:
+        """The labels (N,) of each image, None where it has none; kept once they are read, for many ask for them."""
+        for index in range(len(self)):
+            if index not in self._labels:
+                found = _fields(self._present(index), lambda name: name == 'labels')[2].get('labels')
+                self._labels[index] = None if found is None else found.copy()  # not the rest of the result, too
+            yield self._labels[index]
 
     def without(self, *names: str) -> StoredResults:
         """The same results, not copied, read without the fields ``names``: boxes without masks are read much faster."""
@@ -177,8 +187,9 @@ def arrays_of(results: Iterable[Instances], *without: str) -> Iterator[Fields]:
 
 def labels_of(results: Iterable[Instances]) -> Iterator[np.ndarray]:
     """The labels (N,) of each image; of results that are stored nothing else is read."""
-    rows = results.arrays(lambda name: name == 'labels') if isinstance(results, StoredResults) else arrays_of(results)
-    return (row['labels'] for row in rows)
+    if isinstance(results, StoredResults):
+        return cast('Iterator[np.ndarray]', results.labels())
+    return (row['labels'] for row in arrays_of(results))
 
 
 def without_masks(results: Sequence[Instances]) -> Sequence[Instances]:

@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as coco_masks
 
 from boxdet.errors import ConfigError, DataError
-from boxdet.evaluation import coco, evaluate, lvis, processes
+from boxdet.evaluation import coco, evaluate, load_results, lvis, predictions, processes, save_results
 from boxdet.evaluation.coco import OksSettings, coco_scores, match, truth_columns
 from boxdet.evaluation.processes import in_processes, usable_processes
 from boxdet.evaluation.stored_results import StoredResults
@@ -72,6 +72,23 @@ def test_lvis(random_data_set, used, kind):
     one, other = [lvis.lvis_scores(dataset, StoredResults.of(results), kind, limit=15, nproc=nproc) for nproc in (1, 3)]
     assert used == [1, 1, 3, 3] and 0 < one.ap(limit=15) < 1
     assert np.array_equal(other.precision, one.precision) and np.array_equal(other.recall, one.recall)
+
+
+def test_a_results_file_is_read_as_by_one_process(random_data_set, tmp_path, monkeypatch):
+    _, results = random_data_set(3, images=30)
+    save_results(results, tmp_path / 'results.pkl')
+    monkeypatch.setattr(predictions, '_SHARE', 10000)
+    one, other = [load_results(tmp_path / 'results.pkl', nproc) for nproc in (1, 3)]
+    assert len(one) == 30 and [one.packed(k) for k in range(30)] == [other.packed(k) for k in range(30)]
+    with open(tmp_path / 'results.pkl', 'rb') as file:
+        begin = predictions._bounds(file)[17][0]
+    content = bytearray((tmp_path / 'results.pkl').read_bytes())
+    content[begin:begin + 8] = bytes(8)
+    (tmp_path / 'damaged.pkl').write_bytes(content)
+    for nproc in (1, 3):
+        with pytest.raises(DataError, match=r'damaged.pkl: '):
+            load_results(tmp_path / 'damaged.pkl', nproc)
+    assert not multiprocessing.active_children()
 
 
 # --- when ---
