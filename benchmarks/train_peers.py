@@ -2,9 +2,8 @@
 """One training step of Mask R-CNN R50-FPN in boxdet and in its peers: time by part, memory, losses.
 
     python benchmarks/train_peers.py [--rounds 7] [--threads 1] [--batch 2] [--size 480 640] [--json out.json]
-    python benchmarks/train_peers.py --detectron2 PATH --mmdetection PATH      # their sources, where they can be
-    imported python benchmarks/train_peers.py --profile boxdet                          # the operators that take
-    longest
+    python benchmarks/train_peers.py --detectron2 PATH --mmdetection PATH      # folders of their packages
+    python benchmarks/train_peers.py --profile torchvision boxdet              # where the time of a step goes
 
 All sides start from the same weights and see the same drawn images, boxes and masks, one step each in every round. The
 stem and the first stage are frozen, all batch norms are; 256 anchors and 512 rois an image enter the losses. Random
@@ -52,7 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--mmdetection', metavar='PATH',
                         help="folder that holds mmdetection 2.x's package (mmcv installed)")
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help="change boxdet's config")
-    parser.add_argument('--profile', choices=PEERS, help="print a side's operators and end")
+    parser.add_argument('--profile', nargs='+', choices=PEERS, metavar='SIDE',
+                        help='print where the time of a step of these sides goes, and end')
     parser.add_argument('--json', type=Path, help='also write the figures there')
     parser.add_argument('--memory-of', choices=PEERS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -102,13 +102,14 @@ class Side:
     """A detector in training, step by step.
 
     Args:
+        model: the detector.
         data: () -> what ``forward`` takes, on the device.
         forward: data -> losses by name.
         optimizer: of the weights that are trained.
     """
 
-    def __init__(self, data: Callable[[], Any], forward: Callable[[Any], dict[str, Any]], optimizer: Any):
-        self.data, self.forward, self.optimizer = data, forward, optimizer
+    def __init__(self, model: Any, data: Callable[[], Any], forward: Callable[[Any], dict[str, Any]], optimizer: Any):
+        self.model, self.data, self.forward, self.optimizer = model, data, forward, optimizer
         self.losses: dict[str, float] = {}
 
     def step(self, wait: Callable[[], None]) -> list[tuple[float, float]]:
@@ -169,7 +170,7 @@ def torchvision_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
                 [{name: value.to(args.device) for name, value in target.items()} for target in targets])
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-    return Side(data, lambda batch: model(*batch), optimizer)
+    return Side(model, data, lambda batch: model(*batch), optimizer)
 
 
 def boxdet_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side:
@@ -211,7 +212,7 @@ def boxdet_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side
         losses = model(moved, mode='loss')
         return {name: total_loss({name: value})[0] for name, value in losses.items() if 'loss' in name}
     optimizer = build_optimizer(model, dict(type='SGD', lr=1e-4, momentum=0.9, weight_decay=1e-4))
-    return Side(lambda: batch.to(device), forward, optimizer)
+    return Side(model, lambda: batch.to(device), forward, optimizer)
 
 
 def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side:
@@ -241,7 +242,7 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
                                        gt_classes=torch.from_numpy(s['labels']),
                                        gt_masks=PolygonMasks([[p] for p in s['polygons']]))) for s in samples]
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Side(lambda: inputs, model, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
+    return Side(model, lambda: inputs, model, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
 
 
 def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side:
@@ -279,7 +280,7 @@ def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
         return {name: sum(value) if isinstance(value, list) else value
                 for name, value in losses.items() if 'loss' in name}
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Side(data, forward, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
+    return Side(model, data, forward, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
 
 
 def build(name: str, args: argparse.Namespace) -> Side:
@@ -326,13 +327,43 @@ def memory(name: str, args: argparse.Namespace) -> float:
     return statistics.median(float(done.stdout.split()[-1]) for done in runs)
 
 
+# Parts of the step: whose method is counted as what.
+LABELS: dict[str, dict[str, str]] = {
+    'torchvision': {
+        'backbone.body.forward': 'ResNet-50', 'backbone.fpn.forward': 'pyramid', 'rpn.head.forward': 'RPN head',
+        'rpn.forward': 'anchors: proposals, matching, losses', 'roi_heads.box_roi_pool.forward': 'RoI features',
+        'roi_heads.mask_roi_pool.forward': 'RoI features', 'roi_heads.box_head.forward': 'box head',
+        'roi_heads.box_predictor.forward': 'box head', 'roi_heads.mask_head.forward': 'mask head',
+        'roi_heads.mask_predictor.forward': 'mask head', 'roi_heads.forward': 'rois: matching, targets, losses',
+        'transform.forward': 'images'},
+    'boxdet': {
+        'backbone.forward': 'ResNet-50', 'neck.forward': 'pyramid', 'rpn_head.forward': 'RPN head',
+        'rpn_head.predict': 'anchors: proposals, matching, losses',
+        'rpn_head.loss': 'anchors: proposals, matching, losses',
+        'roi_head.bbox_roi_extractor.forward': 'RoI features', 'roi_head.mask_roi_extractor.forward': 'RoI features',
+        'roi_head.bbox_head.forward': 'box head', 'roi_head.mask_head.forward_labels': 'mask head',
+        'roi_head.loss': 'rois: matching, targets, losses'}}
+
+
 def print_profile(args: argparse.Namespace) -> None:
-    from torch.profiler import ProfilerActivity, profile
-    side = build(args.profile, args)
-    side.step(waiter(args.device))
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        side.step(waiter(args.device))
-    print(found.key_averages().table(sort_by='self_cpu_time_total', row_limit=30, max_name_column_width=60))
+    """Where the time of a step goes: a column a side."""
+    import torch
+
+    from benchmarks import step_profile
+    columns = {}
+    for name in args.profile:
+        side, wait = build(name, args), waiter(args.device)
+        side.step(wait)
+        for path, part in LABELS.get(name, {}).items():
+            owner, _, method = path.rpartition('.')
+            step_profile.label(side.model.get_submodule(owner), method, part)
+        step_profile.label(side.optimizer, 'step', 'update')
+        torch.manual_seed(0)
+        columns[name] = step_profile.times(lambda side=side, wait=wait: side.step(wait))  # type: ignore[misc]
+    parts = [*dict.fromkeys(part for labels in LABELS.values() for part in labels.values()), 'update']
+    order = [f'{part}, {way}' for part in parts for way in ('forward', 'backward')]
+    print(step_profile.table(columns, lambda place: f'{place[0]}, {place[1]}', order), end='\n\n')
+    print(step_profile.table(columns, lambda place: place[2], [*step_profile.KINDS, step_profile.REST]))
 
 
 def report(figures: dict[str, Any]) -> None:
