@@ -1,10 +1,12 @@
 """benchmarks/gpu_check.py --dry: the script that is to run on a rented GPU takes the same path here, in tiny sizes."""
 import json
+import re
 
 import pytest
 import torch
 
 from benchmarks import gpu_check
+from tests.test_docs.examples import expanded, runs
 
 QUICK = ['machine', 'without_waiting', 'mixed_precision', 'deterministic', 'streams_and_threads', 'distributed',
          'memory', 'data']
@@ -55,15 +57,27 @@ def test_a_wrong_device_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_golden_cases_from_prepared_arrays(tmp_path, reference, shared_data):
+@runs('docs/performance.md: python benchmarks/gpu_check.py', 'docs/performance.md: golden_float32 ...')
+def test_golden_cases_from_prepared_arrays(examples, tmp_path, monkeypatch, capsys, reference, shared_data):
     """The rented machine needs no OpenCV: the network's inputs travel as arrays."""
+    prepare, there, form = (one.filled for one in examples)
     cases = gpu_check.golden_cases()
     name = 'float32/faster_rcnn_r50_fpn_1x_coco'
-    torch.save(gpu_check.make_inputs({name: cases[name]}), tmp_path / 'inputs.pt')
-    assert gpu_check.main(['--dry', '--out', str(tmp_path), '--inputs', str(tmp_path / 'inputs.pt'), '--parts',
-                           'golden_float32']) == 0
+    monkeypatch.setattr(gpu_check, 'golden_cases', lambda: {name: cases[name]})
+    monkeypatch.chdir(tmp_path)
+    assert gpu_check.main(expanded(prepare)[0][2:]) == 0
+    assert list(torch.load('gpu_inputs.pt', weights_only=False)) == [name]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert gpu_check.main([*expanded(there)[0][2:], '--dry', '--parts', 'golden_float32']) == 0
     found = json.loads((tmp_path / 'gpu_check.json').read_text())['golden_float32']
     assert found['cases'] == 1 and found['worst'] >= 0.97
+    begins, ends, *_, last = form.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == begins
+    for line, place in ((ends, 1), (last, -1)):
+        assert re.fullmatch(re.sub(r"\b(N|SHARE|S|15)\b", r'[\\d.]+', re.escape(line)), printed[place]), printed
 
 
 @pytest.mark.slow

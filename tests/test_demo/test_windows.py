@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from boxdet.apis.video import VideoFile, VideoWriter
+from tests.test_docs.examples import runs
 
 
 @pytest.fixture
@@ -116,10 +117,11 @@ def test_closing_the_window_ends_a_demo(start, screen, clip, tiny_detector, demo
 
 
 @pytest.mark.slow
-def test_webcam_demo_shows_a_stream_until_it_ends(start, screen, clip, tiny_detector):
-    shown = start('webcam_demo.py', tiny_detector.config, tiny_detector.checkpoint, '--device', 'cpu', '--camera-id',
-                  clip,
-                  '--score-thr', '1')
+@runs('README.md: python demo/webcam_demo.py')
+def test_webcam_demo_shows_a_stream_until_it_ends(examples, start, screen, clip, tiny_detector):
+    names = {'config.py': tiny_detector.config, 'latest.pth': tiny_detector.checkpoint, 'clip.mp4': clip}
+    _, program, *arguments = (names.get(word, word) for word in examples[0].filled.split())
+    shown = start(program.removeprefix('demo/'), *arguments, '--score-thr', '1')
     output, errors = shown.communicate(timeout=60)
     assert shown.returncode == 0, errors
     assert 'of 40 frames shown' in output.splitlines()[-1]

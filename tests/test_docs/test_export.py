@@ -1,10 +1,8 @@
 """docs/export.md: its commands and its code, run one after the other on small detectors."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,19 +15,11 @@ from pycocotools import mask as mask_api
 from boxdet.apis import init_detector
 from boxdet.checkpoints.io import save_checkpoint
 from tests.exported_detector import distinct, write_detector
+from tests.test_docs.examples import expanded, run, runs
 
 pytest.importorskip('onnxruntime')
 ALONE = ('import sys, runpy; sys.modules.update(torch=None, boxdet=None); sys.argv = sys.argv[1:]; '
          'sys.path.insert(0, "."); runpy.run_path(sys.argv[0], run_name="__main__")')
-
-
-@pytest.fixture(scope='module')
-def document(repo_root):
-    return (repo_root / 'docs/export.md').read_text()
-
-
-def blocks(document, kind):
-    return re.findall(rf'^```{kind}\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -38,14 +28,6 @@ def place(tiny_detector, tmp_path, monkeypatch):
     write_detector(tiny_detector, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def tool(repo_root, name, *arguments):
-    """A tool of the checkout, in this process."""
-    spec = importlib.util.spec_from_file_location(f'boxdet_document_{name}', repo_root / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(list(arguments))
 
 
 def run_alone(*command):
@@ -74,34 +56,57 @@ def near(one, other):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_the_commands(document, repo_root, place, capsys):
-    export, detect = (shlex.split(line) for line in blocks(document, 'sh')[1].splitlines())
-    assert export[:2] == ['python', 'tools/export.py'] and detect[:2] == ['python', 'runtime.py']
-    images = sorted(str(path) for path in place.glob('images/*.png'))
-    arguments = [name for word in export[2:] for name in (images if word == 'images/*.jpg' else [word])]
-    assert tool(repo_root, 'export', *arguments) == 0
-    said = capsys.readouterr().out
+@runs('docs/export.md: python tools/export.py', 'docs/export.md: python runtime.py', 'docs/export.md: import cv2',
+      'README.md: python tools/export.py CONFIG CHECKPOINT detector.onnx', 'README.md: python runtime.py')
+def test_the_commands(examples, place):
+    export, detect, code, same, on_files = examples
+    assert export.filled == same.filled
+    said = run(export.filled)
     assert 'detections equal in 2 images' in said and 'category ids' not in said, said
-    run_alone(*detect[1:])
+    files = expanded(on_files.filled)[0][1:]
+    assert files[2:4] == ['images/a.png', 'images/d.png']
+    run_alone(*files)
+    assert {row['image_id'] for row in json.loads((place / 'predictions.json').read_text())} == {1, 2}
+    run_alone(*expanded(detect.filled)[0][1:])
     found = json.loads((place / 'predictions.json').read_text())
     assert {row['category_id'] for row in found} <= {5, 7, 9} and {row['image_id'] for row in found} == {10, 11, 12, 13}
-    tool(repo_root, 'test', 'config.py', 'latest.pth', '--device', 'cpu', '--format-only', '--eval-options',
-         'jsonfile_prefix=theirs', '--cfg-options', 'evaluation.metric=[bbox,segm]')
+    run('python tools/test.py config.py latest.pth --device cpu --format-only --eval-options jsonfile_prefix=theirs '
+        '--cfg-options evaluation.metric=[bbox,segm]')
     for kind in ('bbox', 'segm'):
         compare(found, json.loads((place / f'theirs.{kind}.json').read_text()), kind)
-    code = next(code for code in blocks(document, 'python') if 'from runtime import' in code)
-    (place / 'example.py').write_text(code)
+    (place / 'example.py').write_text(code.text)
     run_alone('example.py')
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_the_code(document, place):
+@runs('README.md: boxdet export', 'README.md: python tools/export.py CONFIG CHECKPOINT detector.pt2')
+def test_images_of_any_size_and_number(examples, place):
+    export, program = (one.filled for one in examples)
+    assert 'detections equal in 2 images' in run(export) and (place / 'runtime.py').exists()
+    run(program)
+    loaded = torch.export.load(place / 'detector.pt2').module()
+    assert len(loaded(torch.zeros(3, 3, 96, 64, dtype=torch.uint8), torch.tensor([[96, 64]] * 3))[0]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@runs('docs/export.md: python benchmarks/export.py data/shapes')
+def test_the_comparison(examples, place):
+    (place / 'configs/shapes').mkdir(parents=True)
+    shutil.copy('config.py', 'configs/shapes/mask_rcnn_r18w32_fpn_shapes.py')
+    printed = run(examples[0].filled, '--batch', '1', '--ways', 'onnxruntime')
+    assert '2 images' in printed and re.search(r'\| onnxruntime \| 1 \| \d+ \| (\d+) of \1, 100', printed), printed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@runs('docs/export.md: from boxdet.apis', 'docs/export.md: import torch')
+def test_the_code(examples, place):
     """The blocks that need torch."""
-    code = [code for code in blocks(document, 'python') if 'from runtime import' not in code]
     values: dict = {}
-    for block in code:
-        exec(compile(block, 'docs/export.md', 'exec'), values)
+    for one in examples:
+        one.exec(values)
     assert (place / 'detector.onnx').is_file() and (place / 'detector.pt2').is_file()
     assert len(values['boxes']) == 1 and values['boxes'].shape[-1] == 4
 
@@ -128,7 +133,7 @@ def test_keypoints_reach_the_file(repo_root, shapes_dir, tmp_path, monkeypatch):
     export_onnx(model, 'a.onnx', shape=(128, 160), batch=1)
     shutil.copy(repo_root / 'boxdet/runtime.py', tmp_path)
     run_alone('runtime.py', 'a.onnx', options['data.test.img_prefix'], '--annotations', options['data.test.ann_file'])
-    tool(repo_root, 'test', str(config), 'a.pth', '--device', 'cpu', '--format-only', '--eval-options',
-         'jsonfile_prefix=theirs', '--cfg-options', *(f'{key}={value}' for key, value in options.items()))
+    run(['python', 'tools/test.py', str(config), 'a.pth', '--device', 'cpu', '--format-only', '--eval-options',
+         'jsonfile_prefix=theirs', '--cfg-options', *(f'{key}={value}' for key, value in options.items())])
     compare(json.loads((tmp_path / 'predictions.json').read_text()),
             json.loads((tmp_path / 'theirs.keypoints.json').read_text()), 'keypoints')

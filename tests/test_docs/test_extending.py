@@ -1,11 +1,8 @@
 """docs/extending.md: exactly its code, trained and tested by exactly its command lines on a tiny set."""
 
-import importlib.util
 import json
 import re
-import shlex
 import sys
-import warnings
 
 import pytest
 import torch
@@ -13,24 +10,23 @@ import torch
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.engine.config import check_config, load_config
 from boxdet.errors import ConfigError
+from tests.test_docs.examples import examples_of, run, runs
 
 # What keeps the trainings of a test short; the document's own are the config's 8 epochs.
-SHORT = ['--device', 'cpu', '--cfg-options', 'runner.max_epochs=1', 'data.workers_per_gpu=0', 'data.samples_per_gpu=4',
+SHORT = ['--cfg-options', 'runner.max_epochs=1', 'data.workers_per_gpu=0', 'data.samples_per_gpu=4',
          'model.train_cfg.rpn_proposal.max_per_img=50', 'log_config.interval=1']
 
 
-@pytest.fixture(scope='module')
-def document(repo_root):
-    return (repo_root / 'docs/extending.md').read_text()
-
-
 @pytest.fixture
-def project(document, repo_root, shapes_dir, tmp_path, monkeypatch):
+def project(repo_root, tmp_path, monkeypatch):
     """A folder with the document's files in their places, beside boxdet's own configs; it is the working folder."""
     (tmp_path / 'configs').mkdir()
     for name in ('_base_', 'shapes'):
         (tmp_path / 'configs' / name).symlink_to(repo_root / 'configs' / name)
+    document = (repo_root / 'docs/extending.md').read_text()
     files = re.findall(r'^`(\S+\.py)`:\n\n```python\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
+    assert [code for _, code in files] == [
+        one.text for one in examples_of('docs/extending.md') if one.language == 'python']
     assert [name for name, _ in files] == ['my_parts.py', 'configs/mine/tiny.py', 'my_hooks.py',
                                            'configs/mine/tiny_watched.py', 'my_evaluators.py',
                                            'configs/mine/tiny_counted.py']
@@ -46,65 +42,51 @@ def code_lines(text):
     return [line for line in text.splitlines() if line.strip()]
 
 
-def run(repo_root, command, *more):
-    """A command line of the document, in this process."""
-    python, tool, *arguments = shlex.split(command)
-    assert python == 'python'
-    spec = importlib.util.spec_from_file_location('boxdet_document_tool', repo_root / tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        module.main([*arguments, *more])
-
-
 def test_three_parts_in_under_forty_lines(project):
     parts = code_lines((project / 'my_parts.py').read_text())
     assert sum(line.startswith('@') for line in parts) == 3
     assert len(parts + code_lines((project / 'configs/mine/tiny.py').read_text())) < 40
 
 
-def test_code_and_commands_of_the_document(project, document, repo_root, shapes_dir, capsys):
-    block, = re.findall(r'^```shell\n(.*?)^```$', document, re.MULTILINE | re.DOTALL)
-    make, train, test = block.splitlines()
+@runs('docs/extending.md')
+def test_code_and_commands_of_the_document(examples, project, shapes_dir, repo_root):
+    make, train, test = (one.text for one in examples if one.language == 'shell')  # the code is the project's
     assert make == 'python tools/make_shapes.py' and (repo_root / 'tools/make_shapes.py').exists()
     (project / 'data').mkdir()
     cfg = load_config('configs/mine/tiny.py')
     assert cfg.data.train.ann_file.startswith('data/shapes/')
     (project / 'data/shapes').symlink_to(shapes_dir)  # what that command makes, with 12 images
 
-    run(repo_root, train, '--seed', '0', '--no-validate', *SHORT)
+    run(train, '--seed', '0', '--no-validate', *SHORT)
     weights = load_checkpoint('work_dirs/tiny/latest.pth')['state_dict']
     assert weights['backbone.stages.4.0.weight'].shape == (128, 64, 3, 3)
     temperature = weights['roi_head.bbox_head.temperature'].item()
     assert temperature != 2.0 and abs(temperature - 2) < 0.1  # it began there and learns
-    run(repo_root, test, *SHORT[:2])
-    assert 'bbox_mAP: ' in capsys.readouterr().out
+    assert 'bbox_mAP: ' in run(test)
 
 
-def test_the_hook_of_the_document(project, repo_root, shapes_dir):
+def test_the_hook_of_the_document(project, shapes_dir):
     (project / 'data').mkdir()
     (project / 'data/shapes').symlink_to(shapes_dir)
-    run(repo_root, 'python tools/train.py configs/mine/tiny_watched.py', '--no-validate', *SHORT)
+    run('python tools/train.py configs/mine/tiny_watched.py', '--no-validate', *SHORT)
     folder = project / 'work_dirs/tiny_watched'
     entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()[1:]]
     assert entries and all(entry['weight_norm'] > 1 for entry in entries)
     assert set(load_checkpoint(folder / 'weights_1.pth')) == {'meta', 'state_dict'}
 
 
-def test_the_evaluator_of_the_document(project, repo_root, shapes_dir, capsys):
+def test_the_evaluator_of_the_document(project, shapes_dir):
     (project / 'data').mkdir()
     (project / 'data/shapes').symlink_to(shapes_dir)
-    run(repo_root, 'python tools/train.py configs/mine/tiny_counted.py', *SHORT)
+    run('python tools/train.py configs/mine/tiny_counted.py', *SHORT)
     folder = project / 'work_dirs/tiny_counted'
     entries = [json.loads(line) for line in next(folder.glob('*.log.json')).read_text().splitlines()[1:]]
     measured = next(entry for entry in entries if entry['mode'] == 'val')
     assert 'bbox_mAP' in measured and measured['count_error'] >= 0
-    capsys.readouterr()
-    run(repo_root, f'python tools/test.py configs/mine/tiny_counted.py {folder}/latest.pth', '--eval', 'CountError',
-        '--eval-options', 'score_thr=1.1', '--device', 'cpu')
+    told = run(f'python tools/test.py configs/mine/tiny_counted.py {folder}/latest.pth', '--eval', 'CountError',
+               '--eval-options', 'score_thr=1.1')
     truth = json.loads((shapes_dir / 'annotations/instances_val.json').read_text())
-    name, value = capsys.readouterr().out.split()[-2:]
+    name, value = told.split()[-2:]
     assert name == 'count_error:'  # nothing scores above 1: every object is missing
     assert float(value) == pytest.approx(len(truth['annotations']) / len(truth['images']), abs=1e-3)
 

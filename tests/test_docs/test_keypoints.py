@@ -1,17 +1,17 @@
 """docs/keypoints.md: its annotation file and its config work as they stand there."""
 import ast
 import json
-import re
 
 from boxdet.datasets import build_dataset
 from boxdet.engine.config import check_config, load_config
 from boxdet.engine.preflight import check_metrics
 from boxdet.models import build_detector
+from tests.test_docs.examples import runs
 
 
-def test_keypoints_of_your_own(repo_root, tmp_path, monkeypatch):
-    text = (repo_root / 'docs/keypoints.md').read_text()
-    file, config = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+@runs('docs/keypoints.md')
+def test_keypoints_of_your_own(examples, repo_root, tmp_path, monkeypatch):
+    file, config = (one.text for one in examples)
     content = ast.literal_eval(file)
     content['images'] = [dict(id=3, file_name='3.jpg', width=100, height=80)]
     (tmp_path / 'cats').mkdir()

@@ -1,75 +1,45 @@
-"""The pages of tasks: every block of docs/getting_started.md runs, and the code of the others does what it says."""
+"""The pages of tasks: their commands run, and their code does what it says."""
 import hashlib
-import importlib.util
 import json
 import re
-import shlex
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from boxdet.apis import inference_detector, init_detector
 from boxdet.checkpoints import zoo
-from boxdet.cli.programs import PROGRAMS
 from boxdet.datasets import build_dataset
 from boxdet.engine.config import check_config, load_config
 from boxdet.geometry.boxes import box_overlaps
 from boxdet.structures.instances import Instances
-
-# What keeps the training of a test short.
-SHORT = {'train': ['--device', 'cpu', '--seed', '0', '--cfg-options', 'runner.max_epochs=1', 'data.workers_per_gpu=0',
-                   'evaluation.interval=1'],
-         'test': ['--device', 'cpu'], 'infer': ['--device', 'cpu'], 'check': [],
-         'make_shapes': ['--train', '8', '--val', '4']}
-
-
-def blocks(page, language):
-    return re.findall(rf'^```{language}\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
-
-
-def run(repo_root, line, more=()):
-    """A command line of a page, in this process."""
-    name, *arguments = shlex.split(line, comments=True)
-    if name == 'boxdet':
-        path = PROGRAMS[arguments.pop(0)]
-    else:
-        assert name == 'python'
-        path = arguments.pop(0)
-    spec = importlib.util.spec_from_file_location('boxdet_page_tool', repo_root / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert not module.main([*arguments, *more])
+from tests.test_docs.examples import run, runs
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_getting_started(repo_root, tmp_path, monkeypatch):
-    page = (repo_root / 'docs/getting_started.md').read_text()
-    install, *commands = blocks(page, 'shell')
-    assert install.startswith('pip install boxdet')
+@runs('docs/getting_started.md: boxdet', 'docs/getting_started.md: from pathlib')
+def test_getting_started(examples, tmp_path, monkeypatch):
+    *commands, code = examples
     monkeypatch.chdir(tmp_path)
-    ran = []
-    for line in commands:
-        ran.append(shlex.split(line)[1])
-        run(repo_root, line, SHORT[ran[-1]])
-    assert ran == ['make_shapes', 'check', 'train', 'test', 'infer']
+    short = {'make_shapes': ['--train', '8', '--val', '4'],
+             'train': ['--seed', '0', '--cfg-options', 'runner.max_epochs=1', 'data.workers_per_gpu=0',
+                       'evaluation.interval=1']}
+    for one in commands:
+        run(one.text, *short.get(one.text.split()[1], []))
     for name in ('work_dirs/shapes/latest.pth', 'report/index.html', 'found.json'):
         assert (tmp_path / name).stat().st_size > 100
     assert len(list((tmp_path / 'drawn').iterdir())) == 4
-    code, = blocks(page, 'python')
-    names = {}
-    exec(compile(code, 'getting_started.md', 'exec'), names)
+    names = code.exec({})
     assert (tmp_path / 'drawn.jpg').exists() and isinstance(names['result'], Instances)
 
 
-def test_the_config_of_your_data(repo_root, tmp_path, monkeypatch):
-    code, = blocks((repo_root / 'docs/your_data.md').read_text(), 'python')
+@runs('docs/your_data.md: _base_')
+def test_the_config_of_your_data(examples, repo_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').mkdir()
-    (tmp_path / 'configs/mine.py').write_text(code)
+    (tmp_path / 'configs/mine.py').write_text(examples[0].text)
     cfg = load_config('mine')
     check_config(cfg)
     assert cfg.model.roi_head.bbox_head.num_classes == 2 and cfg.optimizer.momentum == 0.9
@@ -78,10 +48,9 @@ def test_the_config_of_your_data(repo_root, tmp_path, monkeypatch):
             load_config(one)
 
 
-def test_tiles(repo_root, tiny_detector):
-    code, = blocks((repo_root / 'docs/large_images.md').read_text(), 'python')
-    names = {}
-    exec(compile(code, 'large_images.md', 'exec'), names)
+@runs('docs/large_images.md: import torch')
+def test_tiles(examples, tiny_detector):
+    names = examples[0].exec({})
     model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
     image = np.random.default_rng(0).integers(0, 255, (230, 350, 3), dtype=np.uint8)
     boxes, scores, labels = names['detect_in_tiles'](model, image, side=150, overlap=50, iou=0.5)
@@ -108,26 +77,24 @@ NAME = 'faster_rcnn_r50_fpn_1x_coco'
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_your_data_and_what_follows_by_their_commands(repo_root, shapes_dir, server, tmp_path, monkeypatch, capsys):
-    pages = {name: (repo_root / f'docs/{name}.md').read_text() for name in ('your_data', 'large_images', 'labels')}
-    convert, train, from_zoo = (line for block in blocks(pages['your_data'], 'shell') for line in block.splitlines())
-    read, read_split, read_yolo, infer, correct = (line for block in blocks(pages['labels'], 'shell')
-                                                   for line in block.splitlines())
+@runs('docs/your_data.md: boxdet', 'README.md: boxdet train', 'docs/large_images.md: boxdet test', 'docs/labels.md')
+def test_your_data_and_what_follows_by_their_commands(examples, shapes_dir, server, tmp_path, monkeypatch):
+    convert, train, from_zoo, in_short, large, read, read_split, read_yolo, infer, correct = (
+        one.filled for one in examples)
+    assert from_zoo.startswith(f'{in_short} --cfg-options ')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('BOXDET_HOME', str(tmp_path / 'home'))
     (tmp_path / 'configs').mkdir()
     (tmp_path / f'configs/{NAME}.py').write_text(SMALL)
     shutil.copytree(shapes_dir / 'train', 'photos')
     source = shapes_dir / 'annotations/instances_train.json'
-    run(repo_root, f'boxdet from_coco {source} my_labels --to yolo --images photos')
+    run(f'boxdet from_coco {source} my_labels --to yolo --images photos')
     for link in list((tmp_path / 'my_labels').rglob('*.jpg')):  # files, as in a folder of one's own
         content = link.read_bytes()
         link.unlink()
         link.write_bytes(content)
 
-    capsys.readouterr()
-    run(repo_root, convert)
-    images = re.search("img_prefix='(.*?)'", capsys.readouterr().out)[1]
+    images = re.search("img_prefix='(.*?)'", run(convert))[1]
     assert images == 'my_labels/images/train/'
     counts = []
     for split in ('train', 'val'):
@@ -136,7 +103,7 @@ def test_your_data_and_what_follows_by_their_commands(repo_root, shapes_dir, ser
     assert sum(counts) == 12 and counts[1] == 2
     short = ['data.workers_per_gpu=0', 'runner.max_epochs=1', 'evaluation.interval=1']
     assert train.endswith('--data train.json val.json')
-    run(repo_root, f'{train} --images {images} --device cpu --cfg-options {" ".join(short)}')
+    run(f'{train} --images {images} --cfg-options {" ".join(short)}')
     folder = tmp_path / f'work_dirs/{NAME}'
     content = (folder / 'latest.pth').read_bytes()
 
@@ -145,53 +112,38 @@ def test_your_data_and_what_follows_by_their_commands(repo_root, shapes_dir, ser
     entry = dict(config=f'{NAME}.py', weights=server.url + file, project='boxdet', metrics={})
     monkeypatch.setattr(zoo, 'entries', lambda: {NAME: entry})
     shutil.rmtree(folder)
-    run(repo_root, f'{from_zoo} {" ".join(short)} --images {images} --device cpu')
+    run(f'{from_zoo} {" ".join(short)} --images {images}')
     assert len(server.asked) == 1 and (tmp_path / 'home/checkpoints' / file).exists()
     assert f'load_from zoo://{NAME}: 150 entries loaded, 0 missing' in next(folder.glob('*.log')).read_text()
     assert load_config(folder / f'{NAME}.py').optimizer.lr == 0.0025
 
     config, weights = folder / f'{NAME}.py', folder / 'latest.pth'
-    run(repo_root, f'boxdet check {NAME} --data train.json val.json --images {images}')
-    named = {'CONFIG': str(config), 'CHECKPOINT': str(weights), 'SOURCE': 'my_labels', 'OUT': 'converted'}
-
-    def filled(line):
-        return re.sub('|'.join(named), lambda found: named[found[0]], line)
-    large, = blocks(pages['large_images'], 'shell')
+    run(f'boxdet check {NAME} --data train.json val.json --images {images}')
+    shutil.copy(config, 'config.py')
+    shutil.copy(weights, 'latest.pth')
     assert load_config(config, {'data.test.pipeline.1.img_scale': (2666, 1600)}).data.test.pipeline[1].flip is False
-    capsys.readouterr()
-    run(repo_root, filled(large), ['--device', 'cpu'])
-    assert 'bbox_mAP' in capsys.readouterr().out
+    assert 'bbox_mAP' in run(large)
 
-    run(repo_root, filled(read))
-    run(repo_root, filled(read_split))
+    run(read)
+    run(read_split)
     classes = ' '.join(name for name in load_config(config).data.train.classes)
-    read_yolo = filled(read_yolo).replace('cat dog', classes).replace('--images photos', '--images my_labels/images')
-    run(repo_root, read_yolo)
+    run(read_yolo.replace('cat dog', classes).replace('--images photos', '--images my_labels/images'))
     assert (tmp_path / 'converted/annotations/instances_val.json').exists()
-    run(repo_root, filled(infer), ['--device', 'cpu'])
-    run(repo_root, correct.replace('--score-thr 0.5', '--score-thr 0'))
+    run(infer)
+    run(correct.replace('--score-thr 0.5', '--score-thr 0'))
     assert len(json.loads((tmp_path / 'out/tasks.json').read_text())) == 12
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_the_code_of_other_pages(repo_root, tiny_detector, tmp_path, monkeypatch):
-    pages = {name: (repo_root / f'docs/{name}.md').read_text() for name in ('evaluation', 'checks', 'migrating')}
+@runs('docs/evaluation.md: from boxdet.evaluation', 'docs/checks.md')
+def test_the_code_of_other_pages(examples, tiny_detector, tmp_path, monkeypatch):
+    operating_points, preflight = examples
     model = init_detector(tiny_detector.config, tiny_detector.checkpoint, device='cpu')
     dataset = build_dataset(model.cfg.data.test)
     names = dict(dataset=dataset, results=inference_detector(model, [str(path) for path in tiny_detector.images]))
-    code, = blocks(pages['evaluation'], 'python')
-    exec(compile(code, 'evaluation.md', 'exec'), names)
+    operating_points.exec(names)
     assert len(names['points'].classes) == 3 and 0 <= names['best'].threshold <= 1
 
-    code, = blocks(pages['checks'], 'python')
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'mine.py').write_text(f'_base_ = {str(tiny_detector.config)!r}\n{code}')
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(tiny_detector.config)!r}\n{preflight.text}')
     check_config(load_config('mine.py'))
-
-    after = blocks(pages['migrating'], 'python')[-1]
-    shutil.copy(tiny_detector.config, 'config.py')
-    shutil.copy(tiny_detector.checkpoint, 'model.pth')
-    cv2.imwrite('street.jpg', cv2.imread(str(tiny_detector.images[0])))
-    assert after.count("'cuda:0'") == 1
-    exec(compile(after.replace('cuda:0', 'cpu'), 'migrating.md', 'exec'), names)
-    assert tiny_detector.classes == names['model'].CLASSES

@@ -190,6 +190,16 @@ def test_onnxruntime_gives_what_the_detector_gives(name, options, tmp_path):
     assert found['count'].tolist() == [0, 0] and found['settled'] and not found['scores'].any()
 
 
+@pytest.mark.slow
+def test_images_smaller_than_a_stride(tmp_path):
+    model, sizes = detector('faster_rcnn'), [(20, 20)]
+    assert max(model.rpn_head.anchor_generator.strides)[0] > 32  # the last levels have one cell
+    pixels = images(sizes)
+    run_file, _ = opened(write_onnx(model, tmp_path / 'a.onnx', INPUTS, shape=(20, 20), batch=1))
+    parity = compare(model, run_file(pixels, sizes), pixels, sizes)
+    assert parity.detections > 10 and parity.share >= 0.99, str(parity)
+
+
 @pytest.fixture(scope='module')
 def any_size(tmp_path_factory):
     """A detector, and its file for any number of images of any size."""

@@ -6,6 +6,7 @@ import torch
 
 from boxdet.checkpoints.io import load_checkpoint
 from boxdet.evaluation import load_results
+from tests.test_docs.examples import launched, runs
 
 
 def single_process(repo_root, *arguments):
@@ -25,8 +26,12 @@ def test_showing_takes_one_process(run, option):
 
 
 @pytest.mark.slow
-def test_four_train_three_test_two_go_on(run, toy_config, repo_root, tmp_path):
-    trained = run('dist_train.sh', toy_config, '4', '--work-dir', tmp_path, '--seed', '0')
+@runs('docs/distributed.md: tools/dist_t', 'README.md: bash tools/dist_t')
+def test_four_train_three_test_two_go_on(examples, run, toy_config, repo_root, tmp_path):
+    train, test, *without_options = (one.filled for one in examples)
+    assert all(f'bash {line}'.startswith(short) for line, short in zip((test, train), without_options))
+    script, arguments, _ = launched(train, {'config.py': toy_config})
+    trained = run(script, *arguments, '--work-dir', tmp_path)
     assert trained.status == 0, trained.err
     assert '4 processes x 1 images' in trained.out and len(list(tmp_path.glob('*.log.json'))) == 1
     checkpoint = tmp_path / 'epoch_1.pth'
@@ -34,9 +39,10 @@ def test_four_train_three_test_two_go_on(run, toy_config, repo_root, tmp_path):
     assert (meta['world_size'], meta['iter']) == (4, 3)  # 12 images
 
     # 5 images on 3 ranks
-    tested = run('dist_test.sh', toy_config, checkpoint, '3', '--out', tmp_path / 'three.pkl', '--eval', 'bbox',
-                 '--tmpdir', tmp_path / 'exchange')
-    assert tested.status == 0 and 'bbox_mAP: ' in tested.out, tested.err
+    script, arguments, _ = launched(test, {'config.py': toy_config, 'latest.pth': checkpoint,
+                                           'exchange': tmp_path / 'exchange'})
+    tested = run(script, *arguments, '--out', tmp_path / 'three.pkl')
+    assert tested.status == 0 and 'bbox_mAP: ' in tested.out and 'segm_mAP: ' in tested.out, tested.err
     single_process(repo_root, toy_config, checkpoint, '--out', tmp_path / 'one.pkl', '--device', 'cpu')
     three, one = load_results(tmp_path / 'three.pkl'), load_results(tmp_path / 'one.pkl')
     assert len(three) == len(one) == 5 and sum(map(len, one)) > 5

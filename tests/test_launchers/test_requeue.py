@@ -4,30 +4,31 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from boxdet.checkpoints.io import load_checkpoint
-
-JOB = '''#!/bin/bash
-#SBATCH --job-name=requeued --ntasks=1 --requeue --open-mode=append --output={folder}/output.txt
-cd {folder}
-srun {python} {root}/tools/train.py tiny.py --work-dir {folder}/run --device cpu --launcher slurm \\
-    --auto-resume --requeue
-echo "ended with $?"
-'''
+from tests.test_docs.examples import runs
 
 
 @pytest.mark.slow
-def test_a_job_is_started_again_and_goes_on(slurm, shapes_dir, repo_root, tmp_path):
+@runs('docs/distributed.md: #!/bin/bash', 'docs/reliability.md: #SBATCH')
+def test_a_job_is_started_again_and_goes_on(examples, slurm, shapes_dir, repo_root, tmp_path):
     spec = importlib.util.spec_from_file_location('tiny_training', repo_root / 'tests/test_tools/tiny_training.py')
     tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny)
     config = tiny.write(tmp_path, shapes_dir)
     text = config.read_text()
     config.write_text(text.replace('max_epochs=3', 'max_epochs=5000'))
-    (tmp_path / 'job.sh').write_text(JOB.format(folder=tmp_path, root=repo_root, python=sys.executable))
-    environment = {**os.environ, **slurm, 'PATH': f"{os.environ['PATH']}:/usr/sbin:/sbin", 'OMP_NUM_THREADS': '1'}
+    config.rename(tmp_path / 'config.py')
+    config = tmp_path / 'config.py'
+    (tmp_path / 'tools').symlink_to(repo_root / 'tools')
+    for name, example in zip(('job.sh', 'other.sh'), examples):
+        script = example.filled if example.text.startswith('#!') else f'#!/bin/bash\n{example.filled}'
+        (tmp_path / name).write_text(f'{script}echo "ended with $?"\n')
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    environment = {**os.environ, **slurm, 'PATH': path, 'OMP_NUM_THREADS': '1'}
 
     def ask(*command):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -41,8 +42,9 @@ def test_a_job_is_started_again_and_goes_on(slurm, shapes_dir, repo_root, tmp_pa
             assert time.monotonic() < until, output.read_text()[-3000:] if output.exists() else ask('squeue')
             time.sleep(0.2)
 
-    job = ask('sbatch', '--parsable', '--partition=dev', str(tmp_path / 'job.sh')).strip()
-    latest = tmp_path / 'run' / 'latest.pth'
+    submit = ('sbatch', '--parsable', f'--chdir={tmp_path}', f'--output={tmp_path}/output.txt')
+    job = ask(*submit, tmp_path / 'job.sh').strip()
+    latest = tmp_path / 'work/latest.pth'
     wait_for(latest.exists)
     ask('scancel', '--signal=USR1', job)  # as --signal=USR1@300 does before the time limit
     wait_for(lambda: 'stopped by SIGUSR1 at iteration' in (tmp_path / 'output.txt').read_text())
@@ -53,4 +55,9 @@ def test_a_job_is_started_again_and_goes_on(slurm, shapes_dir, repo_root, tmp_pa
     wait_for(lambda: 'ended with 0' in (tmp_path / 'output.txt').read_text())
     assert f"iter_{stopped['iter']}.pth: epoch {stopped['epoch']}" in (tmp_path / 'output.txt').read_text()
     assert 'Restarts=1' in ask('scontrol', 'show', 'job', job)
-    assert load_checkpoint(latest)['meta']['iter'] == 6 * (stopped['epoch'] + 2)
+    meta = load_checkpoint(latest)['meta']
+    assert (meta['world_size'], meta['iter']) == (2, 3 * (stopped['epoch'] + 2))
+
+    config.write_text(text)
+    ask(*submit, '--wait', tmp_path / 'other.sh')
+    assert load_checkpoint(tmp_path / 'work_dirs/config/latest.pth')['meta']['iter'] == 18

@@ -6,18 +6,28 @@ import sys
 
 import pytest
 
+from tests.test_docs.examples import launched, runs
+
 
 @pytest.mark.slow
-def test_slurm_trains_and_tests(slurm, run, toy_config, tmp_path):
-    two = dict(slurm, GPUS='2', CPUS_PER_TASK='1', SRUN_ARGS='--immediate=60')
-    trained = run('slurm_train.sh', 'dev', 'toy', toy_config, tmp_path, '--seed', '0', **two)
+@runs('docs/distributed.md: GPUS=', 'README.md: GPUS=')
+def test_slurm_trains_and_tests(examples, slurm, run, toy_config, tmp_path):
+    train, test, without_options = (one.filled for one in examples)
+    assert train.replace('tools/', 'bash tools/').startswith(without_options)
+    names = {'config.py': toy_config, 'work': tmp_path, 'latest.pth': tmp_path / 'epoch_1.pth',
+             'exchange': tmp_path / 'exchange'}
+    script, arguments, variables = launched(train, names)
+    assert variables == {'GPUS': '2'}
+    two = dict(slurm, **variables, CPUS_PER_TASK='1', SRUN_ARGS='--immediate=60')
+    trained = run(script, *arguments, **two)
     assert trained.status == 0, trained.err
     assert '2 processes x 1 images' in trained.out and len(list(tmp_path.glob('*.log.json'))) == 1
     entries = [json.loads(line) for line in next(tmp_path.glob('*.log.json')).read_text().splitlines()][1:]
     assert [entry['mode'] for entry in entries] == ['train'] * 6 + ['val']  # 12 images
 
-    two['PY_ARGS'] = f'--eval bbox segm --work-dir {tmp_path}/metrics'
-    tested = run('slurm_test.sh', 'dev', 'toy-test', toy_config, tmp_path / 'epoch_1.pth', **two)
+    script, arguments, variables = launched(test, names)
+    two.update(variables, PY_ARGS=f'--eval bbox segm --work-dir {tmp_path}/metrics')
+    tested = run(script, *arguments, **two)
     assert tested.status == 0, tested.err
     metric = json.loads(next((tmp_path / 'metrics').glob('eval_*.json')).read_text())['metric']
     for key in ('bbox_mAP', 'segm_mAP', 'bbox_mAP_50'):

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from boxdet.checkpoints.io import load_checkpoint
+from tests.test_docs.examples import launched, runs
 
 PORT = '29500'
 
@@ -58,8 +59,14 @@ def begin(start, hosts, config, work_dir, *more):
 
 
 @pytest.mark.slow
-def test_two_hosts_train_together(hosts, start, toy_config, tmp_path):
-    processes = begin(start, hosts, toy_config, tmp_path, '--no-validate')
+@runs('docs/distributed.md: NNODES=2')
+def test_two_hosts_train_together(examples, hosts, start, toy_config, tmp_path):
+    processes = []
+    for index, example in enumerate(examples):
+        script, arguments, variables = launched(example.filled, {'config.py': toy_config})
+        assert variables == dict(NNODES='2', NODE_RANK=str(index), MASTER_ADDR='10.77.0.1', PORT=PORT)
+        processes.append(start(script, *arguments, '--work-dir', tmp_path, '--no-validate', before=hosts.on(index),
+                               **variables))
     for process in processes:
         _, err = process.communicate(timeout=180)
         assert process.returncode == 0, err

@@ -4,6 +4,7 @@ benchmarks/fresh_install.py does the same in an empty environment, with a traini
 """
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from boxdet.errors import EXTRAS
 from boxdet.version import __version__
+from tests.test_docs.examples import expanded, runs
 
 pytestmark = pytest.mark.slow
 
@@ -91,3 +93,43 @@ def test_the_wheel_alone(built, shapes_dir, tmp_path):
     assert 'site/boxdet/share/configs/_base_/models/faster_rcnn_r50_fpn.py:' in told
     told = boxdet('check', 'mask_rcnn_r18_fpn_shapes', '--data', shapes_dir / 'annotations/instances_train.json')
     assert told.endswith('a training can begin (12 images, 12 to evaluate on)\n')
+
+
+def pip(words, *more, **options):
+    """A pip install of the documents, of what is at hand and without what it needs, which is here."""
+    assert words[:2] == ['pip', 'install'], words
+    done = subprocess.run([sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', *more, *words[2:]],
+                          capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@runs('docs/getting_started.md: pip', 'docs/installing.md', 'docs/export.md: pip', 'README.md: pip')
+def test_the_ways_to_install_it(examples, built, tmp_path):
+    wheel = built[0]
+    for k, words in enumerate({one.filled: expanded(one.filled)[0] for one in examples}.values()):
+        extras = re.search(r'\[(.*)\]', words[-1])
+        if '-e' in words:
+            said = pip(words, '--dry-run', '--no-build-isolation', cwd=wheel.parent / 'boxdet')
+            assert f'Would install boxdet-{__version__}' in said
+        else:
+            said = pip(words, '--find-links', wheel.parent, '--target', tmp_path / str(k))
+            assert (tmp_path / str(k) / 'boxdet/share/configs').is_dir()
+        assert set(extras[1].split(',') if extras else []) <= set(EXTRAS.values())
+        assert 'does not provide the extra' not in said
+
+
+@runs('docs/performance.md: bash benchmarks/gpu_wheels.sh', 'docs/performance.md: pip')
+def test_the_wheels_for_a_gpu_machine(examples, repo_root, tmp_path, monkeypatch):
+    fetch, install = (one.filled for one in examples)
+    (tmp_path / 'benchmarks').symlink_to(repo_root / 'benchmarks')
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(['bash', '-c', fetch], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHON': sys.executable})
+    if done.returncode:
+        message = f'pip cannot download: {done.stderr.strip().splitlines()[-1]}'
+        pytest.fail(message) if os.environ.get('BOXDET_CI') == '1' else pytest.skip(message)
+    words, = expanded(install)
+    assert len(words) > 15
+    pip(words, '--target', 'there')
+    assert {'mmengine', 'pycocotools', 'terminaltables.py'} & {path.name for path in (tmp_path / 'there').iterdir()}
