@@ -29,13 +29,16 @@ MEASURED = [
 
 
 def claims(repo_root):
-    """What the decorators ``runs`` of all tests say."""
+    """What the decorators ``runs`` of all tests say, and every one of these tests takes what it claims."""
     found = []
     for path in (repo_root / 'tests').rglob('test_*.py'):
         text = path.read_text()
         for node in ast.walk(ast.parse(text)) if '@runs(' in text else ():
-            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'runs':
-                found += [ast.literal_eval(claim) for claim in node.args]
+            for call in getattr(node, 'decorator_list', ()):
+                if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'runs':
+                    looked_at = {getattr(part, 'id', '') for line in node.body for part in ast.walk(line)}
+                    assert 'examples' in looked_at, f'{path.name}::{node.name} does not look at its examples'
+                    found += [ast.literal_eval(claim) for claim in call.args]
     return found
 
 
