@@ -62,6 +62,8 @@ def _local_file(path: Path) -> Path:
         return path
     if path.is_dir():
         raise CheckpointError(f'{path} is a folder, not a checkpoint file')
+    if path.is_symlink():
+        raise CheckpointError(f'{path} is a link to {path.readlink()}, which is not there')
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise CheckpointError(f'no checkpoint file {path}{nearest(path.name, siblings)}')
 

@@ -144,6 +144,9 @@ def test_missing_file_names_a_near_one(tmp_path):
         find_checkpoint(tmp_path / 'epoch_21.pth')
     with pytest.raises(CheckpointError, match='is a folder'):
         find_checkpoint(tmp_path)
+    (tmp_path / 'latest.pth').symlink_to('epoch_24.pth')
+    with pytest.raises(CheckpointError, match=r'latest\.pth is a link to epoch_24\.pth, which is not there'):
+        find_checkpoint(tmp_path / 'latest.pth')
 
 
 @pytest.mark.parametrize('address, message', [
