@@ -19,7 +19,7 @@ from torch import nn
 
 from boxdet.engine.distributed import broadcast_object, get_dist_info, is_main
 from boxdet.errors import ConfigError
-from boxdet.models.folding import fold_batch_norms, lay_out
+from boxdet.models.folding import fold_batch_norms, lay_out, use_fast_convolutions
 from boxdet.version import __version__
 
 # --- seeds ---
@@ -131,18 +131,14 @@ def slow_in(dtype: torch.dtype, device: torch.device | str) -> bool:
     return not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])())
 
 
-def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32,
-                  training: bool = False) -> torch.memory_format:
+def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.memory_format:
     """The memory format in which convolutions of ``dtype`` are fastest on ``device``.
 
-    Processors (measured, docs/performance.md): channels last for inference, where RoIAlign and Winograd's convolution
-    read it, and for training with AVX-512; for training without it planar. GPUs (not measured): channels last where
-    tensor cores multiply, which is in half precision, and from Ampere on in float32 too; before that cuDNN would turn
-    every map back and forth.
+    Processors (measured, docs/performance.md): channels last, where RoIAlign and Winograd's convolution read it. GPUs
+    (not measured): channels last where tensor cores multiply, which is in half precision, and from Ampere on in float32
+    too; before that cuDNN would turn every map back and forth.
     """
     device = torch.device(device)
-    if device.type == 'cpu' and training and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
-        return torch.contiguous_format
     if device.type == 'cuda' and dtype == torch.float32 and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.contiguous_format
     return torch.channels_last
@@ -151,19 +147,23 @@ def memory_format(device: torch.device | str, dtype: torch.dtype = torch.float32
 def place_for_training(model: nn.Module, device: torch.device, cfg: Mapping[str, Any]) -> nn.Module:
     """Move the model in the form that trains fastest: norms that stand still folded, and a memory format.
 
-    ``channels_last`` in the config says which one: True or False; without it the one that was fastest where it was
-    measured (``memory_format``). The state dict stays as it is.
+    On the CPU 3x3 convolutions go Winograd's way where it pays. ``channels_last`` in the config says which format: True
+    or False; without it the one that was fastest where it was measured (``memory_format``). The state dict stays as it
+    is.
     """
     wanted, dtype = cfg.get('channels_last'), torch.float32 if cfg.get('fp16') is None else torch.bfloat16
     if device.type == 'cpu':
         keep_memory()
-    chosen = memory_format(device, dtype, training=True)
+    chosen = memory_format(device, dtype)
     if wanted is not None:
         chosen = torch.channels_last if wanted else torch.contiguous_format
     logging.getLogger('boxdet').info(
         'memory format: %s (%s)', 'channels last' if chosen is torch.channels_last else 'planar',
         'as channels_last says' if wanted is not None else f'chosen for {device}; channels_last=True or False sets it')
-    return lay_out(fold_batch_norms(model), chosen).to(device)
+    fold_batch_norms(model)
+    if device.type == 'cpu':
+        use_fast_convolutions(model)
+    return lay_out(model, chosen).to(device)
 
 
 def keep_memory() -> None:

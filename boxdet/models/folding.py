@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxdet.errors import ConfigError, nearest
 from boxdet.models import winograd
-from boxdet.models.layers import CarriedBatchNorm2d, InferenceConv2d
+from boxdet.models.layers import CarriedBatchNorm2d, FastConv2d
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Scores and deltas: half precision makes equal scores of different ones, and moves boxes by pixels.
@@ -63,7 +63,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     """
     for parent, name, conv, norm_name, norm in list(_pairs(model)):
         if type(norm) is nn.BatchNorm2d:
-            folded, carried = _with_state_of(conv, InferenceConv2d), _with_state_of(norm, CarriedBatchNorm2d)
+            folded, carried = _with_state_of(conv, FastConv2d), _with_state_of(norm, CarriedBatchNorm2d)
             folded.norm_after = (carried,)
             setattr(parent, name, folded)
             setattr(parent, norm_name, carried)
@@ -80,14 +80,16 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def use_fast_convolutions(model: nn.Module) -> nn.Module:
-    """Let large 3x3 convolutions go Winograd's way (``models.winograd``) where it pays; the model is changed."""
-    replaced: dict[nn.Module, InferenceConv2d] = {}  # a convolution that several modules share stays one
+    """Let 3x3 convolutions go Winograd's way (``models.winograd``) where it pays; the model is changed."""
+    replaced: dict[nn.Module, FastConv2d] = {}  # a convolution that several modules share stays one
     for parent in list(model.modules()):
         for name, conv in list(parent.named_children()):
-            if type(conv) is nn.Conv2d and winograd.suits(conv):
-                fast = replaced[conv] = replaced.get(conv) or _with_state_of(conv, InferenceConv2d)
-                fast.fast = True
-                setattr(parent, name, fast)
+            if type(conv) not in (nn.Conv2d, FastConv2d) or not winograd.suits(cast(nn.Conv2d, conv)):
+                continue
+            fast = conv if isinstance(conv, FastConv2d) else replaced.get(conv) or _with_state_of(conv, FastConv2d)
+            fast.fast = True
+            replaced[conv] = fast
+            setattr(parent, name, fast)
     return model
 
 
@@ -121,7 +123,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, str, _
         before_name = ''
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm) and before is not None \
-                    and type(before) in (nn.Conv2d, InferenceConv2d) \
+                    and type(before) in (nn.Conv2d, FastConv2d) \
                     and before.out_channels == child.num_features and child.track_running_stats:
                 yield parent, before_name, cast(nn.Conv2d, before), name, child
             before, before_name = child, name

@@ -362,11 +362,11 @@ class ConvModule(nn.Module):
         return x
 
 
-# ---------------------------------------------------------------------------------------------- for inference
+# ------------------------------------------------------------------------------------------ fast convolutions
 
 
-class InferenceConv2d(nn.Conv2d):
-    """A convolution that may carry out the norm after it, and may go Winograd's way on large maps.
+class FastConv2d(nn.Conv2d):
+    """A convolution that may carry out the norm after it, and may go Winograd's way.
 
     Attributes:
         norm_after: (norm,), carried out while it is in eval mode, or (). In a tuple: it is no child of the convolution.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from boxdet.errors import ConfigError
 from boxdet.models.backbones.resnet import BasicBlock, Bottleneck
 from boxdet.models.folding import fuse_conv_bn
-from boxdet.models.layers import InferenceConv2d
+from boxdet.models.layers import FastConv2d
 
 _PARTS = re.compile(r'(backbone|neck|rpn_head\.rpn_conv)(\.|$)'
                     r'|roi_head\.(bbox|mask|keypoint)_head(\.\d+)?\.(shared_|cls_|reg_)?(convs|fcs)\.')
@@ -250,7 +250,7 @@ def quantize(model: nn.Module, runs: Iterable[Callable[[], object]]) -> nn.Modul
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it is a layer as torch has it that is worth eight bits."""
-    return type(module) is nn.Linear or (type(module) in (nn.Conv2d, InferenceConv2d)
+    return type(module) is nn.Linear or (type(module) in (nn.Conv2d, FastConv2d)
                                          and module.in_channels >= _LEAST_CHANNELS)
 
 

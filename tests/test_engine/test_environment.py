@@ -1,4 +1,5 @@
 """Seeds and random states, devices, the log, and what the machine is."""
+import copy
 import logging
 import platform
 import random
@@ -26,7 +27,7 @@ from boxdet.engine.environment import (
 )
 from boxdet.errors import ConfigError
 from boxdet.models import build_detector
-from boxdet.models.folding import InferenceConv2d
+from boxdet.models.folding import FastConv2d
 
 
 def draw():
@@ -120,12 +121,6 @@ def test_memory_format_of_gpus(capability, dtype, expected, monkeypatch):
     assert memory_format('cuda:0', dtype) == expected and memory_format('cpu') == torch.channels_last
 
 
-@pytest.mark.parametrize('capability, expected', [('AVX2', torch.contiguous_format), ('AVX512', torch.channels_last)])
-def test_memory_format_of_processors_in_training(capability, expected, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
-    assert memory_format('cpu', training=True) == expected and memory_format('cpu') == torch.channels_last
-
-
 def test_half_precision_that_a_processor_has_no_instructions_for(monkeypatch):
     assert not slow_in(torch.float32, 'cpu') and not slow_in(torch.bfloat16, 'cuda:0')
     for dtype, name in ((torch.bfloat16, '_is_mkldnn_bf16_supported'), (torch.float16, '_is_mkldnn_fp16_supported')):
@@ -211,6 +206,20 @@ def test_memory_is_kept_for_the_next_step():
     assert mapped > 100 and kept < mapped / 10
 
 
+def test_a_model_placed_for_training_has_the_same_gradients(tiny_detector):
+    cfg = load_config(tiny_detector.config)
+    model = build_detector(cfg.model).train()
+    placed = place_for_training(copy.deepcopy(model), torch.device('cpu'), cfg)
+    images, models = torch.rand(2, 3, 256, 320), (model, placed)
+    maps = [one.extract_feat(images) for one in models]
+    for levels in maps:
+        sum(level.square().mean() for level in levels).backward()
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(*maps))
+    for (name, one), other in zip(model.named_parameters(), placed.parameters()):
+        assert (one.grad is None) == (other.grad is None), name
+        assert one.grad is None or (one.grad - other.grad).norm() <= 1e-4 * one.grad.norm(), name
+
+
 @pytest.mark.parametrize('wanted, chosen, says', [
     (True, torch.channels_last, 'memory format: channels last (as channels_last says)'),
     (False, torch.contiguous_format, 'memory format: planar (as channels_last says)'),
@@ -225,11 +234,12 @@ def test_memory_format_is_chosen_logged_and_settable(tiny_detector, wanted, chos
         model = place_for_training(model, torch.device('cpu'), cfg)
     assert says in caplog.text
     conv = model.backbone.conv1
-    assert type(conv) is InferenceConv2d and conv.weight.is_contiguous(memory_format=chosen)
+    assert type(conv) is FastConv2d and conv.weight.is_contiguous(memory_format=chosen)
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for given in (torch.channels_last, torch.contiguous_format):  # batches come as they come
         model.extract_feat(torch.rand(1, 3, 64, 64).to(memory_format=given))
     assert all(images.is_contiguous(memory_format=chosen) for images in seen) and len(seen) == 2
+    assert model.backbone.layer2[0].conv2.fast and not model.backbone.layer1[0].conv2.fast
     assert list(state) == list(model.state_dict())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if 'running' not in name
                and 'tracked' not in name)

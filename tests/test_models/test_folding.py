@@ -12,7 +12,7 @@ from boxdet.models import winograd
 from boxdet.models.backbones.resnet import ResNet
 from boxdet.models.folding import (
     CarriedBatchNorm2d,
-    InferenceConv2d,
+    FastConv2d,
     cast_weights,
     fold_batch_norms,
     fuse_conv_bn,
@@ -116,7 +116,7 @@ def test_folding_replaces_modules_and_changes_no_class(backbone):
     conv, norm = backbone.conv1, backbone.bn1
     fold_batch_norms(backbone)
     assert type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d  # those of the model before
-    assert type(backbone.conv1) is InferenceConv2d and type(backbone.bn1) is CarriedBatchNorm2d
+    assert type(backbone.conv1) is FastConv2d and type(backbone.bn1) is CarriedBatchNorm2d
     assert backbone.conv1.weight is conv.weight and backbone.bn1.running_var is norm.running_var
 
 
@@ -145,7 +145,7 @@ def test_fast_convolutions_are_chosen_by_shape_and_shared_ones_stay_shared():
     other = nn.Conv2d(64, 128, 3, padding=1)
     model = nn.ModuleList([nn.Sequential(shared), nn.Sequential(shared), nn.Sequential(other)])
     use_fast_convolutions(model)
-    assert type(model[0][0]) is InferenceConv2d and model[0][0].fast and model[0][0] is model[1][0]
+    assert type(model[0][0]) is FastConv2d and model[0][0].fast and model[0][0] is model[1][0]
     assert model[0][0].weight is shared.weight and type(model[2][0]) is nn.Conv2d
     large = torch.randn(1, 128, 55, 56)
     with torch.no_grad():
