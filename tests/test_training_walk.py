@@ -16,7 +16,7 @@ from boxdet.models import build_detector
 
 PACKAGE = str(Path(__file__).resolve().parent.parent / 'boxdet') + '/'
 # HOUSE: about 30 files; what the peers need for the walk of a training is 39 to 73.
-MOST_FILES, MOST_FILES_OF_A_RESULT = 34, 28
+MOST_FILES, MOST_FILES_OF_A_RESULT = 34, 29  # the last one is winograd.py, which the mask head takes
 
 
 class Walk:
