@@ -4,6 +4,7 @@ Letters: N objects of an image, K classes.
 """
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,9 @@ import torch
 
 from boxdet.errors import DataError
 from boxdet.evaluation.processes import in_processes, usable_processes
-from boxdet.evaluation.stored_results import StoredResults, pack
+from boxdet.evaluation.stored_results import StoredResults, pack, pack_fields
 from boxdet.files.json_text import read_json
-from boxdet.files.pickles import DATA, RestrictedUnpickler, loads
+from boxdet.files.pickles import DATA, RestrictedUnpickler, loads, thaw
 from boxdet.files.writing import write_json_list, write_whole
 from boxdet.geometry.keypoints import HALF_PIXEL
 from boxdet.structures.instances import Fields, Instances, PerClass
@@ -254,10 +255,11 @@ def _stored_rows(path: Path, bounds: Sequence[Sequence[int]], nproc: int | None)
         with open(path, 'rb') as file:
             for offset, length, place, beside in (bounds[index] for index in shares[share].tolist()):
                 file.seek(offset)
-                row = loads(_PROTOCOL + file.read(length) + _STOP)
+                entry = _PROTOCOL + file.read(length) + _STOP
                 file.seek(place)
                 order = np.frombuffer(file.read(beside), '<i4') if beside else None
-                found.append(pack(_from_row(row, '.pkl', order)))
+                quick = None if order is None else _packed_quickly(entry, order)
+                found.append(pack(_from_row(loads(entry), '.pkl', order)) if quick is None else quick)
         return found
 
     stored = StoredResults(len(bounds))
@@ -265,6 +267,36 @@ def _stored_rows(path: Path, bounds: Sequence[Sequence[int]], nproc: int | None)
         for index, data in zip(indices.tolist(), parts):
             stored.put_packed(index, data)
     return stored
+
+
+def _packed_quickly(entry: bytes, order: np.ndarray) -> bytes | None:
+    """``pack`` of an entry as ``_as_legacy`` makes it; None for any other, of which ``_from_row`` tells what is wrong.
+
+    In half the time: only the boxes are thawed, and nothing becomes a tensor.
+    """
+    row = pickle.Unpickler.load(RestrictedUnpickler(io.BytesIO(entry), DATA))
+    by_class, masks = row if isinstance(row, tuple) and len(row) == 2 else (row, None)
+    by_class = thaw(by_class)
+    if not isinstance(by_class, list) or not all(
+            isinstance(boxes, np.ndarray) and boxes.dtype == np.float32 and boxes.shape[1:] == (5,)
+            for boxes in by_class):
+        return None
+    counts = [len(boxes) for boxes in by_class]
+    (height, width), places = order[:2].tolist(), order[2:]
+    rows = places.argsort()
+    if not np.array_equal(places[rows], np.arange(sum(counts))):
+        return None
+    flat = np.concatenate([_NO_BOXES, *(boxes for boxes in by_class if len(boxes))])[rows]
+    fields: Fields = dict(bboxes=flat[:, :4], scores=flat[:, 4], labels=np.repeat(np.arange(len(counts)), counts)[rows])
+    if masks is not None:
+        if not isinstance(masks, list) or [len(own) if type(own) is list else -1 for own in masks] != counts:
+            return None
+        rles = [rle for own in masks for rle in own]
+        if not all(type(rle) is dict and rle.get('size') == [height, width] and type(rle.get('counts')) is bytes
+                   for rle in rles):
+            return None
+        fields['masks'] = RleMasks([rles[row] for row in rows.tolist()], height, width)
+    return pack_fields(None if height < 0 else (height, width), len(counts), fields)
 
 
 def _list_of_rows(rows: object) -> list:

@@ -203,8 +203,13 @@ def pack(result: Instances) -> bytes:
     Raises:
         TypeError: a field that is neither numbers nor masks.
     """
+    return pack_fields(result.image_size, result.num_classes, result.numpy())
+
+
+def pack_fields(image_size: tuple[int, int] | None, num_classes: int | None, values: Fields) -> bytes:
+    """``pack`` of what an Instances is made of, its fields as ``Instances.numpy()`` gives them."""
     fields, parts = [], []
-    for name, value in result.numpy().items():
+    for name, value in values.items():
         if hasattr(value, 'to_rle'):
             masks = value.to_rle()
             counts = [rle['counts'] for rle in masks.rles]
@@ -217,8 +222,8 @@ def pack(result: Instances) -> bytes:
             raise TypeError(f"field '{name}' of a result holds {array.dtype}, not numbers or masks")
         fields.append((name, array.dtype.str, np.shape(value)))
         parts.append(array.tobytes())
-    size = None if result.image_size is None else [int(v) for v in result.image_size]
-    head = json.dumps([size, result.num_classes, fields], separators=(',', ':')).encode()
+    size = None if image_size is None else [int(v) for v in image_size]
+    head = json.dumps([size, num_classes, fields], separators=(',', ':')).encode()
     return b'\n'.join([head, b''.join(parts)])
 
 

@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_masks
 
 from boxdet.errors import DataError
-from boxdet.evaluation import from_legacy, load_results, save_results
+from boxdet.evaluation import from_legacy, load_results, predictions, save_results
 from boxdet.evaluation.predictions import coco_predictions
 from boxdet.files.writing import write_whole
 from boxdet.structures.instances import Instances, empty_result
@@ -58,6 +58,38 @@ def test_the_pickle_holds_what_mmdetection_2x_writes(tmp_path, results):
     save_results([r.without('masks') for r in results], tmp_path / 'r.pkl')
     boxes = pickle.loads((tmp_path / 'r.pkl').read_bytes())[0]
     assert isinstance(boxes, list) and [b.shape for b in boxes] == [(1, 5), (0, 5), (1, 5)]
+
+
+def test_the_quick_way_reads_what_the_thorough_one_reads(tmp_path, results, monkeypatch):
+    """It takes what ``save_results`` writes, and leaves everything else to the other."""
+    some = [*results, *(r.without('masks') for r in results), Instances(None, 3, **results[0].fields),
+            results[0].replace(keypoints=torch.ones(2, 2, 3))]
+    quick, seen = predictions._packed_quickly, []
+
+    def watched(*entry):
+        seen.append(quick(*entry))
+        return seen[-1]
+    monkeypatch.setattr(predictions, '_packed_quickly', watched)
+    save_results(some, tmp_path / 'r.pkl')
+    found = load_results(tmp_path / 'r.pkl')
+    assert [data is not None for data in seen] == [True] * 4 + [False]  # of unknown size; keypoints are not by class
+    monkeypatch.setattr(predictions, '_packed_quickly', lambda *_: None)
+    thorough = load_results(tmp_path / 'r.pkl')
+    assert [found.packed(k) for k in range(6)] == [thorough.packed(k) for k in range(6)]
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda boxes, masks, order: (boxes, masks, [30, 40, 0, 0]), 'the order of the objects does not fit'),
+    (lambda boxes, masks, order: ([b[:, :4] for b in boxes], masks, order), r'list of \(n, 5\) arrays'),
+    (lambda boxes, masks, order: (boxes, [*masks[:2], []], order), r'of \[1, 0, 1\] boxes and \[1, 0, 0\] masks'),
+    (lambda boxes, masks, order: (boxes, masks, [31, 40, *order[2:]]), 'a mask of 30 x 40 pixels')])
+def test_an_entry_that_is_wrong_is_told_by_the_thorough_way(results, damage, message):
+    (boxes, masks), order = predictions._as_legacy(results[0], 3)
+    boxes, masks, order = damage(boxes, masks, order)
+    order = np.array(order, '<i4')
+    assert predictions._packed_quickly(pickle.dumps((boxes, masks), 3), order) is None
+    with pytest.raises(DataError, match=message):
+        predictions._from_row((boxes, masks), '.pkl', order)
 
 
 def test_boxes_without_masks_keep_size_and_order(tmp_path, results):
