@@ -12,9 +12,10 @@ Every side runs in a process of its own, one after the other in every round, and
 results file (the others COCO's JSON; boxdet results.pkl, as tools/test.py --out writes it): pycocotools, of lvis the
 package lvis; boxdet in one process (nproc=1); boxdet as it comes, with the machine's processes; faster-coco-eval, where
 it can be imported (its IoUs of masks run in threads). Seconds are wall time from the start of reading to the last
-number, without imports; CPU seconds count all processes. Memory is the peak of the whole process, PyTorch's own
-included on our side, and of several processes the peak of what they hold together, looked at in a run that is not
-timed. Ends with status 1 when a number of boxdet differs from the reference by more than 1e-9.
+number, without imports, and of the evaluation alone, once the files are read, as it is behind a test or in a training.
+CPU seconds count all processes. Memory is the peak of the whole process, PyTorch's own included on our side, and of
+several processes the peak of what they hold together, looked at in a run that is not timed. Ends with status 1 when a
+number of boxdet differs from the reference by more than 1e-9.
 """
 import argparse
 import contextlib
@@ -151,12 +152,24 @@ ITEMS = dict(
     lvis=['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'APr', 'APc', 'APf'])
 
 
+_reading = []  # seconds
+
+
+@contextlib.contextmanager
+def read():
+    """Counts as reading, not as evaluation."""
+    begin = time.perf_counter()
+    yield
+    _reading.append(time.perf_counter() - begin)
+
+
 def side_boxdet(folder: Path, kind: str, nproc: int | None = None) -> dict[str, list[float]]:
     from boxdet.evaluation import evaluate, load_results
     options = dict(masks=dict(proposal_nums=(1, 10, 100), metric_items=ITEMS[kind]),
                    keypoints=dict(metric_items=ITEMS[kind]), lvis={})[kind]
-    data = open_dataset(folder, kind)
-    results = load_results(folder / 'results.pkl', nproc)
+    with read():
+        data = open_dataset(folder, kind)
+        results = load_results(folder / 'results.pkl', nproc)
     values = evaluate(data, results, KINDS[kind], logger='silent', nproc=nproc, **options)
     return {metric: [values[f'{metric}_{item}'] for item in ITEMS[kind]] for metric in KINDS[kind]}
 
@@ -181,9 +194,13 @@ def side_faster_coco_eval(folder: Path, kind: str) -> dict[str, list[float]]:
 def with_lvis(folder: Path) -> dict[str, list[float]]:
     from lvis import LVIS, LVISEval, LVISResults
     np.float = float  # a name of old numpy, by which lvis still calls it
-    truth, stats = LVIS(str(folder / 'ann.json')), {}
+    stats = {}
+    with read():
+        truth = LVIS(str(folder / 'ann.json'))
     for metric in KINDS['lvis']:
-        evaluation = LVISEval(truth, LVISResults(truth, str(folder / f'coco.{metric}.json')), metric)
+        with read():
+            results = LVISResults(truth, str(folder / f'coco.{metric}.json'))
+        evaluation = LVISEval(truth, results, metric)
         evaluation.run()
         stats[metric] = [float(evaluation.get_results()[item]) for item in ITEMS['lvis']]
     return stats
@@ -191,9 +208,12 @@ def with_lvis(folder: Path) -> dict[str, list[float]]:
 
 def with_coco_classes(folder: Path, kind: str, coco_class: type, evaluator: type, **options) -> dict[str, list[float]]:
     stats = {}
-    truth = coco_class(str(folder / 'ann.json'))
+    with read():
+        truth = coco_class(str(folder / 'ann.json'))
     for metric in KINDS[kind]:
-        evaluation = evaluator(truth, truth.loadRes(str(folder / f'coco.{metric}.json')), metric, **options)
+        with read():
+            results = truth.loadRes(str(folder / f'coco.{metric}.json'))
+        evaluation = evaluator(truth, results, metric, **options)
         if kind == 'lvis':
             evaluation.params.maxDets = [300]
         evaluation.evaluate()
@@ -224,7 +244,9 @@ def measured(name: str, folder: Path, kind: str) -> dict:
     begin, cpu = time.perf_counter(), sum(os.times()[:4])
     with contextlib.redirect_stdout(io.StringIO()):
         found = SIDES[name](folder, kind)
-    return dict(found, seconds=time.perf_counter() - begin, cpu=sum(os.times()[:4]) - cpu, megabytes=peak_megabytes())
+    seconds = time.perf_counter() - begin
+    return dict(found, seconds=seconds, evaluation=seconds - sum(_reading), cpu=sum(os.times()[:4]) - cpu,
+                megabytes=peak_megabytes())
 
 
 def run_side(name: str, folder: Path, kind: str, watch: bool = False) -> dict:
@@ -273,7 +295,7 @@ def compare(folder: Path, kind: str, rounds: int) -> bool:
     for _ in range(rounds):
         for side in sides:
             runs[side].append(run_side(side, folder, kind))
-    columns = dict(seconds='seconds', cpu='CPU s', megabytes='peak MB')
+    columns = dict(seconds='seconds', evaluation='alone, s', cpu='CPU s', megabytes='peak MB')
     medians = {side: {key: statistics.median(run[key] for run in runs[side]) for key in columns} for side in sides}
     medians['boxdet']['megabytes'] = run_side('boxdet', folder, kind, watch=True)['megabytes']
     print(f"{kind:20}" + ''.join(f'{name:>9}{"times less":>12}' for name in columns.values()) + f"{'difference':>12}")

@@ -14,8 +14,6 @@ Letters: D detections, G objects of the ground truth, P pairs of them, J keypoin
 """
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +27,7 @@ from boxdet.errors import DataError
 from boxdet.evaluation.oks import oks
 from boxdet.evaluation.processes import in_processes, usable_processes
 from boxdet.evaluation.stored_results import StoredResults, arrays_of, labels_of
+from boxdet.files.json_text import without_garbage_search
 from boxdet.structures.instances import Fields, Instances
 from boxdet.structures.masks import BitmapMasks, PolygonMasks, RleMasks
 
@@ -200,18 +199,6 @@ def coco_scores(ground_truth: COCO, results: Sequence[Instances], iou_type: str,
         matches = match(gt, results, images, category_ids, iou_type, iou_thrs, max(limits), class_agnostic, sizes,
                         oks_settings=oks_settings, nproc=nproc)
         return accumulate(matches, image_ids, [-1] if class_agnostic else category_ids, limits, nproc)
-
-
-@contextlib.contextmanager
-def without_garbage_search() -> Iterator[None]:
-    """Without Python's cyclic garbage collection, which takes a quarter of the time and finds nothing here."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 # --- ground truth ---

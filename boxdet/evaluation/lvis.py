@@ -40,10 +40,10 @@ from boxdet.evaluation.coco import (
     match,
     some_truths,
     truth_columns,
-    without_garbage_search,
 )
 from boxdet.evaluation.coco_metrics import CocoEvaluator, checked_ranges, format_results
 from boxdet.evaluation.evaluator import Evaluator, Logger, Metrics
+from boxdet.files.json_text import without_garbage_search
 from boxdet.registry import EVALUATORS
 from boxdet.structures.instances import Fields, Instances
 

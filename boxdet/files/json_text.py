@@ -1,9 +1,11 @@
 """JSON whose errors have a place: the line, and the entry that it belongs to."""
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,29 @@ def read_json(path: str | os.PathLike, object_hook: Callable[[dict], Any] | None
     """
     text = _read_text(Path(path), error)
     try:
-        return json.loads(text, object_hook=object_hook)
+        with without_garbage_search():
+            return json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as problem:
         entry = entry_at_fault(text)
         raise error(f'{path}:{problem.lineno}: not valid JSON ({problem.msg}: column {problem.colno})'
                     f'{f" in {entry}" if entry else ""}') from None
     except RecursionError:
         raise error(f'{path}: not valid JSON (lists inside lists without an end)') from None
+
+
+@contextlib.contextmanager
+def without_garbage_search() -> Iterator[None]:
+    """Without Python's cyclic garbage collection: among many new objects it takes up to a quarter of the time.
+
+    For work that makes no cycles, where it would find nothing.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _read_text(path: Path, error: type[UserError]) -> str:

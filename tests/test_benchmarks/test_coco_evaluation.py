@@ -17,4 +17,4 @@ def test_coco_evaluation_benchmark(repo_root, shared_data, kind, reference):
     assert head.split()[0] == kind and [row[:20].strip() for row in rows[:3]] == [
         reference, 'boxdet, one process', 'boxdet']
     assert all(float(row.split()[-1]) <= 1e-9 for row in rows[:3])
-    assert all(float(row[20:].split()[4]) > 10 for row in rows)  # megabytes
+    assert all(float(row[20:].split()[6]) > 10 for row in rows)  # megabytes

@@ -1,4 +1,5 @@
 """Errors in JSON files name the line and the entry."""
+import gc
 import json
 
 import pytest
@@ -49,3 +50,13 @@ def test_encodings(tmp_path, encoding):
     (tmp_path / 'a.json').write_text('{"a": "ä"}', encoding=encoding)
     assert read_json(tmp_path / 'a.json') == dict(a='ä')
     assert read_json(tmp_path / 'a.json', object_hook=lambda one: [*one]) == ['a']
+
+
+def test_the_garbage_search_is_left_as_it_was(tmp_path):
+    (tmp_path / 'good.json').write_text('{}')
+    (tmp_path / 'bad.json').write_text('{')
+    seen = []
+    read_json(tmp_path / 'good.json', object_hook=lambda _: seen.append(gc.isenabled()))
+    with pytest.raises(DataError):
+        read_json(tmp_path / 'bad.json')
+    assert seen == [False] and gc.isenabled()
