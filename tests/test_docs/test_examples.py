@@ -22,7 +22,7 @@ MEASURED = [
     'docs/evaluation.md: python benchmarks/', 'docs/export.md: python benchmarks/export.py coco_mini/val2017',
     *(f'docs/performance.md: python benchmarks/{name}.py' for name in (
         'data_pipeline', 'train_step', 'train_peers', 'inference', 'precision', 'mask_paste', 'startup', 'throughput',
-        'asynchronous', 'drawing', 'plain_operators', 'coco_evaluation')),
+        'asynchronous', 'drawing', 'plain_operators', 'coco_evaluation', 'folder_profile', 'compiled')),
     'docs/results.md: python tools/demo.py', 'docs/results.md: python tools/make_shapes.py',
     'docs/results.md: python benchmarks/family_table.py', 'docs/results.md: F=', 'docs/results.md: R=',
 ]
