@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,7 @@ def main() -> None:
         for size in (DETECTED, OTHER):
             image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
             name = f'detection, {precision}, {size[0]} x {size[1]}'
-            figures[name] = compare(name, lambda image=image: plain(image), lambda image=image: compiled(image),
-                                    args.rounds)
+            figures[name] = compare(name, partial(plain, image), partial(compiled, image), args.rounds)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))
 
