@@ -124,10 +124,10 @@ class Side:
         losses = self.forward(batch)
         total = sum(losses.values())
         mark()
-        self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         mark()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # here, the next forward pass has their memory
         mark()
         self.losses = {name: float(value.detach()) for name, value in losses.items()}
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(times, times[1:])]
@@ -222,10 +222,18 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
     from detectron2 import model_zoo
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances, PolygonMasks
+
+    from boxdet.checkpoints.convert.detectron2 import from_boxdet
+    from boxdet.checkpoints.convert.torchvision import to_boxdet
     cfg = model_zoo.get_config('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml')
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = args.device, '', CLASSES
+    # As torchvision's model is: where blocks stride, what images are divided by, points of RoIAlign, proposals.
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO = 2
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 2000
     model = build_model(cfg).train()
-    model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
+    model.load_state_dict(from_boxdet(to_boxdet(torchvision_model().state_dict())))
     propose = model.proposal_generator.predict_proposals
 
     def with_candidates(*inputs: Any, **options: Any) -> Any:
@@ -252,12 +260,17 @@ def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) ->
     from mmcv import Config
     from mmdet.core import BitmapMasks
     from mmdet.models import build_detector
+
+    from boxdet.checkpoints.convert.torchvision import to_boxdet
     cfg = Config.fromfile(str(ROOT / 'configs/mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'))
     cfg.model.backbone.update(init_cfg=None, norm_cfg=dict(type='BN', requires_grad=False))
-    for head in ('bbox_head', 'mask_head'):
-        cfg.model.roi_head[head].num_classes = CLASSES
-    model = build_detector(cfg.model).to(args.device).train()
-    model.load_state_dict(drawn_weights(model.state_dict(), **GAINS))
+    for part in ('bbox', 'mask'):
+        cfg.model.roi_head[f'{part}_head'].num_classes = CLASSES
+        cfg.model.roi_head[f'{part}_roi_extractor'].roi_layer.sampling_ratio = 2  # as torchvision's, and its proposals
+    cfg.model.train_cfg.rpn_proposal.max_per_img = 2000
+    model = build_detector(cfg.model)
+    model.load_state_dict(to_boxdet(torchvision_model().state_dict()), strict=False)  # the same names
+    model = model.to(args.device).train()
     propose = model.rpn_head.get_bboxes
 
     def with_candidates(*inputs: Any, **options: Any) -> Any:
