@@ -222,6 +222,7 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
     from detectron2 import model_zoo
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances, PolygonMasks
+    from detectron2.utils.events import EventStorage
 
     from boxdet.checkpoints.convert.detectron2 import from_boxdet
     from boxdet.checkpoints.convert.torchvision import to_boxdet
@@ -249,8 +250,12 @@ def detectron2_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> 
                    instances=Instances(size, gt_boxes=Boxes(torch.from_numpy(s['boxes'])),
                                        gt_classes=torch.from_numpy(s['labels']),
                                        gt_masks=PolygonMasks([[p] for p in s['polygons']]))) for s in samples]
+
+    def forward(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        with EventStorage():  # where its heads note what they have drawn
+            return model(batch)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Side(model, lambda: inputs, model, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
+    return Side(model, lambda: inputs, forward, torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4))
 
 
 def mmdetection_side(args: argparse.Namespace, samples: list[dict[str, Any]]) -> Side:
