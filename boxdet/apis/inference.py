@@ -66,8 +66,8 @@ def init_detector(config: str | os.PathLike | Cfg, checkpoint: str | os.PathLike
             always computed in float32. On a processor that is slow in it, float32 it is, with a warning. 'int8' for
             products of eight bits in all but the first and the last layers, on a processor that has them
             (``models.quantization``).
-        compile: let torch.compile work on backbone and neck; a text names its backend. Worth its minutes where many
-            images of few sizes follow.
+        compile: let torch.compile work on backbone and neck; a text names its backend. For a GPU, and images of few
+            sizes; on the CPU it is slower, without Winograd's convolution (docs/performance.md).
         calibration: for 'int8': a folder of images, or images, like those to come; ranges of activations are found on
             them, of a folder on 32.
 
