@@ -54,6 +54,8 @@ ABILITIES: Mapping[str, Ability] = MappingProxyType(dict(
         False, 'classification loss: get_activation(scores) gives probabilities (R, K + 1), in the place of softmax'),
     custom_accuracy=Ability(
         False, 'classification loss: get_accuracy(scores, labels) gives what is logged in the place of acc'),
+    draws_in_threads=Ability(
+        False, 'detector: show_result may draw several images at once, each in a thread', methods=('show_result',)),
     runs_on_images=Ability(
         False, 'RPN: run(outs, metas) works out what forward returns, once the images are known (CascadeRPNHead)'),
     reads_levels=Ability(

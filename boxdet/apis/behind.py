@@ -6,6 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from torch import nn
+
+from boxdet.abilities import ability
+
 _MOST_THREADS = 4  # drawing and writing of more images at once outruns any network
 
 
@@ -60,6 +64,11 @@ class Behind:
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def drawing_behind(model: nn.Module) -> Behind:
+    """Threads for the drawings of ``model.show_result``; none where it does not say that it draws in threads."""
+    return Behind(None if ability(model, 'draws_in_threads') else 0)
 
 
 def _without_value(work: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from torch import nn
 
-from boxdet.apis.behind import Behind
+from boxdet.apis.behind import Behind, drawing_behind
 from boxdet.apis.inference import inference_stream
 from boxdet.datasets.files import image_size
 from boxdet.errors import DataError
@@ -111,8 +111,8 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
         journal: notes what is done, and knows what was.
         score_thr: what scores less is left out.
         batch_size: images that go through the network together.
-        on_result: called with each image's name and result, in a thread behind the network, before it is noted as
-            done.
+        on_result: draws each image, from its name and result, before it is noted as done; in a thread behind the
+            network where the model's ``show_result`` draws in threads (see ``abilities``).
         advance: called with the number of images that are through.
 
     Returns:
@@ -125,7 +125,7 @@ def predict_folder(model: nn.Module, folder: str | os.PathLike, names: Sequence[
         journal.add(name, row)
         advance(1)
 
-    with Behind(0 if on_result is None else None) as behind:
+    with Behind(0) if on_result is None else drawing_behind(model) as behind:
         for name, result in _predict(model, folder, waiting, batch_size):
             if isinstance(result, str):
                 unreadable.append(result)

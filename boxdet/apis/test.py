@@ -10,7 +10,7 @@ from typing import cast
 from torch import nn
 from torch.utils.data import DataLoader
 
-from boxdet.apis.behind import Behind
+from boxdet.apis.behind import Behind, drawing_behind
 from boxdet.apis.inference import load_into
 from boxdet.apis.output_names import image_names
 from boxdet.checkpoints.loading import compare_classes
@@ -58,7 +58,7 @@ def single_gpu_test(model: nn.Module, data_loader: DataLoader, show: bool = Fals
     names = image_names(dataset) if out_dir is not None and hasattr(dataset, 'img_info') else None
 
     # Windows belong to the main thread.
-    behind = Behind(0 if show or out_dir is None else None)
+    behind = Behind(0) if show or out_dir is None else drawing_behind(detector)
 
     def draw(index: int, meta: ImageMeta, result: Instances) -> None:
         if meta.filename is None:

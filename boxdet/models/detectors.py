@@ -72,6 +72,7 @@ class _Detector(nn.Module):
 
     train_settings = TrainSettings
     test_settings = TestSettings
+    draws_in_threads = True
     memory_format: torch.memory_format = torch.preserve_format  # of the images; set by ``models.folding.lay_out``
 
     def __init__(self, backbone: Cfg | contracts.Backbone, neck: Cfg | Sequence[Cfg] | contracts.Neck | None,

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import threading
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from boxdet.abilities import declaring_class
 from boxdet.apis import inference_detector, init_detector, multi_gpu_test, single_gpu_test
 from boxdet.apis.saved_results import image_of
 from boxdet.datasets import build_dataloader, build_dataset
@@ -39,6 +41,21 @@ def test_images_keep_their_names_and_folders(model, loader, tiny_detector, tmp_p
     assert written == ['a.png', 'c.jpg', 'd.png', 'deep/b.png']
     drawn, original = cv2.imread(str(tmp_path / 'out/deep/b.png')), cv2.imread(str(tiny_detector.images[1]))
     assert drawn.shape == original.shape and not np.array_equal(drawn, original)
+
+
+def test_drawings_of_a_class_of_ones_own_stay_in_the_main_thread(model, loader, monkeypatch, tmp_path):
+    places = {}
+
+    def single(owner):
+        def show_result(self, img, result, **options):
+            places.setdefault(owner, set()).add(threading.current_thread())
+        return show_result
+    monkeypatch.setattr(declaring_class(type(model), 'show_result'), 'show_result', single('boxdet'))
+    single_gpu_test(model, loader, out_dir=tmp_path, progress=False)
+    own = copy.copy(model)
+    own.__class__ = type('OwnDetector', (type(model),), dict(show_result=single('own')))  # draws with pyplot, say
+    single_gpu_test(own, loader, out_dir=tmp_path, progress=False)
+    assert threading.current_thread() not in places['boxdet'] and places['own'] == {threading.current_thread()}
 
 
 @pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
