@@ -24,6 +24,7 @@ import torch
 from boxdet.errors import ConfigError, DataError
 
 T = TypeVar('T')
+_LONGEST_WAIT = 1.  # seconds; a Ctrl-C just before the system's wait begins is seen behind it
 _AHEAD = 2  # parts that a process has been given and not delivered: it need not wait for the next one
 
 
@@ -96,7 +97,7 @@ def in_processes(work: Callable[[int], T], parts: int, processes: int) -> Iterat
                 given += 1
         for part in range(parts):
             while part not in arrived:
-                for ready in wait([worker.connection for worker in workers]):
+                for ready in wait([worker.connection for worker in workers], _LONGEST_WAIT):
                     worker = next(worker for worker in workers if worker.connection is ready)
                     number, outcome = worker.receive()
                     arrived[number] = outcome

@@ -52,8 +52,9 @@ def suits(conv: nn.Conv2d) -> bool:
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether ``conv3x3`` can take ``x`` (B, C, H, W) now and is faster: for many pixels on the CPU."""
-    if (x.device.type != 'cpu' or x.dtype != weight.dtype or not _faster_in(x.dtype)
-            or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
+        return False
+    if x.device.type != 'cpu' or x.dtype != weight.dtype or not _faster_in(x.dtype):
         return False
     if x.dtype != torch.float32 and torch.is_grad_enabled():
         return False  # sums of gradients would be kept in half precision

@@ -1,5 +1,6 @@
 """Results come back as they were put, from memory and from disk, and take little of either."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_a_folder_that_takes_nothing(monkeypatch, tmp_path):
         StoredResults(1, memory_limit=0).put(0, result(0))
 
 
+@contextlib.contextmanager
+def traced():
+    """Python's memory is measured inside."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize('name', ['r.pkl', 'r.json'])
 def test_saving_and_loading_hold_one_image_at_a_time(tmp_path, monkeypatch, name):
     """60 results of 400 kB: neither way takes the memory of ten of them."""
@@ -105,13 +116,12 @@ def test_saving_and_loading_hold_one_image_at_a_time(tmp_path, monkeypatch, name
     assert size > 4e5
     stored = StoredResults.of((one for _ in range(60)), memory_limit=size)
     monkeypatch.setattr('boxdet.evaluation.predictions.StoredResults.__init__.__defaults__', (size,))
-    tracemalloc.start()
-    save_results(stored, tmp_path / name)
-    saving = tracemalloc.get_traced_memory()[1]
-    if name == 'r.pkl':
-        tracemalloc.reset_peak()
-        loaded = load_results(tmp_path / name)
+    with traced():
+        save_results(stored, tmp_path / name)
         assert tracemalloc.get_traced_memory()[1] < 10 * size
-        assert len(loaded) == 60 and same(loaded[59], one)
-    tracemalloc.stop()
-    assert saving < 10 * size
+    if name == 'r.pkl':
+        for nproc in (1, 2):  # each process has delivered two images, and reads another one
+            with traced():
+                loaded = load_results(tmp_path / name, nproc)
+                assert tracemalloc.get_traced_memory()[1] < 10 * nproc * size
+            assert len(loaded) == 60 and same(loaded[59], one)

@@ -4,6 +4,7 @@ The rule is that of the reference's README: nearly every detection has its count
 """
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -84,6 +85,14 @@ def several_threads():
     torch.set_num_threads(max((os.cpu_count() or 1) // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)), 1))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory):
+    """One test of this file at a time, in whichever process of the run: dilated convolutions take 14 GB in float64."""
+    with open(tmp_path_factory.getbasetemp().parent / 'float64.lock', 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def model_of(cfg, filling, salt: str, cls_gain: float) -> torch.nn.Module:
