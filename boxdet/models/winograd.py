@@ -59,8 +59,8 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != torch.float32 and torch.is_grad_enabled():
         return False  # sums of gradients would be kept in half precision
     images, _, height, width = x.shape
-    pixels, tiles = height * width, -(-height // _WRITE) * -(-width // _WRITE)
-    return images * pixels >= _LEAST_PIXELS and 9 * pixels >= _LEAST_SAVED * _READ ** 2 * tiles
+    pixels, (down, across) = height * width, _grid(height, width)
+    return images * pixels >= _LEAST_PIXELS and 9 * pixels >= _LEAST_SAVED * _READ ** 2 * down * across
 
 
 @functools.cache
@@ -103,7 +103,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     outputs = len(weight)
     turned = (_WEIGHT_2D @ weight.float().permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, outputs).to(x.dtype)
     to_products, from_products = _INPUT_2D.to(x.dtype), _OUTPUT_2D.to(x.dtype)
-    down, across = -(-height // _WRITE), -(-width // _WRITE)  # tiles
+    down, across = _grid(height, width)
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     out = torch.empty(batch, outputs, height, width, dtype=x.dtype, memory_format=torch.channels_last)
     shift = x.new_zeros(outputs) if bias is None else bias
@@ -139,7 +139,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient (O, C, 3, 3) of the weight, from x (B, C, H, W) and the gradient of the output (B, O, H, W)."""
     batch, channels, height, width = x.shape
     outputs = gradient.shape[1]
-    down, across = -(-height // _WRITE), -(-width // _WRITE)
+    down, across = _grid(height, width)
     pixels, written = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     total = x.new_zeros(_READ ** 2, channels, outputs)
     for images, first, count in _blocks(batch, down, across):
@@ -151,6 +151,11 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
         torch.baddbmm(total, values.transpose(1, 2), products, out=total)
     turned_back = _WEIGHT_2D.T @ total.view(_READ ** 2, -1)
     return turned_back.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
+
+
+def _grid(height: int, width: int) -> tuple[int, int]:
+    """How many tiles cover a map, down and across."""
+    return -(-height // _WRITE), -(-width // _WRITE)
 
 
 def _blocks(batch: int, down: int, across: int) -> Iterator[tuple[slice, int, int]]:

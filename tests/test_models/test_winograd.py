@@ -10,14 +10,19 @@ from boxdet.models.folding import ready_for_inference
 from boxdet.models.winograd import conv3x3, suits
 
 
+def drawn(batch, channels, outputs, height, width, last):
+    """A map, channels last or planar, and weight and bias of a convolution, at random."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, height, width)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    return x, torch.randn(outputs, channels, 3, 3) / (3 * channels ** 0.5), torch.randn(outputs)
+
+
 @pytest.mark.parametrize('batch, channels, outputs, height, width', [
     (1, 8, 16, 4, 4), (2, 5, 3, 9, 14), (1, 130, 128, 33, 61), (1, 4, 4, 1, 1), (40, 6, 4, 14, 14)])
 @pytest.mark.parametrize('last', [True, False])
 def test_same_numbers_as_the_direct_way(batch, channels, outputs, height, width, last):
-    torch.manual_seed(0)
-    x = torch.randn(batch, channels, height, width)
-    x = x.to(memory_format=torch.channels_last) if last else x
-    weight, bias = torch.randn(outputs, channels, 3, 3) / (3 * channels ** 0.5), torch.randn(outputs)
+    x, weight, bias = drawn(batch, channels, outputs, height, width, last)
     for shift in (bias, None):
         exact = F.conv2d(x.double(), weight.double(), None if shift is None else shift.double(), padding=1)
         found = conv3x3(x, weight, shift)
@@ -69,11 +74,7 @@ def test_it_is_taken_where_there_are_many_pixels_and_tiles_fit(shape, taken, mon
     (2, 8, 6, 9, 14), (1, 130, 128, 33, 61), (1, 4, 4, 1, 1), (40, 6, 4, 14, 14), (3, 16, 8, 7, 7)])
 @pytest.mark.parametrize('last', [True, False])
 def test_same_gradients_as_the_direct_way(batch, channels, outputs, height, width, last):
-    torch.manual_seed(0)
-    x = torch.randn(batch, channels, height, width)
-    x = x.to(memory_format=torch.channels_last) if last else x
-    given = [t.requires_grad_() for t in (x, torch.randn(outputs, channels, 3, 3) / (3 * channels ** 0.5),
-                                          torch.randn(outputs))]
+    given = [t.requires_grad_() for t in drawn(batch, channels, outputs, height, width, last)]
     doubles = [t.detach().double().requires_grad_() for t in given]
     weights = torch.randn(batch, outputs, height, width)
     (conv3x3(*given) * weights).sum().backward()
